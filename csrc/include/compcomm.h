@@ -1,0 +1,84 @@
+// compcomm's native kernels: a plain C interface (pointers and sizes), so that one binary serves every Python and torch.
+//
+// Every kernel is *segmented*: one call treats all rows of a table, one row per parameter piece of a gradient bucket.
+// Encoders read  y = decay*x + add_scale*add , write y's payload to `wire` and leave in x what was not sent.
+// Decoders read W messages that share one table, and write or add  scale * (v_0 + v_1 + ...)  to `out`.
+//
+// Every function returns 0, or a code and then has written nothing outside the rows that precede the faulty one:
+//   -1 - r   row r of the table does not fit its tensors (negative size, outside x/add/out/wire, bad status index)
+//   -(1<<40) a parameter that is not a row is out of range (bits, levels, block)
+//   > 0      a payload is corrupt: 1 + message*nrows + row   (sparse decoders only)
+#ifndef COMPCOMM_H
+#define COMPCOMM_H
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define CC_API __attribute__((visibility("default")))
+#else
+#define CC_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// One row of the table: int64[8]. Indices count elements, `wire` counts bytes.
+typedef struct cc_row {
+    int64_t x;       // first element in x (encode) or out (decode); -1: absent
+    int64_t add;     // first element in add; -1: none
+    int64_t numel;   // elements of the row, may be 0
+    int64_t wire;    // first byte of the row's section in a message, a multiple of 4
+    int64_t offset;  // index inside the parameter of the row's first element: random numbers depend on it
+    int64_t key;     // Philox key: word 0 = low 32 bits, word 1 = high 32 bits
+    int64_t k;       // kept elements (sparse formats)
+    int64_t index;   // entry of the row in status[1 + index] and skip[index]
+} cc_row;
+
+#define CC_BAD_ROW(r) (-1 - (int64_t)(r))
+#define CC_BAD_PARAMETER (-((int64_t)1 << 40))
+
+// The leading arguments of every encoder. Sizes are elements (x, add, status) or bytes (wire).
+// status[0] |= 1 when a non-finite number was met; status[1+index] |= 1 when the row's gradient has a nonzero element.
+#define CC_ENCODE_PARAMS                                                                                         \
+    float *x, int64_t x_numel, const float *add, int64_t add_numel, uint8_t *wire, int64_t wire_bytes,           \
+        const cc_row *rows, int64_t nrows, uint8_t *status, int64_t status_numel, float decay, float add_scale
+#define CC_ENCODE_ARGS x, x_numel, add, add_numel, wire, wire_bytes, rows, nrows, status, status_numel, decay, add_scale
+
+// The leading arguments of every decoder: `messages` messages of wire_bytes bytes, `stride` bytes apart.
+#define CC_DECODE_PARAMS                                                                                         \
+    const uint8_t *wires, int64_t messages, int64_t stride, int64_t wire_bytes, const cc_row *rows,              \
+        int64_t nrows, const uint8_t *skip, int64_t skip_numel, float *out, int64_t out_numel, float scale,      \
+        int accumulate
+#define CC_DECODE_ARGS \
+    wires, messages, stride, wire_bytes, rows, nrows, skip, skip_numel, out, out_numel, scale, accumulate
+
+// The instruction set in use: 0 baseline, 1 AVX2, 2 AVX-512. The best one at load time; COMPCOMM_CPU forces one.
+CC_API int cc_isa(void);
+CC_API int cc_isa_best(void);
+CC_API int cc_isa_set(int level);  // 0, or -1 when this processor does not have it
+CC_API int cc_abi_version(void);
+
+// Philox4x32-10: out[4*i .. 4*i+3] for the counters (c0 + i, c1, c2, c3), i < n.
+CC_API int64_t cc_philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, int64_t key, int64_t n, uint32_t *out);
+
+// Dense: fp32, as it is.
+CC_API int64_t cc_dense_encode(CC_ENCODE_PARAMS);
+CC_API int64_t cc_dense_decode(CC_DECODE_PARAMS);
+
+// Cast: bfloat16, or float16 (half != 0); round to nearest even; the section is padded to 4 bytes.
+CC_API int64_t cc_cast_encode(CC_ENCODE_PARAMS, int half);
+CC_API int64_t cc_cast_decode(CC_DECODE_PARAMS, int half);
+
+// QSGD: per block one fp32 step, then all codes c = q + levels, `bits` bits each. gain: one factor per row.
+CC_API int64_t cc_qsgd_encode(CC_ENCODE_PARAMS, const float *gain, int bits, int levels, int norm2, int stochastic,
+                              int64_t block, int64_t step, int64_t rank);
+CC_API int64_t cc_qsgd_decode(CC_DECODE_PARAMS, int bits, int levels, int64_t block);
+
+// Sign: per block one fp32 scale, then one bit per element (1: negative).
+CC_API int64_t cc_sign_encode(CC_ENCODE_PARAMS, int l2, int64_t block);
+CC_API int64_t cc_sign_decode(CC_DECODE_PARAMS, int64_t block);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
