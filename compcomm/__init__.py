@@ -1,0 +1,68 @@
+"""compcomm: averages gradients between workers with far fewer bytes.
+
+>>> import compcomm as cc
+>>> cc.ErrorFeedback(cc.TopK(ratio=0.01))
+ErrorFeedback(TopK(ratio=0.01))
+"""
+
+from __future__ import annotations
+
+from . import ops as ops  # registers the operators
+from .bucket import Bucket, Layout, Segment
+from .compressor import Compressor, Payload
+from .compressors.cast import Cast
+from .compressors.contractive import Contractive
+from .compressors.qsgd import QSGD
+from .compressors.randk import RandK
+from .compressors.sign import SignScale
+from .compressors.topk import TopK
+from .feedback.error_feedback import ErrorFeedback
+from .reducer import Context, Reduced, Reducer, settle
+from .reducers.all_gather import AllGather
+from .reducers.all_reduce import AllReduce
+from .reducers.exact import Exact
+from .reducers.partition import Partition
+from .reducers.two_phase import TwoPhase
+from .reducers.warmup import Warmup
+from .rng import Rng
+from .spec import parse
+from .store import Merge, Slot, StateError, Store
+from .transports.dry_run import cost
+from .transports.simulate import Simulator
+from .wire import PeerError
+
+__all__ = [
+    "QSGD",
+    "AllGather",
+    "AllReduce",
+    "Bucket",
+    "Cast",
+    "Compressor",
+    "Context",
+    "Contractive",
+    "ErrorFeedback",
+    "Exact",
+    "Layout",
+    "Merge",
+    "Partition",
+    "Payload",
+    "PeerError",
+    "RandK",
+    "Reduced",
+    "Reducer",
+    "Rng",
+    "Segment",
+    "SignScale",
+    "Simulator",
+    "Slot",
+    "StateError",
+    "Store",
+    "TopK",
+    "TwoPhase",
+    "Warmup",
+    "cost",
+    "parse",
+    "settle",
+]
+
+__version__ = "0.1.0"

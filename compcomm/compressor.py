@@ -1,0 +1,259 @@
+"""The contract of a compressor: tensor -> payload -> tensor, pure and local.
+
+A compressor is a frozen description without tensors. It knows no ranks, keeps no memory, and promises only what its
+properties declare; the contract tests in ``compcomm.testing`` hold every exported one to them.
+
+To write one, give ``section`` (bytes on the wire), ``encode_segment`` and ``decode_segment``, and the properties. The
+base class then handles layouts, exact small tensors, the addition of the gradient, non-finite values and the error.
+Where speed counts, override ``encode_rows`` and ``decode_rows``, which treat a whole bucket in one call.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .bucket import Bucket, Layout, Segment
+from .rng import Rng
+from .spec import Described
+from .wire import Packing, pack
+
+if TYPE_CHECKING:
+    from .store import Slot
+
+ops = torch.ops.compcomm
+
+
+class Inputs(NamedTuple):
+    """What every encode kernel takes: y = decay*x + add_scale*add is coded, and x keeps what was not sent."""
+
+    x: Tensor
+    add: Tensor | None
+    wire: Tensor
+    table: Tensor
+    status: Tensor
+    decay: float
+    add_scale: float
+
+
+@dataclass(frozen=True, repr=False)
+class Compressor(Described, ABC):
+    """Base of all compressors. ``dense_below``: parameters of fewer elements, and all 1-D ones, travel exact (fp32)."""
+
+    linear: ClassVar[bool] = False
+    """Payloads of several ranks may be summed before decoding, so an all-reduce can carry them."""
+    sparse: ClassVar[bool] = False
+    """Only some elements are sent; a payload decodes in time proportional to their number."""
+    grain: ClassVar[int] | int = 1
+    """An owner's share of a parameter begins at a multiple of that many elements."""
+    dtype: ClassVar[torch.dtype] | torch.dtype = torch.float32
+    """For linear compressors: as what the coded sections are summed."""
+
+    @property
+    def unbiased(self) -> bool:
+        """E[decode(encode(x))] = x."""
+        return False
+
+    def delta(self, numel: int) -> float | None:
+        """The contraction: E|x - C(x)|^2 <= (1 - delta)|x|^2 for every x of ``numel`` elements; None: no promise."""
+        return None
+
+    def omega(self, numel: int) -> float | None:
+        """The relative variance of an unbiased compressor: E|x - C(x)|^2 <= omega |x|^2; None if it is biased."""
+        return None
+
+    def exact(self, segment: Segment) -> bool:
+        """Whether this segment travels as it is."""
+        return len(segment.shape) <= 1 or prod(segment.shape) < self.small
+
+    @property
+    def small(self) -> int:
+        """Parameters of fewer elements travel exact; a field named ``dense_below`` sets it."""
+        return getattr(self, "dense_below", 1024)
+
+    def section(self, numel: int) -> int:
+        """Bytes of a coded parameter (or owner's piece) of ``numel`` elements: a function of the shape alone."""
+        raise NotImplementedError
+
+    def kept(self, numel: int) -> int:
+        """Elements sent of ``numel``, for sparse compressors."""
+        return 0
+
+    def gain(self, numel: int) -> float:
+        """A factor on the decoded value, applied by the sender: 1/(1 + omega) in ``Contractive``."""
+        return 1.0
+
+    def slots(self, segment: Segment) -> Mapping[str, Slot]:
+        """Hints that may speed up the next call and never change a result."""
+        return {}
+
+    def contractive(self) -> Compressor:
+        """This compressor as error feedback needs it: itself if a contraction, shrunk if unbiased, else an error."""
+        from .compressors.contractive import Contractive
+
+        if self.delta(_TYPICAL) is not None:
+            return self
+        if self.unbiased:
+            return Contractive(self)
+        raise ValueError(
+            f"ErrorFeedback({self!r}): {self!r} is no contraction: it promises no delta with E|x - C(x)|^2 <= "
+            f"(1 - delta)|x|^2, so its residual may grow without bound. {self.cure}"
+        )
+
+    cure: ClassVar[str] = "Use a contraction such as TopK, SignScale() or QSGD(rounding='nearest')."
+
+    # What a new compressor writes, the simple way: one parameter at a time.
+
+    def encode_segment(self, y: Tensor, rng: Rng, name_key: int, offset: int) -> Tensor:
+        """The coded bytes (uint8, ``section(numel)`` of them) of a vector of finite fp32 numbers."""
+        raise NotImplementedError
+
+    def decode_segment(self, code: Tensor, numel: int, rng: Rng, name_key: int, offset: int) -> Tensor:
+        """The fp32 vector that the bytes stand for."""
+        raise NotImplementedError
+
+    # What a fast one overrides: a whole bucket in one call (the table is that of ``Packing.table``).
+
+    def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor]) -> None:
+        """Codes all rows of the table; on return ``i.x`` holds what was not sent."""
+        for (at, add_at, numel, wire, offset, key, _, index), g in zip(i.table.tolist(), gain.tolist(), strict=True):
+            x = i.x[at : at + numel]
+            grad = x if i.add is None else i.add[add_at : add_at + numel]
+            old = x * i.decay
+            y = old if i.add is None else old + grad * i.add_scale
+            finite = torch.isfinite(y)
+            i.status[0] |= ~finite.all()
+            i.status[1 + index] |= (grad != 0).any()
+            y = torch.where(finite, y, torch.nan_to_num(old, 0.0, 0.0, 0.0) if i.add is not None else 0.0)
+            code = self.encode_segment(y * g, rng, key, offset)
+            i.wire[wire : wire + len(code)] = code
+            x.copy_(y - self.decode_segment(code, numel, rng, key, offset))
+
+    def decode_rows(
+        self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng
+    ) -> None:
+        """out = (out if accumulate) + scale * sum over the messages ``wires[W, stride]``, in rank order."""
+        for at, _, numel, wire, offset, key, _, index in table.tolist():
+            if at < 0:
+                continue
+            part = out[at : at + numel]
+            total = torch.zeros_like(part)
+            if not skip[index]:
+                size = self.section(numel)
+                for w in wires:
+                    total += self.decode_segment(w[wire : wire + size], numel, rng, key, offset)
+            part.copy_(part + total * scale if accumulate else total * scale)
+
+    def zero_rows(self, wire: Tensor, table: Tensor, out: Tensor, rng: Rng) -> None:
+        """Zeroes the elements that a message carries: all of them unless the compressor is sparse."""
+        for at, _, numel, *_ in table.tolist():
+            if at >= 0:
+                out[at : at + numel] = 0
+
+    # The public face: buckets in, payloads out.
+
+    def encode_(
+        self,
+        x: Bucket,
+        rng: Rng,
+        *,
+        add: Bucket | None = None,
+        decay: float = 1.0,
+        add_scale: float = 1.0,
+        hints: Mapping[str, Tensor] | None = None,
+        wire: Tensor | None = None,
+        packing: Packing | None = None,
+        message: int | None = None,
+    ) -> Payload:
+        """Codes ``y = decay*x + add_scale*add`` and leaves in ``x`` what was not sent.
+
+        Args:
+            x: fp32; holds the error on return. Where ``add`` is given it may lack the exact segments.
+            add: fp32, read only.
+            wire: uint8 buffer to write into (its header bytes are left alone).
+            packing, message: how the payload is cut, and which message alone to write; default: one message.
+        """
+        source = add or x
+        packing = packing or pack(self, source.layout)
+        size = packing.nbytes if message is None else packing.splits[message]
+        device = source.flat.device
+        if wire is None:
+            wire = torch.zeros(size, dtype=torch.uint8, device=device)
+        status = torch.zeros(1 + packing.count, dtype=torch.uint8, device=device)
+        payload = Payload(self, packing, wire, status, rng, message)
+        add_flat, add_layout = (None, None) if add is None else add
+        table = packing.table(False, x.layout, add_layout, seed=rng.seed, message=message)
+        if len(table):
+            ops.dense_encode(x.flat, add_flat, wire, table, status, decay, add_scale)
+        table = packing.table(True, x.layout, add_layout, seed=rng.seed, message=message)
+        if len(table):
+            inputs = Inputs(x.flat, add_flat, wire, table, status, decay, add_scale)
+            self.encode_rows(inputs, packing.gains(message), rng, hints or {})
+        return payload
+
+    def decode_(
+        self,
+        wires: Tensor,
+        out: Bucket,
+        rng: Rng,
+        packing: Packing,
+        *,
+        scale: float = 1.0,
+        skip: Tensor | None = None,
+        accumulate: bool = False,
+        message: int | None = None,
+        stride: int | None = None,
+    ) -> None:
+        """out = (out if accumulate) + scale * sum of the W messages in ``wires`` [W, bytes]; segments that ``out``
+        lacks are passed over, those in ``skip`` count as zero."""
+        if skip is None:
+            skip = torch.zeros(packing.count, dtype=torch.uint8, device=wires.device)
+        table = packing.table(False, out.layout, seed=rng.seed, message=message, stride=stride)
+        if len(table):
+            ops.dense_decode(wires, table, skip, out.flat, scale, accumulate)
+        table = packing.table(True, out.layout, seed=rng.seed, message=message, stride=stride)
+        if len(table):
+            self.decode_rows(wires, table, skip, out.flat, scale, accumulate, rng)
+
+
+_TYPICAL = 1 << 20
+
+
+class Payload(NamedTuple):
+    """A coded bucket: the bytes, and what is needed to decode them later. ``status``: see ``write_header``."""
+
+    compressor: Compressor
+    packing: Packing
+    wire: Tensor
+    status: Tensor
+    rng: Rng
+    message: int | None = None
+
+    def decode_add_(self, into: Bucket, scale: float = 1.0, *, skip: Tensor | None = None) -> None:
+        """into += scale * decode(payload), where ``into`` has the segment and ``skip`` does not rule it out."""
+        self.compressor.decode_(
+            self.wire.unsqueeze(0), into, self.rng, self.packing,
+            scale=scale, skip=skip, accumulate=True, message=self.message,
+        )  # fmt: skip
+
+    def zero_(self, into: Bucket) -> None:
+        """Zeroes in ``into`` the elements that the payload carries."""
+        table = self.packing.table(True, into.layout, seed=self.rng.seed, message=self.message)
+        if len(table):
+            self.compressor.zero_rows(self.wire, table, into.flat, self.rng)
+        for row in self.packing.exact:
+            at = into.layout.position(row.segment)
+            if at >= 0 and (self.message is None or row.message == self.message):
+                into.flat[at : at + row.segment.numel] = 0
+
+    def dense(self, layout: Layout) -> Bucket:
+        """The decoded payload as a new bucket."""
+        bucket = Bucket(torch.zeros(layout.numel, device=self.wire.device), layout)
+        self.decode_add_(bucket)
+        return bucket

@@ -1,0 +1,1 @@
+"""Memory schemes that make compression converge, one per file."""

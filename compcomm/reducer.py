@@ -1,0 +1,206 @@
+"""The contract of a reducer: one way to average a bucket over the workers.
+
+A reducer is a frozen description; ``reduce`` is a generator that yields collectives and is resumed when they are done.
+It does not know who runs it: a process group, a simulator of W ranks in one process, or a dry run that counts bytes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .bucket import Bucket, Segment
+from .collectives import Collective, Commit
+from .compressor import Compressor, Payload
+from .rng import Rng
+from .spec import Described
+from .store import Slot, State
+
+if TYPE_CHECKING:
+    from .bucket import Layout
+
+
+class Arena:
+    """Scratch memory that is kept from step to step, one buffer per (bucket, purpose)."""
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self._buffers: dict[tuple[int, str, torch.dtype], Tensor] = {}
+
+    def buffer(self, bucket: int, tag: str, numel: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+        """``numel`` elements whose content is whatever was left there."""
+        key = (bucket, tag, dtype)
+        found = self._buffers.get(key)
+        if found is None or found.numel() != numel:
+            found = self._buffers[key] = torch.zeros(numel, dtype=dtype, device=self.device)
+        return found
+
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(b.numel() * b.element_size() for b in self._buffers.values())
+
+
+@dataclass
+class Context:
+    """Where a flow runs: which rank of how many, which step, which bucket of the step.
+
+    ``watch``: whether anything in this attachment must know of non-finite results. ``unscale``: 1/loss-scale.
+    ``bad`` is the flow's answer: it met a non-finite value on some rank.
+    """
+
+    rank: int = 0
+    world: int = 1
+    step: int = 0
+    bucket: int = 0
+    seed: int = 0
+    unscale: float = 1.0
+    watch: bool = True
+    participating: bool = True
+    arena: Arena = field(default_factory=Arena)
+    bad: bool = False
+    tag: str = ""
+
+    @property
+    def rng(self) -> Rng:
+        """The coordinates of this rank's draws in this step."""
+        return Rng(self.seed, self.step, self.rank)
+
+    def buffer(self, tag: str, numel: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+        """Scratch memory of this bucket, kept until the next step asks for the same."""
+        return self.arena.buffer(self.bucket, self.tag + tag, numel, dtype)
+
+
+class Sent:
+    """What this rank sent, decoded lazily (the ``Update`` of the contract): segments in ``skip`` were given back."""
+
+    def __init__(self, payload: Payload, skip: Tensor | None = None) -> None:
+        self.payload, self.skip = payload, skip
+
+    def add_(self, into: Bucket, scale: float = 1.0) -> None:
+        """into += scale * what was sent: O(k) for sparse payloads."""
+        self.payload.decode_add_(into, scale, skip=self.skip)
+
+    def zero_(self, into: Bucket) -> None:
+        """Zeroes in ``into`` the elements that were sent."""
+        self.payload.zero_(into)
+
+    def dense(self, layout: Layout) -> Bucket:
+        """As a new bucket."""
+        bucket = Bucket(torch.zeros(layout.numel, device=self.payload.wire.device), layout)
+        self.add_(bucket)
+        return bucket
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """What ``reduce`` returns.
+
+    ``sent``: this rank's own payload, None where everything went (``Exact``). ``error``: what this rank failed to
+    send (aliases x), None when nothing was lost. ``undo``: gives back what this step took from memory, for a step
+    that the optimizer skips.
+    """
+
+    sent: Sent | None = None
+    error: Bucket | None = None
+    undo: Callable[[], None] = _nothing
+
+
+Flow = Generator[Collective, bool, Reduced]
+
+
+@dataclass(frozen=True, repr=False)
+class Reducer(Described, ABC):
+    """Base of all reducers."""
+
+    def slots(self, segment: Segment, world: int) -> Mapping[str, Slot]:
+        """The state that a segment needs, by slot name."""
+        return {}
+
+    def exact(self, segment: Segment) -> bool:
+        """Whether this segment travels exact: it has no residual."""
+        return False
+
+    def delta(self, segment: Segment) -> float | None:
+        """The contraction of what is not sent: sum of errors <= (1 - delta)|x|^2; None: no promise."""
+        return None
+
+    def contractive(self) -> Reducer:
+        """This reducer as error feedback needs it; an error where its compressor is no contraction."""
+        raise ValueError(
+            f"ErrorFeedback({self!r}): {type(self).__name__} has no error to feed back. "
+            f"Put the feedback inside: {type(self).__name__}(..., ErrorFeedback(...))."
+        )
+
+    def under_feedback(self) -> Reducer:
+        """This settled reducer, as it runs inside error feedback."""
+        return self
+
+    def settle(self, world: int) -> Reducer:
+        """This reducer with every route chosen for ``world`` ranks."""
+        return self
+
+    @property
+    def stateful(self) -> bool:
+        """Whether a bad step leaves something to undo."""
+        return False
+
+    @abstractmethod
+    def reduce(
+        self,
+        x: Bucket,
+        out: Bucket,
+        state: State,
+        ctx: Context,
+        *,
+        add: Bucket | None = None,
+        decay: float = 1.0,
+        add_scale: float = 1.0,
+        out_scale: float = 1.0,
+        accumulate: bool = False,
+    ) -> Flow:
+        """out = (out if accumulate) + out_scale * mean over the ranks of y, y = decay*x + add_scale*add.
+
+        On return x holds y minus what was sent. ``out`` may be ``add``, and may be ``x`` where nobody needs the error.
+        ``out.layout`` says what is wanted: all of it, or only this rank's row of a sharded host's buffer.
+        """
+        raise NotImplementedError
+
+
+def settle(reducer: Reducer | Compressor, world: int) -> Reducer:
+    """A reducer that can run among ``world`` ranks; a compressor gets the route that fits it.
+
+    =================== ==========================================================================
+    all-reduce          the compressor is linear and loses nothing in fp32 sums
+    all-gather          it is sparse, or there are two ranks (same bytes as two-phase, one round,
+                        no second loss)
+    two-phase           any other
+    =================== ==========================================================================
+    """
+    if isinstance(reducer, Reducer):
+        return reducer.settle(world)
+    from .reducers.all_gather import AllGather
+    from .reducers.all_reduce import AllReduce
+    from .reducers.two_phase import TwoPhase
+
+    if reducer.linear and reducer.dtype == torch.float32:
+        return AllReduce(reducer)
+    if reducer.sparse or world <= 2:
+        return AllGather(reducer)
+    return TwoPhase(reducer)
+
+
+def flow(reducer: Reducer, bucket: Bucket, state: State, ctx: Context, out: Bucket | None = None) -> Flow:
+    """The whole life of a bucket in a step: reduce, then Commit, then undo where the step was bad."""
+    result = yield from reducer.reduce(bucket, out or bucket, state, ctx)
+    if (yield Commit()):
+        result.undo()
+    return result

@@ -1,0 +1,1 @@
+"""Ways to average a bucket over the workers, one per file."""

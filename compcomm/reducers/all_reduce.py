@@ -1,0 +1,88 @@
+"""AllReduce: payloads that may be summed cross the wire as numbers, and one decoding serves all ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isnan
+
+import torch
+from torch import Tensor
+
+from ..bucket import Bucket
+from ..collectives import AllReduce as Sum
+from ..reducer import Context, Flow
+from ..store import State
+from ..wire import Flags, Packing, PeerError, pack
+from .route import Route, finish
+
+
+@dataclass(frozen=True, repr=False)
+class AllReduce(Route):
+    """out = (1/W) decode(sum_r encode(x_r)), for linear compressors.
+
+    Bytes per rank: 2 (W-1)/W times the payload's, whatever W is. The header travels as fp32 numbers that sum: how many
+    ranks met a non-finite value, and for each segment how many had a nonzero gradient (four bytes per segment). Where
+    the coded sections are summed in another dtype than fp32, they take a second all-reduce.
+
+    The order in which a ring adds depends on how it cuts the buffer, so results agree over bucket cuts within
+    W * 2**-24 * sum|x_i| (of the payload's precision), and to the bit over the ranks.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.compressor.linear:
+            name = type(self.compressor).__name__
+            raise ValueError(
+                f"AllReduce({self.compressor!r}): {name} payloads cannot be summed: C(x) + C(y) does not decode to "
+                f"C(x + y). Use AllGather({name}(...)) or TwoPhase({name}(...)), or a linear compressor such as "
+                f"RandK(...), whose indices are shared."
+            )
+
+    def reduce(
+        self,
+        x: Bucket,
+        out: Bucket,
+        state: State,
+        ctx: Context,
+        *,
+        add: Bucket | None = None,
+        decay: float = 1.0,
+        add_scale: float = 1.0,
+        out_scale: float = 1.0,
+        accumulate: bool = False,
+    ) -> Flow:
+        packing = pack(self.compressor, (add or x).layout)
+        payload = self.compressor.encode_(
+            x, ctx.rng, add=add, decay=decay, add_scale=add_scale,
+            wire=ctx.buffer("sent", packing.nbytes), packing=packing,
+        )  # fmt: skip
+        counts = 1 + packing.count
+        total = ctx.buffer("sum", 4 * counts + packing.nbytes - packing.header)
+        flags, body = total[: 4 * counts].view(torch.float32), total[4 * counts :]
+        flags.copy_(payload.status)
+        body.copy_(payload.wire[packing.header :])
+        if self.compressor.dtype == torch.float32:
+            yield Sum(total.view(torch.float32))
+        else:
+            split = 4 * counts + sum(4 * r.segment.numel for r in packing.exact)
+            yield Sum(total[:split].view(torch.float32))
+            if split < total.numel():
+                yield Sum(total[split:].view(self.compressor.dtype))
+        found = _flags(flags, packing, ctx)
+        wires = ctx.buffer("summed", packing.nbytes)
+        wires[packing.header :].copy_(body)
+        self.compressor.decode_(
+            wires.unsqueeze(0), out, ctx.rng, packing,
+            scale=out_scale / ctx.world, skip=found.skip, accumulate=accumulate,
+        )  # fmt: skip
+        return finish(payload, found, x, out, ctx)
+
+
+def _flags(flags: Tensor, packing: Packing, ctx: Context) -> Flags:
+    if flags.is_meta:
+        return Flags.clean(packing.count)
+    bad = float(flags[0])
+    if isnan(bad):
+        raise PeerError(f"a peer failed in step {ctx.step}, bucket {ctx.bucket}; its own log has the error.")
+    skip = (flags[1:] == 0).to(torch.uint8)
+    return Flags(bad > 0, skip, bool(skip.any()))

@@ -1,0 +1,126 @@
+"""Partition: different reducers for different parameters, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import lru_cache
+
+from ..bucket import Bucket, Layout, Segment
+from ..compressor import Compressor
+from ..reducer import Context, Flow, Reduced, Reducer, settle
+from ..store import Slot, State
+
+
+@dataclass(frozen=True, repr=False)
+class Partition(Reducer):
+    """``Partition({"embed*": RandK(ratio=0.1), "*": ErrorFeedback(TopK(0.01))})``: the first pattern that matches wins.
+
+    Patterns are shell-style (``fnmatch``) on the parameter's full name. A name that none matches is an error at attach:
+    end with "*". Each part sends its own collectives, one after the other, in the order of the patterns.
+
+    State is the parts'. No second copy of anything: parts work on selections of the same buffer.
+    """
+
+    parts: Mapping[str, Reducer | Compressor]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.parts, Mapping) or not self.parts:
+            raise ValueError(f"Partition({self.parts!r}): give a dictionary of {{pattern: reducer}}.")
+        for pattern, part in self.parts.items():
+            if not isinstance(pattern, str) or not isinstance(part, Reducer | Compressor):
+                raise TypeError(f"Partition: {pattern!r}: {part!r} is not a name pattern with a reducer.")
+        object.__setattr__(self, "parts", _Frozen(self.parts))
+
+    def settle(self, world: int) -> Reducer:
+        return Partition({p: settle(r, world) for p, r in self.parts.items()})
+
+    def part(self, segment: Segment) -> Reducer:
+        """The reducer in charge of a segment.
+
+        Raises:
+            ValueError: no pattern matches its name.
+        """
+        part = self.parts[self._pattern(segment)]
+        if not isinstance(part, Reducer):
+            raise TypeError(f"{self!r}: no route yet. Call settle(reducer, world) first.")
+        return part
+
+    def _pattern(self, segment: Segment) -> str:
+        for pattern in self.parts:
+            if fnmatchcase(segment.name, pattern):
+                return pattern
+        raise ValueError(
+            f"{self!r}: no pattern matches parameter {segment.name!r}. Add a last pattern '*', for example '*': Exact()."
+        )
+
+    @property
+    def stateful(self) -> bool:
+        return any(p.stateful for p in self.parts.values() if isinstance(p, Reducer))
+
+    def slots(self, segment: Segment, world: int) -> Mapping[str, Slot]:
+        return self.part(segment).slots(segment, world)
+
+    def exact(self, segment: Segment) -> bool:
+        return self.parts[self._pattern(segment)].exact(segment)
+
+    def delta(self, segment: Segment) -> float | None:
+        return self.part(segment).delta(segment)
+
+    def reduce(
+        self,
+        x: Bucket,
+        out: Bucket,
+        state: State,
+        ctx: Context,
+        *,
+        add: Bucket | None = None,
+        decay: float = 1.0,
+        add_scale: float = 1.0,
+        out_scale: float = 1.0,
+        accumulate: bool = False,
+    ) -> Flow:
+        results: list[Reduced] = []
+        outer = ctx.tag
+        for pattern, layout in _selections(self, (add or x).layout):
+            part = self.parts[pattern]
+            assert isinstance(part, Reducer)
+            ctx.tag = f"{outer}{pattern}/"
+            results.append(
+                (
+                    yield from part.reduce(
+                        Bucket(x.flat, layout) if add is None else x,
+                        out if out.layout != (add or x).layout else Bucket(out.flat, layout),
+                        state.on(layout),
+                        ctx,
+                        add=None if add is None else Bucket(add.flat, layout),
+                        decay=decay,
+                        add_scale=add_scale,
+                        out_scale=out_scale,
+                        accumulate=accumulate,
+                    )
+                )
+            )
+        ctx.tag = outer
+
+        def undo() -> None:
+            for result in results:
+                result.undo()
+
+        return Reduced(undo=undo)
+
+
+@lru_cache(maxsize=4096)
+def _selections(partition: Partition, layout: Layout) -> tuple[tuple[str, Layout], ...]:
+    groups: dict[str, list[Segment]] = {}
+    for s in layout.segments:
+        groups.setdefault(partition._pattern(s), []).append(s)  # pyright: ignore[reportPrivateUsage]
+    return tuple((p, Layout(groups[p], layout.numel)) for p in partition.parts if p in groups)
+
+
+class _Frozen(dict[str, "Reducer | Compressor"]):
+    """A dictionary that can be hashed, as frozen descriptions are."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(self.items()))

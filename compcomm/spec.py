@@ -1,0 +1,121 @@
+"""One language for Python, the command line and YAML: ``repr`` is how you make it, ``parse`` reads it back.
+
+>>> import compcomm as cc
+>>> cc.parse("ErrorFeedback(TopK(ratio=0.01))")
+ErrorFeedback(TopK(ratio=0.01))
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from dataclasses import MISSING, fields
+from difflib import get_close_matches
+from typing import Any, ClassVar
+
+import torch
+
+_VALUES: dict[str, Any] = {"inf": math.inf, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Described:
+    """A frozen dataclass whose ``repr`` is the shortest constructor call that makes it, and that ``parse`` knows."""
+
+    registry: ClassVar[dict[str, type[Described]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not cls.__name__.startswith("_"):
+            Described.registry[cls.__name__] = cls
+
+    def __repr__(self) -> str:
+        parts: list[str] = []
+        for i, f in enumerate(fields(self)):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            default = f.default if f.default_factory is MISSING else f.default_factory()
+            if default is MISSING or value != default or type(value) is not type(default):
+                text = show(value)
+                parts.append(text if i == 0 and default is MISSING else f"{f.name}={text}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+def show(value: Any) -> str:
+    """A value as ``parse`` reads it."""
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    if isinstance(value, type):
+        return value.__name__
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{show(k)}: {show(v)}" for k, v in value.items()) + "}"
+    return repr(value)
+
+
+def parse(text: str) -> Any:
+    """Makes the object that ``text`` describes. Nothing is executed: constructor calls, literals and names only.
+
+    Raises:
+        ValueError: what is not a description; an unknown name is answered with the nearest known one.
+    """
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+    except SyntaxError as error:
+        raise ValueError(f"parse({text!r}): not a description: {error.msg} at column {error.offset}.") from None
+    return _Reader(text).visit(tree.body)
+
+
+class _Reader(ast.NodeVisitor):
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def _known(self, name: str) -> Any:
+        known: dict[str, Any] = {**_VALUES, **Described.registry}
+        if name in known:
+            return known[name]
+        lowered = {k.lower(): k for k in known}
+        near = get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
+        hint = f" Did you mean {lowered[near[0]]}?" if near else f" Known: {', '.join(sorted(known))}."
+        raise ValueError(f"parse({self.text!r}): unknown name {name!r}.{hint}")
+
+    def visit_Call(self, node: ast.Call) -> Any:
+        if not isinstance(node.func, ast.Name | ast.Attribute):
+            return self.generic_visit(node)
+        name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
+        make = self._known(name)
+        if not isinstance(make, type) or any(k.arg is None for k in node.keywords):
+            raise ValueError(f"parse({self.text!r}): {name!r} cannot be called like that.")
+        args = [self.visit(a) for a in node.args]
+        kwargs = {k.arg: self.visit(k.value) for k in node.keywords if k.arg}
+        try:
+            return make(*args, **kwargs)
+        except TypeError as error:
+            raise ValueError(f"parse({self.text!r}): {error}") from error
+
+    def visit_Name(self, node: ast.Name) -> Any:
+        return self._known(node.id)
+
+    def visit_Attribute(self, node: ast.Attribute) -> Any:
+        return self._known(node.attr)
+
+    def visit_Constant(self, node: ast.Constant) -> Any:
+        return node.value
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> Any:
+        value = self.visit(node.operand)
+        if isinstance(node.op, ast.USub) and isinstance(value, int | float):
+            return -value
+        return self.generic_visit(node)
+
+    def visit_Dict(self, node: ast.Dict) -> Any:
+        if any(k is None for k in node.keys):
+            return self.generic_visit(node)
+        return {self.visit(k): self.visit(v) for k, v in zip(node.keys, node.values, strict=True) if k is not None}
+
+    def visit_List(self, node: ast.List) -> Any:
+        return [self.visit(e) for e in node.elts]
+
+    def visit_Tuple(self, node: ast.Tuple) -> Any:
+        return tuple(self.visit(e) for e in node.elts)
+
+    def generic_visit(self, node: ast.AST) -> Any:
+        part = ast.get_source_segment(self.text.strip(), node) or type(node).__name__
+        raise ValueError(f"parse({self.text!r}): {part!r} is no constructor call, literal or known name.")

@@ -1,0 +1,164 @@
+"""Every tensor that survives a step, keyed by (parameter name, slot).
+
+Reducers declare slots; the store keeps one flat slab per (slot, layout) so that kernels treat a whole bucket at once,
+and cuts the slabs anew, by name, when a host changes its buckets (DDP does after its first step). It knows no
+algorithm: a slot says itself how it merges when the number of workers changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .bucket import Bucket, Layout, Segment
+
+if TYPE_CHECKING:
+    from .reducer import Reducer
+
+
+class Merge(Enum):
+    """How a slot is combined when a checkpoint of W workers is loaded by W' workers."""
+
+    REPLICATED = "replicated"
+    """Equal on all ranks: any copy serves."""
+    MEAN = "mean"
+    """Only the mean over the ranks matters (residuals): every new rank takes the mean."""
+    SHARDED = "sharded"
+    """Each rank holds its owner's share of the parameter: joined, then cut anew."""
+    DROP = "drop"
+    """A hint: begins anew."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A tensor per parameter: ``numel`` elements (None: as many as the segment has) of ``dtype``, first ``fill``.
+
+    ``grain`` belongs to SHARDED slots: a rank holds ``segment.share(rank, world, grain)``.
+    """
+
+    merge: Merge
+    numel: int | None = None
+    dtype: torch.dtype = torch.float32
+    fill: float = 0.0
+    grain: int = 1
+
+
+class StateError(ValueError):
+    """A state dict does not fit this model or reducer. The running state is as it was before the call."""
+
+
+class Store:
+    """The slabs of one reducer on one rank.
+
+    Slots are made eagerly by ``declare``; ``bucket(slot, layout)`` gives the slab for a layout and moves the values
+    there, parameter by parameter, when they lie in another one.
+    """
+
+    def __init__(self, reducer: Reducer, rank: int = 0, world: int = 1, device: torch.device | str = "cpu") -> None:
+        self.reducer, self.rank, self.world, self.device = reducer, rank, world, torch.device(device)
+        self._home: dict[str, dict[tuple[str, int], Tensor]] = {}  # slot -> (name, offset) -> view of a slab
+        self._slabs: dict[tuple[str, Layout], Bucket] = {}
+
+    def declare(self, layout: Layout) -> None:
+        """Makes every slot of every segment now, so that all ranks hold the same keys whatever comes first."""
+        for name in dict.fromkeys(name for s in layout.segments for name in self.reducer.slots(s, self.world)):
+            self.bucket(name, layout)
+
+    def bucket(self, slot: str, layout: Layout) -> Bucket:
+        """The slab of ``slot`` over the segments of ``layout`` that have it: packed, in the layout's order."""
+        slab = self._slabs.get((slot, layout))
+        return self._make(slot, layout) if slab is None else slab
+
+    def _make(self, name: str, layout: Layout) -> Bucket:
+        segments: list[Segment] = []
+        slots: list[Slot] = []
+        keys: list[tuple[str, int]] = []
+        start = 0
+        for s in layout.segments:
+            slot = self.reducer.slots(s, self.world).get(name) if s.numel else None
+            if slot is not None:
+                held = s.share(self.rank, self.world, slot.grain) if slot.merge is Merge.SHARDED else s
+                numel = held.numel if slot.numel is None else slot.numel
+                shape, offset = (s.shape, held.offset) if slot.numel is None else ((numel,), 0)
+                segments.append(Segment(s.name, shape, start, start + numel, offset))
+                slots.append(slot)
+                keys.append((s.name, s.offset))
+                start += numel
+        dtype = slots[0].dtype if slots else torch.float32
+        slab = Bucket(torch.empty(start, dtype=dtype, device=self.device), Layout(segments, start))
+        home = self._home.setdefault(name, {})
+        for segment, slot, key in zip(segments, slots, keys, strict=True):
+            part, old = slab.flat[segment.start : segment.stop], home.get(key)
+            if old is not None and old.numel() == part.numel():
+                part.copy_(old)
+            else:
+                part.fill_(slot.fill)
+            home[key] = part
+        live = {t.untyped_storage().data_ptr() for t in home.values()}
+        self._slabs = {
+            k: b for k, b in self._slabs.items() if k[0] != name or b.flat.untyped_storage().data_ptr() in live
+        }
+        self._slabs[name, layout] = slab
+        return slab
+
+    def nbytes(self) -> int:
+        """Bytes of all slabs."""
+        return sum(b.flat.numel() * b.flat.element_size() for b in self._slabs.values())
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Gives parameters their real names; the values stay."""
+        self._home = {s: {(names.get(n, n), o): t for (n, o), t in e.items()} for s, e in self._home.items()}
+        self._slabs = {}
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """This rank's tensors, ``{slot: {"name" or "name@offset": tensor}}``: exact, local, no communication."""
+        return {s: {_text(*k): t.clone() for k, t in sorted(e.items())} for s, e in sorted(self._home.items())}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Takes a ``state_dict`` of this rank: all of it or, on any mismatch, nothing.
+
+        Raises:
+            StateError: a slot or parameter is missing, unknown, or of another size or dtype.
+        """
+        mine = {s: {_text(*k): t for k, t in e.items()} for s, e in self._home.items() if e}
+        given = {s: dict(e) for s, e in state.items() if e}
+        for slot in sorted(mine.keys() | given.keys()):
+            here, there = mine.get(slot, {}), given.get(slot, {})
+            for name in sorted(here.keys() | there.keys()):
+                if name not in there or name not in here:
+                    fault = "is missing" if name in here else "is unknown here"
+                    raise StateError(
+                        f"load_state_dict: {slot!r} of {name!r} {fault}: saved by another model or reducer."
+                    )
+                a, b = here[name], there[name]
+                if a.numel() != b.numel() or a.dtype != b.dtype:
+                    raise StateError(
+                        f"load_state_dict: {slot!r} of {name!r} has {b.numel()} elements of {b.dtype} where "
+                        f"{a.numel()} of {a.dtype} are due: saved by another model, reducer or number of workers."
+                    )
+        for slot, entries in given.items():
+            for name, tensor in entries.items():
+                mine[slot][name].copy_(tensor.view(-1))
+
+
+class State:
+    """What one flow sees of the store: its bucket's slabs, by slot name."""
+
+    def __init__(self, store: Store, layout: Layout) -> None:
+        self.store, self.layout = store, layout
+
+    def __getitem__(self, slot: str) -> Bucket:
+        return self.store.bucket(slot, self.layout)
+
+    def on(self, layout: Layout) -> State:
+        """The same store, for some of the segments."""
+        return State(self.store, layout)
+
+
+def _text(name: str, offset: int) -> str:
+    return f"{name}@{offset}" if offset else name

@@ -1,0 +1,1 @@
+"""What runs the collectives that reducers yield."""

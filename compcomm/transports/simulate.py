@@ -1,0 +1,134 @@
+"""A simulator: W ranks in one process, without threads, to the bit what W processes compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..bucket import Bucket, Layout
+from ..collectives import AllGather, AllReduce, AllToAll, Broadcast, Collective, Commit, ReduceScatter
+from ..compressor import Compressor
+from ..reducer import Context, Flow, Reducer, flow, settle
+from ..store import State, Store
+
+
+class Simulator:
+    """Runs a reducer on ``world`` simulated ranks.
+
+    ``step`` takes every rank's buckets and returns every rank's means; flows of the same bucket run in lockstep. The
+    ranks' stores are in ``stores``, bytes sent per rank (link headers apart) in ``sent``.
+    """
+
+    def __init__(self, reducer: Reducer | Compressor, world: int, *, seed: int = 0, unscale: float = 1.0) -> None:
+        self.reducer = settle(reducer, world)
+        self.world, self.seed, self.unscale, self.steps = world, seed, unscale, 0
+        self.stores = [Store(self.reducer, rank, world) for rank in range(world)]
+        self.contexts = [Context(rank, world, seed=seed) for rank in range(world)]
+        self.sent = [0] * world
+        self.bad = False
+
+    def step(
+        self, buckets: Sequence[Sequence[Bucket]], outs: Sequence[Sequence[Bucket]] | None = None
+    ) -> list[list[Bucket]]:
+        """One step: ``buckets[rank][b]`` in (left as they are), means out. ``self.bad`` tells whether it was undone."""
+        flows: list[list[Flow]] = []
+        means: list[list[Bucket]] = [[] for _ in range(self.world)]
+        contexts: list[Context] = []
+        for b in range(len(buckets[0])):
+            group: list[Flow] = []
+            for rank in range(self.world):
+                old = self.contexts[rank]
+                ctx = Context(
+                    rank, self.world, self.steps, b, self.seed, self.unscale, True, True, old.arena
+                )  # fmt: skip
+                contexts.append(ctx)
+                x = Bucket(buckets[rank][b].flat.clone(), buckets[rank][b].layout)
+                out = x if outs is None else outs[rank][b]
+                means[rank].append(out)
+                self.stores[rank].declare(x.layout)
+                group.append(flow(self.reducer, x, State(self.stores[rank], x.layout), ctx, out))
+            self._run(group)
+            flows.append(group)
+        self.bad = any(ctx.bad for ctx in contexts)
+        for group in flows:
+            for f in group:
+                try:
+                    f.send(self.bad)
+                except StopIteration:
+                    continue
+                raise RuntimeError("Simulator: a flow yielded after its Commit.")
+        self.steps += 1
+        return means
+
+    def mean(self, tensors: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """One step on named tensors, one dictionary per rank, as a single bucket."""
+        layout = Layout.of((n, t.shape) for n, t in tensors[0].items())
+        flats = [torch.cat([t.reshape(-1) for t in d.values()]) for d in tensors]
+        return [b[0].views() for b in self.step([[Bucket(f, layout)] for f in flats])]
+
+    def _run(self, group: list[Flow]) -> None:
+        pending = [next(f) for f in group]
+        while not isinstance(pending[0], Commit):
+            if len({c.signature for c in pending}) != 1:
+                raise RuntimeError(
+                    f"Simulator: the ranks yield different collectives: {[c.signature for c in pending]}"
+                )
+            for rank, c in enumerate(pending):
+                self.sent[rank] += c.sent_bytes(self.world, rank)
+            perform(pending)
+            pending = [f.send(False) for f in group]
+
+
+def perform(group: Sequence[Collective]) -> None:
+    """Does what the ranks' collectives (one per rank, of one kind) ask for."""
+    first = group[0]
+    for kind, run in _RUN.items():
+        if isinstance(first, kind):
+            run(group)
+            return
+    raise TypeError(f"Simulator: unknown collective {first!r}.")
+
+
+def _all_reduce(group: Sequence[AllReduce]) -> None:
+    total = group[0].buffer.clone()
+    for c in group[1:]:
+        total += c.buffer
+    for c in group:
+        c.buffer.copy_(total)
+
+
+def _all_gather(group: Sequence[AllGather]) -> None:
+    joined = torch.cat([c.send for c in group])
+    for c in group:
+        c.recv.copy_(joined)
+
+
+def _all_to_all(group: Sequence[AllToAll]) -> None:
+    parts = [c.send.split(c.send_splits) for c in group]
+    for rank, c in enumerate(group):
+        torch.cat([p[rank] for p in parts], out=c.recv)
+
+
+def _reduce_scatter(group: Sequence[ReduceScatter]) -> None:
+    total = group[0].send.clone()
+    for c in group[1:]:
+        total += c.send
+    for c, part in zip(group, total.chunk(len(group)), strict=True):
+        c.recv.copy_(part)
+
+
+def _broadcast(group: Sequence[Broadcast]) -> None:
+    source = group[group[0].source].buffer.clone()
+    for c in group:
+        c.buffer.copy_(source)
+
+
+_RUN: dict[type[Collective], Callable[..., None]] = {
+    AllReduce: _all_reduce,
+    AllGather: _all_gather,
+    AllToAll: _all_to_all,
+    ReduceScatter: _reduce_scatter,
+    Broadcast: _broadcast,
+}

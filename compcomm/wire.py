@@ -1,0 +1,217 @@
+"""Payloads as one uint8 buffer: where each parameter's bytes lie, and the header that goes in front.
+
+A message is ``header | exact segments | coded segments``, everything little-endian, every section a multiple of four
+bytes long. All lengths follow from the configuration and the shapes, never from a peer.
+
+====== ===== ==========================================================================
+offset bytes header field
+====== ===== ==========================================================================
+0      4     magic ``CCM1``
+4      1     flags: bit 0 non-finite gradient met, bit 1 the sender failed
+5      1     zero
+6      2     rank of the sender
+8      4     step (modulo 2**32)
+12     4     number of the bucket
+16     4     length of the message in bytes
+20     n/8   one bit per segment of the bucket: its gradient is all zero on the sender
+====== ===== ==========================================================================
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .bucket import Layout, Segment
+from .rng import key
+
+if TYPE_CHECKING:
+    from .compressor import Compressor
+    from .reducer import Context
+
+MAGIC = int.from_bytes(b"CCM1", "little")
+NONFINITE, FAILED = 1, 2
+_FIELDS = 20
+
+
+class PeerError(RuntimeError):
+    """A peer's message says that the peer failed, or belongs to another step, bucket or program."""
+
+
+class Row(NamedTuple):
+    """A segment's section: in which message, at which byte of it."""
+
+    message: int
+    index: int
+    segment: Segment
+    wire: int
+
+
+class Packing:
+    """How the segments of a layout travel: as one message, or cut into one message per owner.
+
+    ``splits`` are the messages' lengths in bytes; ``exact`` and ``coded`` the rows of either kind.
+    """
+
+    def __init__(self, compressor: Compressor, parts: tuple[tuple[tuple[int, Segment], ...], ...], count: int) -> None:
+        self.count = count
+        self.header = -(-(_FIELDS + -(-count // 8)) // 4) * 4
+        self.exact: list[Row] = []
+        self.coded: list[Row] = []
+        splits: list[int] = []
+        for message, part in enumerate(parts):
+            position = self.header
+            for exact in (True, False):
+                for index, segment in part:
+                    if segment.numel and compressor.exact(segment) is exact:
+                        (self.exact if exact else self.coded).append(Row(message, index, segment, position))
+                        size = segment.numel * 4 if exact else compressor.section(segment.numel)
+                        position += -(-size // 4) * 4
+            splits.append(position)
+        self.compressor = compressor
+        self.extent = max((r.segment.stop for r in (*self.exact, *self.coded)), default=0)
+        self.splits = tuple(splits)
+        self.nbytes = sum(splits)
+        self._tables: dict[tuple[object, ...], Tensor] = {}
+        self._gains: dict[int | None, Tensor] = {}
+
+    def table(
+        self,
+        coded: bool,
+        x: Layout | None,
+        add: Layout | None = None,
+        *,
+        seed: int = 0,
+        message: int | None = None,
+        stride: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """The int64 table of rows for the kernels (columns: x, add, numel, wire, offset, key, k, index).
+
+        ``message``: only the rows of that message, which then begins the buffer. ``stride``: messages lie that many
+        bytes apart instead of end to end. A row that ``x`` (or ``add``) lacks has -1 there.
+        """
+        cached = (coded, x, add, seed, message, stride, str(device))
+        table = self._tables.get(cached)
+        if table is None:
+            bases = np.concatenate(([0], np.cumsum(self.splits)))
+            rows: list[list[int]] = []
+            for m, index, s, wire in self.coded if coded else self.exact:
+                if message is None or m == message:
+                    base = 0 if message is not None else int(bases[m]) if stride is None else m * stride
+                    kept = self.compressor.kept(s.numel) if coded else 0
+                    at = [-1 if layout is None else layout.position(s) for layout in (x, add)]
+                    rows.append([*at, s.numel, base + wire, s.offset, key(seed, s.name), kept, index])
+            table = torch.tensor(rows, dtype=torch.int64).view(-1, 8).to(device)
+            self._tables[cached] = table
+        return table
+
+    def gains(self, message: int | None = None) -> Tensor:
+        """The factor by which each coded row's decoded values are shrunk or scaled up, fp32."""
+        gains = self._gains.get(message)
+        if gains is None:
+            rows = [r for r in self.coded if message is None or r.message == message]
+            gains = torch.tensor([self.compressor.gain(r.segment.numel) for r in rows], dtype=torch.float32)
+            self._gains[message] = gains
+        return gains
+
+
+@lru_cache(maxsize=4096)
+def pack(compressor: Compressor, layout: Layout) -> Packing:
+    """The whole layout in one message."""
+    return Packing(compressor, (tuple(enumerate(layout.segments)),), len(layout.segments))
+
+
+@lru_cache(maxsize=4096)
+def pack_shares(compressor: Compressor, layout: Layout, world: int) -> Packing:
+    """One message per owner, with the owner's share of every segment (``Segment.share``)."""
+    parts = tuple(
+        tuple(
+            (i, s.share(rank, world, 1 if compressor.exact(s) else compressor.grain))
+            for i, s in enumerate(layout.segments)
+        )
+        for rank in range(world)
+    )
+    return Packing(compressor, parts, len(layout.segments))
+
+
+@lru_cache(maxsize=4096)
+def pack_rows(compressor: Compressor, layout: Layout, world: int) -> Packing:
+    """One message per owner, with the owner's row of a sharded host's buffer (``Layout.rows``)."""
+    rows = layout.rows(world)
+    if rows is None:
+        raise ValueError(f"{compressor!r}: {layout!r} is not made of {world} equal rows, one per owner.")
+    where = {s: i for i, s in enumerate(layout.segments)}
+    parts = tuple(tuple((where[s], s) for s in row.segments) for row in rows)
+    return Packing(compressor, parts, len(layout.segments))
+
+
+class Flags(NamedTuple):
+    """What the headers of all ranks say together: equal on all ranks."""
+
+    bad: bool
+    skip: Tensor  # uint8 per segment: its gradient is zero on every rank
+    zero: bool  # whether any is
+
+    @staticmethod
+    def clean(count: int) -> Flags:
+        return Flags(False, torch.zeros(count, dtype=torch.uint8), False)
+
+
+def write_header(message: Tensor, status: Tensor, ctx: Context, *, failed: bool = False) -> None:
+    """Fills in the header of a message from the kernels' ``status`` (uint8: non-finite, then nonzero per segment)."""
+    if message.is_meta:
+        return
+    bits = status.cpu().numpy()
+    count = len(bits) - 1
+    flags = (NONFINITE if bits[0] else 0) | (FAILED if failed else 0)
+    size = _FIELDS + -(-count // 8)
+    head = np.empty(size, np.uint8)
+    head[:_FIELDS].view("<u4")[:] = (
+        MAGIC,
+        flags | ctx.rank << 16,
+        ctx.step & 0xFFFFFFFF,
+        ctx.bucket & 0xFFFFFFFF,
+        message.numel(),
+    )
+    head[_FIELDS:] = np.packbits(bits[1:] == 0, bitorder="little")
+    message[:size].copy_(torch.from_numpy(head))
+    message[size : -(-size // 4) * 4].zero_()
+
+
+def read_headers(messages: Tensor, count: int, ctx: Context, lengths: tuple[int, ...]) -> Flags:
+    """Checks the headers of all ranks' messages (``[W, stride]``) and combines what they say.
+
+    Raises:
+        PeerError: naming the rank that failed or that is at another step, bucket or configuration.
+    """
+    if messages.is_meta:
+        return Flags.clean(count)
+    size = _FIELDS + -(-count // 8)
+    heads = messages[:, :size].contiguous().cpu().numpy()
+    fields = heads[:, :_FIELDS].copy().view("<u4")
+    bad = False
+    for rank, (magic, flags, step, bucket, length) in enumerate(fields.tolist()):
+        here = (MAGIC, rank, ctx.step & 0xFFFFFFFF, ctx.bucket & 0xFFFFFFFF, lengths[rank])
+        if flags & FAILED and (magic, flags >> 16) == (MAGIC, rank):
+            raise PeerError(f"rank {rank} failed in step {step}, bucket {bucket}; its own log has the error.")
+        if (magic, flags >> 16, step, bucket, length) != here:
+            raise PeerError(
+                f"rank {rank} sent (magic, rank, step, bucket, bytes) = {(magic, flags >> 16, step, bucket, length)} "
+                f"where {here} was due: the ranks are out of step, or configured differently."
+            )
+        bad |= bool(flags & NONFINITE)
+    zero = np.bitwise_and.reduce(heads[:, _FIELDS:], axis=0)
+    if not zero.any():
+        return Flags(bad, _zeros(count, messages.device), False)
+    skip = torch.from_numpy(np.unpackbits(zero, count=count, bitorder="little")).to(messages.device)
+    return Flags(bad, skip, bool(skip.any()))
+
+
+@lru_cache(maxsize=4096)
+def _zeros(count: int, device: torch.device) -> Tensor:
+    return torch.zeros(count, dtype=torch.uint8, device=device)
