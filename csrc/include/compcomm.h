@@ -7,6 +7,7 @@
 // Every function returns 0, or a code and then has written nothing outside the rows that precede the faulty one:
 //   -1 - r   row r of the table does not fit its tensors (negative size, outside x/add/out/wire, bad status index)
 //   -(1<<40) a parameter that is not a row is out of range (bits, levels, block)
+//   -(1<<41) no memory for the lists of candidates (cc_topk_encode)
 //   > 0      a payload is corrupt: 1 + message*nrows + row   (sparse decoders only)
 #ifndef COMPCOMM_H
 #define COMPCOMM_H
@@ -36,6 +37,7 @@ typedef struct cc_row {
 
 #define CC_BAD_ROW(r) (-1 - (int64_t)(r))
 #define CC_BAD_PARAMETER (-((int64_t)1 << 40))
+#define CC_NO_MEMORY (-((int64_t)1 << 41))
 
 // The leading arguments of every encoder. Sizes are elements (x, add, status) or bytes (wire).
 // status[0] |= 1 when a non-finite number was met; status[1+index] |= 1 when the row's gradient has a nonzero element.
@@ -77,6 +79,22 @@ CC_API int64_t cc_qsgd_decode(CC_DECODE_PARAMS, int bits, int levels, int64_t bl
 // Sign: per block one fp32 scale, then one bit per element (1: negative).
 CC_API int64_t cc_sign_encode(CC_ENCODE_PARAMS, int l2, int64_t block);
 CC_API int64_t cc_sign_decode(CC_DECODE_PARAMS, int64_t block);
+
+// Top-k: exactly k elements of largest |y| per row, ties to the lowest index; rows of fewer than 2^31 elements.
+// A section: per block of 65,536 elements a u32 count, then k u16 offsets inside the blocks, padded to 4 bytes, then k
+// fp32 values. hint: one float per row or null, last call's k-th largest |y| (0: none), overwritten with this call's.
+// Decoders check counts and offsets of all messages first and write nothing when one is corrupt.
+CC_API int64_t cc_topk_encode(CC_ENCODE_PARAMS, float *hint);
+CC_API int64_t cc_topk_decode(CC_DECODE_PARAMS);
+CC_API int64_t cc_topk_zero(const uint8_t *wire, int64_t wire_bytes, const cc_row *rows, int64_t nrows, float *out,
+                            int64_t out_numel);  // out[i] = 0 at the kept indices of one message
+
+// Rand-k: k fp32 values at indices drawn from (key, offset, step), the same on all ranks; none on the wire.
+// gain: one factor per row, applied to the values that are sent.
+CC_API int64_t cc_randk_encode(CC_ENCODE_PARAMS, const float *gain, int64_t step);
+CC_API int64_t cc_randk_decode(CC_DECODE_PARAMS, int64_t step);
+CC_API int64_t cc_randk_indices(const cc_row *row, int64_t step, int64_t *out);  // row->k indices; only numel, k,
+                                                                                 // offset and key are read
 
 #ifdef __cplusplus
 }
