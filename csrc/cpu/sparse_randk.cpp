@@ -90,7 +90,8 @@ template <typename Word> CC_INLINE void prefetch(const float* row, const Word* i
 
 CC_KERNEL(cc_randk_encode, (CC_ENCODE_PARAMS, const float* gain, int64_t step), (CC_ENCODE_ARGS, gain, step)) {
     for (int64_t i = 0; i < nrows; i++) {
-        const cc_row& r = rows[i];
+        cc_row r = rows[i];
+        if (!add) r.add = -1;
         if (!randk_row_valid(r) || !encode_row_fits(r, x_numel, add_numel, wire_bytes, status_numel, 4 * r.k, true))
             return CC_BAD_ROW(i);
         Seen seen;

@@ -89,7 +89,8 @@ static bool encode_row(float* x, const float* add, const cc_row& r, float decay,
 
 CC_KERNEL(cc_topk_encode, (CC_ENCODE_PARAMS, float* hint), (CC_ENCODE_ARGS, hint)) {
     for (int64_t i = 0; i < nrows; i++) {
-        const cc_row& r = rows[i];
+        cc_row r = rows[i];
+        if (!add) r.add = -1;
         if (!topk_row_valid(r) || !encode_row_fits(r, x_numel, add_numel, wire_bytes, status_numel, topk_bytes(r), true))
             return CC_BAD_ROW(i);
         Seen seen;
