@@ -130,7 +130,7 @@ class Layout:
         return Layout(segments, start)
 
     def rows(self, world: int) -> tuple[Layout, ...] | None:
-        """This buffer as ``world`` equal rows, one per owner, as sharded hosts lay it out; None if a segment crosses."""
+        """This buffer as ``world`` equal rows, one per owner, as sharded hosts lay it out; None if one crosses."""
         if world < 1 or self.numel % world:
             return None
         size = self.numel // world

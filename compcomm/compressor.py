@@ -50,10 +50,18 @@ class Compressor(Described, ABC):
     """Payloads of several ranks may be summed before decoding, so an all-reduce can carry them."""
     sparse: ClassVar[bool] = False
     """Only some elements are sent; a payload decodes in time proportional to their number."""
-    grain: ClassVar[int] | int = 1
-    """An owner's share of a parameter begins at a multiple of that many elements."""
-    dtype: ClassVar[torch.dtype] | torch.dtype = torch.float32
-    """For linear compressors: as what the coded sections are summed."""
+    cure: ClassVar[str] = "Use a contraction such as TopK, SignScale() or QSGD(rounding='nearest')."
+    """What to use where error feedback refuses this compressor."""
+
+    @property
+    def grain(self) -> int:
+        """An owner's share of a parameter begins at a multiple of that many elements."""
+        return 1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """For linear compressors: as what the coded sections are summed."""
+        return torch.float32
 
     @property
     def unbiased(self) -> bool:
@@ -105,8 +113,6 @@ class Compressor(Described, ABC):
             f"ErrorFeedback({self!r}): {self!r} is no contraction: it promises no delta with E|x - C(x)|^2 <= "
             f"(1 - delta)|x|^2, so its residual may grow without bound. {self.cure}"
         )
-
-    cure: ClassVar[str] = "Use a contraction such as TopK, SignScale() or QSGD(rounding='nearest')."
 
     # What a new compressor writes, the simple way: one parameter at a time.
 
@@ -187,6 +193,8 @@ class Compressor(Described, ABC):
             wire = torch.zeros(size, dtype=torch.uint8, device=device)
         status = torch.zeros(1 + packing.count, dtype=torch.uint8, device=device)
         payload = Payload(self, packing, wire, status, rng, message)
+        if wire.is_meta:
+            return payload
         add_flat, add_layout = (None, None) if add is None else add
         table = packing.table(False, x.layout, add_layout, seed=rng.seed, message=message)
         if len(table):
@@ -212,6 +220,8 @@ class Compressor(Described, ABC):
     ) -> None:
         """out = (out if accumulate) + scale * sum of the W messages in ``wires`` [W, bytes]; segments that ``out``
         lacks are passed over, those in ``skip`` count as zero."""
+        if wires.is_meta:
+            return
         if skip is None:
             skip = torch.zeros(packing.count, dtype=torch.uint8, device=wires.device)
         table = packing.table(False, out.layout, seed=rng.seed, message=message, stride=stride)

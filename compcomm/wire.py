@@ -46,7 +46,7 @@ class Row(NamedTuple):
     """A segment's section: in which message, at which byte of it."""
 
     message: int
-    index: int
+    number: int
     segment: Segment
     wire: int
 

@@ -24,7 +24,7 @@ class Cast(Compressor):
     Wire: 16 bits per element, a parameter padded to four bytes. No state.
     """
 
-    to: torch.dtype = torch.bfloat16
+    to: torch.dtype
     dense_below: int = 1024
 
     linear = True
@@ -35,7 +35,7 @@ class Cast(Compressor):
             raise ValueError(f"Cast({self.to!r}): the wire types are torch.bfloat16 and torch.float16.")
 
     @property
-    def dtype(self) -> torch.dtype:  # type: ignore[override]
+    def dtype(self) -> torch.dtype:
         return self.to
 
     def delta(self, numel: int) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..bucket import Segment
@@ -38,11 +39,11 @@ class Contractive(Compressor):
         return self.compressor.sparse
 
     @property
-    def grain(self) -> int:  # type: ignore[override]
+    def grain(self) -> int:
         return self.compressor.grain
 
     @property
-    def dtype(self) -> object:  # type: ignore[override]
+    def dtype(self) -> torch.dtype:
         return self.compressor.dtype
 
     def exact(self, segment: Segment) -> bool:

@@ -71,7 +71,7 @@ class QSGD(Compressor):
         return self.levels or 2 ** ((self.bits or 2) - 1) - 1
 
     @property
-    def grain(self) -> int:  # type: ignore[override]
+    def grain(self) -> int:
         return self.block
 
     @property

@@ -38,7 +38,7 @@ class SignScale(Compressor):
         check_block(repr(self), self.block)
 
     @property
-    def grain(self) -> int:  # type: ignore[override]
+    def grain(self) -> int:
         return self.block
 
     def delta(self, numel: int) -> float | None:

@@ -35,7 +35,7 @@ def count(call: str, ratio: float | None, k: int | None, numel: int) -> int:
 
 @dataclass(frozen=True, repr=False)
 class TopK(Compressor):
-    """C(x) keeps the k = max(1, ceil(ratio * d)) elements of largest |x_j| of each parameter; ties go to the lowest index.
+    """C(x) keeps the k = max(1, ceil(ratio * d)) elements of largest |x_j| of each parameter, lowest index on ties.
 
     delta = k/d, and |x - C(x)|^2 = |x|^2 - |C(x)|^2 always. Biased, not linear, positively homogeneous.
 

@@ -15,7 +15,7 @@ from ..store import Slot, State
 
 @dataclass(frozen=True, repr=False)
 class Partition(Reducer):
-    """``Partition({"embed*": RandK(ratio=0.1), "*": ErrorFeedback(TopK(0.01))})``: the first pattern that matches wins.
+    """``Partition({"embed*": RandK(ratio=0.1), "*": ErrorFeedback(TopK(0.01))})``: the first match wins.
 
     Patterns are shell-style (``fnmatch``) on the parameter's full name. A name that none matches is an error at attach:
     end with "*". Each part sends its own collectives, one after the other, in the order of the patterns.
@@ -52,7 +52,7 @@ class Partition(Reducer):
             if fnmatchcase(segment.name, pattern):
                 return pattern
         raise ValueError(
-            f"{self!r}: no pattern matches parameter {segment.name!r}. Add a last pattern '*', for example '*': Exact()."
+            f"{self!r}: no pattern matches parameter {segment.name!r}. Add a last pattern, for example {{'*': Exact()}}."
         )
 
     @property

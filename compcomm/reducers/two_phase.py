@@ -139,5 +139,5 @@ class TwoPhase(Route):
 def _owned(packing: Packing, rank: int) -> Layout:
     """The shares of one owner, packed in the order of the segments."""
     rows = [r for r in (*packing.exact, *packing.coded) if r.message == rank]
-    rows.sort(key=lambda r: (r.index, r.segment.offset))
+    rows.sort(key=lambda r: (r.number, r.segment.offset))
     return Layout([r.segment for r in rows], packing.extent).packed()
