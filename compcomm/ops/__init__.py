@@ -1,0 +1,13 @@
+"""The arithmetic that touches every gradient element, as ``torch.ops.compcomm.*``.
+
+Every op mutates its arguments, allocates nothing on the native path and treats a whole bucket in one call (the table
+of rows is described in ``reference/rows.py``). Results are equal bit for bit on every backend.
+"""
+
+from __future__ import annotations
+
+from . import dense as _dense  # noqa: F401  (registers)
+from . import native
+from .schema import backend, current_backend
+
+__all__ = ["backend", "current_backend", "native"]

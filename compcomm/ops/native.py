@@ -1,0 +1,158 @@
+"""The C++ kernels, loaded with ctypes: a plain C library that serves every Python and every torch.
+
+ctypes releases the interpreter lock during a call. Where no library is found (a pure-Python install), the ops run their
+torch reference, and that is logged once, with the cure.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+ABI = 1
+ISAS = ("baseline", "avx2", "avx512")
+POINTER, INT, LONG, FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
+_ENCODE = (POINTER, LONG, POINTER, LONG, POINTER, LONG, POINTER, LONG, POINTER, LONG, FLOAT, FLOAT)
+_DECODE = (POINTER, LONG, LONG, LONG, POINTER, LONG, POINTER, LONG, POINTER, LONG, FLOAT, INT)
+_NAME = "libcompcomm.dylib" if sys.platform == "darwin" else "libcompcomm.so"
+_log = logging.getLogger("compcomm")
+
+Function = Callable[..., int]
+
+
+def _candidates() -> list[Path]:
+    forced = os.environ.get("COMPCOMM_LIBRARY")
+    if forced:
+        return [Path(forced)]
+    package = Path(__file__).resolve().parents[1]
+    found = [package / "_lib" / _NAME]
+    if (package.parent / "csrc" / "CMakeLists.txt").exists():  # a checkout: what was built by hand is the newest
+        found = [package.parent / "build" / _NAME, *found]
+    return found + [Path(p) / "compcomm" / "_lib" / _NAME for p in sys.path if p]  # an editable install keeps it there
+
+
+def _load() -> ctypes.CDLL | None:
+    for path in _candidates():
+        if not path.is_file():
+            continue
+        try:
+            handle = ctypes.CDLL(str(path))
+        except OSError as error:
+            _log.warning("compcomm: cannot load %s (%s); rebuild it with `pip install -e .`", path, error)
+            continue
+        if handle.cc_abi_version() == ABI:
+            return handle
+        _log.warning("compcomm: %s is from another version; rebuild it with `pip install -e .`", path)
+    _log.warning(
+        "compcomm: no native library; compression runs on torch operators, about ten times slower. Cure: install a C++ "
+        "compiler and CMake, then `pip install --force-reinstall --no-deps compcomm` (in a checkout: `pip install -e .`)."
+    )
+    return None
+
+
+_library = _load()
+
+
+def available() -> bool:
+    """Whether the C++ library is there."""
+    return _library is not None
+
+
+def isa() -> str:
+    """The instruction set in use: "baseline", "avx2", "avx512", or "none" without the library."""
+    return ISAS[_library.cc_isa()] if _library is not None else "none"
+
+
+def isas() -> tuple[str, ...]:
+    """The instruction sets this processor has."""
+    return ISAS[: _library.cc_isa_best() + 1] if _library is not None else ()
+
+
+def set_isa(name: str) -> None:
+    """Use this instruction set from now on (tests, benchmarks); results do not depend on it."""
+    if name not in isas() or _library is None:
+        raise ValueError(f"COMPCOMM_CPU={name!r}: this machine has {', '.join(isas()) or 'no native library'}")
+    _library.cc_isa_set(ISAS.index(name))
+
+
+if _library is not None and os.environ.get("COMPCOMM_CPU"):
+    set_isa(os.environ["COMPCOMM_CPU"])
+
+
+def function(name: str, *argtypes: type) -> Function | None:
+    """A C function that returns int64, or None when there is no library or it lacks this one."""
+    if _library is None or not hasattr(_library, name):
+        return None
+    f = getattr(_library, name)
+    f.argtypes, f.restype = argtypes, ctypes.c_int64
+    return f
+
+
+def encoder(name: str, *argtypes: type) -> Function | None:
+    """A C encoder: the shared leading arguments and then these."""
+    return function(name, *_ENCODE, *argtypes)
+
+
+def decoder(name: str, *argtypes: type) -> Function | None:
+    """A C decoder: the shared leading arguments and then these."""
+    return function(name, *_DECODE, *argtypes)
+
+
+def encode(
+    f: Function,
+    x: Tensor | None,
+    add: Tensor | None,
+    wire: Tensor,
+    table: Tensor,
+    status: Tensor,
+    decay: float,
+    add_scale: float,
+    *rest: float | int,
+) -> int:
+    """Call a C encoder; returns its code (0: done)."""
+    return f(
+        None if x is None else x.data_ptr(),
+        0 if x is None else x.numel(),
+        None if add is None else add.data_ptr(),
+        0 if add is None else add.numel(),
+        wire.data_ptr(),
+        wire.numel(),
+        table.data_ptr(),
+        table.shape[0],
+        status.data_ptr(),
+        status.numel(),
+        decay,
+        add_scale,
+        *rest,
+    )
+
+
+def decode(
+    f: Function, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, *rest: int
+) -> int:
+    """Call a C decoder; returns its code (0: done)."""
+    messages, nbytes = wires.shape
+    return f(
+        wires.data_ptr(),
+        messages,
+        wires.stride(0),
+        nbytes,
+        table.data_ptr(),
+        table.shape[0],
+        skip.data_ptr(),
+        skip.numel(),
+        out.data_ptr(),
+        out.numel(),
+        scale,
+        accumulate,
+        *rest,
+    )
+
+
+__all__ = ["available", "decode", "decoder", "encode", "encoder", "function", "isa", "isas", "set_isa"]

@@ -1,0 +1,87 @@
+"""Sign: one bit per element and one scale per block.
+
+    scale = (sum|y|) / n   (Karimireddy et al. 2019, arXiv:1901.09847)   or   sqrt((sum y^2) / n)
+    value = -scale where y < 0, else +scale;   x <- y - value
+
+Section: one fp32 scale per block, then the bits (1: negative), padded to 4 bytes: ``1 + 32/block`` bits per element.
+``n`` counts the elements really in the block, so padding never enters a scale. The L1 scale is the best one for the
+signs and makes a contraction; the L2 scale keeps the norm and promises nothing. A scale that overflows fp32 is sent as
+zero and sets ``status[0]``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .bits import pack, packed_bytes, unpack
+from .rows import (
+    Row,
+    blocks,
+    ceil_div,
+    check_decode_rows,
+    check_encode_rows,
+    decode,
+    flag,
+    lane_sum,
+    load,
+    pad4,
+    put,
+    rows,
+    take,
+)
+
+
+def section(numel: int, block: int) -> int:
+    """Bytes of a row."""
+    return 4 * ceil_div(numel, block) + pad4(packed_bytes(numel, 1))
+
+
+def sign_encode(
+    x: Tensor,
+    add: Tensor | None,
+    wire: Tensor,
+    table: Tensor,
+    status: Tensor,
+    decay: float,
+    add_scale: float,
+    l2: bool,
+    block: int,
+) -> None:
+    """``wire <- (scales, bits)`` of ``y = decay*x + add_scale*add``, ``x <- y - value``."""
+    check_encode_rows("sign_encode", x, add, wire, table, status, lambda row: section(row.numel, block))
+    for row in rows(table):
+        if row.numel == 0:
+            continue
+        y = load(x, add, row, status, decay, add_scale)
+        padded = blocks(y, block)
+        total = lane_sum(padded * padded if l2 else padded.abs())
+        elements = torch.full_like(total, block)
+        elements[-1] = row.numel - (len(total) - 1) * block
+        scale = total / elements
+        scale = torch.sqrt(scale) if l2 else scale
+        flag(status, 0, ~torch.isfinite(scale))
+        scale = torch.where(torch.isfinite(scale), scale, 0.0)
+        negative = y < 0
+        put(wire, row.wire, scale, pack(negative.to(torch.uint8), 1))
+        x[row.x : row.x + row.numel] = y - _values(negative, scale, block)
+
+
+def _values(negative: Tensor, scale: Tensor, block: int) -> Tensor:
+    size = scale.repeat_interleave(block)[: negative.numel()]
+    return torch.where(negative, -size, size)
+
+
+def sign_decode(
+    wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, block: int
+) -> None:
+    """``out (+)= scale * sum of +-scale_of_block``."""
+    check_decode_rows("sign_decode", wires, table, skip, out, lambda row: section(row.numel, block))
+
+    def values(message: Tensor, row: Row) -> Tensor:
+        count = ceil_div(row.numel, block)
+        scales = take(message, row.wire, count, torch.float32)
+        raw = take(message, row.wire + 4 * count, packed_bytes(row.numel, 1), torch.uint8)
+        return _values(unpack(raw, 1, row.numel) != 0, scales, block)
+
+    decode(wires, table, skip, out, scale, accumulate, values)

@@ -1,0 +1,44 @@
+// Dithers of stochastic rounding: U = (u + 1/2) / 65536 in (0, 1), u sixteen bits of Philox.
+// Element j of a parameter: superblock j/128, lane j%16, vector v = (j%128)/16; u is half v%2 of word v/2 of
+// Philox(counter = (16*superblock + lane, step, rank, 0), key). Sixteen counters make eight vectors without a shuffle.
+#pragma once
+#include "philox.h"
+
+namespace {
+
+struct Dither {
+    enum { SUPERBLOCK = 128, AHEAD = 4 };
+    PhiloxKeys keys;
+    uint32_t step, rank;
+    int64_t lo = 0, hi = 0;  // elements that `u` holds
+    alignas(64) float u[SUPERBLOCK * (AHEAD + 1)];
+
+    Dither(int64_t key, int64_t step_, int64_t rank_) : keys(key), step((uint32_t)step_), rank((uint32_t)rank_) {}
+
+    // The dithers of elements j .. j+n-1 (n <= 512) of a piece that ends at `end`. Draws ahead for short blocks.
+    const float* get(int64_t j, int64_t n, int64_t end) {
+        if (j < lo || j + n > hi) {
+            const int64_t first = j / SUPERBLOCK;
+            int64_t last = ceil(j + n), ahead = first + AHEAD;
+            if (ahead > ceil(end)) ahead = ceil(end);
+            if (ahead > last) last = ahead;
+            for (int64_t s = first; s < last; s++) draw(s, u + (s - first) * SUPERBLOCK);
+            lo = first * SUPERBLOCK, hi = last * SUPERBLOCK;
+        }
+        return u + (j - lo);
+    }
+
+  private:
+    static int64_t ceil(int64_t j) { return (j + SUPERBLOCK - 1) / SUPERBLOCK; }
+    inline __attribute__((always_inline)) void draw(int64_t superblock, float* to) const {
+        const F16 unit = splat(0x1p-16f), half = splat(0x1p-17f);
+        I16 w[4];
+        philox16((uint32_t)(superblock * 16), step, rank, 0, keys, w);
+        for (int i = 0; i < 4; i++) {
+            store(to + 32 * i, to_float(w[i] & splat(0xffff)) * unit + half);
+            store(to + 32 * i + 16, to_float(shr<16>(w[i])) * unit + half);
+        }
+    }
+};
+
+}  // namespace

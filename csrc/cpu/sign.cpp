@@ -1,0 +1,138 @@
+// Sign: one scale per block (mean |y|, or root mean square) and one bit per element. Two passes over a block that fits
+// the first-level cache, one pass over memory.
+#include "decode.h"
+
+namespace {
+
+struct Sign {
+    int64_t block;
+    typedef NoScratch Scratch;
+    struct Source {
+        F16 plus, minus;
+        const uint8_t* p;
+        inline F16 pick(uint16_t m) const {
+#if CC_ISA == 2
+            return {_mm512_mask_blend_ps(m, plus.v, minus.v)};
+#elif CC_ISA == 1
+            const __m256i by = _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24), all = _mm256_set1_epi32(m);
+            const vi top = vi{} + INT32_MIN;  // bit l to the sign position of lane l
+            F16 r;
+            r.p[0] = (vf)((vi)plus.p[0] ^ ((vi)_mm256_sllv_epi32(all, by) & top));
+            r.p[1] = (vf)((vi)plus.p[1] ^ ((vi)_mm256_sllv_epi32(_mm256_srli_epi32(all, 8), by) & top));
+            return r;
+#else
+            static const int32_t lane[16] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
+            I16 bit;
+            memcpy(&bit, lane, 64);
+            return select(lt(splat(0), splat((int32_t)m) & bit), minus, plus);
+#endif
+        }
+        inline F16 at(int64_t i) const { uint16_t m; memcpy(&m, p + i / 8, 2); return pick(m); }
+        inline F16 tail(int64_t i, int n) const {
+            Bytes<2> b = read_tail<2>(p + i / 8, (n + 7) / 8);
+            return pick((uint16_t)(b.b[0] | b.b[1] << 8));
+        }
+    };
+    int64_t section(int64_t numel) const { return 4 * ceil_div(numel, block) + pad4(ceil_div(numel, 8)); }
+    Source source(const uint8_t* section, int64_t blocks, int64_t b, int64_t first, int64_t, NoScratch&) const {
+        float scale;
+        memcpy(&scale, section + 4 * b, 4);
+        return {splat(scale), splat(-scale), section + 4 * blocks + first / 8};
+    }
+};
+
+template <bool ADD, bool L2>
+CC_INLINE float total(const float* x, const float* add, int64_t n, float decay, float add_scale, I16& gradient) {
+    const F16 d = splat(decay), s = splat(add_scale);
+    F16 sum = splat(0.0f);
+    for (int64_t i = 0; i < n; i += 16) {
+        const int m = (int)(n - i < 16 ? n - i : 16);
+        F16 a = m == 16 ? load(x + i) : load(x + i, m), b = a;
+        if (ADD) b = m == 16 ? load(add + i) : load(add + i, m);
+        gradient = gradient | bits(b);
+        F16 y = combine<ADD>(a, b, d, s);
+        sum = sum + (L2 ? y * y : floats(magnitude_bits(y)));
+    }
+    return sum_lanes(sum);
+}
+
+template <bool ADD>
+CC_INLINE void split(float* x, const float* add, int64_t n, float decay, float add_scale, float scale, uint8_t* out) {
+    const F16 d = splat(decay), s = splat(add_scale), plus = splat(scale), minus = splat(-scale), zero = splat(0.0f);
+    for (int64_t i = 0; i < n; i += 16) {
+        const int m = (int)(n - i < 16 ? n - i : 16);
+        F16 a = m == 16 ? load(x + i) : load(x + i, m), b = a;
+        if (ADD) b = m == 16 ? load(add + i) : load(add + i, m);
+        F16 y = combine<ADD>(a, b, d, s);
+        Mask negative = lt(y, zero);
+        F16 left = y - select(negative, minus, plus);
+        uint16_t code = (uint16_t)to_bits(negative);
+        if (m == 16) {
+            memcpy(out + i / 8, &code, 2);
+            store(x + i, left);
+        } else {
+            memcpy(out + i / 8, &code, (size_t)(m + 7) / 8);
+            store(x + i, left, m);
+        }
+    }
+}
+
+template <bool L2> CC_INLINE float scale_of(float sum, int64_t n) {
+    float mean = sum / (float)n;
+    return L2 ? __builtin_sqrtf(mean) : mean;
+}
+
+template <bool ADD, bool L2>
+static inline float encode_block(float* x, const float* add, int64_t n, float decay, float add_scale, uint8_t* out, I16& gradient,
+                          uint8_t* status) {
+    float sum = total<ADD, L2>(x, add, n, decay, add_scale, gradient);
+    if (__builtin_expect(is_finite(sum), 1)) {
+        float scale = scale_of<L2>(sum, n);
+        split<ADD>(x, add, n, decay, add_scale, scale, out);
+        return scale;
+    }
+    // Something is not finite, or the sum overflowed: write the cleaned y over x and look again.
+    Seen seen;
+    I16 unused = splat(0);
+    write_y<ADD>(x, add, n, decay, add_scale, seen);
+    status[0] |= 1;
+    sum = total<false, L2>(x, nullptr, n, 1.0f, 1.0f, unused);
+    float scale = is_finite(sum) ? scale_of<L2>(sum, n) : 0.0f;
+    split<false>(x, nullptr, n, 1.0f, 1.0f, scale, out);
+    return scale;
+}
+
+template <bool L2> int64_t encode(CC_ENCODE_PARAMS, int64_t block) {
+    for (int64_t r = 0; r < nrows; r++) {
+        const cc_row row = rows[r];
+        const Sign format{block};
+        if (!encode_row_fits(row, x_numel, add ? add_numel : 2 * MAX_NUMEL, wire_bytes, status_numel, 0, true) ||
+            !inside(row.wire, format.section(row.numel), wire_bytes))
+            return CC_BAD_ROW(r);
+        const int64_t blocks = ceil_div(row.numel, block), bytes = ceil_div(row.numel, 8);
+        uint8_t *scales = wire + row.wire, *codes = scales + 4 * blocks;
+        float *px = x + row.x;
+        const float* pa = add && row.add >= 0 ? add + row.add : nullptr;
+        I16 gradient = splat(0);
+        for (int64_t b = 0, i = 0; b < blocks; b++, i += block) {
+            const int64_t n = row.numel - i < block ? row.numel - i : block;
+            float scale = pa ? encode_block<true, L2>(px + i, pa + i, n, decay, add_scale, codes + i / 8, gradient, status)
+                             : encode_block<false, L2>(px + i, nullptr, n, decay, add_scale, codes + i / 8, gradient, status);
+            memcpy(scales + 4 * b, &scale, 4);
+        }
+        memset(codes + bytes, 0, (size_t)(pad4(bytes) - bytes));
+        if (or_lanes(gradient) & 0x7fffffff) status[1 + row.index] |= 1;
+    }
+    return 0;
+}
+
+}  // namespace
+
+CC_KERNEL(cc_sign_encode, (CC_ENCODE_PARAMS, int l2, int64_t block), (CC_ENCODE_ARGS, l2, block)) {
+    if (block <= 0 || block % 16) return CC_BAD_PARAMETER;
+    return l2 ? encode<true>(CC_ENCODE_ARGS, block) : encode<false>(CC_ENCODE_ARGS, block);
+}
+CC_KERNEL(cc_sign_decode, (CC_DECODE_PARAMS, int64_t block), (CC_DECODE_ARGS, block)) {
+    if (block <= 0 || block % 16) return CC_BAD_PARAMETER;
+    return decode_all(Sign{block}, CC_DECODE_ARGS);
+}
