@@ -31,6 +31,7 @@ from .rows import (
     load,
     pad4,
     put,
+    root,
     rows,
     take,
 )
@@ -82,7 +83,7 @@ def _quantise(
 ) -> tuple[Tensor, Tensor]:
     """Steps ``[blocks]`` and signed codes ``[blocks, block]``."""
     y = blocks(y, block)
-    norm = torch.sqrt(lane_sum(y * y)) if norm2 else y.abs().amax(1)
+    norm = root(lane_sum(y * y)) if norm2 else y.abs().amax(1)
     top = torch.full_like(norm, levels)  # a tensor: dividing by a Python number may become a product on some devices
     inverse, steps = top / norm, norm / top * gain
     small, good = norm < TINY, torch.isfinite(norm) & torch.isfinite(top * steps)

@@ -137,6 +137,11 @@ def blocks(y: Tensor, block: int) -> Tensor:
     return torch.nn.functional.pad(y, (0, count * block - y.numel())).view(count, block)
 
 
+def root(values: Tensor) -> Tensor:
+    """The correctly rounded square root: torch's own fp32 root is off by one bit on some processors."""
+    return torch.sqrt(values.to(torch.float64)).to(torch.float32)
+
+
 def lane_sum(values: Tensor) -> Tensor:
     """Sums of ``[blocks, block]`` by the fixed tree: 16 lanes in order, then halved 8, 4, 2, 1 apart.
 

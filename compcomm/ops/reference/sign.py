@@ -27,6 +27,7 @@ from .rows import (
     load,
     pad4,
     put,
+    root,
     rows,
     take,
 )
@@ -59,7 +60,7 @@ def sign_encode(
         elements = torch.full_like(total, block)
         elements[-1] = row.numel - (len(total) - 1) * block
         scale = total / elements
-        scale = torch.sqrt(scale) if l2 else scale
+        scale = root(scale) if l2 else scale
         flag(status, 0, ~torch.isfinite(scale))
         scale = torch.where(torch.isfinite(scale), scale, 0.0)
         negative = y < 0
