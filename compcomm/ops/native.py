@@ -27,20 +27,20 @@ Function = Callable[..., int]
 
 
 def _candidates() -> list[Path]:
+    """Where the library may be: in the package, beside an editable install, or built by hand in a checkout."""
     forced = os.environ.get("COMPCOMM_LIBRARY")
     if forced:
         return [Path(forced)]
     package = Path(__file__).resolve().parents[1]
-    found = [package / "_lib" / _NAME]
-    if (package.parent / "csrc" / "CMakeLists.txt").exists():  # a checkout: what was built by hand is the newest
-        found = [package.parent / "build" / _NAME, *found]
-    return found + [Path(p) / "compcomm" / "_lib" / _NAME for p in sys.path if p]  # an editable install keeps it there
+    folders = [package / "_lib", *(Path(p) / "compcomm" / "_lib" for p in sys.path if p)]
+    if (package.parent / "csrc" / "CMakeLists.txt").exists():
+        folders.append(package.parent / "build")
+    found = {folder / _NAME for folder in folders if (folder / _NAME).is_file()}
+    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
 def _load() -> ctypes.CDLL | None:
     for path in _candidates():
-        if not path.is_file():
-            continue
         try:
             handle = ctypes.CDLL(str(path))
         except OSError as error:
