@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from . import dense as _dense  # noqa: F401  (registers)
 from . import native
+from . import sparse as _sparse  # noqa: F401
 from .schema import backend, current_backend
 
 __all__ = ["backend", "current_backend", "native"]

@@ -119,7 +119,7 @@ CC_KERNEL(cc_randk_encode, (CC_ENCODE_PARAMS, const float* gain, int64_t step), 
 CC_KERNEL(cc_randk_decode, (CC_DECODE_PARAMS, int64_t step), (CC_DECODE_ARGS, step)) {
     for (int64_t i = 0; i < nrows; i++) {
         const cc_row& r = rows[i];
-        if (r.x < 0) continue;
+        if (r.x == -1) continue;
         if (!randk_row_valid(r) || !decode_row_fits(r, out_numel, wire_bytes, skip_numel, 4 * r.k)) return CC_BAD_ROW(i);
         float* own = out + r.x;
         if (!accumulate) memset(own, 0, sizeof(float) * (size_t)r.numel);

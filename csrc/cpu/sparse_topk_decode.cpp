@@ -61,7 +61,7 @@ static int64_t check(const uint8_t* wires, int64_t messages, int64_t stride, int
                      int64_t nrows, const uint8_t* skip, int64_t skip_numel, int64_t out_numel) {
     for (int64_t i = 0; i < nrows; i++) {
         const cc_row& r = rows[i];
-        if (r.x < 0) continue;
+        if (r.x == -1) continue;
         if (!topk_row_valid(r) || !inside(r.x, r.numel, out_numel) || !inside(r.wire, topk_bytes(r), wire_bytes))
             return CC_BAD_ROW(i);
         if (skip && (r.index < 0 || r.index >= skip_numel)) return CC_BAD_ROW(i);
@@ -78,7 +78,7 @@ CC_KERNEL(cc_topk_decode, (CC_DECODE_PARAMS), (CC_DECODE_ARGS)) {
     int64_t code = check(wires, messages, stride, wire_bytes, rows, nrows, skip, skip_numel, out_numel);
     for (int64_t i = 0; code == 0 && i < nrows; i++) {
         const cc_row& r = rows[i];
-        if (r.x >= 0) decode_row(wires, skip[r.index] ? 0 : messages, stride, r, out + r.x, scale, accumulate != 0);
+        if (r.x != -1) decode_row(wires, skip[r.index] ? 0 : messages, stride, r, out + r.x, scale, accumulate != 0);
     }
     return code;
 }
@@ -89,7 +89,7 @@ CC_KERNEL(cc_topk_zero,
     int64_t code = check(wire, 1, wire_bytes, wire_bytes, rows, nrows, nullptr, 0, out_numel);
     for (int64_t i = 0; code == 0 && i < nrows; i++) {
         const cc_row& r = rows[i];
-        if (r.x < 0) continue;
+        if (r.x == -1) continue;
         const loose32* counts = (const loose32*)(wire + r.wire);
         const loose16* offset = (const loose16*)(wire + r.wire + 4 * topk_blocks(r));
         float* block = out + r.x;

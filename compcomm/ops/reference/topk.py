@@ -1,0 +1,136 @@
+"""Top-k: the k elements of largest magnitude of each row, exactly, with 16-bit offsets.
+
+Section of a row of ``n`` elements (blocks of 65,536), little-endian:
+
+    ceil(n / 65536) x u32   how many elements are kept in each block
+    k x u16                 their offsets inside their block, ascending; padded to 4 bytes
+    k x fp32                their values, in the same order
+
+``48 + 32 * ceil(n / 65536) / k`` bits per kept element. The value is ``y`` itself, so ``x`` becomes 0 at the kept
+elements and ``|x - C(x)|^2 <= (1 - k/n) |x|^2`` (Stich, Cordonnier, Jaggi 2018, arXiv:1809.07599, equation 5).
+Magnitudes are compared as the bits of ``|y|`` (the order of floats, denormals included) and ties go to the lowest
+index, so every backend keeps the same elements. What comes from a peer is checked before it is used as an index.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .rows import Row, ceil_div, check_decode_rows, check_encode_rows, load, pad4, put, rows, take
+
+BLOCK = 65536
+MAX_NUMEL = 2**31 - 1
+
+
+def section(row: Row) -> int:
+    """Bytes of a row."""
+    return _values_at(row) + 4 * row.k
+
+
+def _offsets_at(row: Row) -> int:
+    return 4 * ceil_div(row.numel, BLOCK)
+
+
+def _values_at(row: Row) -> int:
+    return _offsets_at(row) + pad4(2 * row.k)
+
+
+def _check_k(op: str, table: Tensor, *, decoding: bool) -> None:
+    for r, row in enumerate(rows(table)):
+        if decoding and row.x == -1:
+            continue
+        if not 0 <= row.numel <= MAX_NUMEL:
+            raise ValueError(f"compcomm.{op}: table row {r}: numel (column 2) is {row.numel}; 0..2^31-1 is possible")
+        if not 0 <= row.k <= row.numel:
+            raise ValueError(
+                f"compcomm.{op}: table row {r}: k (column 6) is {row.k}, but must lie in 0..numel = {row.numel}"
+            )
+
+
+def topk_encode(
+    x: Tensor,
+    add: Tensor | None,
+    wire: Tensor,
+    table: Tensor,
+    status: Tensor,
+    decay: float,
+    add_scale: float,
+    hint: Tensor | None,
+) -> None:
+    """``wire <- the k largest |y|`` of ``y = decay*x + add_scale*add``; ``x <- y`` with zeros where it was sent.
+
+    ``hint[row] <- the k-th largest |y|`` (0 where k is 0). What it was before may only make a fast kernel faster.
+    """
+    _check_k("topk_encode", table, decoding=False)
+    check_encode_rows("topk_encode", x, add, wire, table, status, section)
+    for r, row in enumerate(rows(table)):
+        y = load(x, add, row, status, decay, add_scale)
+        magnitude = y.view(torch.int32) & 0x7FFFFFFF
+        largest = torch.sort(magnitude, descending=True, stable=True).indices[: row.k]
+        if hint is not None:
+            hint[r] = y[largest[-1]].abs() if row.k else 0.0
+        kept = largest.sort().values
+        counts = torch.bincount(kept // BLOCK, minlength=ceil_div(row.numel, BLOCK)).to(torch.int32)
+        offsets = torch.stack((kept % 256, kept // 256 % 256), dim=1).to(torch.uint8)
+        put(wire, row.wire, counts)
+        put(wire, row.wire + _offsets_at(row), offsets)
+        put(wire, row.wire + _values_at(row), y[kept])
+        y[kept] = 0.0
+        x[row.x : row.x + row.numel] = y
+
+
+def _indices(message: Tensor, row: Row, where: str) -> Tensor:
+    """The kept indices of a section, ascending; RuntimeError where the section cannot be true."""
+    counts = take(message, row.wire, ceil_div(row.numel, BLOCK), torch.int32).long()
+    block = torch.arange(counts.numel(), device=message.device)
+    room = (row.numel - block * BLOCK).clamp(max=BLOCK)
+    if bool(((counts < 0) | (counts > room)).any()) or int(counts.sum()) != row.k:
+        raise RuntimeError(f"{where}: the counts per block do not describe {row.k} of {row.numel} elements")
+    low, high = take(message, row.wire + _offsets_at(row), 2 * row.k, torch.uint8).long().view(-1, 2).unbind(1)
+    kept = torch.repeat_interleave(block, counts) * BLOCK + low + 256 * high
+    if bool((kept[1:] <= kept[:-1]).any()) or bool((kept >= row.numel).any()):
+        raise RuntimeError(f"{where}: the offsets do not ascend inside {row.numel} elements")
+    return kept
+
+
+def _corrupt(op: str, message: int, r: int) -> str:
+    return (
+        f"compcomm.{op}: message {message}, table row {r}: the top-k section is corrupt, or its sender uses another "
+        "layout or configuration; nothing was decoded"
+    )
+
+
+def topk_decode(wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool) -> None:
+    """``out[i] = out[i] + v*scale`` for each message in order, on rows that begin at zero unless ``accumulate``.
+
+    All sections are checked before the first write. RuntimeError names the message and the row of a corrupt one.
+    """
+    _check_k("topk_decode", table, decoding=True)
+    check_decode_rows("topk_decode", wires, table, skip, out, section)
+    skipped = [int(entry) for entry in skip.cpu()]
+    present = [(r, row) for r, row in enumerate(rows(table)) if row.x != -1]
+    kept = {
+        (m, r): _indices(message, row, _corrupt("topk_decode", m, r))
+        for r, row in present
+        if not skipped[row.index]
+        for m, message in enumerate(wires)
+    }
+    for r, row in present:
+        target = out[row.x : row.x + row.numel]
+        if not accumulate:
+            target.zero_()
+        for m, message in enumerate(wires):
+            if (at := kept.get((m, r))) is not None:
+                target[at] = target[at] + take(message, row.wire + _values_at(row), row.k, torch.float32) * scale
+
+
+def topk_zero(wires: Tensor, table: Tensor, out: Tensor) -> None:
+    """``out[i] = 0`` at the kept elements of the one message: what was sent is cleared, as momentum masks need."""
+    _check_k("topk_zero", table, decoding=True)
+    skip = torch.zeros(1 + max((row.index for row in rows(table)), default=0), dtype=torch.uint8)
+    check_decode_rows("topk_zero", wires, table, skip, out, section)
+    present = [(r, row) for r, row in enumerate(rows(table)) if row.x != -1]
+    kept = [_indices(wires[0], row, _corrupt("topk_zero", 0, r)) for r, row in present]
+    for (_, row), at in zip(present, kept, strict=True):
+        out[row.x : row.x + row.numel][at] = 0.0

@@ -1,0 +1,96 @@
+"""The ops whose payload holds k elements per row: top-k and rand-k, encode and decode.
+
+Their formulas and wire layouts are in ``reference/topk.py`` and ``reference/randk.py``; here each op gets its schema,
+its checks and its C function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import checks, native
+from .dense import INPUT, OUTPUT
+from .native import LONG, POINTER
+from .reference.randk import randk_decode, randk_encode, randk_indices
+from .reference.topk import topk_decode, topk_encode, topk_zero
+from .schema import register
+
+
+def _check_topk_encode(op: str, *args: Any) -> None:
+    checks.encode(op, *args[:5])
+    checks.flat(op, "hint", args[7], checks.F32, args[3].shape[0])
+
+
+def _check_topk_zero(op: str, wires: Tensor, table: Tensor, out: Tensor) -> None:
+    checks.decode(op, wires, table, torch.empty(0, dtype=torch.uint8), out)
+    if wires.shape[0] != 1:
+        raise ValueError(f"compcomm.{op}: wires has {wires.shape[0]} messages; pass your own one, wire.unsqueeze(0)")
+
+
+def _check_randk_encode(op: str, *args: Any) -> None:
+    checks.encode(op, *args[:5])
+    checks.flat(op, "gain", args[7], checks.F32, args[3].shape[0])
+
+
+def _check_decode(op: str, *args: Any) -> None:
+    checks.decode(op, *args[:4])
+
+
+def _topk_encode() -> Callable[..., int] | None:
+    f = native.encoder("cc_topk_encode", POINTER)
+    if f is None:
+        return None
+
+    def call(*args: Any) -> int:
+        hint: Tensor | None = args[7]
+        return native.encode(f, *args[:7], 0 if hint is None else hint.data_ptr())
+
+    return call
+
+
+def _topk_zero() -> Callable[..., int] | None:
+    f = native.function("cc_topk_zero", POINTER, LONG, POINTER, LONG, POINTER, LONG)
+    if f is None:
+        return None
+
+    def call(wires: Tensor, table: Tensor, out: Tensor) -> int:
+        return f(wires.data_ptr(), wires.shape[1], table.data_ptr(), table.shape[0], out.data_ptr(), out.numel())
+
+    return call
+
+
+def _randk_encode() -> Callable[..., int] | None:
+    f = native.encoder("cc_randk_encode", POINTER, LONG)
+    if f is None:
+        return None
+
+    def call(*args: Any) -> int:
+        gain: Tensor = args[7]
+        return native.encode(f, *args[:7], gain.data_ptr(), args[8])
+
+    return call
+
+
+def _fake_indices(key: int, numel: int, k: int, offset: int, step: int) -> Tensor:
+    return torch.empty(k, dtype=torch.int64)
+
+
+def _decoder(name: str, *argtypes: type) -> Callable[..., int] | None:
+    f = native.decoder(f"cc_{name}", *argtypes)
+    return None if f is None else lambda *args: native.decode(f, *args)
+
+
+register(f"topk_encode({INPUT}, Tensor(d!)? hint) -> ()", topk_encode, _topk_encode(), _check_topk_encode)
+register(f"topk_decode({OUTPUT}) -> ()", topk_decode, _decoder("topk_decode"), _check_decode)
+register("topk_zero(Tensor wires, Tensor table, Tensor(a!) out) -> ()", topk_zero, _topk_zero(), _check_topk_zero)
+register(f"randk_encode({INPUT}, Tensor gain, int step) -> ()", randk_encode, _randk_encode(), _check_randk_encode)
+register(f"randk_decode({OUTPUT}, int step) -> ()", randk_decode, _decoder("randk_decode", LONG), _check_decode)
+register(
+    "randk_indices(int key, int numel, int k, int offset, int step) -> Tensor",
+    randk_indices,
+    fake=_fake_indices,
+)
