@@ -132,7 +132,15 @@ class TwoPhase(Route):
         if flags.zero:
             second.decode_add_(server, skip=1 - flags.skip)
         kept = Sent(second, flags.skip if flags.zero else None)
-        return Reduced(result.sent, result.error, lambda: kept.add_(server))
+
+        def undo() -> None:
+            # The workers take their payloads back, so the owner keeps neither their mean nor what it sent of it.
+            kept.add_(server)
+            for s in server.layout.segments:
+                at = owned.position(s)
+                server.flat[s.start : s.stop] -= mean.flat[at : at + s.numel]
+
+        return Reduced(result.sent, result.error, undo)
 
 
 @lru_cache(maxsize=4096)
