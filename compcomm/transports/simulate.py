@@ -44,8 +44,12 @@ class Simulator:
                     rank, self.world, self.steps, b, self.seed, self.unscale, True, True, old.arena
                 )  # fmt: skip
                 contexts.append(ctx)
-                x = Bucket(buckets[rank][b].flat.clone(), buckets[rank][b].layout)
-                out = x if outs is None else outs[rank][b]
+                flat, layout = buckets[rank][b]
+                if outs is None:
+                    x = out = Bucket(flat.clone(), layout)
+                else:  # no allocation: fresh memory costs more than the kernels
+                    x = Bucket(ctx.buffer("input", flat.numel(), flat.dtype).copy_(flat), layout)
+                    out = outs[rank][b]
                 means[rank].append(out)
                 self.stores[rank].declare(x.layout)
                 group.append(flow(self.reducer, x, State(self.stores[rank], x.layout), ctx, out))
