@@ -174,6 +174,22 @@ class TestRate:
 
 @lab
 class TestEnd:
+    @pytest.mark.parametrize("end", ["os._exit(0)", "os.kill(os.getpid(), 9)"])
+    def test_a_host_outlives_its_process(self, end: str) -> None:
+        """What was sent before the end arrives, then the peer hears that the connection is closed."""
+        script = (
+            "import os, socket, time\n"
+            "if os.environ['RANK'] == '0':\n"
+            "    server = socket.create_server(('', 5000)); peer, _ = server.accept()\n"
+            f"    peer.sendall(bytes(200_000)); {end}\n"
+            "while (peer := socket.socket()).connect_ex(('10.77.0.1', 5000)): time.sleep(0.02)\n"
+            "peer.settimeout(5); got = 0\n"
+            "while data := peer.recv(1 << 16): got += len(data)\n"
+            "print('got', got)\n"
+        )
+        done = netlab("--rate", "20mbit", script=script)
+        assert "[1] got 200000" in done.stdout, done.stderr
+
     def test_first_bad_exit_code_and_grace(self) -> None:
         script = (
             "import os, signal, sys, time\n"
