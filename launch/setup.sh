@@ -65,7 +65,7 @@ stamp=.venv/compcomm-$extras.sha256
 if [ "$(cat "$stamp" 2>/dev/null)" != "$sum" ]; then
     say "installing compcomm[$extras]: the first time it takes minutes, most of them for torch"
     quiet=()
-    [ -t 2 ] && [ -z "${CI:-}" ] || quiet=(--quiet --progress-bar off)
+    [ -t 2 ] && [ -z "${CI:-}" ] || quiet=(--quiet --quiet --progress-bar off) # errors alone
     .venv/bin/python -m pip install "${quiet[@]}" --no-input --disable-pip-version-check --root-user-action ignore \
         -c launch/constraints.txt -e ".[$extras]" >&2
     printf '%s\n' "$sum" >"$stamp"

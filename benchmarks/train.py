@@ -1,0 +1,156 @@
+"""Trains a small model with each reducer for the same time (or steps), and compares: loss, traffic, time to a loss.
+
+    launch/netlab --hosts 2 --rate 100mbit --rank0-raw -- python benchmarks/train.py --task charlm --seconds 40 \
+        --reducer "Exact()" --reducer "ErrorFeedback(QSGD(bits=4, rounding='nearest'))" --json train.json
+    torchrun --nproc-per-node 2 benchmarks/train.py --task digits --steps 200 --reducer "Exact()" --reducer None
+
+All reducers get the same seed, model, batches and learning rates; the first one sets the target, the loss that it ends
+with. `None` is DDP without a hook. On loopback `--link 100mbit` adds what a cost model says of such a link: the
+measured step, and the payload at that rate after it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import compcomm as cc
+from common import write
+from compcomm.report import plots, tables
+from compcomm.report.extras import need
+from compcomm.report.metrics import at, first_crossing
+from loop import Budget, train
+from ranks import Ranks, link, ranks
+from tasks import load
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    options = arguments()
+    with ranks() as here:
+        reducers = [None if text in ("None", "ddp") else cc.parse(text) for text in options.reducer]
+        task, budget = load(options.task), Budget(options.seconds, options.steps)
+        rows: list[Row] = []
+        if here.first:
+            print(f"{task.name} on {task.data}; {here.world} workers, {link()}", flush=True)
+        with Bar(here, len(reducers)) as bar:
+            for reducer in reducers:
+                bar.next("None" if reducer is None else repr(reducer))
+                rows.append(train(task, reducer, budget, here, bar.show, seed=options.seed))
+                bar.done(rows[-1])
+        compare(rows)
+        if options.link and here.world > 1:
+            predict(rows, options.link, options.seconds)
+        if here.first:
+            report(rows, options, task.data)
+
+
+def compare(rows: Sequence[Row]) -> None:
+    """Seconds in which each run reaches the loss that the first one ends with, and how much sooner that is."""
+    target = rows[0]["loss"]
+    for row in rows:
+        row["target"] = target
+        row["seconds_to_target"] = first_crossing([p[0] for p in row["curve"]], [p[3] for p in row["curve"]], target)
+        row["speedup"] = ratio(rows[0]["seconds_to_target"], row["seconds_to_target"])
+
+
+def predict(rows: Sequence[Row], name: str, seconds: float | None) -> None:
+    """What runs measured here would take on a link of that rate: step by step, the time measured + 8 payload / rate.
+
+    No overlap is assumed. The target is then the loss that the first run has when its predicted time is up.
+    """
+    bits = float(name.removesuffix("bit")[:-1]) * {"k": 1e3, "m": 1e6, "g": 1e9}[name.removesuffix("bit")[-1]]
+    paces = [row["seconds_per_step"] + 8 * row["payload_bytes_per_step"] / bits for row in rows]
+    curves = [([p[2] for p in row["curve"]], [p[3] for p in row["curve"]]) for row in rows]
+    last = rows[0]["steps"] if seconds is None else seconds / paces[0]
+    target = at(*curves[0], last)
+    first = None
+    for row, pace, (steps, loss) in zip(rows, paces, curves, strict=True):
+        reached = first_crossing(steps, loss, target)
+        needed = None if reached is None else reached * pace
+        first = first or needed
+        row["predicted"] = {
+            "link": name,
+            "target": target,
+            "seconds_per_step": pace,
+            "seconds_to_target": needed,
+            "speedup": ratio(first, needed),
+        }
+
+
+def ratio(first: float | None, own: float | None) -> float | None:
+    return first / own if first and own else None
+
+
+def report(rows: list[Row], options: argparse.Namespace, data: str) -> None:
+    """The table, and the files that were asked for."""
+    title = f"{options.task}: validation loss of {rows[0]['world_size']} workers, {link()}"
+    note = (
+        f"bytes/step: what the network card counts, per worker. s to target: until the loss is "
+        f"{rows[0]['target']:.4f}, with which {rows[0]['reducer']} ends."
+    )
+    console = need("rich.console", "train.py").Console(width=None if sys.stdout.isatty() else 160)
+    console.print(tables.training(rows, title, note))
+    if options.json:
+        write(options.json, "train", rows, task=options.task, data=data, link=link(), seed=options.seed)
+        print(f"written: {options.json}")
+    if options.plot:
+        print(f"written: {plots.training(rows, options.plot, title)}", flush=True)
+
+
+class Bar:
+    """Progress on rank 0: a bar on a terminal, one line per reducer elsewhere."""
+
+    def __init__(self, here: Ranks, reducers: int) -> None:
+        self.first, self.reducers, self.bar, self.task = here.first, reducers, None, None
+        if here.first and sys.stdout.isatty():
+            rich = need("rich.progress", "train.py")
+            self.bar = rich.Progress(
+                rich.TextColumn("{task.description}"),
+                rich.BarColumn(),
+                rich.TaskProgressColumn(),
+                rich.TextColumn("loss {task.fields[loss]:.3f}"),
+                rich.TimeElapsedColumn(),
+                refresh_per_second=2,  # drawing takes time from the rank that is measured
+            )
+
+    def __enter__(self) -> Bar:
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def next(self, name: str) -> None:
+        if self.bar:
+            self.task = self.bar.add_task(name, total=1.0, loss=float("nan"))
+
+    def show(self, share: float, loss: float) -> None:
+        if self.bar:
+            self.bar.update(self.task, completed=share, loss=loss)
+
+    def done(self, row: Row) -> None:
+        if self.first and not self.bar:
+            print(f"{row['reducer']}: {row['steps']} steps in {row['seconds']:.1f} s, loss {row['loss']:.4f}", flush=True)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("--task", default="charlm", help="charlm or digits")
+    parser.add_argument("--reducer", action="append", required=True, help="as in Python; repeat for more; None: no hook")
+    parser.add_argument("--seconds", type=float, help="training time of each reducer")
+    parser.add_argument("--steps", type=int, help="instead: training steps of each reducer")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", help="file for the rows")
+    parser.add_argument("--plot", help="PNG file for the curves")
+    parser.add_argument("--link", help="add the cost model's times for a link of this rate, as in 100mbit")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

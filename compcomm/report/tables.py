@@ -1,0 +1,87 @@
+"""Tables of runs for the terminal. Needs rich (`compcomm[bench]`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from .extras import need
+
+Row = Mapping[str, Any]
+
+
+def number(value: float | None, unit: str = "") -> str:
+    """Three digits that matter, with k, M or G where the number is long; a dash for None.
+
+    >>> number(0.04321, " s"), number(1_234_567, "B"), number(None), number(0.0)
+    ('0.0432 s', '1.23 MB', '-', '0')
+    """
+    if value is None:
+        return "-"
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= size:
+            return f"{value / (1e3 if letter == 'k' else size):.3g} {letter}{unit.strip()}"
+    return f"{value:.3g}{unit}" if abs(value) < 1000 else f"{value:.0f}{unit}"
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], note: str = "") -> Any:
+    """A rich table: the first column is a name and never cut, the others are numbers."""
+    made = need("rich.table", "table").Table(title=title, caption=note or None, title_justify="left")
+    for i, name in enumerate(columns):
+        made.add_column(name, justify="right" if i else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def training(rows: Sequence[Row], title: str, note: str = "") -> Any:
+    """Rows of ``benchmarks/train.py``: loss, steps, traffic, and the time to the loss that the first row ends with."""
+    predicted = any("predicted" in row for row in rows)
+    columns = ["reducer", "loss", "steps", "bytes/step", "s/step", "s to target", "speed-up"]
+    if predicted:
+        link = next(row["predicted"]["link"] for row in rows if "predicted" in row)
+        columns += [f"s/step at {link} (model)", f"s to target at {link} (model)", f"speed-up at {link} (model)"]
+    lines: list[list[str]] = []
+    for row in rows:
+        line = [
+            row["reducer"],
+            f"{row['loss']:.4f}",
+            str(row["steps"]),
+            number(row["bytes_per_step"], "B"),
+            number(row["seconds_per_step"]),
+            number(row["seconds_to_target"]),
+            times(row["speedup"]),
+        ]
+        if predicted:
+            model = row["predicted"]
+            line += [number(model["seconds_per_step"]), number(model["seconds_to_target"]), times(model["speedup"])]
+        lines.append(line)
+    return table(title, columns, lines, note)
+
+
+def exchange(rows: Sequence[Row], title: str, note: str = "") -> Any:
+    """Rows of ``benchmarks/exchange.py``: the time to average one gradient, its traffic, and its error."""
+    columns = ["reducer", "hints", "seconds", "half of all", "bytes", "payload", "relative error", "speed-up"]
+    lines = [
+        [
+            row["reducer"],
+            "cold" if row["cold"] else "",
+            number(row["seconds"]),
+            f"{number(row['seconds_spread'][0])} to {number(row['seconds_spread'][1])}",
+            number(row["bytes_sent"], "B"),
+            number(row["payload_bytes"], "B"),
+            number(row["relative_error"]),
+            times(row["speedup"]),
+        ]
+        for row in rows
+    ]
+    return table(title, columns, lines, note)
+
+
+def times(factor: float | None) -> str:
+    """A ratio of times.
+
+    >>> times(2.5), times(None)
+    ('2.5x', '-')
+    """
+    return "-" if factor is None else f"{factor:.3g}x"
