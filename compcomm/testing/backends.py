@@ -1,0 +1,35 @@
+"""Backends: the plain PyTorch reference is the truth, and the native kernels answer to it bit for bit."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import ops
+from ..bucket import Bucket, Layout
+from ..compressor import Compressor
+from ..rng import Rng
+from .inputs import SIZES, coding, vectors
+from .trip import accepts
+from .verdict import demand, same_bits
+
+
+def gives_the_same_bits_on_every_backend(c: Compressor) -> None:
+    """Bytes, values, errors and flags of every backend are those of the reference."""
+    if not ops.native.available():
+        return
+    c = coding(c)
+    rng = Rng(seed=2, step=70_000, rank=3)
+    for n in [n for n in (*SIZES, 5000) if accepts(c, n)]:
+        layout = Layout.of([("w", (1, n)), ("b", (5,))])
+        for name, g in vectors(n + 5).items():
+            x = vectors(n + 5, 4)["lognormal"] * float(g.abs().mean())
+            results: list[tuple[torch.Tensor, ...]] = []
+            for backend in ("reference", "native"):
+                with ops.backend(backend):
+                    held = Bucket(x.clone(), layout)
+                    sent = c.encode_(held, rng, add=Bucket(g, layout), decay=0.75, add_scale=0.3)
+                    out = sent.dense(layout)
+                    c.decode_(torch.stack((sent.wire, sent.wire)), out, rng, sent.packing, scale=0.7, accumulate=True)
+                results.append((sent.wire, held.flat, out.flat, sent.status))
+            for what, truth, found in zip(("bytes", "error", "value", "status"), *results, strict=True):
+                demand(same_bits(truth, found), c, f"native {what} is wrong on {name} of {n} elements.")

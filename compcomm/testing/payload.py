@@ -1,0 +1,133 @@
+"""Payloads: as long as declared, decoded to what was sent, and honest about what was not."""
+
+from __future__ import annotations
+
+import torch
+
+from ..bucket import Bucket, Layout, Segment
+from ..compressor import Compressor
+from ..rng import Rng
+from ..wire import pack
+from .inputs import SIZES, coding, vectors
+from .trip import accepts, nothing_skipped, trip
+from .verdict import demand, same_bits
+
+SEED = Rng(seed=11, step=3, rank=1)
+
+
+def sends_the_bytes_it_declares(c: Compressor) -> None:
+    """A message is its header and ``section(numel)`` bytes; all of them are written, and no byte beside them."""
+    c = coding(c)
+    for n in filter(lambda n: accepts(c, n), SIZES):
+        layout = Layout.of([("w", (1, n))])
+        packing = pack(c, layout)
+        size = c.section(n)
+        demand(size >= 0, c, f"section({n}) = {size} bytes.")
+        demand(packing.nbytes == packing.header + -(-size // 4) * 4, c, f"the message of {n} elements is not as long.")
+        y = vectors(n)["gaussian"]
+        wires = [torch.full((packing.nbytes + 64,), fill, dtype=torch.uint8) for fill in (0xA5, 0x5A)]
+        for wire in wires:
+            c.encode_(Bucket(y.clone(), layout), SEED, wire=wire[: packing.nbytes], packing=packing)
+        body = slice(packing.header, packing.header + size)
+        demand(torch.equal(wires[0][body], wires[1][body]), c, f"not every byte of section({n}) is written.")
+        for wire, fill in zip(wires, (0xA5, 0x5A), strict=True):
+            outside = torch.cat((wire[: packing.header], wire[packing.nbytes :]))
+            demand((outside == fill).all(), c, f"bytes outside section({n}) are written.")
+
+
+def keeps_what_it_did_not_send(c: Compressor) -> None:
+    """x holds exactly y - decode(encode(y)), whatever the input; zeros give zero; nothing becomes NaN."""
+    c = coding(c)
+    for n in filter(lambda n: accepts(c, n), SIZES):
+        tiny = torch.full((n,), 1e-41)
+        extremes = {"zeros": torch.zeros(n), "denormals": tiny, "negative denormals": -tiny}
+        for name, y in (vectors(n) | extremes).items():
+            t = trip(c, y, SEED)
+            demand(t.value.isfinite().all(), c, f"decodes {name} of {n} elements to NaN or infinity.")
+            demand(same_bits(t.error, y - t.value), c, f"x is not y - decode(payload) on {name} of {n} elements.")
+            flagged = bool(t.payload.status[0] != 0)  # what a 16-bit number cannot hold may be reported
+            demand(not flagged or name == "huge", c, f"calls {name} of {n} elements non-finite.")
+            demand((t.payload.status[1] != 0) == bool((y != 0).any()), c, f"the zero flag is wrong on {name}.")
+            demand(name != "zeros" or not t.value.any(), c, f"decodes zeros to {t.value.unique().tolist()}.")
+
+
+def adds_the_gradient_on_the_way(c: Compressor) -> None:
+    """With ``add``: y = decay*x + add_scale*add, rounded after each operation; ``add`` is only read."""
+    c = coding(c)
+    for n in filter(lambda n: accepts(c, n), (1, 17, 513, 1000)):
+        layout, at = Layout.of([("w", (1, n))]), Layout([Segment("w", (1, n), 5, 5 + n)], n + 8)
+        x, g = vectors(n, 1)["gaussian"], vectors(n, 2)["student-t"]
+        for decay, scale in ((1.0, 1.0), (0.9, 0.1), (1.0, 2.0**-16), (0.0, 1.0)):
+            flat = torch.zeros(n + 8)
+            flat[5 : 5 + n] = g
+            held, given = Bucket(x.clone(), layout), flat.clone()
+            payload = c.encode_(held, SEED, add=Bucket(given, at), decay=decay, add_scale=scale)
+            y = x * decay + g * scale
+            alone = trip(c, y, SEED)
+            demand(same_bits(held.flat, alone.error), c, f"encode(x, add, {decay=}, {scale=}) is not encode(y).")
+            demand(same_bits(payload.dense(layout).flat, alone.value), c, f"{decay=}, {scale=} changes what is sent.")
+            demand(torch.equal(given, flat), c, "add was written to.")
+
+
+def keeps_non_finite_values_out(c: Compressor) -> None:
+    """NaN and infinities are flagged, never sent and never kept; their neighbours are not lost."""
+    c = coding(c)
+    for n in filter(lambda n: accepts(c, n), (1, 17, 600)):
+        for bad in (float("nan"), float("inf"), -float("inf")):
+            g = vectors(n)["gaussian"]
+            g[n // 2] = bad
+            layout = Layout.of([("w", (1, n))])
+            x = vectors(n, 1)["gaussian"]
+            added, alone = Bucket(x.clone(), layout), Bucket(g.clone(), layout)
+            clean = {"add": torch.where(g.isfinite(), x + g, x), "x": torch.where(g.isfinite(), g, 0.0)}
+            sent = {"add": c.encode_(added, SEED, add=Bucket(g, layout)), "x": c.encode_(alone, SEED)}
+            for name, held in (("add", added), ("x", alone)):
+                payload, value = sent[name], sent[name].dense(layout).flat
+                demand(payload.status[0] != 0, c, f"{bad} in {name} is not flagged.")
+                demand(payload.status[1] != 0, c, f"{bad} in {name} counts as a zero gradient.")
+                demand(value.isfinite().all(), c, f"{bad} in {name} crosses the wire.")
+                demand(same_bits(held.flat, clean[name] - value), c, f"{bad} in {name} stays in x, or spoils the rest.")
+        huge = torch.full((n,), torch.finfo(torch.float32).max)
+        for y in (huge, -huge, huge * (1 - 2 * (torch.arange(n) % 2))):
+            t = trip(c, y, SEED)
+            demand(t.value.isfinite().all() and t.error.isfinite().all(), c, "overflows on the largest finite numbers.")
+
+
+def decodes_many_at_once(c: Compressor) -> None:
+    """``decode_`` of W messages is scale times their sum (accumulating or not), and passes over what is skipped."""
+    c = coding(c)
+    for n in filter(lambda n: accepts(c, n), (17, 513, 1000)):
+        layout = Layout.of([("a", (1, n)), ("b", (1, n)), ("c", (3,))])
+        for world in (1, 2, 5):
+            g = torch.Generator().manual_seed(n)
+            parts = torch.randn(world, layout.numel, generator=g).unbind()
+            sent = [c.encode_(Bucket(p.clone(), layout), SEED) for p in parts]
+            wires = torch.stack([p.wire for p in sent])
+            total = torch.stack([p.dense(layout).flat for p in sent]).double()
+            bound = total.abs().sum(0) * world * 2.0**-22 + 1e-30
+            for accumulate in (False, True):
+                out = Bucket(torch.full((layout.numel,), 7.0), layout)
+                c.decode_(wires, out, SEED, sent[0].packing, scale=0.3, accumulate=accumulate)
+                due = total.sum(0) * 0.3 + 7.0 * accumulate
+                demand(((out.flat - due).abs() <= bound + 2e-6 * accumulate).all(), c, f"decode_ of {world} is no sum.")
+                skip = nothing_skipped(sent[0])
+                skip[0] = skip[2] = 1
+                again = Bucket(torch.full((layout.numel,), 7.0), layout)
+                c.decode_(wires, again, SEED, sent[0].packing, scale=0.3, accumulate=accumulate, skip=skip)
+                views = again.views()
+                for name in ("a", "c"):
+                    demand((views[name] == 7.0 * accumulate).all(), c, f"skip does not silence ({accumulate=}).")
+                demand(same_bits(views["b"], out.views()["b"]), c, "skip of one segment changes another.")
+
+
+def can_clear_what_it_sent(c: Compressor) -> None:
+    """``payload.zero_`` clears every element that was sent: all, or for sparse compressors at most ``kept``."""
+    c = coding(c)
+    for n in filter(lambda n: accepts(c, n), (1, 17, 1000)):
+        t = trip(c, vectors(n)["gaussian"], SEED)
+        into = Bucket(torch.ones(n), Layout.of([("w", (1, n))]))
+        t.payload.zero_(into)
+        cleared = int((into.flat == 0).sum())
+        demand(not into.flat[t.value != 0].any(), c, "zero_ leaves an element that was sent.")
+        demand(cleared == (c.kept(n) if c.sparse else n), c, f"zero_ clears {cleared} of {n} elements.")
+        demand(((into.flat == 0) | (into.flat == 1)).all(), c, "zero_ writes something else than zero.")

@@ -1,0 +1,27 @@
+"""SignScale: the sign of every element, and one magnitude per block."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .codes import pack_bits, unpack_bits
+from .sums import tree
+
+F = np.float32
+
+
+def encode(y: np.ndarray, l2: bool, block: int) -> bytes:
+    """Scales (fp32) of all blocks, then a bit per element, 1 for negative; zero of either sign counts as positive."""
+    scales = []
+    for start in range(0, len(y), block):
+        part = y[start : start + block]
+        n = F(len(part))
+        scales.append(np.sqrt(tree(part * part) / n) if l2 else tree(np.abs(part)) / n)
+    return np.array(scales, "<f4").tobytes() + pack_bits((y < 0).astype(np.int64), 1)
+
+
+def decode(section: bytes, numel: int, block: int) -> np.ndarray:
+    """plus or minus the block's scale."""
+    blocks = -(-numel // block)
+    scale = np.repeat(np.frombuffer(section, "<f4", blocks), block)[:numel]
+    return np.where(unpack_bits(section[4 * blocks :], 1, numel) == 1, -scale, scale)
