@@ -17,6 +17,9 @@ from .compressors.randk import RandK
 from .compressors.sign import SignScale
 from .compressors.topk import TopK
 from .feedback.error_feedback import ErrorFeedback
+from .hooks.attach import attach
+from .hooks.attachment import Attachment
+from .hooks.ddp import DDPState, ddp_hook
 from .reducer import Context, Reduced, Reducer, settle
 from .reducers.all_gather import AllGather
 from .reducers.all_reduce import AllReduce
@@ -35,11 +38,13 @@ __all__ = [
     "QSGD",
     "AllGather",
     "AllReduce",
+    "Attachment",
     "Bucket",
     "Cast",
     "Compressor",
     "Context",
     "Contractive",
+    "DDPState",
     "ErrorFeedback",
     "Exact",
     "Layout",
@@ -60,7 +65,9 @@ __all__ = [
     "TopK",
     "TwoPhase",
     "Warmup",
+    "attach",
     "cost",
+    "ddp_hook",
     "parse",
     "settle",
 ]

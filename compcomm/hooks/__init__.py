@@ -1,0 +1,1 @@
+"""What ties a host, such as DDP, to a reducer."""

@@ -1,0 +1,96 @@
+"""attach: one line that gives a DDP model a reducer."""
+
+from __future__ import annotations
+
+import sys
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from ..compressor import Compressor
+from ..plan.breakeven import breakeven
+from ..reducer import Reducer
+from .attachment import Attachment
+from .ddp import DDPState, ddp_hook
+from .names import layout
+
+
+def attach(
+    model: nn.Module,
+    reducer: Reducer | Compressor,
+    *,
+    group: dist.ProcessGroup | None = None,
+    timeout: timedelta | float | None = None,
+    scaler: Any = None,
+    seed: int = 0,
+    check_every: int = 0,
+) -> Attachment:
+    """Averages ``model``'s gradients by ``reducer`` from now on. Every rank calls it, with equal arguments.
+
+    ``cc.attach(DDP(model), cc.ErrorFeedback(cc.TopK(ratio=0.01)))``
+
+    Prints one line on rank 0: the settled reducer, bytes per step and the bandwidth below which it should pay.
+
+    Args:
+        model: a DistributedDataParallel model without a hook, compiled or not.
+        group: the ranks to average over; the model's own if None.
+        reducer, timeout, scaler, seed, check_every: see ``DDPState``.
+
+    Raises:
+        TypeError: the model is no DDP model, or has gradients that are no dense floating-point tensors.
+        ValueError: the ranks differ in reducer, seed, version or parameters (``AgreementError``, on every rank), or the
+            model has a hook already.
+    """
+    ddp = getattr(model, "_orig_mod", model)
+    if not isinstance(ddp, nn.parallel.DistributedDataParallel):
+        raise TypeError(
+            f"attach({type(model).__name__}): a DistributedDataParallel model is needed: "
+            f"model = torch.nn.parallel.DistributedDataParallel(model)."
+        )
+    hooks: list[Any] = getattr(ddp, "_comm_hooks", [])
+    if hooks:
+        ours = any(isinstance(state, DDPState) for _, state in hooks)
+        what = "a compcomm reducer" if ours else f"the hook {getattr(hooks[0][0], '__qualname__', hooks[0][0])!r}"
+        raise ValueError(
+            f"attach: this model has {what} already, and DDP takes one hook for good. Wrap the module in a new "
+            f"DistributedDataParallel(...), or combine reducers with cc.Partition({{...}}) or cc.Warmup(...)."
+        )
+    own: Any = ddp.process_group
+    state = DDPState(
+        reducer, group=group if group is not None else own, timeout=timeout, scaler=scaler, seed=seed,
+        check_every=check_every,
+    )  # fmt: skip
+    state.bind(ddp)
+    attachment = state.open(_device(ddp))
+    ddp.register_comm_hook(state, ddp_hook)
+    attachment.guard = lambda: ddp.register_forward_pre_hook(lambda *_: attachment.check())
+    if dist.get_rank(state.options.group) == 0:
+        print(_line(attachment), file=sys.stderr, flush=True)
+    return attachment
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def _line(attachment: Attachment) -> str:
+    world = dist.get_world_size(attachment.options.group)
+    found = breakeven(attachment.reducer, layout(attachment.parameters), world)
+    text = f"compcomm: {attachment.reducer!r} on {world} rank{'s' * (world != 1)}"
+    if world == 1:
+        return f"{text}: nothing to send"
+    text += f": {_size(found.dense)} -> {_size(found.sent)} per rank and step ({found.ratio:.1f}x)"
+    if found.seconds:
+        text += f", should pay below {_rate(found.bits_per_second)} (kernels {found.seconds * 1e3:.1f} ms per step)"
+    return text
+
+
+def _size(nbytes: float) -> str:
+    return f"{nbytes / 1e6:.2f} MB" if nbytes >= 1e5 else f"{nbytes / 1e3:.2f} kB"
+
+
+def _rate(bits: float) -> str:
+    return f"{bits / 1e9:.1f} Gbit/s" if bits >= 1e9 else f"{bits / 1e6:.1f} Mbit/s"

@@ -1,0 +1,283 @@
+"""An attachment: a reducer at work for one model on one rank, whatever the host."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from time import perf_counter
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..bucket import Layout
+from ..compressor import Compressor
+from ..reducer import Arena, Reducer, settle
+from ..reducers.exact import Exact
+from ..store import StateError, Store
+from ..transports import compat
+from ..transports.process_group import ProcessGroup
+from . import divergence
+from .agree import agree
+from .flight import Flight
+from .report import Report, relative_errors
+from .scheduler import Job, Scheduler, Step, Worker
+
+VERSION = 1
+"""Of the checkpoint's form."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user gave; checked at once, before anything is sent."""
+
+    reducer: Reducer | Compressor
+    group: dist.ProcessGroup | None = None
+    timeout: timedelta | float | None = None
+    scaler: Any = None
+    seed: int = 0
+    check_every: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.reducer, Reducer | Compressor):
+            raise TypeError(
+                f"attach: {self.reducer!r} is no reducer. Give one, such as cc.ErrorFeedback(cc.TopK(ratio=0.01)), "
+                f"or a compressor; cc.parse(text) makes one from text."
+            )
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"attach: seed={self.seed!r} is not a 64-bit integer.")
+        if isinstance(self.check_every, bool) or not isinstance(self.check_every, int) or self.check_every < 0:
+            raise ValueError(f"attach: check_every={self.check_every!r}: give a number of steps, or 0 for never.")
+        if self.timeout is not None and self.patience <= timedelta(0):
+            raise ValueError(f"attach: timeout={self.timeout!r} is not a positive time.")
+        if self.scaler is not None and not callable(getattr(self.scaler, "get_scale", None)):
+            raise TypeError(f"attach: scaler={self.scaler!r} has no get_scale(); give a torch.amp.GradScaler.")
+
+    @property
+    def patience(self) -> timedelta:
+        """The timeout of one collective."""
+        given = self.timeout
+        return given if isinstance(given, timedelta) else timedelta(seconds=0 if given is None else float(given))
+
+    def unscale(self) -> float:
+        """1/loss-scale, as of now."""
+        return 1.0 if self.scaler is None else 1.0 / float(self.scaler.get_scale())
+
+
+class Attachment:
+    """A reducer at work. Made by ``attach``; every method concerns this rank alone unless it says otherwise.
+
+    ``enabled``: set it to False, on every rank at the same step, to average exactly for a while; residuals are kept.
+    """
+
+    def __init__(self, options: Options, parameters: Sequence[tuple[str, nn.Parameter]] | None, device: torch.device):
+        """Collective over the group: makes a group of our own, and compares the configuration.
+
+        Raises:
+            AgreementError: the ranks differ, or one of them cannot attach.
+        """
+        from .. import __version__
+
+        self.enabled = True
+        self.guard: Callable[[], object] | None = None
+        """Called once when this attachment breaks: the host stops itself before it starts a step in vain."""
+        self.options = options
+        self.named = parameters is not None
+        self.parameters = list(parameters or ())
+        self._exposed = 0.0
+        self._last: list[Flight] = []
+        self._open: Step | None = None
+        self._current: Step | None = None
+        self._worker: Worker | None = None
+        self._detached = False
+
+        world = dist.get_world_size(options.group)
+        group = compat.new_group(options.group, options.patience if options.timeout is not None else None)
+        self._transport = ProcessGroup(group if world > 1 else None)
+        self._device = device
+        failure: Exception | None = None
+        layout = Layout.of((n, p.shape) for n, p in self.parameters)
+        try:
+            self.reducer = settle(options.reducer, world)
+            self._store = Store(self.reducer, self._transport.rank, world, device)
+            self._store.declare(layout)
+        except Exception as error:
+            failure = error
+        facts = {
+            "version of compcomm": __version__,
+            "reducer": repr(options.reducer),
+            "seed": options.seed,
+            "check_every": options.check_every,
+            "a scaler": options.scaler is not None,
+            "parameters": [f"{n} {list(p.shape)} {str(p.dtype)[6:]}" for n, p in self.parameters],
+        }
+        agree(self._transport, facts, failure, device)
+        arena = Arena(device)
+        finished = weakref.WeakMethod(self._finished)  # the worker's thread must not keep its owner alive
+
+        def after(flights: list[Flight], bad: bool) -> None:
+            method = finished()
+            if method is not None:
+                method(flights, bad)
+
+        self._scheduler = Scheduler(self._transport, self._store, arena, options.seed, after)
+        self._wire_before = self._transport.seconds
+        if device.type != "cuda":
+            self._worker = Worker(self._scheduler, self)
+
+    # What the host calls.
+
+    def submit(self, flat: Tensor, layout: Layout, index: int, last: bool) -> Any:
+        """Takes a bucket of the running step; the future's value is ``flat``, holding the mean.
+
+        Raises:
+            RuntimeError: this attachment is broken or detached.
+        """
+        self.check()
+        step = self._open
+        if step is None or index == 0:
+            reducer = self.reducer if self.enabled else Exact()
+            native = isinstance(reducer, Exact)
+            step = Step(reducer, self.options.unscale(), reducer.stateful, native)
+            self._store.declare(layout) if not self.named else None
+        self._open = None if last else step
+        self._current = step
+        future: Any = torch.futures.Future(devices=[self._device] if self._worker is None else None)
+        job = Job(step, flat, layout, index, last, future)
+        if self._worker is not None:
+            self._worker.submit(job)
+        else:
+            self._scheduler.handle(job)
+        return future
+
+    def end_step(self) -> None:
+        """Waits until the step that was last begun is over.
+
+        Raises:
+            Exception: what went wrong in it: the original error here, PeerError or TransportError at the others.
+        """
+        step = self._current
+        if step is None:
+            return
+        since = perf_counter()
+        step.done.wait()
+        self._exposed += perf_counter() - since
+        if step.error is not None:
+            self._warn_host()
+            raise step.error
+
+    def _warn_host(self) -> None:
+        guard, self.guard = self.guard, None
+        if guard is not None:
+            guard()
+
+    def check(self) -> None:
+        """Raises where no further step is possible."""
+        broken = self._scheduler.broken
+        if self._scheduler.lost and broken is not None and self._current is not None and self._open is not None:
+            self._warn_host()
+            raise broken
+        if broken is not None:
+            raise RuntimeError(
+                f"{self.reducer!r}: this attachment broke in step {self._scheduler.number - 1} and takes no more "
+                f"gradients: {type(broken).__name__}: {broken} Restart from a checkpoint."
+            ) from broken
+        if self._detached:
+            raise RuntimeError(f"{self.reducer!r}: this attachment was detached. Wrap the model in a new DDP(...).")
+
+    # What the user calls.
+
+    @property
+    def step(self) -> int:
+        """Averaged backward passes so far."""
+        self._settle()
+        return self._scheduler.number
+
+    def report(self) -> Report:
+        """What was sent, what it cost and what it lost."""
+        self._settle()
+        s = self._scheduler
+        steps = max(1, s.number)
+        dense = 2 * (4 * sum(p.numel() for _, p in self.parameters) * (s.transport.world - 1) // s.transport.world)
+        return Report(
+            reducer=repr(self.reducer),
+            world=s.transport.world,
+            steps=s.number,
+            bytes_sent=s.sent / steps,
+            bytes_dense=float(dense),
+            kernel_seconds=s.kernel_seconds / steps,
+            wire_seconds=(s.transport.seconds - self._wire_before) / steps,
+            exposed_seconds=self._exposed / steps,
+            state_bytes=self._store.nbytes(),
+            relative_error=relative_errors(self._last, self._store),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's state, exact: tensors, integers and strings. Save one per rank.
+
+        Raises:
+            StateError: parameters have no names yet: ``bind(model)`` first.
+        """
+        self._settle()
+        if not self.named:
+            raise StateError("state_dict: parameters have no names yet. Call state.bind(model) first.")
+        return {**self._identity(), "step": self._scheduler.number, "slots": self._store.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resumes bit for bit from this rank's ``state_dict``.
+
+        Raises:
+            StateError: it is of another reducer, rank, number of ranks, seed or model. The running state is unchanged.
+        """
+        self._settle()
+        if not self.named:
+            raise StateError("load_state_dict: parameters have no names yet. Call state.bind(model) first.")
+        for name, here in self._identity().items():
+            if state.get(name) != here:
+                raise StateError(
+                    f"load_state_dict: {name} is {state.get(name)!r} in the checkpoint and {here!r} here. "
+                    f"Checkpoints are per rank; load each rank's own, into the same configuration."
+                )
+        step, slots = state.get("step"), state.get("slots")
+        if not isinstance(step, int) or step < 0 or not isinstance(slots, Mapping):
+            raise StateError(f"load_state_dict: step={step!r} or the slots are not what state_dict() writes.")
+        self._store.load_state_dict(slots)  # pyright: ignore[reportUnknownArgumentType]
+        self._scheduler.number = step
+        self._last = []
+
+    def detach(self) -> None:
+        """Stops the worker. A step that is under way is given up; the model needs a new DDP(...) to train on."""
+        self._detached = True
+        if self._worker is not None:
+            self._worker.close()
+        self._last = []
+
+    def rename(self, names: Mapping[str, str], parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
+        """Gives parameters their real names. On every rank at the same step: random numbers are keyed by name."""
+        self._settle()
+        self._store.rename(names)
+        self.parameters, self.named, self._last = list(parameters), True, []
+        self._store.declare(Layout.of((n, p.shape) for n, p in self.parameters))
+
+    # Inside.
+
+    def _identity(self) -> dict[str, Any]:
+        t = self._transport
+        return {
+            "version": VERSION, "reducer": repr(self.reducer), "world": t.world, "rank": t.rank,
+            "seed": self.options.seed,
+        }  # fmt: skip
+
+    def _settle(self) -> None:
+        """Waits until the worker is idle, whatever became of the step."""
+        if self._current is not None and self._open is None:
+            self._current.done.wait()
+
+    def _finished(self, flights: list[Flight], bad: bool) -> None:
+        self._last = [] if bad else flights
+        every = self.options.check_every
+        if every and self._scheduler.number % every == 0:
+            divergence.check(self._transport, self.parameters, self._scheduler.number, self._device)

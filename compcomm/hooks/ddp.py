@@ -1,0 +1,142 @@
+"""The hook of DistributedDataParallel, in the form that PyTorch asks for.
+
+``model.register_comm_hook(cc.DDPState(reducer), cc.ddp_hook)`` works wherever a DDP model can be reached (Lightning,
+Accelerate); ``state.bind(model)`` gives the parameters their names later. ``cc.attach`` does both and checks more.
+
+What DDP does around a hook (torch 2.8 to 2.13): the hook owns the division; buckets are rebuilt after the first step;
+an exception in a future arrives as "Unable to cast ... to Tensor", so ours travels otherwise: the last bucket's call
+queues a callback on the autograd engine, which runs before DDP's own end of the backward pass, waits for the step and
+raises the original error with its traceback. After any exception in a backward pass, DDP itself refuses the next
+forward pass ("Expected to have finished reduction" or an internal assert on unmarked parameters) until
+``model.reducer._reset_state()``; a backward pass that raised on all ranks may go on that way, an attachment that broke
+may not, and says so first.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..bucket import Layout
+from ..compressor import Compressor
+from ..reducer import Reducer
+from ..store import StateError
+from .attachment import Attachment, Options
+from .names import check_dtype, named
+
+_engine: Any = torch.autograd.Variable._execution_engine  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+
+
+class DDPState:
+    """The state of ``ddp_hook``: a reducer, and from the first bucket on its attachment.
+
+    Unbound, parameters are called "0", "1", ... in the order in which buckets first show them, equal on all ranks.
+
+    Args:
+        reducer: a reducer or a compressor.
+        group: the ranks to average over; the default group if None. A group of our own is made over them.
+        timeout: seconds (or timedelta) that one collective may take; None: torch's default, 30 minutes.
+        scaler: a GradScaler, so that residuals are kept unscaled.
+        seed: of all random numbers; equal on all ranks.
+        check_every: compares all parameters over the ranks after every that many steps; 0: never.
+    """
+
+    def __init__(
+        self,
+        reducer: Reducer | Compressor,
+        *,
+        group: dist.ProcessGroup | None = None,
+        timeout: timedelta | float | None = None,
+        scaler: Any = None,
+        seed: int = 0,
+        check_every: int = 0,
+    ) -> None:
+        self.options = Options(reducer, group, timeout, scaler, seed, check_every)
+        self.attachment: Attachment | None = None
+        self._names: dict[int, str] = {}
+        self._kept: list[nn.Parameter] = []  # so that no id is used twice
+        self._layouts: dict[tuple[int, ...], Layout] = {}
+        self._bound: list[tuple[str, nn.Parameter]] | None = None
+
+    def bind(self, model: nn.Module) -> None:
+        """Takes the parameters' names from a model (DDP or the module inside). Call it on every rank alike."""
+        module: nn.Module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        parameters = named(module)
+        names = {id(p): n for n, p in parameters}
+        unknown = [old for key, old in self._names.items() if key not in names]
+        if unknown:
+            raise StateError(f"bind: {len(unknown)} parameters that had gradients are not in this model.")
+        if self.attachment is not None:
+            self.attachment.rename({old: names[key] for key, old in self._names.items()}, parameters)
+        self._names, self._layouts, self._bound = names, {}, parameters
+
+    def open(self, device: torch.device) -> Attachment:
+        """Makes the attachment: collective over the group."""
+        self.attachment = Attachment(self.options, self._bound, device)
+        return self.attachment
+
+    def state_dict(self) -> dict[str, Any]:
+        """See ``Attachment.state_dict``."""
+        return self._opened("state_dict").state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See ``Attachment.load_state_dict``."""
+        self._opened("load_state_dict").load_state_dict(state)
+
+    def _opened(self, call: str) -> Attachment:
+        if self._bound is None:
+            raise StateError(f"{call}: parameters have no names yet. Call state.bind(model) first.")
+        if self.attachment is None:
+            return self.open(self._bound[0][1].device if self._bound else torch.device("cpu"))
+        return self.attachment
+
+    def layout(self, bucket: dist.GradBucket) -> Layout:
+        """The bucket's layout, by parameter identity: DDP cuts and numbers its buckets anew after the first step."""
+        parameters: list[Any] = bucket.parameters()
+        key = tuple(map(id, parameters))
+        found = self._layouts.get(key)
+        if found is None:
+            for p in parameters:
+                if id(p) not in self._names:
+                    self._names[id(p)] = str(len(self._names))
+                    self._kept.append(p)
+                    if self._bound is not None:
+                        raise StateError(f"a bucket has a parameter of shape {list(p.shape)} that bind() did not see.")
+            found = Layout.of((self._names[id(p)], p.shape) for p in parameters)
+            if found.numel != bucket.buffer().numel():
+                raise RuntimeError(f"DDP's bucket has {bucket.buffer().numel()} elements where {found.numel} are due.")
+            self._layouts[key] = found
+        return found
+
+
+def ddp_hook(state: DDPState, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """Averages one bucket; registered with a ``DDPState``."""
+    if not isinstance(bucket, dist.GradBucket):
+        raise TypeError(
+            f"ddp_hook: got {type(bucket).__name__} in place of a bucket: DDP's python_reducer mode ignores what a "
+            f"hook returns. Use torch._dynamo.config.optimize_ddp = 'ddp_optimizer'."
+        )
+    flat = bucket.buffer()
+    if flat.layout != torch.strided:
+        raise TypeError("ddp_hook: a sparse gradient has no flat bucket. Build the embedding with sparse=False.")
+    layout = state.layout(bucket)
+    check_dtype(layout.segments[0].name if layout.segments else "", flat.dtype)
+    attachment = state.attachment or state.open(flat.device)
+    last = bucket.is_last()
+    future = attachment.submit(flat, layout, bucket.index(), last)
+    if last:
+        try:
+            _engine.queue_callback(attachment.end_step)
+        except RuntimeError:  # not inside a backward pass: DDP's join() shadows one
+            attachment.end_step()
+    return future
+
+
+# DDP compares these with the classes themselves, not with their names.
+ddp_hook.__annotations__ = {
+    "state": DDPState, "bucket": dist.GradBucket, "return": torch.futures.Future[Tensor]
+}  # fmt: skip

@@ -1,0 +1,74 @@
+"""What an attachment has done so far, as numbers and as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..store import Store
+from .flight import Flight
+
+
+@dataclass(frozen=True)
+class Report:
+    """Means per step since attach; bytes are one rank's, link headers apart.
+
+    ``kernel_seconds``: coding and decoding. ``wire_seconds``: a collective was in flight (other work may have gone on
+    meanwhile). ``exposed_seconds``: the backward pass had ended and waited. ``relative_error``: |x - C(x)| / |x| of the
+    last good step by parameter, where x is the gradient plus the residual; None where nothing is fed back.
+    """
+
+    reducer: str
+    world: int
+    steps: int
+    bytes_sent: float
+    bytes_dense: float
+    kernel_seconds: float
+    wire_seconds: float
+    exposed_seconds: float
+    state_bytes: int
+    relative_error: Mapping[str, float | None]
+
+    @property
+    def ratio(self) -> float:
+        """Dense bytes over sent bytes."""
+        return self.bytes_dense / self.bytes_sent if self.bytes_sent else float("inf")
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields and the ratio, ready for JSON."""
+        return {**asdict(self), "ratio": self.ratio}
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.reducer} on {self.world} rank{'s' * (self.world != 1)}, {self.steps} steps",
+            f"  bytes sent per step  {self.bytes_sent:>14,.0f}   dense {self.bytes_dense:,.0f}   {self.ratio:.1f}x",
+            f"  seconds in kernels   {self.kernel_seconds:>14.6f}",
+            f"  seconds on the wire  {self.wire_seconds:>14.6f}",
+            f"  seconds exposed      {self.exposed_seconds:>14.6f}",
+            f"  bytes of state       {self.state_bytes:>14,}",
+        ]
+        known = {n: e for n, e in self.relative_error.items() if e is not None}
+        if known:
+            width = max(map(len, known))
+            lines += ["  relative error", *(f"    {n:<{width}}  {e:.4f}" for n, e in known.items())]
+        return "\n".join(lines)
+
+
+def relative_errors(flights: Sequence[Flight], store: Store) -> dict[str, float | None]:
+    """|x - C(x)| / |x| by parameter, from the residual that a step left and the payload that it sent."""
+    found: dict[str, float | None] = {}
+    for flight in flights:
+        layout, sent = flight.bucket.layout, flight.result.sent
+        found.update((s.name, None) for s in layout.segments)
+        if sent is None or not any("residual" in store.reducer.slots(s, store.world) for s in layout.segments):
+            continue
+        residual = store.bucket("residual", layout)
+        coded = sent.dense(layout)
+        for s in residual.layout.segments:
+            at = layout.position(s)
+            error = residual.view(s).reshape(-1)
+            whole = error + coded.flat[at : at + s.numel]
+            norm = float(whole.norm())
+            found[s.name] = float(error.norm()) / norm if norm > 0 else None
+    return found

@@ -1,0 +1,203 @@
+"""The one owner of the order in which collectives start.
+
+Collectives of a group are matched between ranks by the order in which each rank starts them. That order must
+therefore follow from the order of the buckets and from nothing else; timing has no say. The schedule:
+
+1. bucket b arrives: its flow runs to its first collective, which starts;
+2. then every older flow of the step, oldest first, is waited for and taken to its next collective;
+3. after the last bucket this goes on until all flows stand at their Commit; all are answered whether the step was bad.
+
+So while bucket b is being coded, b-1 is on the wire in its first round, b-2 in its second. On CPU the schedule runs in
+a thread of its own, the kernels and the waits release the interpreter lock, and the backward pass goes on meanwhile.
+On CUDA (not yet measured on a GPU) it runs in the hook's thread on one side stream, and waits are stream-ordered.
+
+Errors. A flow that raises is continued as poison (see ``poison``), the step runs to its end, then the error is kept
+for whoever joins the step, and the scheduler is broken: residuals of the ranks no longer belong together. When the
+group itself is lost, nothing more is sent and the error is there at once.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..bucket import Bucket, Layout
+from ..reducer import Arena, Context, Reducer
+from ..store import Store
+from ..transports.process_group import ProcessGroup, TransportError
+from ..wire import PeerError
+from .flight import Flight, Known
+
+
+@dataclass(eq=False)
+class Step:
+    """One backward pass: ``done`` is set when every flow has had its Commit, ``error`` says what went wrong."""
+
+    reducer: Reducer
+    unscale: float
+    watch: bool
+    native: bool
+    """Whether buckets are reduced in their own dtype; else through fp32."""
+    done: threading.Event = field(default_factory=threading.Event)
+    error: Exception | None = None
+
+
+@dataclass(eq=False)
+class Job:
+    """A bucket to average: ``flat`` is replaced by the mean, then ``future`` gets it."""
+
+    step: Step
+    flat: Tensor
+    layout: Layout
+    index: int
+    last: bool
+    future: Any
+
+
+class Scheduler:
+    """Runs jobs in order. ``finished`` is called after each good step with its flights, in the scheduler's thread."""
+
+    def __init__(
+        self,
+        transport: ProcessGroup,
+        store: Store,
+        arena: Arena,
+        seed: int,
+        finished: Callable[[list[Flight], bool], None],
+    ) -> None:
+        self.transport, self.store, self.arena, self.seed, self._finished = transport, store, arena, seed, finished
+        self.number = 0
+        self.kernel_seconds = 0.0
+        self.sent = 0
+        self.broken: Exception | None = None
+        self.lost = False
+        self._step: Step | None = None
+        self._flights: list[Flight] = []
+        self._waiting: list[Job] = []
+        self._known: Known = {}
+        self._side: Any = torch.cuda.Stream(arena.device) if arena.device.type == "cuda" else None
+
+    def handle(self, job: Job) -> None:
+        """Takes one bucket in. Never raises: errors are kept in the step."""
+        if self._side is not None:
+            self._side.wait_stream(torch.cuda.current_stream(self.arena.device))
+        with torch.cuda.stream(self._side) if self._side is not None else nullcontext():
+            self._waiting.append(job)
+            try:
+                if self.lost:
+                    raise self.broken or RuntimeError("the process group is lost")
+                if self._step is not None and job.step is not self._step:
+                    self._land(abandon=True)
+                self._step = job.step
+                self._arrive(job)
+                if job.last:
+                    self._land()
+            except Exception as error:  # the group is lost, or a failed flow could not be continued
+                self._lose(job.step, error)
+
+    def _arrive(self, job: Job) -> None:
+        step, flat = job.step, job.flat
+        ctx = Context(
+            self.transport.rank, self.transport.world, self.number, job.index, self.seed, step.unscale, step.watch,
+            arena=self.arena,
+        )  # fmt: skip
+        if not step.native and flat.dtype != torch.float32:
+            flat = ctx.buffer("fp32", flat.numel(), torch.float32)
+            flat.copy_(job.flat)
+        bucket = Bucket(flat, job.layout)
+        flight = Flight(step.reducer, bucket, self.store, ctx, self.transport, self._known, partial(self._deliver, job))
+        if any(f.error for f in self._flights):
+            flight.fail(self._cause())
+        older = [f for f in self._flights if not f.landed]
+        self._flights.append(flight)
+        for f in (flight, *older):
+            f.advance()
+
+    def _deliver(self, job: Job, flight: Flight) -> None:
+        flat = flight.bucket.flat
+        if flight.error is not None:
+            job.flat.fill_(float("nan"))
+        elif flat is not job.flat:
+            job.flat.copy_(flat)
+            if job.step.watch and not bool(torch.isfinite(job.flat.sum(dtype=torch.float32))):
+                flight.ctx.bad = True  # the mean fits fp32 and not the gradient's own type: equal on all ranks
+        self._waiting.remove(job)
+        job.future.set_result(job.flat)
+
+    def _land(self, abandon: bool = False) -> None:
+        step, flights = self._step, self._flights
+        assert step is not None
+        while any(not f.landed for f in flights):
+            for f in flights:
+                if not f.landed:
+                    f.advance()
+        bad = abandon or any(f.error is not None or f.ctx.bad for f in flights)
+        for f in flights:
+            f.commit(bad)
+            self.kernel_seconds += f.seconds
+            self.sent += f.sent
+        self.number += 1
+        if any(f.error for f in flights):
+            step.error = self.broken = self._cause()
+        elif not abandon:
+            try:
+                self._finished(flights, bad)
+            except TransportError:
+                raise
+            except Exception as error:
+                step.error = self.broken = error
+        self._step, self._flights = None, []
+        step.done.set()
+
+    def _cause(self) -> Exception:
+        """The error that explains the others: our own before what peers said."""
+        errors = [f.error for f in self._flights if f.error is not None]
+        return next((e for e in errors if not isinstance(e, PeerError)), errors[0])
+
+    def _lose(self, step: Step, error: Exception) -> None:
+        self.lost = True
+        self.broken = step.error = self.broken or error
+        for job in self._waiting:
+            job.flat.fill_(float("nan"))
+            job.future.set_result(job.flat)
+            job.step.error = self.broken
+            job.step.done.set()
+        self._waiting, self._flights, self._step = [], [], None
+        step.done.set()
+
+
+class Worker:
+    """A thread that feeds a scheduler. ``close`` ends it; so does the end of the program, and of the ``owner``."""
+
+    def __init__(self, scheduler: Scheduler, owner: object) -> None:
+        self._queue: SimpleQueue[Job | None] = SimpleQueue()
+        self._thread = threading.Thread(
+            target=_serve, args=(scheduler, self._queue), name="compcomm-scheduler", daemon=True
+        )
+        self._thread.start()
+        # Runs at the latest when the interpreter exits, before torch takes its process groups down.
+        self.close = weakref.finalize(owner, _stop, self._queue, self._thread)
+
+    def submit(self, job: Job) -> None:
+        self._queue.put(job)
+
+
+def _serve(scheduler: Scheduler, queue: SimpleQueue[Job | None]) -> None:
+    while (job := queue.get()) is not None:
+        scheduler.handle(job)
+        del job
+
+
+def _stop(queue: SimpleQueue[Job | None], thread: threading.Thread) -> None:
+    queue.put(None)
+    if thread is not threading.current_thread():
+        thread.join(timeout=5)  # a thread that waits for a dead peer is left behind: it is a daemon

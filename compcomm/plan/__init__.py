@@ -1,0 +1,1 @@
+"""What a reducer will cost, before it runs."""

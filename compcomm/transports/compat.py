@@ -1,0 +1,31 @@
+"""The names that differ between the versions of torch that we support (2.8 to 2.15), and nothing else."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+# Deprecated in 2.13 under their old names; the old ones alone exist before.
+_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+def all_gather(recv: Tensor, send: Tensor, group: dist.ProcessGroup) -> Any:
+    """``recv`` (W times as long) becomes every rank's ``send``; returns the asynchronous work."""
+    return _gather(recv, send, group=group, async_op=True)
+
+
+def reduce_scatter(recv: Tensor, send: Tensor, group: dist.ProcessGroup) -> Any:
+    """``recv`` becomes this rank's part of the sum of ``send``; returns the asynchronous work."""
+    return _scatter(recv, send, group=group, async_op=True)
+
+
+def new_group(group: dist.ProcessGroup | None, timeout: timedelta | None) -> dist.ProcessGroup:
+    """A group of our own over the ranks of ``group`` (None: all). Every one of these ranks must call it."""
+    ranks = dist.get_process_group_ranks(group if group is not None else dist.group.WORLD)
+    backend = dist.get_backend(group)
+    made: Any = dist.new_group(ranks, timeout=timeout, backend=backend, use_local_synchronization=True)
+    return made

@@ -1,0 +1,193 @@
+"""Runs the yielded collectives on a ``torch.distributed`` process group, Gloo or NCCL.
+
+Whoever calls ``start`` owns the order: a group matches collectives between ranks by the order in which each rank
+starts them, so one thread starts all of them, in an order that depends on the step's buckets and on nothing else.
+
+On Gloo, one logical collective is issued as pieces of at most 1 MiB, back to back, in a fixed order: 13 MB between two
+hosts at 1 Gbit/s take 0.110 s in pieces and 0.16 to 0.20 s whole. Where an all-reduce is cut depends on its size alone,
+because the cut decides in which order a ring adds floats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from ..collectives import AllGather, AllReduce, AllToAll, Broadcast, Collective, ReduceScatter
+from . import compat
+
+PIECE = 1 << 20
+"""Bytes of the largest piece on Gloo."""
+
+
+class TransportError(RuntimeError):
+    """A collective did not finish: a peer is gone, or later than the group's timeout. The group is lost."""
+
+
+class Pending:
+    """A started collective; ``wait`` returns when its result is there (on CUDA: on the current stream)."""
+
+    __slots__ = ("_op", "_owner", "_works")
+
+    def __init__(self, owner: ProcessGroup, op: Collective, works: list[Any]) -> None:
+        self._owner, self._op, self._works = owner, op, works
+
+    def wait(self) -> None:
+        """Waits.
+
+        Raises:
+            TransportError: a peer died, or the group's timeout passed.
+        """
+        try:
+            for work in self._works:
+                work.wait()
+        except RuntimeError as error:
+            raise self._owner.lost(self._op, error) from error
+        finally:
+            self._owner.landed()
+
+
+class ProcessGroup:
+    """A transport over ``group``; None: a world of one rank, where results are copied and nothing is sent.
+
+    ``seconds`` is the time during which a collective was in flight.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self.group = group
+        self.rank = 0 if group is None else dist.get_rank(group)
+        self.world = 1 if group is None else dist.get_world_size(group)
+        self.seconds = 0.0
+        self._flying = 0
+        self._since = 0.0
+        self._tag = 0
+        gloo = group is not None and dist.get_backend(group) == "gloo"
+        self._run = _ALONE if group is None else {**_WHOLE, **_PIECES} if gloo else _WHOLE
+
+    def start(self, op: Collective) -> Pending:
+        """Starts a collective and returns at once.
+
+        Raises:
+            TransportError: the group is lost.
+        """
+        if self._flying == 0:
+            self._since = perf_counter()
+        self._flying += 1
+        try:
+            return Pending(self, op, self._run[type(op)](self, op))
+        except RuntimeError as error:
+            self.landed()
+            raise self.lost(op, error) from error
+
+    def landed(self) -> None:
+        """Counts a collective as done."""
+        self._flying -= 1
+        if self._flying == 0:
+            self.seconds += perf_counter() - self._since
+
+    def lost(self, op: Collective, error: Exception) -> TransportError:
+        """The error for a collective that did not finish."""
+        kind, dtype, nbytes = op.signature
+        return TransportError(
+            f"rank {self.rank} of {self.world}: {kind} of {nbytes} bytes ({dtype}) did not finish: a peer has died, or "
+            f"is later than the group's timeout. The cause is in the log of the first rank that stopped. [{error}]"
+        )
+
+    def next_tag(self) -> int:
+        """A number that the next exchange of messages has on every rank."""
+        self._tag = (self._tag + 1) & 0xFFFFFF
+        return self._tag
+
+
+def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
+    return tensor.split(PIECE // tensor.element_size()) if tensor.numel() else ()
+
+
+def _all_reduce_whole(t: ProcessGroup, op: AllReduce) -> list[Any]:
+    return [dist.all_reduce(op.buffer, group=t.group, async_op=True)]
+
+
+def _all_reduce(t: ProcessGroup, op: AllReduce) -> list[Any]:
+    return [dist.all_reduce(p, group=t.group, async_op=True) for p in _pieces(op.buffer)]
+
+
+def _all_gather_whole(t: ProcessGroup, op: AllGather) -> list[Any]:
+    assert t.group is not None
+    return [compat.all_gather(op.recv, op.send, t.group)]
+
+
+def _all_gather(t: ProcessGroup, op: AllGather) -> list[Any]:
+    """Every rank to every other, as messages: no staging copy, and each pair's link is busy from the start."""
+    size = op.send.numel()
+    op.recv[t.rank * size : (t.rank + 1) * size].copy_(op.send)
+    parts = op.recv.split(size) if size else ()
+    return _exchange(t, [op.send] * t.world, parts) if size else []
+
+
+def _all_to_all_whole(t: ProcessGroup, op: AllToAll) -> list[Any]:
+    return [
+        dist.all_to_all_single(
+            op.recv, op.send, list(op.recv_splits), list(op.send_splits), group=t.group, async_op=True
+        )
+    ]
+
+
+def _all_to_all(t: ProcessGroup, op: AllToAll) -> list[Any]:
+    sends, recvs = op.send.split(op.send_splits), op.recv.split(op.recv_splits)
+    recvs[t.rank].copy_(sends[t.rank])
+    return _exchange(t, sends, recvs)
+
+
+def _exchange(t: ProcessGroup, sends: Any, recvs: Any) -> list[Any]:
+    """Message r of ``sends`` to rank r, message r of ``recvs`` from it; the next rank first, so that no rank is
+    everybody's first target."""
+    tag = t.next_tag()
+    pg: Any = t.group
+    works: list[Any] = []
+    for i in range(1, t.world):
+        source, target = (t.rank - i) % t.world, (t.rank + i) % t.world
+        works += [pg.recv([p], source, tag) for p in _pieces(recvs[source])]
+        works += [pg.send([p], target, tag) for p in _pieces(sends[target])]
+    return works
+
+
+def _reduce_scatter(t: ProcessGroup, op: ReduceScatter) -> list[Any]:
+    assert t.group is not None
+    return [compat.reduce_scatter(op.recv, op.send, t.group)]
+
+
+def _broadcast(t: ProcessGroup, op: Broadcast) -> list[Any]:
+    assert t.group is not None
+    source = dist.get_global_rank(t.group, op.source)
+    return [dist.broadcast(op.buffer, source, group=t.group, async_op=True)]
+
+
+def _nothing(t: ProcessGroup, op: Any) -> list[Any]:
+    return []
+
+
+def _copy(t: ProcessGroup, op: Any) -> list[Any]:
+    op.recv.copy_(op.send)
+    return []
+
+
+_Run = dict[type[Collective], Callable[[ProcessGroup, Any], list[Any]]]
+_WHOLE: _Run = {
+    AllReduce: _all_reduce_whole,
+    AllGather: _all_gather_whole,
+    AllToAll: _all_to_all_whole,
+    ReduceScatter: _reduce_scatter,
+    Broadcast: _broadcast,
+}
+_PIECES: _Run = {AllReduce: _all_reduce, AllGather: _all_gather, AllToAll: _all_to_all}
+_ALONE: _Run = {
+    AllReduce: _nothing,
+    AllGather: _copy,
+    AllToAll: _copy,
+    ReduceScatter: _copy,
+    Broadcast: _nothing,
+}
