@@ -7,14 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import compcomm as cc
 import torch
-from compcomm.report.metrics import timing
 from ranks import Ranks
 from tasks import Batch, Task
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
+
+import compcomm as cc
+from compcomm.report.metrics import timing
 
 POINTS = 20  # validations, spread evenly over the budget
 
@@ -139,4 +140,4 @@ def payload(report: Any, module: nn.Module, ranks: Ranks) -> int:
     if report is None:
         numel = sum(p.numel() for p in module.parameters())
         return 2 * (4 * numel * (ranks.world - 1) // ranks.world)
-    return int(report.sent_bytes)
+    return round(report.bytes_sent)

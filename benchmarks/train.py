@@ -16,14 +16,15 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import compcomm as cc
 from common import write
-from compcomm.report import plots, tables
-from compcomm.report.extras import need
-from compcomm.report.metrics import at, first_crossing
 from loop import Budget, train
 from ranks import Ranks, link, ranks
 from tasks import load
+
+import compcomm as cc
+from compcomm.report import plots, tables
+from compcomm.report.extras import need
+from compcomm.report.metrics import at, first_crossing
 
 Row = dict[str, Any]
 
@@ -136,13 +137,17 @@ class Bar:
 
     def done(self, row: Row) -> None:
         if self.first and not self.bar:
-            print(f"{row['reducer']}: {row['steps']} steps in {row['seconds']:.1f} s, loss {row['loss']:.4f}", flush=True)
+            print(
+                f"{row['reducer']}: {row['steps']} steps in {row['seconds']:.1f} s, loss {row['loss']:.4f}", flush=True
+            )
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--task", default="charlm", help="charlm or digits")
-    parser.add_argument("--reducer", action="append", required=True, help="as in Python; repeat for more; None: no hook")
+    parser.add_argument(
+        "--reducer", action="append", required=True, help="as in Python; repeat for more; None: no hook"
+    )
     parser.add_argument("--seconds", type=float, help="training time of each reducer")
     parser.add_argument("--steps", type=int, help="instead: training steps of each reducer")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,0 +1,83 @@
+"""The benchmark scripts over two processes on loopback: small settings, real collectives, valid JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FEEDBACK = "ErrorFeedback(TopK(ratio=0.05))"
+
+
+def torchrun(script: str, *arguments: str) -> str:
+    """The standard output of two ranks of a benchmark."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, str(ROOT / "benchmarks" / script), *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def rows(file: Path, benchmark: str) -> list[dict[str, Any]]:
+    found = json.loads(file.read_text())
+    assert found["benchmark"] == benchmark
+    assert found["hardware"] and found["versions"] and found["commit"] and "loopback" in found["link"]
+    return found["rows"]
+
+
+@pytest.mark.multi
+def test_train_compares_reducers(tmp_path: Path) -> None:
+    """DDP itself and `Exact()` learn alike, top-k sends less; table, JSON, plot and predictions are there."""
+    said = torchrun(
+        "train.py", "--task=digits", "--steps=60", "--link=100mbit", f"--json={tmp_path / 'a.json'}",
+        f"--plot={tmp_path / 'a.png'}", "--reducer=Exact()", "--reducer=None", f"--reducer={FEEDBACK}",
+    )  # fmt: skip
+    assert "speed-up" in said and FEEDBACK in said
+    exact, plain, sparse = rows(tmp_path / "a.json", "train")
+    assert [r["reducer"] for r in (exact, plain, sparse)] == ["Exact()", "None", FEEDBACK]
+    for row in (exact, plain, sparse):
+        assert row["world_size"] == 2 and row["steps"] == 60 and row["seconds_per_step"] > 0
+        assert row["curve"][0][:3] == [0, 0, 0] and row["curve"][-1][2:] == [60, row["loss"]]
+        assert row["loss"] < 1.5 < row["curve"][0][3]  # ten classes: ln 10 = 2.3 before training
+        assert row["payload_bytes_per_step"] <= row["bytes_per_step"]
+        assert row["predicted"]["seconds_per_step"] > 8 * row["payload_bytes_per_step"] / 1e8
+    assert exact["loss"] == pytest.approx(plain["loss"], abs=1e-4)
+    assert exact["seconds_to_target"] <= exact["seconds"] and exact["speedup"] == 1
+    assert sparse["payload_bytes_per_step"] < exact["payload_bytes_per_step"] / 5
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.multi
+def test_exchange_measures_reducers_and_peers(tmp_path: Path) -> None:
+    """`Exact()` has no error but rounding; top-k has a cold and a warm row; PyTorch's hooks stand beside them."""
+    model = tmp_path / "model.py"
+    model.write_text("def shapes():\n    return [('a', (300, 1000)), ('b', (7,)), ('c', (500, 1000))]\n")
+    torchrun(
+        "exchange.py", f"--model={model}", "--repeats=2", f"--json={tmp_path / 'b.json'}", "--reducer=Exact()",
+        f"--reducer={FEEDBACK}",
+    )  # fmt: skip
+    exact, cold, warm, *peers = rows(tmp_path / "b.json", "exchange")
+    assert exact["relative_error"] < 1e-6 and exact["speedup"] == 1 and not exact["cold"]
+    assert (cold["reducer"], cold["cold"], warm["reducer"], warm["cold"]) == (FEEDBACK, True, FEEDBACK, False)
+    assert exact["payload_bytes"] == 4 * 800_007
+    assert 0 < warm["payload_bytes"] < 0.05 * 800_007 * 8
+    for row in (exact, cold, warm):
+        assert row["bytes_sent"] > row["payload_bytes"] and row["seconds"] > 0
+    assert [row["reducer"].split(",")[0] for row in peers] == [
+        "torch allreduce_hook", "torch fp16_compress_hook", "torch powerSGD_hook",
+    ]  # fmt: skip
+    assert peers[0]["relative_error"] < 1e-6 < peers[1]["relative_error"] < 1e-2
+    assert all(math.isfinite(row["relative_error"]) for row in peers)

@@ -1,0 +1,77 @@
+"""Numbers, tables and plots of runs."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compcomm.report import extras, metrics, plots, tables
+
+CURVE = [[0, 0, 0, 4.0], [10, 1e6, 5, 3.0], [20, 2e6, 10, 2.5]]
+ROWS: list[dict[str, Any]] = [
+    {
+        "reducer": name, "curve": CURVE, "loss": 2.5, "steps": 10, "bytes_per_step": 2e5, "seconds_per_step": 2.0,
+        "seconds_to_target": reached, "speedup": gain,
+    }
+    for name, reached, gain in (("Exact()", 20.0, 1.0), ("ErrorFeedback(SignScale())", None, None))
+]  # fmt: skip
+
+
+def text(table: Any) -> str:
+    from rich.console import Console
+
+    out = io.StringIO()
+    Console(file=out, width=160).print(table)
+    return out.getvalue()
+
+
+def test_medians_come_with_the_quartiles() -> None:
+    assert metrics.timing([5.0]) == (5.0, (5.0, 5.0))
+    assert metrics.timing([1.0, 2.0, 4.0, 3.0, 9.0]) == (3.0, (2.0, 4.0))
+
+
+def test_the_first_crossing_counts_and_not_the_last_point() -> None:
+    assert metrics.first_crossing([0, 1, 2, 3], [4, 2, 3, 1], 2.5) == 0.75
+    assert metrics.first_crossing([0, 1], [4, 3], 2.5) is None
+    assert metrics.first_crossing([5, 6], [2, 1], 2.5) == 5
+
+
+def test_training_table_shows_a_dash_where_the_target_was_not_reached() -> None:
+    shown = text(tables.training(ROWS, "title", "note"))
+    exact, sign = (next(line for line in shown.splitlines() if r["reducer"] in line) for r in ROWS)
+    assert "200 kB" in exact and "1x" in exact and "2.5000" in exact
+    assert sign.count(" - ") == 2
+    assert "model" not in shown
+
+
+def test_training_table_with_predictions() -> None:
+    model = {"link": "100mbit", "seconds_per_step": 0.5, "seconds_to_target": None, "speedup": None}
+    assert "100mbit" in text(tables.training([{**row, "predicted": model} for row in ROWS], "title"))
+
+
+def test_exchange_table() -> None:
+    row = {
+        "reducer": "TopK(0.01)", "cold": True, "seconds": 0.05, "seconds_spread": (0.04, 0.06), "bytes_sent": 1e6,
+        "payload_bytes": None, "relative_error": 0.5, "speedup": 12.345,
+    }  # fmt: skip
+    shown = text(tables.exchange([row], "title"))
+    assert "cold" in shown and "0.04 to 0.06" in shown and "12.3x" in shown
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_plot_is_a_picture_of_some_size(tmp_path: Path) -> None:
+    file = plots.training(ROWS, tmp_path / "new" / "plot.png", "title")
+    head = file.read_bytes()[:24]
+    assert head.startswith(b"\x89PNG")
+    assert int.from_bytes(head[16:20], "big") > 1200 and int.from_bytes(head[20:24], "big") > 400
+
+
+def test_a_missing_package_is_named_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r"matplotlib is not installed.*compcomm\[bench\]"):
+        plots.training(ROWS, "nowhere.png", "title")
+    assert extras.need("math", "test").sqrt(4.0) == 2.0
