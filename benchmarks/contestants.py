@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from replay import Bucket, Shapes
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 
-import compcomm as cc
-from compcomm.store import Store
+from compcomm import Layout, Merge, cost
+from compcomm.hooks.ddp import DDPState
 
 
 @dataclass
@@ -25,6 +26,8 @@ class Contestant:
     payload: int | None = None
     forget: Callable[[], None] | None = None
     """Drops hints of earlier steps, so that the next step is a cold one; None: it takes no hints."""
+    finish: Callable[[], None] | None = None
+    """Called after the last bucket, as autograd's callback is: returns when the step is over."""
     one_bucket: bool = False
 
 
@@ -48,29 +51,26 @@ def ring(size: int, world: int) -> int:
 
 @contextmanager
 def compcomm(reducer: Any, model: Shapes, buckets: list[Bucket], world: int) -> Iterator[Contestant]:
-    """A reducer behind the hook that `model.register_comm_hook(cc.DDPState(reducer), cc.ddp_hook)` would get."""
-    state = cc.DDPState(reducer)
-    attachment = state.bind(model)
-    layouts = [cc.Layout.of((n, p.shape) for n, p in zip(b.names, b.parameters(), strict=True)) for b in buckets]
-    settled = cc.settle(reducer, world)
-    hints = {
-        name
-        for layout in layouts
-        for segment in layout.segments
-        for name, slot in settled.slots(segment, world).items()
-        if slot.merge is cc.Merge.DROP
-    }
-    store: Store = attachment.store
+    """A reducer and its scheduler, called as `cc.ddp_hook` calls them for real buckets of DDP."""
+    state = DDPState(reducer)
+    state.bind(model)
+    attachment = state.open(torch.device("cpu"))
+    layouts = [Layout.of((n, p.shape) for n, p in zip(b.names, b.parameters(), strict=True)) for b in buckets]
+    slots = [attachment.reducer.slots(s, world) for layout in layouts for s in layout.segments]
+    hints = {name: slot.fill for found in slots for name, slot in found.items() if slot.merge is Merge.DROP}
+
+    def hook(_: None, bucket: Bucket) -> torch.futures.Future[torch.Tensor]:
+        return attachment.submit(bucket.flat, layouts[bucket.index()], bucket.index(), bucket.is_last())
 
     def forget() -> None:
-        for layout in layouts:
-            for name in hints:
-                slab = store.bucket(name, layout)
-                for segment in slab.layout.segments:
-                    slab.view(segment).fill_(settled.slots(segment, world)[name].fill)
+        kept = attachment.state_dict()
+        for name, fill in hints.items():
+            for hint in kept["slots"][name].values():
+                hint.fill_(fill)
+        attachment.load_state_dict(kept)
 
     try:
-        payload = sum(cc.cost(reducer, layout, world, dist.get_rank()).sent for layout in layouts)
-        yield Contestant(repr(reducer), cc.ddp_hook, state, payload, forget if hints else None)
+        payload = sum(cost(reducer, layout, world, dist.get_rank()).sent for layout in layouts)
+        yield Contestant(repr(reducer), hook, None, payload, forget if hints else None, finish=attachment.end_step)
     finally:
         attachment.detach()

@@ -126,7 +126,7 @@ def measure(
     gradients.fill(step)
     dist.barrier()
     before = here.card_bytes()
-    seconds = run(buckets, contestant.hook, contestant.state)
+    seconds = run(buckets, contestant.hook, contestant.state, contestant.finish)
     dist.barrier()  # until then a slower rank may still draw bytes from this card
     return seconds, here.card_bytes() - before, gradients.error(step)
 
@@ -157,7 +157,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--reducer", action="append", help="as in Python; repeat for more (default: five of them)")
     parser.add_argument("--repeats", type=int, default=15, help="measured steps of each (default: 15)")
     parser.add_argument(
-        "--seconds", type=float, default=30, help="but stop after so long, and three steps (default: 30)"
+        "--seconds", type=float, default=30, help="but stop after so long and three steps (default: 30)"
     )
     parser.add_argument("--no-peers", dest="peers", action="store_false", help="leave PyTorch's hooks out")
     parser.add_argument("--json", help="file for the rows")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-import compcomm as cc
+from compcomm.hooks.attach import attach
 from compcomm.report.metrics import timing
 
 POINTS = 20  # validations, spread evenly over the budget
@@ -56,7 +56,7 @@ def train(
     """
     module = task.model(seed)
     model = DistributedDataParallel(module)
-    attachment = None if reducer is None else cc.attach(model, reducer, seed=seed)
+    attachment = None if reducer is None else attach(model, reducer, seed=seed)
     optimizer, schedule = task.optimizer(module)
     held_out = task.validation(ranks.rank, ranks.world)
     clock = Clock()

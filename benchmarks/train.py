@@ -145,9 +145,7 @@ class Bar:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--task", default="charlm", help="charlm or digits")
-    parser.add_argument(
-        "--reducer", action="append", required=True, help="as in Python; repeat for more; None: no hook"
-    )
+    parser.add_argument("--reducer", action="append", required=True, help="as in Python; repeat it; None: no hook")
     parser.add_argument("--seconds", type=float, help="training time of each reducer")
     parser.add_argument("--steps", type=int, help="instead: training steps of each reducer")
     parser.add_argument("--seed", type=int, default=0)
