@@ -302,6 +302,32 @@ def test_no_program() -> None:
     assert (done.returncode, "no such program" in done.stderr) == (2, True)
 
 
+@pytest.mark.skipif(os.geteuid() != 0 or CHECK.returncode != 0, reason="only root can become somebody else")
+def test_no_root_needed() -> None:
+    """The same by a user without rights, who gets them in a user namespace where the kernel allows it."""
+    script = "import os; print(os.environ['RANK'], os.listdir('/sys/class/net'))"
+    command = [sys.executable, "-", "--hosts", "2", "--", sys.executable, "-c", script]
+    try:
+        with NETLAB.open() as source:
+            done = subprocess.run(
+                command, stdin=source, capture_output=True, text=True, timeout=30, user=65534, group=65534, cwd="/"
+            )
+    except PermissionError:
+        pytest.skip(f"{sys.executable} is not for everybody")
+    if done.returncode in (69, 126, 127) and "Traceback" not in done.stderr:
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 0, done.stderr
+    assert sorted(line[:5] for line in done.stdout.splitlines()) == ["[0] 0", "[1] 1"]
+    assert all("eth0" in line for line in done.stdout.splitlines())
+
+
+@lab
+def test_cores() -> None:
+    core = min(os.sched_getaffinity(0))
+    done = netlab("--cores", str(core), script="import os; print(os.sched_getaffinity(0))")
+    assert sorted(done.stdout.splitlines()) == [f"[0] {{{core}}}", f"[1] {{{core}}}"]
+
+
 @lab
 def test_unknown_congestion_control() -> None:
     done = netlab("--cc", "nonesuch", script="print('ran')")
