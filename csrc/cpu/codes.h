@@ -97,14 +97,14 @@ CC_INLINE void store_u8x64(uint8_t* out, const I16 c[4]) {
 #elif CC_ISA == 1
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     for (int i = 0; i < 4; i += 2) {
-        __m256i a = _mm256_packs_epi32((__m256i)c[i].p[0], (__m256i)c[i].p[1]);
-        __m256i b = _mm256_packs_epi32((__m256i)c[i + 1].p[0], (__m256i)c[i + 1].p[1]);
+        __m256i a = _mm256_packs_epi32((__m256i)c[i].p0, (__m256i)c[i].p1);
+        __m256i b = _mm256_packs_epi32((__m256i)c[i + 1].p0, (__m256i)c[i + 1].p1);
         _mm256_storeu_si256((__m256i*)(out + 16 * i), _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a, b), order));
     }
 #elif defined(CC_X86)
     for (int i = 0; i < 4; i++) {
-        __m128i a = _mm_packs_epi32((__m128i)c[i].p[0], (__m128i)c[i].p[1]);
-        __m128i b = _mm_packs_epi32((__m128i)c[i].p[2], (__m128i)c[i].p[3]);
+        __m128i a = _mm_packs_epi32((__m128i)c[i].p0, (__m128i)c[i].p1);
+        __m128i b = _mm_packs_epi32((__m128i)c[i].p2, (__m128i)c[i].p3);
         _mm_storeu_si128((__m128i*)(out + 16 * i), _mm_packus_epi16(a, b));
     }
 #else
@@ -116,18 +116,60 @@ CC_INLINE void store_u8x64(uint8_t* out, const I16 c[4]) {
 #endif
 }
 
-// Sixteen nibbles (eight bytes) -> sixteen bytes.
+// Sixteen nibbles (eight bytes), one per lane.
 CC_INLINE I16 load_nibbles(const uint8_t* p) {
-#ifdef CC_X86
+#if CC_ISA == 2
+    const __m512i v = _mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i*)p));
+    return {_mm512_and_si512(_mm512_or_si512(v, _mm512_slli_epi64(v, 28)), _mm512_set1_epi32(15))};
+#elif defined(CC_X86)
     const __m128i low = _mm_set1_epi8(15), v = _mm_loadl_epi64((const __m128i*)p);
-    __m128i t = _mm_unpacklo_epi8(_mm_and_si128(v, low), _mm_and_si128(_mm_srli_epi16(v, 4), low));
-    uint8_t codes[16];
-    _mm_storeu_si128((__m128i*)codes, t);
+    return widen_u8(_mm_unpacklo_epi8(_mm_and_si128(v, low), _mm_and_si128(_mm_srli_epi16(v, 4), low)));
 #else
     uint8_t codes[16];
     for (int i = 0; i < 8; i++) codes[2 * i] = p[i] & 15, codes[2 * i + 1] = p[i] >> 4;
-#endif
     return load_u8(codes);
+#endif
 }
+
+#if CC_ISA > 0
+// Sixteen codes of `width` bits, one per lane, from a stream: each lane fetches the two bytes that hold its code, and
+// shifts. Reads sixteen bytes, of which the codes take 2 * width.
+struct StreamReader {
+    int width;
+#if CC_ISA == 2
+    __m512i fetch, shift;
+#else
+    __m256i fetch0, fetch1, shift0, shift1;
+#endif
+    StreamReader() = default;
+    explicit StreamReader(int w) : width(w) {
+        uint8_t bytes[64];
+        int32_t shifts[16];
+        for (int l = 0; l < 16; l++) {
+            const int byte = l * w / 8;
+            bytes[4 * l] = (uint8_t)byte, bytes[4 * l + 1] = byte < 15 ? (uint8_t)(byte + 1) : 0x80;
+            bytes[4 * l + 2] = bytes[4 * l + 3] = 0x80;  // 0x80 fetches zero
+            shifts[l] = l * w % 8;
+        }
+#if CC_ISA == 2
+        fetch = _mm512_loadu_si512(bytes), shift = _mm512_loadu_si512(shifts);
+#else
+        fetch0 = _mm256_loadu_si256((const __m256i*)bytes), fetch1 = _mm256_loadu_si256((const __m256i*)(bytes + 32));
+        shift0 = _mm256_loadu_si256((const __m256i*)shifts), shift1 = _mm256_loadu_si256((const __m256i*)(shifts + 8));
+#endif
+    }
+    inline __attribute__((always_inline)) I16 read(const uint8_t* p) const {
+        const __m128i raw = _mm_loadu_si128((const __m128i*)p);
+#if CC_ISA == 2
+        const I16 wide = {_mm512_srlv_epi32(_mm512_shuffle_epi8(_mm512_broadcast_i32x4(raw), fetch), shift)};
+#else
+        const __m256i twice = _mm256_broadcastsi128_si256(raw);
+        const I16 wide = {(vi)_mm256_srlv_epi32(_mm256_shuffle_epi8(twice, fetch0), shift0),
+                          (vi)_mm256_srlv_epi32(_mm256_shuffle_epi8(twice, fetch1), shift1)};
+#endif
+        return wide & splat((int32_t)ones(width));
+    }
+};
+#endif
 
 }  // namespace

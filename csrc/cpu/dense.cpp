@@ -8,9 +8,8 @@ struct Dense {
     typedef NoScratch Scratch;
     struct Source {
         const uint8_t* p;
-        CC_INLINE F16 read(const uint8_t* q) { F16 r; memcpy(&r, q, 64); return r; }
-        inline F16 at(int64_t i) const { return read(p + 4 * i); }
-        inline F16 tail(int64_t i, int n) const { return read(read_tail<64>(p + 4 * i, 4 * n).b); }
+        inline F16 at(int64_t i) const { return load_bytes(p + 4 * i); }
+        inline F16 tail(int64_t i, int n) const { return load_bytes(read_tail<64>(p + 4 * i, 4 * n).b); }
     };
     int64_t section(int64_t numel) const { return 4 * numel; }
     Source source(const uint8_t* section, int64_t, int64_t, int64_t first, int64_t, NoScratch&) const {
@@ -30,9 +29,15 @@ CC_INLINE void encode_row(float* x, const float* add, uint8_t* out, int64_t n, f
         seen.gradient = seen.gradient | bits(ADD ? b : a);
         if (X) y = keep_finite<ADD>(combine<ADD>(a, b, d, s), a, d, zero, seen.worst);
         else y = keep_finite<false>(s * b, b, s, zero, seen.worst);
-        memcpy(out + 4 * i, &y, 4 * (size_t)m);
-        if (X && full) store(x + i, zero);
-        else if (X) store(x + i, zero, m);
+        if (full) {
+            store_bytes(out + 4 * i, y);
+            if (X) store(x + i, zero);
+        } else {
+            float t[16];
+            store(t, y);
+            memcpy(out + 4 * i, t, 4 * (size_t)m);
+            if (X) store(x + i, zero, m);
+        }
     }
 }
 

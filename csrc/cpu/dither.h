@@ -8,12 +8,11 @@ namespace {
 
 struct Dither {
     enum { SUPERBLOCK = 128, AHEAD = 4 };
-    PhiloxKeys keys;
-    uint32_t step, rank;
+    PhiloxStream stream;
     int64_t lo = 0, hi = 0;  // elements that `u` holds
     alignas(64) float u[SUPERBLOCK * (AHEAD + 1)];
 
-    Dither(int64_t key, int64_t step_, int64_t rank_) : keys(key), step((uint32_t)step_), rank((uint32_t)rank_) {}
+    Dither(int64_t key, int64_t step, int64_t rank) : stream((uint32_t)step, (uint32_t)rank, 0, key) {}
 
     // The dithers of elements j .. j+n-1 (n <= 512) of a piece that ends at `end`. Draws ahead for short blocks.
     const float* get(int64_t j, int64_t n, int64_t end) {
@@ -22,7 +21,9 @@ struct Dither {
             int64_t last = ceil(j + n), ahead = first + AHEAD;
             if (ahead > ceil(end)) ahead = ceil(end);
             if (ahead > last) last = ahead;
-            for (int64_t s = first; s < last; s++) draw(s, u + (s - first) * SUPERBLOCK);
+            int64_t s = first;
+            for (; s + 2 <= last; s += 2) draw<2>(s, u + (s - first) * SUPERBLOCK);
+            if (s < last) draw<1>(s, u + (s - first) * SUPERBLOCK);
             lo = first * SUPERBLOCK, hi = last * SUPERBLOCK;
         }
         return u + (j - lo);
@@ -30,14 +31,15 @@ struct Dither {
 
   private:
     static int64_t ceil(int64_t j) { return (j + SUPERBLOCK - 1) / SUPERBLOCK; }
-    inline __attribute__((always_inline)) void draw(int64_t superblock, float* to) const {
+    template <int N> inline __attribute__((always_inline)) void draw(int64_t superblock, float* to) const {
         const F16 unit = splat(0x1p-16f), half = splat(0x1p-17f);
-        I16 w[4];
-        philox16((uint32_t)(superblock * 16), step, rank, 0, keys, w);
-        for (int i = 0; i < 4; i++) {
-            store(to + 32 * i, to_float(w[i] & splat(0xffff)) * unit + half);
-            store(to + 32 * i + 16, to_float(shr<16>(w[i])) * unit + half);
-        }
+        I16 w[N][4];
+        philox_vectors<N>((uint32_t)(superblock * 16), stream, w);
+        for (int n = 0; n < N; n++)
+            for (int i = 0; i < 4; i++, to += 32) {
+                store(to, to_float(w[n][i] & splat(0xffff)) * unit + half);
+                store(to + 16, to_float(shr<16>(w[n][i])) * unit + half);
+            }
     }
 };
 

@@ -20,16 +20,13 @@ struct Float16 {
     CC_INLINE F16 unpack(I16 h) { return {_mm512_cvtph_ps(_mm512_cvtepi32_epi16(h.v))}; }
 #elif CC_ISA == 1
     CC_INLINE I16 pack(F16 y) {
-        I16 r;
-        CC_EACH r.p[i] = (vi)_mm256_cvtepu16_epi32(_mm256_cvtps_ph(y.p[i], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-        return r;
+        return map<I16>(CC_FN(vf x) {
+            return (vi)_mm256_cvtepu16_epi32(_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+        }, y);
     }
     CC_INLINE F16 unpack(I16 h) {
-        uint16_t t[16];
-        store_u16(t, h);
-        F16 r;
-        CC_EACH r.p[i] = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)t + i));
-        return r;
+        const __m256i t = _mm256_permute4x64_epi64(_mm256_packus_epi32((__m256i)h.p0, (__m256i)h.p1), 0xd8);
+        return {_mm256_cvtph_ps(_mm256_castsi256_si128(t)), _mm256_cvtph_ps(_mm256_extracti128_si256(t, 1))};
     }
 #else
     CC_INLINE I16 pack(F16 y) {

@@ -148,6 +148,17 @@ struct ByteCodes {  // codes as bytes: in the wire itself (8 bits), or unpacked 
     inline F16 tail(int64_t i, int n) const { return value(load_u8(read_tail<16>(p + i, n).b)); }
 };
 
+#if CC_ISA > 0
+struct StreamCodes {  // codes of any width, from a copy of the tile that may be read past its end
+    F16 step;
+    I16 levels;
+    StreamReader reader;
+    const uint8_t* p;
+    inline F16 at(int64_t i) const { return to_float(reader.read(p + i / 8 * reader.width) - levels) * step; }
+    inline F16 tail(int64_t i, int) const { return at(i); }
+};
+#endif
+
 struct NibbleCodes {
     const uint8_t* p;
 #if CC_ISA == 2
@@ -180,8 +191,21 @@ struct Format : Setting {
         return s;
     }
 };
+struct Scratched { uint8_t codes[TILE + 16]; };
+#if CC_ISA > 0
+struct Streamwise : Format {
+    StreamReader reader;
+    explicit Streamwise(const Setting& set) : Format{set}, reader(set.bits) {}
+    typedef Scratched Scratch;
+    typedef StreamCodes Source;
+    Source source(const uint8_t* section, int64_t blocks, int64_t b, int64_t first, int64_t n, Scratch& scratch) const {
+        memcpy(scratch.codes, codes(section, blocks, first), (size_t)ceil_div(n * bits, 8));
+        return {splat(step(section, b)), splat(levels), reader, scratch.codes};
+    }
+};
+#endif
 struct Bytewise : Format {
-    struct Scratch { uint8_t codes[TILE]; };
+    typedef Scratched Scratch;
     typedef ByteCodes Source;
     Source source(const uint8_t* section, int64_t blocks, int64_t b, int64_t first, int64_t n, Scratch& scratch) const {
         const uint8_t* p = codes(section, blocks, first);
@@ -224,12 +248,10 @@ CC_KERNEL(cc_qsgd_encode,
 
 CC_KERNEL(cc_qsgd_decode, (CC_DECODE_PARAMS, int bits, int levels, int64_t block), (CC_DECODE_ARGS, bits, levels, block)) {
     if (!sensible(bits, levels, block)) return CC_BAD_PARAMETER;
-    if (bits == 4) {
-        Nibblewise format;
-        static_cast<Setting&>(format) = {bits, levels, block};
-        return decode_all(format, CC_DECODE_ARGS);
-    }
-    Bytewise format;
-    static_cast<Setting&>(format) = {bits, levels, block};
-    return decode_all(format, CC_DECODE_ARGS);
+    const Setting set{bits, levels, block};
+    if (bits == 4) return decode_all(Nibblewise{{set}}, CC_DECODE_ARGS);
+#if CC_ISA > 0
+    if (bits != 8) return decode_all(Streamwise(set), CC_DECODE_ARGS);
+#endif
+    return decode_all(Bytewise{{set}}, CC_DECODE_ARGS);
 }

@@ -15,15 +15,13 @@ struct Sign {
             return {_mm512_mask_blend_ps(m, plus.v, minus.v)};
 #elif CC_ISA == 1
             const __m256i by = _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24), all = _mm256_set1_epi32(m);
-            const vi top = vi{} + INT32_MIN;  // bit l to the sign position of lane l
-            F16 r;
-            r.p[0] = (vf)((vi)plus.p[0] ^ ((vi)_mm256_sllv_epi32(all, by) & top));
-            r.p[1] = (vf)((vi)plus.p[1] ^ ((vi)_mm256_sllv_epi32(_mm256_srli_epi32(all, 8), by) & top));
-            return r;
+            const __m256i top = _mm256_set1_epi32(INT32_MIN);  // bit l to the sign position of lane l
+            const __m256i lo = _mm256_and_si256(_mm256_sllv_epi32(all, by), top);
+            const __m256i hi = _mm256_and_si256(_mm256_sllv_epi32(_mm256_srli_epi32(all, 8), by), top);
+            return {_mm256_xor_ps(plus.p0, (__m256)lo), _mm256_xor_ps(plus.p1, (__m256)hi)};
 #else
             static const int32_t lane[16] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
-            I16 bit;
-            memcpy(&bit, lane, 64);
+            const I16 bit = bits(load((const float*)(const void*)lane));
             return select(lt(splat(0), splat((int32_t)m) & bit), minus, plus);
 #endif
         }

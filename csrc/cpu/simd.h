@@ -50,137 +50,162 @@ CC_INLINE void store_u16(void* p, I16 a) { _mm256_storeu_si256((__m256i*)p, _mm5
 CC_INLINE void store(int32_t* p, I16 a) { _mm512_storeu_si512(p, a.v); }
 
 #else
-// Pieces of the widest native vector. The GNU vector extension gives + - * & | ^ and comparisons on all processors.
+// Pieces of the widest native vector: named members, because compilers keep those in registers and arrays in memory.
+// The GNU vector extension gives + - * & | ^ and comparisons on all processors.
 #if CC_ISA == 1
 #define CC_PIECE 8
+#define CC_PIECES(T) T p0, p1
 #else
 #define CC_PIECE 4
+#define CC_PIECES(T) T p0, p1, p2, p3
 #endif
-enum { PIECES = 16 / CC_PIECE };
 typedef float vf __attribute__((vector_size(CC_PIECE * 4)));
 typedef int32_t vi __attribute__((vector_size(CC_PIECE * 4)));
 typedef uint32_t vu __attribute__((vector_size(CC_PIECE * 4)));
-struct F16 { vf p[PIECES]; };
-struct I16 { vi p[PIECES]; };
-struct Mask { vi p[PIECES]; };
-#define CC_EACH for (int i = 0; i < PIECES; i++)
+struct F16 { CC_PIECES(vf); };
+struct I16 { CC_PIECES(vi); };
+struct Mask { CC_PIECES(vi); };
 
-CC_INLINE F16 load(const float* p) { F16 r; memcpy(&r, p, 64); return r; }
-CC_INLINE F16 load(const float* p, int n) { F16 r; float t[16] = {}; memcpy(t, p, 4 * (size_t)n); memcpy(&r, t, 64); return r; }
-CC_INLINE void store(float* p, F16 a) { memcpy(p, &a, 64); }
-CC_INLINE void store(float* p, F16 a, int n) { float t[16]; memcpy(t, &a, 64); memcpy(p, t, 4 * (size_t)n); }
-CC_INLINE F16 splat(float a) { F16 r; CC_EACH r.p[i] = vf{} + a; return r; }
-CC_INLINE I16 splat(int32_t a) { I16 r; CC_EACH r.p[i] = vi{} + a; return r; }
-CC_INLINE F16 operator+(F16 a, F16 b) { CC_EACH a.p[i] += b.p[i]; return a; }
-CC_INLINE F16 operator-(F16 a, F16 b) { CC_EACH a.p[i] -= b.p[i]; return a; }
-CC_INLINE F16 operator*(F16 a, F16 b) { CC_EACH a.p[i] *= b.p[i]; return a; }
-CC_INLINE I16 operator+(I16 a, I16 b) { CC_EACH a.p[i] = (vi)((vu)a.p[i] + (vu)b.p[i]); return a; }
-CC_INLINE I16 operator-(I16 a, I16 b) { CC_EACH a.p[i] = (vi)((vu)a.p[i] - (vu)b.p[i]); return a; }
-CC_INLINE I16 operator&(I16 a, I16 b) { CC_EACH a.p[i] &= b.p[i]; return a; }
-CC_INLINE I16 operator|(I16 a, I16 b) { CC_EACH a.p[i] |= b.p[i]; return a; }
-CC_INLINE I16 operator^(I16 a, I16 b) { CC_EACH a.p[i] ^= b.p[i]; return a; }
-template <int n> CC_INLINE I16 shl(I16 a) { CC_EACH a.p[i] = (vi)((vu)a.p[i] << n); return a; }
-template <int n> CC_INLINE I16 shr(I16 a) { CC_EACH a.p[i] = (vi)((vu)a.p[i] >> n); return a; }
-CC_INLINE I16 max(I16 a, I16 b) { CC_EACH a.p[i] = a.p[i] > b.p[i] ? a.p[i] : b.p[i]; return a; }
-CC_INLINE I16 min(I16 a, I16 b) { CC_EACH a.p[i] = a.p[i] < b.p[i] ? a.p[i] : b.p[i]; return a; }
-CC_INLINE I16 bits(F16 a) { I16 r; CC_EACH r.p[i] = (vi)a.p[i]; return r; }
-CC_INLINE F16 floats(I16 a) { F16 r; CC_EACH r.p[i] = (vf)a.p[i]; return r; }
-CC_INLINE F16 to_float(I16 a) { F16 r; CC_EACH r.p[i] = __builtin_convertvector(a.p[i], vf); return r; }
-CC_INLINE Mask lt(F16 a, F16 b) { Mask r; CC_EACH r.p[i] = a.p[i] < b.p[i]; return r; }
-CC_INLINE Mask lt(I16 a, I16 b) { Mask r; CC_EACH r.p[i] = a.p[i] < b.p[i]; return r; }
-CC_INLINE F16 select(Mask m, F16 a, F16 b) {
-    F16 r;
-    CC_EACH r.p[i] = (vf)((m.p[i] & (vi)a.p[i]) | (~m.p[i] & (vi)b.p[i]));
-    return r;
+// f on each piece of the arguments.
+template <class R, class F, class... A> CC_INLINE R map(F f, A... a) {
+#if CC_ISA == 1
+    return {f(a.p0...), f(a.p1...)};
+#else
+    return {f(a.p0...), f(a.p1...), f(a.p2...), f(a.p3...)};
+#endif
 }
-CC_INLINE void store(int32_t* p, I16 a) { memcpy(p, &a, 64); }
+#define CC_FN(...) [=](__VA_ARGS__) __attribute__((always_inline))
+
+// Loads and stores by piece (a 64-byte memcpy would go through the stack), at any alignment. Not through a template:
+// a template argument loses the attribute.
+typedef vf vf_at __attribute__((aligned(1), may_alias));
+typedef vi vi_at __attribute__((aligned(1), may_alias));
+#if CC_ISA == 1
+#define CC_LOAD(q) {(q)[0], (q)[1]}
+#define CC_STORE(q, a) (q)[0] = a.p0, (q)[1] = a.p1
+#else
+#define CC_LOAD(q) {(q)[0], (q)[1], (q)[2], (q)[3]}
+#define CC_STORE(q, a) (q)[0] = a.p0, (q)[1] = a.p1, (q)[2] = a.p2, (q)[3] = a.p3
+#endif
+CC_INLINE F16 load(const float* p) { const vf_at* q = (const vf_at*)p; return CC_LOAD(q); }
+CC_INLINE void store(float* p, F16 a) { vf_at* q = (vf_at*)p; CC_STORE(q, a); }
+CC_INLINE void store(int32_t* p, I16 a) { vi_at* q = (vi_at*)p; CC_STORE(q, a); }
+CC_INLINE F16 load(const float* p, int n) { float t[16] = {}; memcpy(t, p, 4 * (size_t)n); return load(t); }
+CC_INLINE void store(float* p, F16 a, int n) { float t[16]; store(t, a); memcpy(p, t, 4 * (size_t)n); }
+CC_INLINE F16 splat(float a) { return map<F16>(CC_FN(vf z) { return z + a; }, F16{}); }
+CC_INLINE I16 splat(int32_t a) { return map<I16>(CC_FN(vi z) { return z + a; }, I16{}); }
+CC_INLINE F16 operator+(F16 a, F16 b) { return map<F16>(CC_FN(vf x, vf y) { return x + y; }, a, b); }
+CC_INLINE F16 operator-(F16 a, F16 b) { return map<F16>(CC_FN(vf x, vf y) { return x - y; }, a, b); }
+CC_INLINE F16 operator*(F16 a, F16 b) { return map<F16>(CC_FN(vf x, vf y) { return x * y; }, a, b); }
+CC_INLINE I16 operator+(I16 a, I16 b) { return map<I16>(CC_FN(vi x, vi y) { return (vi)((vu)x + (vu)y); }, a, b); }
+CC_INLINE I16 operator-(I16 a, I16 b) { return map<I16>(CC_FN(vi x, vi y) { return (vi)((vu)x - (vu)y); }, a, b); }
+CC_INLINE I16 operator&(I16 a, I16 b) { return map<I16>(CC_FN(vi x, vi y) { return x & y; }, a, b); }
+CC_INLINE I16 operator|(I16 a, I16 b) { return map<I16>(CC_FN(vi x, vi y) { return x | y; }, a, b); }
+CC_INLINE I16 operator^(I16 a, I16 b) { return map<I16>(CC_FN(vi x, vi y) { return x ^ y; }, a, b); }
+template <int n> CC_INLINE I16 shl(I16 a) { return map<I16>(CC_FN(vi x) { return (vi)((vu)x << n); }, a); }
+template <int n> CC_INLINE I16 shr(I16 a) { return map<I16>(CC_FN(vi x) { return (vi)((vu)x >> n); }, a); }
+CC_INLINE I16 bits(F16 a) { return map<I16>(CC_FN(vf x) { return (vi)x; }, a); }
+CC_INLINE F16 floats(I16 a) { return map<F16>(CC_FN(vi x) { return (vf)x; }, a); }
+CC_INLINE F16 to_float(I16 a) { return map<F16>(CC_FN(vi x) { return __builtin_convertvector(x, vf); }, a); }
+CC_INLINE Mask lt(F16 a, F16 b) { return map<Mask>(CC_FN(vf x, vf y) { return (vi)(x < y); }, a, b); }
+CC_INLINE Mask lt(I16 a, I16 b) { return map<Mask>(CC_FN(vi x, vi y) { return (vi)(x < y); }, a, b); }
 
 #if CC_ISA == 1
-CC_INLINE I16 round_int(F16 a) { I16 r; CC_EACH r.p[i] = (vi)_mm256_cvtps_epi32(a.p[i]); return r; }
-CC_INLINE I16 floor_int(F16 a) { I16 r; CC_EACH r.p[i] = (vi)_mm256_cvttps_epi32(_mm256_floor_ps(a.p[i])); return r; }
+CC_INLINE I16 max(I16 a, I16 b) { return map<I16>(CC_FN(vi x, vi y) { return (vi)_mm256_max_epi32((__m256i)x, (__m256i)y); }, a, b); }
+CC_INLINE I16 min(I16 a, I16 b) { return map<I16>(CC_FN(vi x, vi y) { return (vi)_mm256_min_epi32((__m256i)x, (__m256i)y); }, a, b); }
+CC_INLINE F16 select(Mask m, F16 a, F16 b) {
+    return map<F16>(CC_FN(vi k, vf x, vf y) { return _mm256_blendv_ps(y, x, (vf)k); }, m, a, b);
+}
+CC_INLINE I16 round_int(F16 a) { return map<I16>(CC_FN(vf x) { return (vi)_mm256_cvtps_epi32(x); }, a); }
+CC_INLINE I16 floor_int(F16 a) { return map<I16>(CC_FN(vf x) { return (vi)_mm256_cvttps_epi32(_mm256_floor_ps(x)); }, a); }
 CC_INLINE uint32_t to_bits(Mask m) {
-    return (uint32_t)_mm256_movemask_ps((vf)m.p[0]) | (uint32_t)_mm256_movemask_ps((vf)m.p[1]) << 8;
+    return (uint32_t)_mm256_movemask_ps((vf)m.p0) | (uint32_t)_mm256_movemask_ps((vf)m.p1) << 8;
 }
-CC_INLINE I16 load_u8(const uint8_t* p) {
-    I16 r;
-    CC_EACH r.p[i] = (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(p + 8 * i)));
-    return r;
-}
+CC_INLINE I16 widen_u8(__m128i v) { return {(vi)_mm256_cvtepu8_epi32(v), (vi)_mm256_cvtepu8_epi32(_mm_srli_si128(v, 8))}; }
+CC_INLINE I16 load_u8(const uint8_t* p) { return widen_u8(_mm_loadu_si128((const __m128i*)p)); }
 CC_INLINE I16 load_u16(const void* p) {
-    I16 r;
-    CC_EACH r.p[i] = (vi)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p + i));
-    return r;
+    const __m128i* q = (const __m128i*)p;
+    return {(vi)_mm256_cvtepu16_epi32(_mm_loadu_si128(q)), (vi)_mm256_cvtepu16_epi32(_mm_loadu_si128(q + 1))};
 }
 CC_INLINE void store_u16(void* p, I16 a) {  // lanes must lie in 0..65535
-    __m256i t = _mm256_packus_epi32((__m256i)a.p[0], (__m256i)a.p[1]);
+    __m256i t = _mm256_packus_epi32((__m256i)a.p0, (__m256i)a.p1);
     _mm256_storeu_si256((__m256i*)p, _mm256_permute4x64_epi64(t, 0xd8));
 }
-#elif defined(CC_X86)
-CC_INLINE I16 round_int(F16 a) { I16 r; CC_EACH r.p[i] = (vi)_mm_cvtps_epi32(a.p[i]); return r; }
+#else
+CC_INLINE F16 select(Mask m, F16 a, F16 b) {
+    return map<F16>(CC_FN(vi k, vf x, vf y) { return (vf)((k & (vi)x) | (~k & (vi)y)); }, m, a, b);
+}
+CC_INLINE I16 max(I16 a, I16 b) { return bits(select(lt(a, b), floats(b), floats(a))); }
+CC_INLINE I16 min(I16 a, I16 b) { return bits(select(lt(a, b), floats(a), floats(b))); }
+#ifdef CC_X86
+CC_INLINE I16 round_int(F16 a) { return map<I16>(CC_FN(vf x) { return (vi)_mm_cvtps_epi32(x); }, a); }
 CC_INLINE I16 floor_int(F16 a) {  // truncate, then one less where that went up: a true comparison is -1
-    I16 r;
-    CC_EACH { vi t = (vi)_mm_cvttps_epi32(a.p[i]); r.p[i] = t + (__builtin_convertvector(t, vf) > a.p[i]); }
-    return r;
+    return map<I16>(CC_FN(vf x) {
+        vi t = (vi)_mm_cvttps_epi32(x);
+        return t + (vi)(__builtin_convertvector(t, vf) > x);
+    }, a);
 }
 CC_INLINE uint32_t to_bits(Mask m) {
-    uint32_t r = 0;
-    CC_EACH r |= (uint32_t)_mm_movemask_ps((vf)m.p[i]) << (4 * i);
-    return r;
+    return (uint32_t)_mm_movemask_ps((vf)m.p0) | (uint32_t)_mm_movemask_ps((vf)m.p1) << 4 |
+           (uint32_t)_mm_movemask_ps((vf)m.p2) << 8 | (uint32_t)_mm_movemask_ps((vf)m.p3) << 12;
 }
+CC_INLINE I16 widen_u16(__m128i a, __m128i b) {
+    const __m128i z = _mm_setzero_si128();
+    return {(vi)_mm_unpacklo_epi16(a, z), (vi)_mm_unpackhi_epi16(a, z), (vi)_mm_unpacklo_epi16(b, z), (vi)_mm_unpackhi_epi16(b, z)};
+}
+CC_INLINE I16 widen_u8(__m128i v) {
+    const __m128i z = _mm_setzero_si128();
+    return widen_u16(_mm_unpacklo_epi8(v, z), _mm_unpackhi_epi8(v, z));
+}
+CC_INLINE I16 load_u8(const uint8_t* p) { return widen_u8(_mm_loadu_si128((const __m128i*)p)); }
 CC_INLINE I16 load_u16(const void* p) {
-    I16 r;
-    for (int i = 0; i < 2; i++) {
-        __m128i t = _mm_loadu_si128((const __m128i*)p + i), z = _mm_setzero_si128();
-        r.p[2 * i] = (vi)_mm_unpacklo_epi16(t, z);
-        r.p[2 * i + 1] = (vi)_mm_unpackhi_epi16(t, z);
-    }
-    return r;
-}
-CC_INLINE I16 load_u8(const uint8_t* p) {
-    __m128i t = _mm_loadu_si128((const __m128i*)p), z = _mm_setzero_si128();
-    __m128i w[2] = {_mm_unpacklo_epi8(t, z), _mm_unpackhi_epi8(t, z)};
-    return load_u16(w);
+    const __m128i* q = (const __m128i*)p;
+    return widen_u16(_mm_loadu_si128(q), _mm_loadu_si128(q + 1));
 }
 CC_INLINE void store_u16(void* p, I16 a) {  // SSE2 packs signed only: sign-extend the low halves first
-    for (int i = 0; i < 2; i++) {
-        __m128i lo = _mm_srai_epi32(_mm_slli_epi32((__m128i)a.p[2 * i], 16), 16);
-        __m128i hi = _mm_srai_epi32(_mm_slli_epi32((__m128i)a.p[2 * i + 1], 16), 16);
-        _mm_storeu_si128((__m128i*)p + i, _mm_packs_epi32(lo, hi));
-    }
+    const I16 t = map<I16>(CC_FN(vi x) { return (vi)_mm_srai_epi32(_mm_slli_epi32((__m128i)x, 16), 16); }, a);
+    _mm_storeu_si128((__m128i*)p, _mm_packs_epi32((__m128i)t.p0, (__m128i)t.p1));
+    _mm_storeu_si128((__m128i*)p + 1, _mm_packs_epi32((__m128i)t.p2, (__m128i)t.p3));
 }
 #else
+CC_INLINE I16 from_lanes(const int32_t* t) { return bits(load((const float*)(const void*)t)); }
 CC_INLINE I16 round_int(F16 a) {
-    I16 r;
-    CC_EACH for (int j = 0; j < CC_PIECE; j++) r.p[i][j] = (int32_t)__builtin_rintf(a.p[i][j]);
-    return r;
+    float t[16]; int32_t q[16];
+    store(t, a);
+    for (int j = 0; j < 16; j++) q[j] = (int32_t)__builtin_rintf(t[j]);
+    return from_lanes(q);
 }
 CC_INLINE I16 floor_int(F16 a) {
-    I16 r;
-    CC_EACH for (int j = 0; j < CC_PIECE; j++) r.p[i][j] = (int32_t)__builtin_floorf(a.p[i][j]);
-    return r;
+    float t[16]; int32_t q[16];
+    store(t, a);
+    for (int j = 0; j < 16; j++) q[j] = (int32_t)__builtin_floorf(t[j]);
+    return from_lanes(q);
 }
 CC_INLINE uint32_t to_bits(Mask m) {
-    uint32_t r = 0;
-    CC_EACH for (int j = 0; j < CC_PIECE; j++) r |= (uint32_t)(m.p[i][j] & 1) << (CC_PIECE * i + j);
+    int32_t t[16]; uint32_t r = 0;
+    memcpy(t, &m, 64);
+    for (int j = 0; j < 16; j++) r |= (uint32_t)(t[j] & 1) << j;
     return r;
 }
-CC_INLINE I16 load_u8(const uint8_t* p) { I16 r; int32_t t[16]; for (int j = 0; j < 16; j++) t[j] = p[j]; memcpy(&r, t, 64); return r; }
+CC_INLINE I16 load_u8(const uint8_t* p) { int32_t t[16]; for (int j = 0; j < 16; j++) t[j] = p[j]; return from_lanes(t); }
 CC_INLINE I16 load_u16(const void* p) {
-    I16 r; uint16_t s[16]; int32_t t[16];
+    uint16_t s[16]; int32_t t[16];
     memcpy(s, p, 32);
     for (int j = 0; j < 16; j++) t[j] = s[j];
-    memcpy(&r, t, 64);
-    return r;
+    return from_lanes(t);
 }
 CC_INLINE void store_u16(void* p, I16 a) {
     uint16_t s[16]; int32_t t[16];
-    memcpy(t, &a, 64);
+    store(t, a);
     for (int j = 0; j < 16; j++) s[j] = (uint16_t)t[j];
     memcpy(p, s, 32);
 }
 #endif
 #endif
+#endif
 
+CC_INLINE F16 load_bytes(const uint8_t* p) { return load((const float*)(const void*)p); }  // any alignment
+CC_INLINE void store_bytes(uint8_t* p, F16 a) { store((float*)(void*)p, a); }
 CC_INLINE I16 magnitude_bits(F16 a) { return bits(a) & splat(0x7fffffff); }  // |a| as an integer: same order as |a|
 enum { INFINITE = 0x7f800000 };                                               // |a| >= INFINITE: inf or NaN
 
