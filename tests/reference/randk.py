@@ -22,7 +22,7 @@ def mix(h: int) -> int:
 
 def indices(key: int, numel: int, k: int, offset: int, step: int) -> list[int]:
     """Where element 0 .. k-1 of the payload belongs. The rank has no part in it."""
-    half = (max(2, (numel - 1).bit_length()) + 1) // 2
+    half = (max(8, (numel - 1).bit_length()) + 1) // 2
     low = (1 << half) - 1
     words = [w for c in (0, 1) for w in philox((c, step & MASK, offset & MASK, 1), key)][:6]
     places: list[int] = []

@@ -53,14 +53,15 @@ def randk_indices(key: int, numel: int, k: int, offset: int, step: int, device: 
 
     A Feistel network of six rounds (Luby, Rackoff 1988) permutes ``[0, 4^h)``, the smallest power of four that holds
     ``numel``; a value outside ``[0, numel)`` is fed in again until it falls inside (Black, Rogaway 2002), which happens
-    within four steps on average. What is left is a permutation of ``[0, numel)``.
+    within four steps on average. What is left is a permutation of ``[0, numel)``. ``h`` is 4 at least: on 16 values six
+    rounds are not fair (some pairs are 15 % likelier than others), on 256 the tests find no difference.
 
     >>> sorted(randk_indices(key=7, numel=5, k=5, offset=0, step=0).tolist())
     [0, 1, 2, 3, 4]
     """
     if not 0 <= k <= numel:
         raise ValueError(f"randk_indices(numel={numel}, k={k}): k must lie in 0..numel")
-    half = max(1, (max(numel - 1, 0).bit_length() + 1) // 2)
+    half = max(4, (max(numel - 1, 0).bit_length() + 1) // 2)
     mask = (1 << half) - 1
     keys = _round_keys(key, offset, step)
     values = torch.arange(k, dtype=torch.int64, device=device)
