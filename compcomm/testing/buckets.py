@@ -92,7 +92,7 @@ def splits_by_owner(c: Compressor) -> None:
         value = payload.dense(layout).flat
         demand(same_bits(x.flat, flat - value), c, f"with {world} owners, x is not y - decode(payload).")
         owned = torch.zeros(layout.numel)
-        for rank, message in enumerate(payload.wire.split(packing.splits)):
+        for rank, message in enumerate(torch.split(payload.wire, list(packing.splits))):
             own = [r.segment for r in (*packing.exact, *packing.coded) if r.message == rank]
             for s in own:
                 owned[s.start : s.stop] += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, is_dataclass, replace
 from math import sqrt
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ def coding(described: T) -> T:
         if f.name == "dense_below":
             changed[f.name] = 0
         elif isinstance(value, dict):
-            changed[f.name] = {k: coding(v) for k, v in value.items()}  # pyright: ignore[reportUnknownVariableType]
+            changed[f.name] = {k: coding(v) for k, v in cast("dict[str, object]", value).items()}
         elif is_dataclass(value):
             changed[f.name] = coding(value)
     return replace(described, **changed) if changed else described  # pyright: ignore[reportReturnType]

@@ -48,7 +48,7 @@ def keeps_what_it_did_not_send(c: Compressor) -> None:
             flagged = bool(t.payload.status[0] != 0)  # what a 16-bit number cannot hold may be reported
             demand(not flagged or name == "huge", c, f"calls {name} of {n} elements non-finite.")
             demand((t.payload.status[1] != 0) == bool((y != 0).any()), c, f"the zero flag is wrong on {name}.")
-            demand(name != "zeros" or not t.value.any(), c, f"decodes zeros to {t.value.unique().tolist()}.")
+            demand(name != "zeros" or not t.value.any(), c, "decodes zeros to something else.")
 
 
 def adds_the_gradient_on_the_way(c: Compressor) -> None:

@@ -84,8 +84,10 @@ def is_unbiased_as_declared(c: Compressor) -> None:
     seen to be biased on some input (unless nothing is lost at all)."""
     c = coding(c)
     found = False
-    for what, n, y in _inputs(c, (2, 17, 300, 700)):
+    for what, n, y in _inputs(c, (2, 300, 700)):
         z, where = _bias(c, y, 1000 if c.unbiased else 200)
+        if c.unbiased and z >= Z:  # a rare event that did not happen, or a bias? A bias stands out more with more draws
+            z, where = _bias(c, y, 30_000)
         found |= z > 2 * Z
         demand(not c.unbiased or z < Z, c, f"E C(x) is not x: off by {z:.1f} standard errors along {where} on {what}.")
         if found or (not c.unbiased and c.delta(n) == 1.0):
@@ -125,7 +127,7 @@ def is_linear_as_declared(c: Compressor) -> None:
         else:
             apart = trip(c, a, rng).value + trip(c, b, rng).value
             joint = trip(c, a + b, rng).value
-            if float((joint - apart).norm()) > 1e-3 * float(joint.norm()):
+            if float(_squared(joint - apart)) > 1e-6 * float(_squared(joint)):
                 return
             if c.delta(n) == 1.0 and n == sizes[-1]:
                 return

@@ -1,0 +1,64 @@
+"""The configurations that stand for each exported class. A new export needs one line here."""
+
+from __future__ import annotations
+
+import torch
+
+import compcomm as cc
+
+COMPRESSORS: dict[type[cc.Compressor], list[cc.Compressor]] = {
+    cc.TopK: [cc.TopK(ratio=0.05), cc.TopK(k=37), cc.TopK(ratio=1.0)],
+    cc.RandK: [cc.RandK(ratio=0.1), cc.RandK(k=40), cc.RandK(ratio=0.1, unbiased=True), cc.RandK(k=9, unbiased=True)],
+    cc.QSGD: [
+        *(cc.QSGD(bits=bits) for bits in (2, 3, 4, 8)),
+        *(cc.QSGD(bits=bits, rounding="nearest") for bits in (2, 4, 5)),
+        cc.QSGD(bits=4, norm=2),
+        cc.QSGD(levels=22, norm=2, block=128),
+        cc.QSGD(levels=5, norm=2, rounding="nearest"),
+        cc.QSGD(levels=1, block=64),
+        cc.QSGD(levels=100, block=16, rounding="nearest"),
+    ],
+    cc.SignScale: [cc.SignScale(), cc.SignScale(scale="l2"), cc.SignScale(block=32)],
+    cc.Cast: [cc.Cast(torch.bfloat16), cc.Cast(torch.float16)],
+    cc.Contractive: [cc.Contractive(cc.QSGD(bits=4)), cc.Contractive(cc.RandK(ratio=0.1, unbiased=True))],
+}
+
+REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
+    cc.Exact: [cc.Exact()],
+    cc.AllReduce: [
+        cc.AllReduce(cc.RandK(ratio=0.1)),
+        cc.AllReduce(cc.RandK(ratio=0.25, unbiased=True)),
+        cc.AllReduce(cc.Cast(torch.bfloat16)),
+    ],
+    cc.AllGather: [
+        cc.AllGather(cc.TopK(ratio=0.05)),
+        cc.AllGather(cc.QSGD(bits=4)),
+        cc.AllGather(cc.SignScale()),
+        cc.AllGather(cc.Cast(torch.bfloat16)),
+    ],
+    cc.TwoPhase: [
+        cc.TwoPhase(cc.QSGD(bits=4)),
+        cc.TwoPhase(cc.SignScale(), server=cc.ErrorFeedback),
+        cc.TwoPhase(cc.Cast(torch.bfloat16)),
+        cc.TwoPhase(cc.TopK(ratio=0.05), server=False),
+    ],
+    cc.ErrorFeedback: [
+        cc.ErrorFeedback(cc.Exact()),
+        cc.ErrorFeedback(cc.TopK(ratio=0.01)),
+        cc.ErrorFeedback(cc.RandK(ratio=0.1)),
+        cc.ErrorFeedback(cc.QSGD(bits=4)),
+        cc.ErrorFeedback(cc.QSGD(bits=4, rounding="nearest")),
+        cc.ErrorFeedback(cc.SignScale()),
+        cc.ErrorFeedback(cc.AllGather(cc.SignScale())),
+        cc.ErrorFeedback(cc.TwoPhase(cc.SignScale(block=64), server=False)),
+        cc.ErrorFeedback(cc.AllReduce(cc.Cast(torch.bfloat16))),
+    ],
+    cc.Warmup: [
+        cc.Warmup(2, cc.ErrorFeedback(cc.TopK(ratio=0.05))),
+        cc.Warmup(1, cc.QSGD(bits=8)),
+    ],
+    cc.Partition: [
+        cc.Partition({"layer.*": cc.ErrorFeedback(cc.SignScale()), "head": cc.TopK(ratio=0.1), "*": cc.Exact()}),
+        cc.Partition({"emb*": cc.ErrorFeedback(cc.RandK(ratio=0.2)), "*": cc.ErrorFeedback(cc.QSGD(bits=4))}),
+    ],
+}
