@@ -17,12 +17,11 @@ from compcomm.ops import native
 
 def hardware() -> dict[str, Any]:
     """Processor, cores this process may use, memory in bytes, accelerators, instruction set of the kernels."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     return {
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpus": gpus,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "isa": native.isa(),
         "threads": torch.get_num_threads(),
     }

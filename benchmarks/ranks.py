@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -70,13 +71,16 @@ def ranks(timeout: float = 600.0) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
+def lab() -> dict[str, Any] | None:
+    """What launch/netlab says of its links: rate, burst, latency, congestion control; None outside of a lab."""
+    note = os.environ.get("NETLAB")
+    return json.loads(note) if note else None
+
+
 def link() -> str:
     """What lies between the ranks, in words."""
-    import json
-
-    lab = os.environ.get("NETLAB")
-    if lab:
-        note = json.loads(lab)
+    note = lab()
+    if note:
         return f"{note['hosts']} hosts, links of {note['rate']}"
     local = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
     return "loopback" if local else "the hosts' own network"

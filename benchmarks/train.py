@@ -18,7 +18,7 @@ from typing import Any
 
 from common import write
 from loop import Budget, train
-from ranks import Ranks, link, ranks
+from ranks import Ranks, lab, link, ranks
 from tasks import load
 
 import compcomm as cc
@@ -96,7 +96,7 @@ def report(rows: list[Row], options: argparse.Namespace, data: str) -> None:
     console = need("rich.console", "train.py").Console(width=None if sys.stdout.isatty() else 160)
     console.print(tables.training(rows, title, note))
     if options.json:
-        write(options.json, "train", rows, task=options.task, data=data, link=link(), seed=options.seed)
+        write(options.json, "train", rows, task=options.task, data=data, link=link(), lab=lab(), seed=options.seed)
         print(f"written: {options.json}")
     if options.plot:
         print(f"written: {plots.training(rows, options.plot, title)}", flush=True)
