@@ -6,9 +6,7 @@ of rows is described in ``reference/rows.py``). Results are equal bit for bit on
 
 from __future__ import annotations
 
-from . import dense as _dense  # noqa: F401  (registers)
-from . import native
-from . import sparse as _sparse  # noqa: F401
+from . import dense, native, sparse  # importing registers the ops
 from .schema import backend, current_backend
 
-__all__ = ["backend", "current_backend", "native"]
+__all__ = ["backend", "current_backend", "dense", "native", "sparse"]

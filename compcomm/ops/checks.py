@@ -56,18 +56,18 @@ def flat(op: str, name: str, tensor: Tensor | None, dtype: torch.dtype, numel: i
         raise TypeError(f"compcomm.{op}: {name} is {tensor.dtype}, but must be {dtype}; call .to({dtype})")
     if tensor.dim() != 1 or not tensor.is_contiguous():
         raise ValueError(
-            f"compcomm.{op}: {name} has shape {tuple(tensor.shape)} and strides {tensor.stride()}, but must be flat and "
-            "contiguous; pass the bucket's flat tensor or .contiguous().view(-1)"
+            f"compcomm.{op}: {name} has shape {tuple(tensor.shape)} and strides {tensor.stride()}, but must be flat "
+            "and contiguous; pass the bucket's flat tensor or .contiguous().view(-1)"
         )
     if numel is not None and tensor.numel() != numel:
-        raise ValueError(f"compcomm.{op}: {name} has {tensor.numel()} elements, but must have {numel}, one per table row")
+        raise ValueError(f"compcomm.{op}: {name} has {tensor.numel()} elements, but needs {numel}: one per table row")
 
 
 def _table(op: str, table: Tensor) -> None:
     if table.dtype is not I64 or table.dim() != 2 or table.shape[1] != 8 or not table.is_contiguous():
         raise ValueError(
             f"compcomm.{op}: table is {table.dtype} of shape {tuple(table.shape)}; it must be contiguous torch.int64 "
-            "[rows, 8]: x, add, numel, wire, offset, key, k, index"
+            "[rows, 8]: x, add, numel, wire, offset, key, k, entry"
         )
 
 

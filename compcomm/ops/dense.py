@@ -89,8 +89,9 @@ register(
     _check_qsgd_decode,
 )
 register(
-    f"sign_encode({INPUT}, bool l2, int block) -> ()", sign_encode, _encoder("sign_encode", INT, LONG), _check_sign_encode
+    f"sign_encode({INPUT}, bool l2, int block) -> ()",
+    sign_encode,
+    _encoder("sign_encode", INT, LONG),
+    _check_sign_encode,
 )
-register(
-    f"sign_decode({OUTPUT}, int block) -> ()", sign_decode, _decoder("sign_decode", LONG), _check_sign_decode
-)
+register(f"sign_decode({OUTPUT}, int block) -> ()", sign_decode, _decoder("sign_decode", LONG), _check_sign_decode)

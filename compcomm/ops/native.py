@@ -50,8 +50,9 @@ def _load() -> ctypes.CDLL | None:
             return handle
         _log.warning("compcomm: %s is from another version; rebuild it with `pip install -e .`", path)
     _log.warning(
-        "compcomm: no native library; compression runs on torch operators, about ten times slower. Cure: install a C++ "
-        "compiler and CMake, then `pip install --force-reinstall --no-deps compcomm` (in a checkout: `pip install -e .`)."
+        "compcomm: no native library; compression runs on torch operators, about ten times slower. Cure: install a "
+        "C++ compiler and CMake, then `pip install --force-reinstall --no-deps compcomm` (in a checkout: "
+        "`pip install -e .`)."
     )
     return None
 
@@ -66,7 +67,10 @@ def available() -> bool:
 
 def isa() -> str:
     """The instruction set in use: "baseline", "avx2", "avx512", or "none" without the library."""
-    return ISAS[_library.cc_isa()] if _library is not None else "none"
+    if _library is None:
+        return "none"
+    level: int = _library.cc_isa()
+    return ISAS[level]
 
 
 def isas() -> tuple[str, ...]:

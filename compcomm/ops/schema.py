@@ -38,8 +38,8 @@ class backend:
             raise ValueError(f"backend({name!r}): choose one of {', '.join(map(repr, _BACKENDS))}")
         if name == "native" and not _native.available():
             raise RuntimeError(
-                'backend("native"): the native library is not installed. Install a C++ compiler and CMake, then reinstall '
-                'compcomm; or use backend("reference").'
+                'backend("native"): the native library is not installed. Install a C++ compiler and CMake, then '
+                'reinstall compcomm; or use backend("reference").'
             )
         self._before = _Choice.native
         _Choice.native = name == "native"

@@ -1,7 +1,7 @@
 """Cast: fp32 rounded to bfloat16 or float16, half to even; the rounding error stays in x.
 
-``numel`` 16-bit numbers, padded to 4 bytes; 16 bits per element. A finite number that would round to infinity is sent as
-zero, stays in x whole, and sets ``status[0]``.
+``numel`` 16-bit numbers, padded to 4 bytes; 16 bits per element. A finite number that would round to infinity is sent
+as zero, stays in x whole, and sets ``status[0]``.
 """
 
 from __future__ import annotations
@@ -47,4 +47,8 @@ def cast_decode(
     """``out (+)= scale * sum of the messages``, summed in fp32."""
     check_decode_rows("cast_decode", wires, table, skip, out, section)
     dtype = torch.float16 if half else torch.bfloat16
-    decode(wires, table, skip, out, scale, accumulate, lambda m, row: take(m, row.wire, row.numel, dtype).to(torch.float32))
+
+    def values(message: Tensor, row: Row) -> Tensor:
+        return take(message, row.wire, row.numel, dtype).to(torch.float32)
+
+    decode(wires, table, skip, out, scale, accumulate, values)

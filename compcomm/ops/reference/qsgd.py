@@ -67,15 +67,12 @@ def qsgd_encode(
         if row.numel == 0:
             continue
         y = load(x, add, row, status, decay, add_scale)
-        steps, q = _quantise(y, factor, levels, norm2, block, status, _noise(row, step, rank, y) if stochastic else None)
+        noise = uniform(row.key, row.offset, row.numel, step, rank, y.device) if stochastic else None
+        steps, q = _quantise(y, factor, levels, norm2, block, status, noise)
         value = (q.to(torch.float32) * steps[:, None]).view(-1)[: row.numel]
         codes = (q + levels).to(torch.uint8).view(-1)[: row.numel]
         put(wire, row.wire, steps, pack(codes, bits))
         x[row.x : row.x + row.numel] = y - value
-
-
-def _noise(row: Row, step: int, rank: int, like: Tensor) -> Tensor:
-    return uniform(row.key, row.offset, row.numel, step, rank, like.device)
 
 
 def _quantise(

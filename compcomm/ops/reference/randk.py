@@ -117,7 +117,7 @@ def randk_decode(
         target = out[row.x : row.x + row.numel]
         if not accumulate:
             target.zero_()
-        if skipped[row.index]:
+        if skipped[row.entry]:
             continue
         at = randk_indices(row.key, row.numel, row.k, row.offset, step, out.device)
         for message in wires:

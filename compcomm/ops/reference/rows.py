@@ -1,8 +1,8 @@
 """What all reference ops share: the table, its check, the input rule, the decoding loop.
 
-The table is int64 ``[rows, 8]``: (x, add, numel, wire, offset, key, k, index), one row per piece of a parameter.
+The table is int64 ``[rows, 8]``: (x, add, numel, wire, offset, key, k, entry), one row per piece of a parameter.
 ``x``, ``add`` count elements of the flat tensors (-1: absent), ``wire`` counts bytes of the message, ``offset`` is the
-row's place inside its parameter, ``index`` its entry in ``status[1 + index]`` and ``skip[index]``.
+row's place inside its parameter, ``entry`` its place in ``status[1 + entry]`` and ``skip[entry]``.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ class Row(NamedTuple):
     offset: int
     key: int
     k: int
-    index: int
+    entry: int
 
 
 def rows(table: Tensor) -> list[Row]:
     """The table as named rows."""
-    return [Row(*line) for line in table.tolist()]
+    lines: list[list[int]] = table.tolist()
+    return [Row(*line) for line in lines]
 
 
 def _inside(start: int, count: int, total: int) -> bool:
@@ -37,7 +38,13 @@ def _inside(start: int, count: int, total: int) -> bool:
 
 
 def check_encode_rows(
-    op: str, x: Tensor | None, add: Tensor | None, wire: Tensor, table: Tensor, status: Tensor, section: Callable[[Row], int]
+    op: str,
+    x: Tensor | None,
+    add: Tensor | None,
+    wire: Tensor,
+    table: Tensor,
+    status: Tensor,
+    section: Callable[[Row], int],
 ) -> None:
     """Raise ValueError for the first row that does not fit its tensors; ``section``: bytes a row writes."""
     for r, row in enumerate(rows(table)):
@@ -46,17 +53,18 @@ def check_encode_rows(
             raise ValueError(f"{where}: numel (column 2) is {row.numel}; it must lie in 0..2^40")
         if not _inside(row.wire, section(row), wire.numel()):
             raise ValueError(
-                f"{where}: its section of {section(row)} bytes at byte {row.wire} ends outside the wire of {wire.numel()} "
-                "bytes. Allocate the wire from the same layout that made the table."
+                f"{where}: its section of {section(row)} bytes at byte {row.wire} ends outside the wire of "
+                f"{wire.numel()} bytes. Allocate the wire from the same layout that made the table."
             )
         if x is not None and row.x >= 0 and not _inside(row.x, row.numel, x.numel()):
-            raise ValueError(f"{where}: elements {row.x}..{row.x + row.numel} lie outside x of {x.numel()} elements")
+            raise ValueError(f"{where}: elements {row.x}..{row.x + row.numel} are outside x of {x.numel()} elements")
         if add is not None and row.add >= 0 and not _inside(row.add, row.numel, add.numel()):
-            raise ValueError(f"{where}: elements {row.add}..{row.add + row.numel} lie outside add of {add.numel()} elements")
+            raise ValueError(f"{where}: elements {row.add}..{row.add + row.numel} are outside add of {add.numel()}")
         if (x is None or row.x < 0) and (op != "dense_encode" or add is None or row.add < 0):
-            raise ValueError(f"{where}: it has no input. Give x (column 0)" + " or add (column 1)." * (op == "dense_encode"))
-        if not 0 <= row.index < status.numel() - 1:
-            raise ValueError(f"{where}: index (column 7) is {row.index}, but status has 1 + {status.numel() - 1} entries")
+            either = " or add (column 1)" if op == "dense_encode" else ""
+            raise ValueError(f"{where}: it has no input; give x (column 0){either}")
+        if not 0 <= row.entry < status.numel() - 1:
+            raise ValueError(f"{where}: entry (column 7) is {row.entry}, but status has 1 + {status.numel() - 1}")
 
 
 def check_decode_rows(
@@ -75,9 +83,9 @@ def check_decode_rows(
                 f"{wires.shape[1]} bytes. Sender and receiver must use the same layout and configuration."
             )
         if not _inside(row.x, row.numel, out.numel()):
-            raise ValueError(f"{where}: elements {row.x}..{row.x + row.numel} lie outside out of {out.numel()} elements")
-        if not 0 <= row.index < skip.numel():
-            raise ValueError(f"{where}: index (column 7) is {row.index}, but skip has {skip.numel()} entries")
+            raise ValueError(f"{where}: elements {row.x}..{row.x + row.numel} are outside out of {out.numel()}")
+        if not 0 <= row.entry < skip.numel():
+            raise ValueError(f"{where}: entry (column 7) is {row.entry}, but skip has {skip.numel()} entries")
 
 
 def load(x: Tensor | None, add: Tensor | None, row: Row, status: Tensor, decay: float, add_scale: float) -> Tensor:
@@ -100,7 +108,7 @@ def load(x: Tensor | None, add: Tensor | None, row: Row, status: Tensor, decay: 
         gradient, y, fallback = x[row.x : row.x + row.numel], own, torch.zeros_like(own)
     finite = torch.isfinite(y)
     flag(status, 0, ~finite)
-    flag(status, 1 + row.index, gradient != 0)
+    flag(status, 1 + row.entry, gradient != 0)
     return torch.where(finite, y, fallback)
 
 
@@ -171,7 +179,7 @@ def decode(
         if row.x == -1 or row.numel == 0:
             continue
         target = out[row.x : row.x + row.numel]
-        if skipped[row.index]:
+        if skipped[row.entry]:
             if not accumulate:
                 target.zero_()
             continue

@@ -113,7 +113,7 @@ def topk_decode(wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: 
     kept = {
         (m, r): _indices(message, row, _corrupt("topk_decode", m, r))
         for r, row in present
-        if not skipped[row.index]
+        if not skipped[row.entry]
         for m, message in enumerate(wires)
     }
     for r, row in present:
@@ -128,7 +128,7 @@ def topk_decode(wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: 
 def topk_zero(wires: Tensor, table: Tensor, out: Tensor) -> None:
     """``out[i] = 0`` at the kept elements of the one message: what was sent is cleared, as momentum masks need."""
     _check_k("topk_zero", table, decoding=True)
-    skip = torch.zeros(1 + max((row.index for row in rows(table)), default=0), dtype=torch.uint8)
+    skip = torch.zeros(1 + max((row.entry for row in rows(table)), default=0), dtype=torch.uint8)
     check_decode_rows("topk_zero", wires, table, skip, out, section)
     present = [(r, row) for r, row in enumerate(rows(table)) if row.x != -1]
     kept = [_indices(wires[0], row, _corrupt("topk_zero", 0, r)) for r, row in present]
