@@ -117,7 +117,7 @@ class Store:
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """This rank's tensors, ``{slot: {"name" or "name@offset": tensor}}``: exact, local, no communication."""
-        return {s: {_text(*k): t.clone() for k, t in sorted(e.items())} for s, e in sorted(self._home.items())}
+        return {s: {_text(*k): t.clone() for k, t in sorted(e.items())} for s, e in sorted(self._home.items()) if e}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Takes a ``state_dict`` of this rank: all of it or, on any mismatch, nothing.

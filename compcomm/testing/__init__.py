@@ -1,13 +1,15 @@
-"""The contracts, public: certify your own compressor in one line of your own test suite.
+"""The contracts, public: certify your own compressor or reducer in one line of your own test suite.
 
 >>> import compcomm as cc
->>> from compcomm.testing import check_compressor
+>>> from compcomm.testing import check_compressor, check_reducer
 >>> check_compressor(cc.SignScale())
+>>> check_reducer(cc.AllGather(cc.SignScale()))
 """
 
 from __future__ import annotations
 
 from .compressors import COMPRESSOR_CHECKS, check_compressor
+from .reducers import REDUCER_CHECKS, check_reducer
 from .verdict import ContractError
 
-__all__ = ["COMPRESSOR_CHECKS", "ContractError", "check_compressor"]
+__all__ = ["COMPRESSOR_CHECKS", "REDUCER_CHECKS", "ContractError", "check_compressor", "check_reducer"]

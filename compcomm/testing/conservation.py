@@ -1,0 +1,144 @@
+"""Conservation: what was not applied is still there, through steps that overflow and parameters that nobody used."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..reducer import Reducer, settle
+from ..transports.dry_run import plan
+from ..transports.simulate import Simulator
+from .inputs import MODEL, model_layout
+from .simulated import Named, backwards, gradients, rebuilt, roundoff, slot, step
+from .verdict import demand
+
+INF = float("inf")
+
+
+def remembered(simulator: Simulator, name: str, shape: tuple[int, ...]) -> Tensor:
+    """Mean residual plus the owners' residuals of one parameter, in double precision."""
+    world = simulator.world
+    total = torch.zeros(shape, dtype=torch.float64).view(-1)
+    for rank in range(world):
+        residual = slot(simulator, rank, "residual").get(name)
+        if residual is not None:
+            total += residual.double() / world
+    shares = [slot(simulator, rank, "server").get(name) for rank in range(world)]
+    held = [s for s in shares if s is not None]
+    if held:
+        total += torch.cat(held).double()
+    return total.view(shape)
+
+
+def _conserving(r: Reducer, world: int) -> list[tuple[str, tuple[int, ...]]]:
+    """The parameters of which nothing is lost for good: exact ones, and those with a residual, unless an owner encodes
+    their mean again and keeps no residual of its own (a plan with an all-to-all, and no slot "server")."""
+    settled = settle(r, world)
+    layout = model_layout()
+    twice = any(p.kind == "AllToAll" for p in plan(settled, layout, world))
+    found: list[tuple[str, tuple[int, ...]]] = []
+    for s in layout.segments:
+        slots = settled.slots(s, world)
+        if settled.exact(s) or ("residual" in slots and ("server" in slots or not twice)):
+            found.append((s.name, s.shape))
+    return found
+
+
+def _mean(found: list[Named], name: str) -> Tensor:
+    return torch.stack([g[name] for g in found]).double().mean(0)
+
+
+def _demand_balance(r: Reducer, simulator: Simulator, name: str, applied: Tensor, due: Tensor, size: Tensor) -> None:
+    held = remembered(simulator, name, tuple(due.shape))
+    u = max(2e-6, 2 * simulator.world * roundoff(r, simulator.world))
+    off = (applied + held - due).abs() - u * (size + 1)
+    what = f"{name}: applied + residuals miss the sum of the gradients by up to {float(off.max()):.3g}"
+    demand((off <= 0).all(), r, f"{what} after {simulator.steps} steps ({simulator.world} ranks).")
+
+
+def loses_nothing_over_many_steps(r: Reducer) -> None:
+    """Sum of means + mean residual + owners' residuals = sum of mean gradients, within fp32 rounding, over 12 steps."""
+    for world in (1, 2, 3):
+        simulator = Simulator(r, world, seed=17)
+        kept = dict(_conserving(r, world))
+        applied = {n: torch.zeros(s, dtype=torch.float64) for n, s in kept.items()}
+        due = {n: torch.zeros_like(t) for n, t in applied.items()}
+        size = {n: torch.zeros_like(t) for n, t in applied.items()}
+        for t in range(12):
+            given = gradients(world, t)
+            means = step(simulator, given, rebuilt(t))
+            for n in kept:
+                applied[n] += means[0][n]
+                due[n] += _mean(given, n)
+                size[n] += torch.stack([g[n].abs() for g in given]).double().sum(0)
+        for n in kept:
+            _demand_balance(r, simulator, n, applied[n], due[n], size[n])
+
+
+def applies_nothing_of_a_bad_step(r: Reducer) -> None:
+    """An overflow on one rank, in one bucket: every rank sees NaN there, and every bucket gives its payload back.
+
+    What was finite in that step stays in the residual, so nothing is lost; parameters without a residual forget the
+    step, as they do in plain training when the scaler skips it.
+    """
+    world = 3
+    for bad_rank, bad_name in ((0, "head"), (2, "embedding"), (1, "layer.bias")):
+        simulator = Simulator(r, world, seed=17)
+        settled = simulator.reducer
+        kept = dict(_conserving(r, world))
+        exact = {s.name for s in model_layout().segments if settled.exact(s)}
+        applied = {n: torch.zeros(s, dtype=torch.float64) for n, s in kept.items()}
+        due = {n: torch.zeros_like(t) for n, t in applied.items()}
+        size = {n: torch.zeros_like(t) for n, t in applied.items()}
+        for t in range(8):
+            given = gradients(world, t)
+            bad = t in (2, 5, 6)
+            if bad:
+                given[bad_rank][bad_name].view(-1)[3:6] = torch.tensor([INF, -INF, float("nan")])
+            means = step(simulator, given, backwards(t))
+            demand(simulator.bad == bad, r, f"step {t} is bad: {bad}, and the flows say {simulator.bad}.")
+            if bad:
+                for rank in range(world):
+                    demand(means[rank][bad_name].isnan().any(), r, f"rank {rank} does not see that {bad_name} is NaN.")
+            for n in kept:
+                clean = [{n: torch.where(g[n].isfinite(), g[n], 0.0)} for g in given]
+                size[n] += torch.stack([g[n].abs() for g in clean]).double().sum(0)
+                if not bad:
+                    applied[n] += means[0][n]
+                if not (bad and n in exact):
+                    due[n] += _mean(clean, n)
+        for n in kept:
+            if settled.stateful or n in exact:
+                _demand_balance(r, simulator, n, applied[n], due[n], size[n])
+        for rank in range(world):
+            for entries in simulator.stores[rank].state_dict().values():
+                demand(all(e.isfinite().all() for e in entries.values()), r, "a bad step leaves NaN in the state.")
+
+
+def leaves_dead_parameters_at_zero(r: Reducer) -> None:
+    """A parameter that no rank used: its mean is zero, what its residual would have sent is kept, others go on. DDP
+    throws such a mean away. A parameter that only some ranks did not use is averaged as ever."""
+    world = 3
+    simulator = Simulator(r, world, seed=17)
+    settled = simulator.reducer
+    kept = dict(_conserving(r, world))
+    applied = {n: torch.zeros(s, dtype=torch.float64) for n, s in kept.items()}
+    due = {n: torch.zeros_like(t) for n, t in applied.items()}
+    size = {n: torch.zeros_like(t) for n, t in applied.items()}
+    dead = {s.name for s in model_layout().segments if "residual" in settled.slots(s, world)}
+    for t in range(8):
+        given = gradients(world, t)
+        unused = {n for i, (n, _) in enumerate(MODEL) if t > 2 and (t + i) % 3 == 0}
+        for n in unused:
+            for g in given:
+                g[n].zero_()
+        given[t % world]["layer.weight"].zero_()
+        means = step(simulator, given, backwards(t))
+        for n in unused & dead:
+            demand(not means[0][n].any(), r, f"{n} has no gradient on any rank, and a mean that is not zero.")
+        for n in kept:
+            applied[n] += means[0][n]
+            due[n] += _mean(given, n)
+            size[n] += torch.stack([g[n].abs() for g in given]).double().sum(0) + 1
+    for n in kept:
+        _demand_balance(r, simulator, n, applied[n], due[n], size[n])

@@ -1,0 +1,95 @@
+"""State: declared before the first step, exact in a checkpoint, and indifferent to how buckets are cut."""
+
+from __future__ import annotations
+
+import torch
+
+from ..bucket import Segment
+from ..reducer import Reducer, settle
+from ..store import Merge, Store
+from ..transports.simulate import Simulator
+from .inputs import model_layout
+from .simulated import Named, backwards, gradients, rebuilt, step, whole
+from .verdict import demand, same_bits
+
+
+def declares_its_slots(r: Reducer) -> None:
+    """Every slot is there after ``declare``, of the declared size and dtype, under the same names on every rank, and no
+    step adds another; segments called exact have none called "residual"."""
+    layout = model_layout()
+    for world in (1, 3):
+        settled = settle(r, world)
+        keys: list[dict[str, list[str]]] = []
+        for rank in range(world):
+            store = Store(settled, rank, world)
+            store.declare(layout)
+            state = store.state_dict()
+            keys.append({slot: list(entries) for slot, entries in state.items()})
+            for s in layout.segments:
+                declared = settled.slots(s, world)
+                demand(not settled.exact(s) or "residual" not in declared, r, f"{s.name} is exact, with a residual.")
+                for name, slot in declared.items():
+                    found = state.get(name, {}).get(s.name)
+                    demand(found is not None, r, f"slot {name!r} of {s.name} is declared and not made.")
+                    assert found is not None
+                    held = s.share(rank, world, slot.grain) if slot.merge is Merge.SHARDED else s
+                    due = held.numel if slot.numel is None else slot.numel
+                    fits = found.numel() == due and found.dtype == slot.dtype
+                    demand(fits, r, f"slot {name!r} of {s.name} has {found.numel()} elements of {found.dtype}.")
+                    demand((found == slot.fill).all(), r, f"slot {name!r} of {s.name} does not begin at {slot.fill}.")
+        demand(all(k == keys[0] for k in keys), r, f"the ranks hold different slots: {keys}.")
+        simulator = Simulator(r, world)
+        step(simulator, gradients(world, 0), backwards(0))
+        after = {slot: list(entries) for slot, entries in simulator.stores[0].state_dict().items()}
+        demand(after == keys[0], r, f"a step makes slots that were not declared: {after}, not {keys[0]}.")
+
+
+def _go(simulator: Simulator, steps: range, layouts: str) -> list[Named]:
+    cut = {"whole": whole, "backwards": backwards, "rebuilt": rebuilt}[layouts]
+    return [step(simulator, gradients(simulator.world, t), cut(t))[0] for t in steps]
+
+
+def _equal(a: list[Named], b: list[Named]) -> bool:
+    return all(same_bits(x[n], y[n]) for x, y in zip(a, b, strict=True) for n in x)
+
+
+def resumes_bit_for_bit(r: Reducer) -> None:
+    """``state_dict`` of every rank, loaded into new stores at any step, continues as if nothing had happened: the same
+    means and, in the end, the same state."""
+    for world in (1, 3):
+        for at in (1, 3):
+            first = Simulator(r, world, seed=17)
+            _go(first, range(at), "backwards")
+            saved = [store.state_dict() for store in first.stores]
+            second = Simulator(r, world, seed=17)
+            second.steps = at
+            for store, state in zip(second.stores, saved, strict=True):
+                for layout in backwards(0):
+                    store.declare(layout)
+                store.load_state_dict(state)
+            same = _equal(_go(first, range(at, at + 3), "backwards"), _go(second, range(at, at + 3), "backwards"))
+            demand(same, r, f"a checkpoint of step {at} continues differently ({world} ranks).")
+            for a, b in zip(first.stores, second.stores, strict=True):
+                one, two = a.state_dict(), b.state_dict()
+                equal = all(torch.equal(one[s][n], two[s][n]) for s in one for n in one[s])
+                demand(one.keys() == two.keys() and equal, r, f"state differs after resuming at step {at}.")
+
+
+def can_change_its_buckets_at_any_step(r: Reducer) -> None:
+    """State moves with its parameters: buckets cut anew in mid-run change no mean and lose no residual."""
+    world = 2
+    a, b = Simulator(r, world, seed=17), Simulator(r, world, seed=17)
+    one = _go(a, range(5), "whole")
+    two = [*_go(b, range(2), "whole"), *_go(b, range(2, 4), "backwards"), *_go(b, range(4, 5), "whole")]
+    demand(_equal(one, two), r, "cutting the buckets anew changes the means.")
+    first, second = (s.stores[1].state_dict() for s in (a, b))
+    for name in first:
+        drop = all(self_slot(a.reducer, world, name, s) is Merge.DROP for s in model_layout().segments)
+        equal = all(torch.equal(first[name][n], second[name][n]) for n in first[name])
+        demand(drop or equal, r, f"slot {name!r} does not follow its parameters into new buckets.")
+
+
+def self_slot(r: Reducer, world: int, name: str, s: Segment) -> Merge:
+    """How the slot of that name merges, DROP where the segment has none."""
+    slot = r.slots(s, world).get(name)
+    return Merge.DROP if slot is None else slot.merge

@@ -1,0 +1,90 @@
+"""The mean: the same on every rank, whatever the buckets, and no further from the truth than declared."""
+
+from __future__ import annotations
+
+import torch
+
+from ..reducer import Reducer, settle
+from .inputs import gradient, model_layout
+from .simulated import WORLDS, Named, backwards, gradients, pack, rebuilt, roundoff, run, whole
+from .traffic import lockstep
+from .verdict import demand, same_bits
+
+
+def _same(a: Named, b: Named) -> bool:
+    return all(same_bits(a[n], b[n]) for n in a)
+
+
+def gives_every_rank_the_same_mean(r: Reducer) -> None:
+    """Bit-identical means on all ranks, in every step and for every number of ranks; finite ones."""
+    for world in WORLDS:
+        for t, means in enumerate(run(r, world, 4, rebuilt)):
+            for rank in range(1, world):
+                demand(_same(means[0], means[rank]), r, f"rank {rank} of {world} holds another mean in step {t}.")
+            finite = all(m.isfinite().all() for m in means[0].values())
+            demand(finite, r, f"the mean of finite gradients is not finite in step {t} ({world} ranks).")
+
+
+def does_not_depend_on_how_buckets_are_cut(r: Reducer) -> None:
+    """One bucket, three in reverse order, or rebuilt after the first step: the same bits where payloads are decoded in
+    rank order, and within W u sum_r |x_r| (u: unit roundoff) where an all-reduce adds floats."""
+    for world in (2, 3):
+        first = run(r, world, 4, whole)
+        u = roundoff(r, world)
+        for cut in (backwards, rebuilt):
+            for t, means in enumerate(run(r, world, 4, cut)):
+                for n, mean in means[0].items():
+                    due = first[t][0][n]
+                    if u == 0.0:
+                        demand(same_bits(due, mean), r, f"{n} differs in step {t} when buckets are {cut.__name__}.")
+                    else:
+                        size = sum(gradient(rank, s)[n].abs() for rank in range(world) for s in range(t + 1))
+                        near = (due - mean).abs() <= 4 * world * u * size
+                        demand(near.all(), r, f"{n} differs by more than rounding in step {t}, {cut.__name__}.")
+
+
+def loses_no_more_than_it_says(r: Reducer) -> None:
+    """On every segment, |y - sent|^2 <= (1 - delta)|y|^2, delta as declared; exact segments lose nothing at all.
+
+    Random compressors promise it of the mean only, so some slack is left: they are tested one by one elsewhere.
+    """
+    layout = model_layout()
+    for world in (1, 3):
+        settled = settle(r, world)
+        inputs = [pack(g, layout) for g in gradients(world, 0)]
+        results = lockstep(settled, inputs, 1 << 20)
+        for rank, (result, _, _) in enumerate(results):
+            if result.error is None or result.error.flat.numel() == 0:
+                continue
+            for s in layout.segments:
+                y, left = inputs[rank].view(s).reshape(-1), result.error.flat[s.start : s.stop]
+                delta = settled.delta(s)
+                if settled.exact(s):
+                    demand(not left.any(), r, f"{s.name} is called exact and leaves an error.")
+                elif delta is not None:
+                    found = float(left.double().square().sum() / y.double().square().sum())
+                    demand(found <= (1 - delta) * 1.25 + 1e-5, r, f"{s.name} loses {found:.4g} of its square norm.")
+
+
+def averages_what_it_can_send_whole(r: Reducer) -> None:
+    """Segments called exact arrive as the plain mean, within rounding, in every step."""
+    for world in (1, 3, 4):
+        settled = settle(r, world)
+        for t, means in enumerate(run(r, world, 3, backwards)):
+            for s in model_layout().segments:
+                if settled.exact(s):
+                    parts = torch.stack([g[s.name] for g in gradients(world, t)]).double()
+                    near = (means[0][s.name] - parts.mean(0)).abs() <= 2.0**-22 * parts.abs().sum(0)
+                    demand(near.all(), r, f"{s.name} is called exact and is not the mean ({world} ranks, step {t}).")
+
+
+def adds_to_what_is_there(r: Reducer) -> None:
+    """``out_scale`` multiplies the mean, and ``accumulate`` adds it to what ``out`` holds."""
+    layout, world = model_layout(), 2
+    settled = settle(r, world)
+    inputs = [pack(g, layout) for g in gradients(world, 0)]
+    plain = [out for _, out, _ in lockstep(settled, inputs, 5)]
+    added = [out for _, out, _ in lockstep(settled, inputs, 5, fill=3.0, out_scale=0.5, accumulate=True)]
+    for a, b in zip(plain, added, strict=True):
+        near = (b.flat - (3.0 + 0.5 * a.flat)).abs() <= 4e-6 * (1 + a.flat.abs())
+        demand(near.all(), r, "out_scale=0.5, accumulate=True does not give out + mean / 2.")

@@ -1,0 +1,213 @@
+"""The checks can fail: each of these breaks one promise, and a check says which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+import compcomm as cc
+from compcomm.compressor import Inputs
+from compcomm.reducer import Flow
+from compcomm.spec import Described
+from compcomm.store import State
+from compcomm.testing import ContractError, check_compressor, check_reducer
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    """What a test describes is not left behind in the language of ``parse``."""
+    known = dict(Described.registry)
+    yield
+    Described.registry.clear()
+    Described.registry.update(known)
+
+
+class Thirds(cc.Compressor):
+    """An honest third-party compressor, written the simple way: fp32 numbers cut to their upper 16 bits."""
+
+    def section(self, numel: int) -> int:
+        return 2 * numel
+
+    def delta(self, numel: int) -> float | None:
+        return 1.0 - 2.0**-13
+
+    def encode_segment(self, y: Tensor, rng: cc.Rng, name_key: int, offset: int) -> Tensor:
+        return y.contiguous().view(torch.uint8).view(-1, 4)[:, 2:].reshape(-1)
+
+    def decode_segment(self, code: Tensor, numel: int, rng: cc.Rng, name_key: int, offset: int) -> Tensor:
+        low = torch.zeros(numel, 2, dtype=torch.uint8)
+        return torch.cat((low, code.view(numel, 2)), 1).view(-1).view(torch.float32)
+
+
+def _compressor(**methods: object) -> cc.Compressor:
+    kind = type("Liar", (Thirds,), {"dense_below": 0, **methods})
+    return dataclass(frozen=True, repr=False)(kind)()
+
+
+def test_an_honest_compressor_passes() -> None:
+    check_compressor(_compressor())
+
+
+def _biased_noise(self: cc.Compressor, y: Tensor, rng: cc.Rng, name_key: int, offset: int) -> Tensor:
+    noise = torch.rand(len(y), generator=torch.Generator().manual_seed(hash((*rng, name_key)) % 2**63))
+    return Thirds.encode_segment(self, y * (0.4 + 0.6 * noise), rng, name_key, offset)  # type: ignore[arg-type]
+
+
+def _looks_at_its_neighbours(self: cc.Compressor, i: Inputs, *rest: object) -> None:
+    i.x.div_(len(i.table))
+    Thirds.encode_rows(self, i, *rest)  # type: ignore[arg-type]
+
+
+def _writes_a_header(self: cc.Compressor, i: Inputs, *rest: object) -> None:
+    Thirds.encode_rows(self, i, *rest)  # type: ignore[arg-type]
+    i.wire[0] = 1
+
+
+def _root(self: cc.Compressor, y: Tensor, *rest: object) -> Tensor:
+    return Thirds.encode_segment(self, y.sign() * y.abs().sqrt(), *rest)  # type: ignore[arg-type]
+
+
+def _square(self: cc.Compressor, *rest: object) -> Tensor:
+    y = Thirds.decode_segment(self, *rest)  # type: ignore[arg-type]
+    return y * y.abs()
+
+
+COMPRESSORS = {
+    "depend on the bucket": {"encode_rows": _looks_at_its_neighbours},
+    "bytes outside": {"encode_rows": _writes_a_header},
+    "not every byte": {"section": lambda s, n: 2 * n + 4, "decode_segment": lambda s, c, n, *a: torch.zeros(n)},
+    "delta": {"delta": lambda s, n: 1.0},
+    "is not in": {"delta": lambda s, n: 1.5},
+    "was not seen to be": {"encode_segment": lambda s, y, *a: y.view(torch.uint8), "section": lambda s, n: 4 * n,
+                           "decode_segment": lambda s, c, n, *a: c.clone().view(torch.float32)},
+    "draws the same": {"unbiased": True, "omega": lambda s, n: 1.0, "delta": lambda s, n: None},
+    "off by": {"unbiased": True, "omega": lambda s, n: 1.0, "delta": lambda s, n: None,
+               "encode_segment": _biased_noise},
+    "omega": {"omega": lambda s, n: 1.0},
+    "do not decode to their sum": {"linear": True, "dtype": torch.bfloat16, "delta": lambda s, n: 0.9,
+                                   "encode_segment": _root, "decode_segment": _square},
+    "to NaN": {"decode_segment": lambda s, c, n, *a: 1 / Thirds.decode_segment(s, c, n, *a)},
+    "decodes zeros": {"decode_segment": lambda s, c, n, *a: Thirds.decode_segment(s, c, n, *a) + 1},
+    "zero_": {"zero_rows": lambda s, *a: None},
+    "names no cure": {"delta": lambda s, n: None, "cure": ""},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", COMPRESSORS)
+def test_a_compressor_that_lies_is_caught(fault: str) -> None:
+    with pytest.raises(ContractError, match=fault):
+        check_compressor(_compressor(**COMPRESSORS[fault]))
+
+
+def test_a_compressor_that_is_no_value_is_caught() -> None:
+    @dataclass(repr=False, eq=False)
+    class Loose(Described):
+        bits: int = 1
+
+    from compcomm.testing.description import is_a_value, is_its_own_call
+
+    with pytest.raises(ContractError, match="not x"):
+        is_its_own_call(Loose())
+    Loose.__eq__ = lambda a, b: True  # type: ignore[method-assign, assignment]
+    Loose.__hash__ = lambda a: 1  # type: ignore[method-assign, assignment]
+    with pytest.raises(ContractError, match="can be set"):
+        is_a_value(Loose())
+
+
+class Wrapped(cc.Reducer):
+    """Error feedback with top-k, but for one fault."""
+
+    def _inner(self) -> cc.Reducer:
+        return cc.settle(cc.ErrorFeedback(cc.TopK(ratio=0.1)), 2)
+
+    stateful = True
+
+    def exact(self, segment: cc.Segment) -> bool:
+        return self._inner().exact(segment)
+
+    def slots(self, segment: cc.Segment, world: int) -> Mapping[str, cc.Slot]:
+        return self._inner().slots(segment, world)
+
+    def reduce(self, x: cc.Bucket, out: cc.Bucket, state: State, ctx: cc.Context, **options: object) -> Flow:
+        return (yield from self._inner().reduce(x, out, state, ctx, **options))  # type: ignore[arg-type]
+
+
+def _reducer(**methods: object) -> cc.Reducer:
+    kind = type("Liar", (Wrapped,), methods)
+    return dataclass(frozen=True, repr=False)(kind)()
+
+
+def test_an_honest_reducer_passes() -> None:
+    check_reducer(_reducer())
+
+
+def _rank_specific(self: Wrapped, x: cc.Bucket, out: cc.Bucket, state: State, ctx: cc.Context, **o: object) -> Flow:
+    result = yield from Wrapped.reduce(self, x, out, state, ctx, **o)
+    if ctx.rank == 1 and out.flat.numel():
+        out.flat[0] += 1e-7
+    return result
+
+
+def _forgets_to_undo(self: Wrapped, x: cc.Bucket, out: cc.Bucket, state: State, ctx: cc.Context, **o: object) -> Flow:
+    result = yield from Wrapped.reduce(self, x, out, state, ctx, **o)
+    return cc.Reduced(result.sent, result.error)
+
+
+def _drops_a_residual(self: Wrapped, x: cc.Bucket, out: cc.Bucket, state: State, ctx: cc.Context, **o: object) -> Flow:
+    result = yield from Wrapped.reduce(self, x, out, state, ctx, **o)
+    residual = state["residual"].flat
+    if ctx.step == 3 and residual.numel():
+        residual[0] = 0
+    return result
+
+
+def _talks_when_it_likes(
+    self: Wrapped, x: cc.Bucket, out: cc.Bucket, state: State, ctx: cc.Context, **o: object
+) -> Flow:
+    if not x.flat.is_meta and not x.flat.isfinite().all():
+        yield from cc.Exact().reduce(x, cc.Bucket(x.flat.clone(), x.layout), state, ctx)
+    return (yield from Wrapped.reduce(self, x, out, state, ctx, **o))
+
+
+def _depends_on_the_bucket(
+    self: Wrapped, x: cc.Bucket, out: cc.Bucket, state: State, ctx: cc.Context, **o: object
+) -> Flow:
+    x.flat.mul_(1 + ctx.bucket * 1e-3)
+    return (yield from Wrapped.reduce(self, x, out, state, ctx, **o))
+
+
+def _remembers_elsewhere(
+    self: Wrapped, x: cc.Bucket, out: cc.Bucket, state: State, ctx: cc.Context, **o: object
+) -> Flow:
+    memory = ctx.buffer("memory", x.flat.numel(), torch.float32)
+    memory += x.flat
+    x.flat.add_(memory, alpha=1e-3)
+    return (yield from Wrapped.reduce(self, x, out, state, ctx, **o))
+
+
+def _hides_overflow(self: Wrapped, x: cc.Bucket, out: cc.Bucket, state: State, ctx: cc.Context, **o: object) -> Flow:
+    x.flat.nan_to_num_(0.0, 0.0, 0.0)
+    return (yield from Wrapped.reduce(self, x, out, state, ctx, **o))
+
+
+REDUCERS = {
+    "holds another mean": {"reduce": _rank_specific},
+    "miss the sum": {"reduce": _forgets_to_undo},
+    "miss the sum .* after 12": {"reduce": _drops_a_residual},
+    "some ranks are done|different collectives|where the dry run": {"reduce": _talks_when_it_likes},
+    "when buckets are": {"reduce": _depends_on_the_bucket},
+    "continues differently|when buckets are": {"reduce": _remembers_elsewhere},
+    "is bad: True": {"reduce": _hides_overflow},
+    "is called exact": {"exact": lambda self, segment: True},
+    "loses": {"delta": lambda self, segment: 0.99, "_inner": lambda self: cc.AllGather(cc.TopK(ratio=0.1))},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", REDUCERS)
+def test_a_reducer_that_lies_is_caught(fault: str) -> None:
+    with pytest.raises((ContractError, RuntimeError), match=fault):
+        check_reducer(_reducer(**REDUCERS[fault]))
