@@ -67,7 +67,7 @@ def _table(op: str, table: Tensor) -> None:
     if table.dtype is not I64 or table.dim() != 2 or table.shape[1] != 8 or not table.is_contiguous():
         raise ValueError(
             f"compcomm.{op}: table is {table.dtype} of shape {tuple(table.shape)}; it must be contiguous torch.int64 "
-            "[rows, 8]: x, add, numel, wire, offset, key, k, entry"
+            "[rows, 8]: x, add, numel, wire, offset, key, k, index"
         )
 
 

@@ -1,21 +1,21 @@
 """What all reference ops share: the table, its check, the input rule, the decoding loop.
 
-The table is int64 ``[rows, 8]``: (x, add, numel, wire, offset, key, k, entry), one row per piece of a parameter.
+The table is int64 ``[rows, 8]``: (x, add, numel, wire, offset, key, k, index), one row per piece of a parameter.
 ``x``, ``add`` count elements of the flat tensors (-1: absent), ``wire`` counts bytes of the message, ``offset`` is the
-row's place inside its parameter, ``entry`` its place in ``status[1 + entry]`` and ``skip[entry]``.
+row's place inside its parameter, ``index`` its place in ``status[1 + index]`` and ``skip[index]``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 
 class Row(NamedTuple):
-    """One line of the table."""
+    """One line of the table (``entry`` is its index: a tuple has a method of that name)."""
 
     x: int
     add: int
@@ -29,8 +29,7 @@ class Row(NamedTuple):
 
 def rows(table: Tensor) -> list[Row]:
     """The table as named rows."""
-    lines: list[list[int]] = table.tolist()
-    return [Row(*line) for line in lines]
+    return [Row(*line) for line in cast("list[list[int]]", table.tolist())]
 
 
 def _inside(start: int, count: int, total: int) -> bool:
@@ -64,7 +63,7 @@ def check_encode_rows(
             either = " or add (column 1)" if op == "dense_encode" else ""
             raise ValueError(f"{where}: it has no input; give x (column 0){either}")
         if not 0 <= row.entry < status.numel() - 1:
-            raise ValueError(f"{where}: entry (column 7) is {row.entry}, but status has 1 + {status.numel() - 1}")
+            raise ValueError(f"{where}: index (column 7) is {row.entry}, but status has 1 + {status.numel() - 1}")
 
 
 def check_decode_rows(
@@ -85,7 +84,7 @@ def check_decode_rows(
         if not _inside(row.x, row.numel, out.numel()):
             raise ValueError(f"{where}: elements {row.x}..{row.x + row.numel} are outside out of {out.numel()}")
         if not 0 <= row.entry < skip.numel():
-            raise ValueError(f"{where}: entry (column 7) is {row.entry}, but skip has {skip.numel()} entries")
+            raise ValueError(f"{where}: index (column 7) is {row.entry}, but skip has {skip.numel()} entries")
 
 
 def load(x: Tensor | None, add: Tensor | None, row: Row, status: Tensor, decay: float, add_scale: float) -> Tensor:
@@ -174,7 +173,7 @@ def decode(
     values: Callable[[Tensor, Row], Tensor],
 ) -> None:
     """``r = (v_0 + v_1 + ...) * scale`` in message order; ``out = r`` or ``out + r``; skipped rows give zero."""
-    skipped: list[int] = skip.tolist()
+    skipped = cast("list[int]", skip.tolist())
     for row in rows(table):
         if row.x == -1 or row.numel == 0:
             continue
