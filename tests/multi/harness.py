@@ -1,0 +1,108 @@
+"""Real worker processes over Gloo that stay alive between tests, so that torch is imported once per process.
+
+A scenario is a top-level function ``scenario(rank, world, **arguments)``; what it returns comes back, one value per
+rank; what it raises is raised here, with the ranks' tracebacks. Ranks meet through a file, so no port is taken.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from typing import Any
+
+_SPAWN = multiprocessing.get_context("spawn")
+
+
+class WorkerError(AssertionError):
+    """A scenario raised, died or hung."""
+
+
+class Workers:
+    """``world`` processes with a default group. ``run`` starts them when they are not there."""
+
+    def __init__(self, world: int) -> None:
+        self.world = world
+        self._processes: list[Any] = []
+        self._pipes: list[Connection] = []
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def run(self, scenario: Callable[..., Any], *, timeout: float = 60, dead: tuple[int, ...] = (), **arguments: Any):
+        """Runs a scenario on all ranks. ``dead``: ranks that are meant to die; None stands for their result."""
+        if not self._processes:
+            self._start()
+        for pipe in self._pipes:
+            pipe.send((scenario, arguments))
+        deadline = time.monotonic() + timeout
+        results: list[Any] = [None] * self.world
+        failures: list[str] = []
+        for rank, pipe in enumerate(self._pipes):
+            try:
+                if not pipe.poll(max(0.0, deadline - time.monotonic())):
+                    failures.append(f"rank {rank}: nothing within {timeout} s")
+                    continue
+                good, results[rank] = pipe.recv()
+                if not good:
+                    failures.append(f"rank {rank}: {results[rank]}")
+            except (EOFError, ConnectionResetError):
+                if rank not in dead:
+                    failures.append(f"rank {rank}: died (exit code {self._processes[rank].exitcode})")
+        if failures or dead:
+            self.stop()
+        if failures:
+            raise WorkerError("\n".join(failures))
+        return results
+
+    def stop(self) -> None:
+        """Ends the processes that this object started."""
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.join(timeout=5)
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGKILL)
+                process.join()
+        self._processes, self._pipes = [], []
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def _start(self) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        for rank in range(self.world):
+            here, there = _SPAWN.Pipe()
+            process = _SPAWN.Process(
+                target=_serve, args=(rank, self.world, os.path.join(self._folder.name, "meet"), there), daemon=True
+            )
+            process.start()
+            there.close()
+            self._processes.append(process)
+            self._pipes.append(here)
+
+
+def _serve(rank: int, world: int, path: str, pipe: Connection) -> None:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    warnings.simplefilter("error")
+    dist.init_process_group(
+        "gloo", init_method=f"file://{path}", rank=rank, world_size=world, timeout=timedelta(seconds=40)
+    )
+    try:
+        while True:
+            scenario, arguments = pipe.recv()
+            try:
+                answer = (True, scenario(rank, world, **arguments))
+            except BaseException:
+                answer = (False, traceback.format_exc())
+            pipe.send(answer)
+    except (EOFError, ConnectionResetError, KeyboardInterrupt):
+        pass
+    dist.destroy_process_group()

@@ -1,0 +1,193 @@
+"""The DDP hook against DDP itself, in every shape that DDP takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import compcomm as cc
+
+from . import models
+from .harness import Workers
+
+pytestmark = pytest.mark.multi
+
+
+def equals_ddp(rank: int, world: int, **options: Any) -> Any:
+    inputs = models.batches(rank, 6)
+    plain, _ = models.wrap(models.mlp(), **options)
+    hooked, attachment = models.wrap(models.mlp(), cc.Exact(), **options)
+    expected, found = models.train(plain, inputs), models.train(hooked, inputs)
+    return expected, found, attachment.step
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"gradient_as_bucket_view": True}, {"static_graph": True}, {"find_unused_parameters": True}], ids=str
+)
+def test_exact_equals_ddp_without_a_hook(two: Workers, options: dict[str, bool]) -> None:
+    results = two.run(equals_ddp, **options)
+    for expected, found, steps in results:
+        assert steps == 6
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+        assert torch.equal(found, results[0][1])
+
+
+def test_exact_equals_ddp_on_three_ranks(three: Workers) -> None:
+    results = three.run(equals_ddp)
+    for expected, found, _ in results:
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+        assert torch.equal(found, results[0][1])
+
+
+def accumulates(rank: int, world: int, reducer: str) -> Any:
+    model, attachment = models.wrap(models.mlp(), cc.parse(reducer))
+    xs = models.batches(rank, 3)
+    with model.no_sync():
+        for x in xs[:2]:
+            model(x).pow(2).mean().backward()
+    model(xs[2]).pow(2).mean().backward()
+    own = models.mlp()
+    for x in xs:
+        own(x).pow(2).mean().backward()
+    return models.grads(model), models.grads(own), attachment.step
+
+
+def test_no_sync_accumulates_and_is_one_step(two: Workers) -> None:
+    results = two.run(accumulates, reducer="Exact()")
+    mean = (results[0][1] + results[1][1]) / 2
+    for found, _, steps in results:
+        assert steps == 1
+        torch.testing.assert_close(found, mean, rtol=1e-5, atol=1e-7)
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.embed = nn.Embedding(50, 64)
+        self.body = nn.Linear(64, 64)
+        self.head = nn.Linear(64, 50, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(self.embed((x.abs() * 20).long().clamp(max=49))))
+
+
+def ties(rank: int, world: int) -> Any:
+    inputs = models.batches(rank, 4)
+    plain, _ = models.wrap(Tied())
+    hooked, _ = models.wrap(Tied(), cc.Exact())
+    packed, attachment = models.wrap(Tied(), cc.ErrorFeedback(cc.TopK(ratio=0.1)))
+    found = models.train(packed, inputs)
+    return (
+        models.train(plain, inputs), models.train(hooked, inputs), found, sorted(attachment.state_dict()["slots"]["residual"])
+    )  # fmt: skip
+
+
+def test_tied_weights_count_once(two: Workers) -> None:
+    results = two.run(ties)
+    for plain, hooked, packed, names in results:
+        torch.testing.assert_close(hooked, plain, rtol=1e-5, atol=1e-7)
+        assert torch.equal(packed, results[0][2])
+        assert names == ["body.weight", "embed.weight"]
+
+
+class Mixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.one = nn.Linear(64, 64)
+        self.two = nn.Linear(64, 64).double()
+        self.three = nn.Linear(64, 64).bfloat16()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.three(self.two(self.one(x).double()).bfloat16()).float()
+
+
+def mixes(rank: int, world: int, reducer: str) -> Any:
+    inputs = models.batches(rank, 4)
+    plain, _ = models.wrap(Mixed())
+    hooked, _ = models.wrap(Mixed(), cc.parse(reducer))
+    return models.train(plain, inputs), models.train(hooked, inputs), {str(p.grad.dtype) for p in hooked.parameters()}
+
+
+@pytest.mark.parametrize("reducer", ["Exact()", "TopK(ratio=1.0)", "ErrorFeedback(QSGD(bits=8, rounding='nearest'))"])
+def test_mixed_dtypes(two: Workers, reducer: str) -> None:
+    results = two.run(mixes, reducer=reducer)
+    for plain, hooked, dtypes in results:
+        torch.testing.assert_close(hooked, plain, rtol=2e-2, atol=2e-3)
+        assert torch.equal(hooked, results[0][1])
+        assert dtypes == {"torch.float32", "torch.float64", "torch.bfloat16"}
+
+
+def compiles(rank: int, world: int) -> Any:
+    import warnings
+
+    inputs = models.batches(rank, 4, 400)
+    eager, _ = models.wrap(models.mlp(4, 400), cc.ErrorFeedback(cc.TopK(ratio=0.1)), megabytes=1)
+    model, _ = models.wrap(models.mlp(4, 400), megabytes=1)  # the compiler refuses less than the first bucket's 1 MB
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own
+        compiled = torch.compile(model, backend="aot_eager")
+        cc.attach(compiled, cc.ErrorFeedback(cc.TopK(ratio=0.1)), timeout=20)
+        found = models.train(compiled, inputs)
+    return models.train(eager, inputs), found
+
+
+@pytest.mark.timeout(180)
+def test_compiled_model(two: Workers) -> None:
+    results = two.run(compiles, timeout=150)
+    for eager, compiled in results:
+        torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-6)
+        assert torch.equal(compiled, results[0][1])
+
+
+def unbound(rank: int, world: int) -> Any:
+    from torch.nn.parallel import DistributedDataParallel as DDP
+
+    inputs = models.batches(rank, 6)
+    reducer = cc.ErrorFeedback(cc.TopK(ratio=0.05))
+    model = DDP(models.mlp(), bucket_cap_mb=0.05)
+    state = cc.DDPState(reducer, timeout=20)
+    model.register_comm_hook(state, cc.ddp_hook)
+    models.train(model, inputs[:3])
+    refused = models.caught(state.state_dict)
+    before = {s: sum(float(t.double().sum()) for t in e.values()) for s, e in state.attachment._store.state_dict().items()}
+    state.bind(model)
+    saved = state.state_dict()
+    after = {s: sum(float(t.double().sum()) for t in e.values()) for s, e in saved["slots"].items()}
+    named, _ = models.wrap(models.mlp(), reducer)
+    return (
+        refused, before, after, sorted(saved["slots"]["residual"]), models.train(model, inputs[3:]), models.train(named, inputs)
+    )  # fmt: skip
+
+
+def test_the_form_of_pytorch_and_names_that_come_later(two: Workers) -> None:
+    for refused, before, after, names, late, early in two.run(unbound):
+        assert refused[0] == "StateError"
+        assert "bind(model)" in refused[1]
+        assert before == after
+        assert names == [f"{i}.weight" for i in range(4)]
+        assert torch.equal(late, early)  # top-k draws no random numbers, so names do not matter to it
+
+
+def alone(rank: int, world: int) -> Any:
+    import torch.distributed as dist
+
+    groups = [dist.new_group([r]) for r in range(world)]
+    from torch.nn.parallel import DistributedDataParallel as DDP
+
+    model = DDP(models.mlp(), process_group=groups[rank])
+    attachment = cc.attach(model, cc.Exact(), timeout=20)
+    own = models.mlp()
+    inputs = models.batches(rank, 3)
+    return models.train(model, inputs), models.train(own, inputs), attachment.report().bytes_sent
+
+
+def test_world_of_one_sends_nothing(two: Workers) -> None:
+    for found, expected, sent in two.run(alone):
+        assert torch.equal(found, expected)
+        assert sent == 0

@@ -1,0 +1,92 @@
+"""Real processes against the simulator, to the bit, and against what the dry run promises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import compcomm as cc
+from compcomm.hooks.attachment import Options
+
+from .harness import Workers
+
+pytestmark = pytest.mark.multi
+
+SHAPES = [("a.weight", (64, 33)), ("a.bias", (64,)), ("b.weight", (40, 50)), ("c.weight", (3, 70000)), ("d", ())]
+CUTS = [[0, 1], [2], [3, 4]]
+
+
+def gradients(rank: int, step: int) -> list[torch.Tensor]:
+    """One flat vector per bucket of a rank, a function of (rank, step)."""
+    generator = torch.Generator().manual_seed(100 * step + rank)
+    return [torch.randn(layout.numel, generator=generator) for layout in layouts()]
+
+
+def layouts() -> list[cc.Layout]:
+    return [cc.Layout.of(SHAPES[i] for i in cut) for cut in CUTS]
+
+
+def exchange(rank: int, world: int, reducer: str, steps: int) -> Any:
+    """Means of the last step, the state, and the bytes per step."""
+    parameters: Any = [(n, torch.nn.Parameter(torch.empty(s))) for n, s in SHAPES]
+    attachment = cc.Attachment(Options(cc.parse(reducer), timeout=20, seed=7), parameters, torch.device("cpu"))
+    means: list[torch.Tensor] = []
+    for step in range(steps):
+        means = gradients(rank, step)
+        for b, (flat, layout) in enumerate(zip(means, layouts(), strict=True)):
+            attachment.submit(flat, layout, b, b == len(means) - 1)
+        attachment.end_step()
+    report = attachment.report()
+    state = attachment.state_dict()["slots"]
+    attachment.detach()
+    return means, state, report.bytes_sent, report.relative_error
+
+
+REDUCERS = [
+    "ErrorFeedback(TopK(ratio=0.05))",
+    "ErrorFeedback(AllGather(QSGD(bits=4, rounding='nearest')))",
+    "TwoPhase(QSGD(bits=4))",
+    "ErrorFeedback(TwoPhase(SignScale()))",
+    "TwoPhase(Cast(bfloat16))",
+    "Partition({'a*': ErrorFeedback(TopK(k=9)), '*': TwoPhase(SignScale())})",
+    "Warmup(1, AllGather(Cast(bfloat16)))",
+]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("reducer", REDUCERS)
+def test_processes_equal_the_simulator(request: Any, world: int, reducer: str) -> None:
+    workers: Workers = request.getfixturevalue("two" if world == 2 else "three")
+    results = workers.run(exchange, reducer=reducer, steps=3)
+    simulator = cc.Simulator(cc.parse(reducer), world, seed=7)
+    expected: Any = None
+    for step in range(3):
+        buckets = [
+            [cc.Bucket(g, lay) for g, lay in zip(gradients(r, step), layouts(), strict=True)] for r in range(world)
+        ]
+        expected = simulator.step(buckets)
+    for rank, (means, state, sent, errors) in enumerate(results):
+        for b, mean in enumerate(means):
+            assert torch.equal(mean, expected[rank][b].flat), (rank, b)
+        for slot, entries in simulator.stores[rank].state_dict().items():
+            for name, tensor in entries.items():
+                assert torch.equal(state[slot][name], tensor), (rank, slot, name)
+        if not reducer.startswith("Warmup"):
+            settled = cc.settle(cc.parse(reducer), world)
+            assert sent == sum(cc.cost(settled, lay, world, rank).sent for lay in layouts())
+        if reducer == "ErrorFeedback(TopK(ratio=0.05))":
+            assert 0.5 < errors["c.weight"] < 0.98
+            assert errors["a.bias"] is None
+
+
+@pytest.mark.parametrize("reducer", ["Exact()", "RandK(ratio=0.3)"])
+def test_sums_of_floats_equal_the_simulator_within_rounding(three: Workers, reducer: str) -> None:
+    results = three.run(exchange, reducer=reducer, steps=1)
+    buckets = [[cc.Bucket(g, lay) for g, lay in zip(gradients(r, 0), layouts(), strict=True)] for r in range(3)]
+    expected = cc.Simulator(cc.parse(reducer), 3, seed=7).step(buckets)
+    for rank, (means, *_) in enumerate(results):
+        for b, mean in enumerate(means):
+            assert torch.equal(mean, results[0][0][b])
+            torch.testing.assert_close(mean, expected[rank][b].flat, rtol=1e-5, atol=1e-6)
