@@ -1,32 +1,36 @@
 // Exact top-k of y = decay*x + add_scale*add, the residual left in x, in one pass over memory.
 //
-// The guess that makes one pass enough is last call's threshold (small rows) or a sample (large ones: a thousand cache
-// lines cost nothing there, and unlike an old threshold a sample cannot be stale). The count verifies it; a guess that
-// was too high costs a second pass over y, and the result depends on no guess.
+// The guess that makes one pass enough is last call's threshold (small rows) or a sample (large ones: one cache line in
+// 64 costs little there, and unlike an old threshold a sample cannot be stale). The count verifies it; a guess that was
+// too high costs a second pass over y, and the result depends on no guess.
 #include "scratch.h"
 #include "topk_section.h"
 #include "topk_sweep.h"
 
 namespace {
 
-constexpr size_t LINE = 16;         // elements of one draw: a cache line
-constexpr size_t MAX_LINES = 1024;  // of a sample
-constexpr size_t ALL = 1024;        // rows up to here: every element is a candidate
-constexpr size_t HINTED = 65536;    // rows up to here try the hint first
+constexpr size_t LINE = 16;                         // elements of one draw: a cache line
+constexpr size_t MIN_LINES = 16, MAX_LINES = 2048;  // of a sample
+constexpr size_t ALL = 1024;                        // rows up to here: every element is a candidate
+constexpr size_t HINTED = 65536;                    // rows up to here try the hint first
 
 // A bound that about `slack` standard deviations more than k elements reach, from a sample of y.
 template <bool ADD>
 static uint32_t sampled_bound(const float* x, const float* add, size_t n, size_t k, float decay, float add_scale,
                               double slack, uint32_t* spare) {
-    size_t lines = n / (8 * LINE) < MAX_LINES ? n / (8 * LINE) : MAX_LINES, cell = n / lines, drawn = lines * LINE;
+    size_t lines = n / 1024 < MIN_LINES ? MIN_LINES : n / 1024 < MAX_LINES ? n / 1024 : MAX_LINES;
+    size_t cell = n / lines, drawn = lines * LINE, at[MAX_LINES];
     for (size_t line = 0; line < lines; line++) {
         // a hash places the line inside its cell, so that no stride of the data meets a stride of ours
-        size_t at = line * cell + (uint32_t)(line * 0x9e3779b9u) % (cell - LINE + 1);
-        for (size_t j = 0; j < LINE; j++) {
-            float own = decay * x[at + j], y = ADD ? own + add_scale * add[at + j] : own;
-            uint32_t size = (uint32_t)as_bits(y) & MAGNITUDE;
-            spare[line * LINE + j] = size < INFINITE ? size : 0;
-        }
+        at[line] = line * cell + (uint32_t)(line * 0x9e3779b9u) % (cell - LINE + 1);
+        __builtin_prefetch(x + at[line]);
+        if (ADD) __builtin_prefetch(add + at[line]);
+    }
+    const F16 d = splat(decay), s = splat(add_scale), zero = splat(0.0f);
+    for (size_t line = 0; line < lines; line++) {
+        F16 a = load(x + at[line]), y = combine<ADD>(a, ADD ? load(add + at[line]) : a, d, s);
+        I16 size = magnitude_bits(y);
+        store((int32_t*)spare + line * LINE, bits(select(lt(size, splat(INFINITE)), floats(size), zero)));
     }
     double expected = (double)k * (double)drawn / (double)n;
     double rank = expected + slack * (__builtin_sqrt(expected) + 1.0);
@@ -62,7 +66,7 @@ static void write_section(const Candidates& list, const cc_row& r, uint8_t* to) 
 template <bool ADD>
 static bool encode_row(float* x, const float* add, const cc_row& r, float decay, float add_scale, uint8_t* to,
                        float* hint, Seen& seen) {
-    size_t n = (size_t)r.numel, k = (size_t)r.k, capacity = 4 * k + 1024 < n ? 4 * k + 1024 : n;
+    size_t n = (size_t)r.numel, k = (size_t)r.k, capacity = 3 * k + 4096 < n ? 3 * k + 4096 : n;
     size_t sample = n < LINE * MAX_LINES ? n : LINE * MAX_LINES, length = capacity + SLACK;
     length = length > sample ? length : sample;
     uint32_t* memory = (uint32_t*)scratch(3 * length * sizeof(uint32_t));

@@ -71,7 +71,8 @@ def test_the_hint_changes_nothing_but_itself(implementation: str, n: int) -> Non
 
 def test_data_that_knows_where_the_sample_looks() -> None:
     """A sample that sees only large elements guesses far too high, one that sees only small ones far too low."""
-    n, k, lines = 200_001, 30_000, 1024
+    n, k = 200_001, 30_000
+    lines = n // 1024
     cell = n // lines
     starts = [line * cell + (line * 0x9E3779B9 & 0xFFFFFFFF) % (cell - 15) for line in range(lines)]
     sampled = torch.zeros(n, dtype=torch.bool)
