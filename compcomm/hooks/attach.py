@@ -10,12 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from ..bucket import Layout
 from ..compressor import Compressor
 from ..plan.breakeven import breakeven
 from ..reducer import Reducer
 from .attachment import Attachment
 from .ddp import DDPState, ddp_hook
-from .names import layout
 
 
 def attach(
@@ -64,11 +64,18 @@ def attach(
         check_every=check_every,
     )  # fmt: skip
     state.bind(ddp)
-    attachment = state.open(_device(ddp))
+    world = dist.get_world_size(state.options.group)
+    lines: list[str] = []
+
+    def trial(settled: Reducer, everything: Layout) -> None:
+        if dist.get_rank(state.options.group) == 0:
+            lines.append(_line(settled, everything, world))
+
+    attachment = state.open(_device(ddp), trial)
     ddp.register_comm_hook(state, ddp_hook)
     attachment.guard = lambda: ddp.register_forward_pre_hook(lambda *_: attachment.check())
-    if dist.get_rank(state.options.group) == 0:
-        print(_line(attachment), file=sys.stderr, flush=True)
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)
     return attachment
 
 
@@ -76,12 +83,11 @@ def _device(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
-def _line(attachment: Attachment) -> str:
-    world = dist.get_world_size(attachment.options.group)
-    found = breakeven(attachment.reducer, layout(attachment.parameters), world)
-    text = f"compcomm: {attachment.reducer!r} on {world} rank{'s' * (world != 1)}"
+def _line(reducer: Reducer, everything: Layout, world: int) -> str:
+    text = f"compcomm: {reducer!r} on {world} rank{'s' * (world != 1)}"
     if world == 1:
         return f"{text}: nothing to send"
+    found = breakeven(reducer, everything, world)
     text += f": {_size(found.dense)} -> {_size(found.sent)} per rank and step ({found.ratio:.1f}x)"
     if found.seconds:
         text += f", should pay below {_rate(found.bits_per_second)} (kernels {found.seconds * 1e3:.1f} ms per step)"

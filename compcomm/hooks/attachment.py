@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -73,8 +74,16 @@ class Attachment:
     ``enabled``: set it to False, on every rank at the same step, to average exactly for a while; residuals are kept.
     """
 
-    def __init__(self, options: Options, parameters: Sequence[tuple[str, nn.Parameter]] | None, device: torch.device):
+    def __init__(
+        self,
+        options: Options,
+        parameters: Sequence[tuple[str, nn.Parameter]] | None,
+        device: torch.device,
+        trial: Callable[[Reducer, Layout], None] | None = None,
+    ) -> None:
         """Collective over the group: makes a group of our own, and compares the configuration.
+
+        ``trial`` is called with the settled reducer and all parameters; what it raises is heard of on every rank.
 
         Raises:
             AgreementError: the ranks differ, or one of them cannot attach.
@@ -104,6 +113,8 @@ class Attachment:
             self.reducer = settle(options.reducer, world)
             self._store = Store(self.reducer, self._transport.rank, world, device)
             self._store.declare(layout)
+            if trial is not None:
+                trial(self.reducer, layout)
         except Exception as error:
             failure = error
         facts = {
@@ -126,7 +137,7 @@ class Attachment:
         self._scheduler = Scheduler(self._transport, self._store, arena, options.seed, after)
         self._wire_before = self._transport.seconds
         if device.type != "cuda":
-            self._worker = Worker(self._scheduler, self)
+            self._worker = Worker(self)
 
     # What the host calls.
 
@@ -138,6 +149,8 @@ class Attachment:
         """
         self.check()
         step = self._open
+        if step is not None and index == 0:
+            self._abandon(step)
         if step is None or index == 0:
             reducer = self.reducer if self.enabled else Exact()
             native = isinstance(reducer, Exact)
@@ -146,11 +159,8 @@ class Attachment:
         self._open = None if last else step
         self._current = step
         future: Any = torch.futures.Future(devices=[self._device] if self._worker is None else None)
-        job = Job(step, flat, layout, index, last, future)
-        if self._worker is not None:
-            self._worker.submit(job)
-        else:
-            self._scheduler.handle(job)
+        step.flats.append(flat)
+        self._do(partial(self._scheduler.handle, Job(step, flat, layout, index, last, future)))
         return future
 
     def end_step(self) -> None:
@@ -270,6 +280,21 @@ class Attachment:
             "version": VERSION, "reducer": repr(self.reducer), "world": t.world, "rank": t.rank,
             "seed": self.options.seed,
         }  # fmt: skip
+
+    def _do(self, task: Callable[[], None]) -> None:
+        if self._worker is not None:
+            self._worker.do(task)
+        else:
+            task()
+
+    def _abandon(self, step: Step) -> None:
+        """Ends an old step before a new one begins. The host has written new gradients into the same buckets by now,
+        and what the old flows still decode lands there too: the gradients are put back."""
+        kept = [flat.clone() for flat in step.flats]
+        self._do(partial(self._scheduler.abandon, step))
+        step.done.wait()
+        for flat, content in zip(step.flats, kept, strict=True):
+            flat.copy_(content)
 
     def _settle(self) -> None:
         """Waits until the worker is idle, whatever became of the step."""

@@ -14,6 +14,7 @@ may not, and says so first.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -74,9 +75,9 @@ class DDPState:
             self.attachment.rename({old: names[key] for key, old in self._names.items()}, parameters)
         self._names, self._layouts, self._bound = names, {}, parameters
 
-    def open(self, device: torch.device) -> Attachment:
+    def open(self, device: torch.device, trial: Callable[[Reducer, Layout], None] | None = None) -> Attachment:
         """Makes the attachment: collective over the group."""
-        self.attachment = Attachment(self.options, self._bound, device)
+        self.attachment = Attachment(self.options, self._bound, device, trial)
         return self.attachment
 
     def state_dict(self) -> dict[str, Any]:

@@ -49,6 +49,7 @@ class Step:
     """Whether buckets are reduced in their own dtype; else through fp32."""
     done: threading.Event = field(default_factory=threading.Event)
     error: Exception | None = None
+    flats: list[Tensor] = field(default_factory=list[Tensor])
 
 
 @dataclass(eq=False)
@@ -95,14 +96,22 @@ class Scheduler:
             try:
                 if self.lost:
                     raise self.broken or RuntimeError("the process group is lost")
-                if self._step is not None and job.step is not self._step:
-                    self._land(abandon=True)
                 self._step = job.step
                 self._arrive(job)
                 if job.last:
                     self._land()
             except Exception as error:  # the group is lost, or a failed flow could not be continued
                 self._lose(job.step, error)
+
+    def abandon(self, step: Step) -> None:
+        """Ends a step whose backward pass raised: flows finish their collectives and give their payloads back."""
+        with torch.cuda.stream(self._side) if self._side is not None else nullcontext():
+            try:
+                if not self.lost and self._step is step:
+                    self._land(abandon=True)
+            except Exception as error:
+                self._lose(step, error)
+        step.done.set()
 
     def _arrive(self, job: Job) -> None:
         step, flat = job.step, job.flat
@@ -176,28 +185,27 @@ class Scheduler:
 
 
 class Worker:
-    """A thread that feeds a scheduler. ``close`` ends it; so does the end of the program, and of the ``owner``."""
+    """A thread that does one task after the other. ``close`` ends it, as does the end of the program or of ``owner``."""
 
-    def __init__(self, scheduler: Scheduler, owner: object) -> None:
-        self._queue: SimpleQueue[Job | None] = SimpleQueue()
-        self._thread = threading.Thread(
-            target=_serve, args=(scheduler, self._queue), name="compcomm-scheduler", daemon=True
-        )
+    def __init__(self, owner: object) -> None:
+        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=_serve, args=(self._queue,), name="compcomm-scheduler", daemon=True)
         self._thread.start()
         # Runs at the latest when the interpreter exits, before torch takes its process groups down.
         self.close = weakref.finalize(owner, _stop, self._queue, self._thread)
 
-    def submit(self, job: Job) -> None:
-        self._queue.put(job)
+    def do(self, task: Callable[[], None]) -> None:
+        """Runs a task after those before it."""
+        self._queue.put(task)
 
 
-def _serve(scheduler: Scheduler, queue: SimpleQueue[Job | None]) -> None:
-    while (job := queue.get()) is not None:
-        scheduler.handle(job)
-        del job
+def _serve(queue: SimpleQueue[Callable[[], None] | None]) -> None:
+    while (task := queue.get()) is not None:
+        task()
+        del task
 
 
-def _stop(queue: SimpleQueue[Job | None], thread: threading.Thread) -> None:
+def _stop(queue: SimpleQueue[Callable[[], None] | None], thread: threading.Thread) -> None:
     queue.put(None)
     if thread is not threading.current_thread():
         thread.join(timeout=5)  # a thread that waits for a dead peer is left behind: it is a daemon

@@ -28,10 +28,7 @@ class Shapes(nn.Module):
         self.tilts = [torch.linspace(-1, 1, shape[0]).view(-1, *[1] * (len(shape) - 1)) for _, shape in shapes]
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = [
-            (w * (t * x[i % len(x)])).sum()
-            for i, (w, t) in enumerate(zip(self.weights, self.tilts, strict=True))
-        ]
+        parts = [(w * (t * x[i % len(x)])).sum() for i, (w, t) in enumerate(zip(self.weights, self.tilts, strict=True))]
         return torch.stack(parts).sum()
 
 
