@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -88,3 +89,19 @@ def nbytes(table: Tensor, gap: int = 3) -> int:
 def same(a: Tensor, b: Tensor) -> bool:
     """Equal bit for bit: NaN equals NaN, and -0 differs from 0."""
     return a.dtype is b.dtype and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+
+
+def topk_encode(implementation: str, x: Tensor, add: Tensor | None, table: Tensor, **options: Any) -> dict[str, Tensor]:
+    """All outputs of one call on copies of its inputs, buffers poisoned."""
+    result = {
+        "x": x.clone(),
+        "wire": torch.full((nbytes(table),), 0xA5, dtype=torch.uint8),
+        "status": torch.tensor([0, 0, 4, 0], dtype=torch.uint8),
+        "hint": options.get("hint", torch.zeros(len(table))).clone(),
+    }
+    with using(implementation):
+        torch.ops.compcomm.topk_encode(
+            result["x"], add, result["wire"], table, result["status"],
+            options.get("decay", 1.0), options.get("add_scale", 1.0), result["hint"],
+        )  # fmt: skip
+    return result
