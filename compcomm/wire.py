@@ -199,7 +199,7 @@ def read_headers(messages: Tensor, count: int, ctx: Context, lengths: tuple[int,
         here = (MAGIC, rank, ctx.step & 0xFFFFFFFF, ctx.bucket & 0xFFFFFFFF, lengths[rank])
         if flags & FAILED and (magic, flags >> 16) == (MAGIC, rank):
             raise PeerError(f"rank {rank} failed in step {step}, bucket {bucket}; its own log has the error.")
-        if (magic, flags >> 16, step, bucket, length) != here:
+        if (magic, flags >> 16, step, bucket, length) != here or flags & 0xFFFF & ~(NONFINITE | FAILED):
             raise PeerError(
                 f"rank {rank} sent (magic, rank, step, bucket, bytes) = {(magic, flags >> 16, step, bucket, length)} "
                 f"where {here} was due: the ranks are out of step, or configured differently."

@@ -1,0 +1,143 @@
+"""Bad input is refused at construction, with the call, the value, the reason and the cure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import compcomm as cc
+
+CASES: list[tuple[Callable[[], object], list[str]]] = [
+    (lambda: cc.TopK(ratio=0.0), ["TopK(ratio=0.0)", "(0, 1]", "share of the elements"]),
+    (lambda: cc.TopK(ratio=1.5), ["TopK(ratio=1.5)", "(0, 1]"]),
+    (lambda: cc.TopK(ratio=-0.1), ["ratio=-0.1", "(0, 1]"]),
+    (lambda: cc.TopK(ratio=float("nan")), ["ratio=nan", "(0, 1]"]),
+    (lambda: cc.TopK(), ["TopK()", "either ratio", "or k"]),
+    (lambda: cc.TopK(ratio=0.1, k=3), ["either ratio", "or k"]),
+    (lambda: cc.TopK(k=0), ["TopK(k=0)", "positive number of elements"]),
+    (lambda: cc.TopK(k=True), ["k=True", "positive number"]),
+    (lambda: cc.RandK(ratio=2), ["RandK(ratio=2)", "(0, 1]"]),
+    (lambda: cc.RandK(k=-1), ["RandK(k=-1)", "positive"]),
+    (
+        lambda: cc.TopK(k=2000).kept(1500),
+        ["TopK(k=2000)", "k=2000 exceeds", "1500 elements", "Use ratio", "dense_below"],
+    ),
+    (lambda: cc.QSGD(), ["QSGD()", "bits", "levels"]),
+    (lambda: cc.QSGD(bits=4, levels=7), ["bits=4, levels=7", "either"]),
+    (lambda: cc.QSGD(bits=1), ["bits=1", "only a sign", "Use SignScale()"]),
+    (lambda: cc.QSGD(bits=0), ["bits=0", "outside 1 to 8"]),
+    (lambda: cc.QSGD(bits=9), ["bits=9", "outside 1 to 8", "Use Cast(bfloat16)"]),
+    (lambda: cc.QSGD(levels=0), ["levels=0", "outside 1 to 127"]),
+    (lambda: cc.QSGD(levels=128), ["levels=128", "outside 1 to 127"]),
+    (lambda: cc.QSGD(bits=4, norm=1), ["norm=1", "neither 2 nor inf"]),
+    (lambda: cc.QSGD(bits=4, rounding="up"), ["rounding='up'", "'stochastic'", "'nearest'"]),
+    (lambda: cc.QSGD(bits=4, block=100), ["block=100", "multiple of 16"]),
+    (lambda: cc.QSGD(bits=4, block=0), ["block=0", "multiple of 16"]),
+    (lambda: cc.SignScale(scale="max"), ["SignScale(scale='max')", "'l1'", "'l2'"]),
+    (lambda: cc.SignScale(block=8), ["block=8", "multiple of 16"]),
+    (lambda: cc.Cast(torch.float64), ["Cast(", "float64", "torch.bfloat16", "torch.float16"]),
+    (lambda: cc.Contractive(cc.TopK(ratio=0.1)), ["Contractive(TopK(ratio=0.1))", "only an unbiased"]),
+    (
+        lambda: cc.AllReduce(cc.TopK(ratio=0.01)),
+        ["AllReduce(TopK(ratio=0.01))", "cannot be summed", "Use AllGather(TopK(...))", "RandK"],
+    ),
+    (lambda: cc.AllReduce(cc.QSGD(bits=4)), ["AllReduce(QSGD(bits=4))", "cannot be summed", "TwoPhase(QSGD(...))"]),
+    (lambda: cc.AllGather(cc.Exact()), ["AllGather(Exact())", "a compressor is needed"]),
+    (lambda: cc.TwoPhase(3), ["TwoPhase(3)", "a compressor is needed"]),
+    (lambda: cc.TwoPhase(cc.SignScale(), server=True), ["server=True", "ErrorFeedback", "False"]),
+    (
+        lambda: cc.TwoPhase(cc.QSGD(bits=4), server=cc.ErrorFeedback),
+        ["server=ErrorFeedback", "use Contractive(QSGD(bits=4))"],
+    ),
+    (
+        lambda: cc.TwoPhase(cc.SignScale("l2"), server=cc.ErrorFeedback),
+        ["SignScale(scale='l2')", "no contraction", "Use"],
+    ),
+    (
+        lambda: cc.ErrorFeedback(cc.SignScale(scale="l2")),
+        ["ErrorFeedback(SignScale(scale='l2'))", "no contraction", "residual may grow", "Use SignScale(scale='l1')"],
+    ),
+    (
+        lambda: cc.ErrorFeedback(cc.Cast(torch.float16)),
+        ["ErrorFeedback(Cast(float16))", "no contraction", "Use Cast(bfloat16)"],
+    ),
+    (lambda: cc.ErrorFeedback(cc.QSGD(bits=4, norm=2, rounding="nearest")), ["no contraction", "norm=inf"]),
+    (lambda: cc.ErrorFeedback(cc.AllGather(cc.SignScale("l2"))), ["SignScale(scale='l2')", "no contraction", "Use"]),
+    (
+        lambda: cc.ErrorFeedback(cc.Warmup(3, cc.TopK(ratio=0.1))),
+        [
+            "ErrorFeedback(Warmup(3",
+            "no error to feed back",
+            "Put the feedback inside",
+            "Warmup(..., ErrorFeedback(...))",
+        ],
+    ),
+    (lambda: cc.ErrorFeedback(cc.Partition({"*": cc.TopK(ratio=0.1)})), ["Partition", "Put the feedback inside"]),
+    (
+        lambda: cc.ErrorFeedback(cc.ErrorFeedback(cc.TopK(ratio=0.1))),
+        ["ErrorFeedback(ErrorFeedback(", "no error to feed back"],
+    ),
+    (lambda: cc.ErrorFeedback(0.1), ["ErrorFeedback(0.1)", "give a compressor or a reducer"]),
+    (lambda: cc.Warmup(-1, cc.Exact()), ["Warmup(steps=-1)", "0 or more"]),
+    (lambda: cc.Warmup(1.5, cc.Exact()), ["Warmup(steps=1.5)", "integer"]),
+    (lambda: cc.Warmup(1, "TopK"), ["Warmup(1, 'TopK')", "give a compressor or a reducer"]),
+    (lambda: cc.Partition({}), ["Partition({})", "{pattern: reducer}"]),
+    (lambda: cc.Partition({"a": 3}), ["'a'", "3", "name pattern with a reducer"]),
+    (
+        lambda: cc.Partition({"a*": cc.Exact()}).exact(cc.Segment("b", (3,), 0, 3)),
+        ["no pattern matches parameter 'b'", "Add a last pattern"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "words"), CASES, ids=lambda v: v[0] if isinstance(v, list) else "")
+def test_bad_input(make: Callable[[], object], words: list[str]) -> None:
+    with pytest.raises((ValueError, TypeError)) as caught:
+        make()
+    for word in words:
+        assert word in str(caught.value), f"{word!r} is not in: {caught.value}"
+
+
+def test_feedback_shrinks_what_is_unbiased() -> None:
+    assert cc.ErrorFeedback(cc.QSGD(bits=4)).reducer == cc.Contractive(cc.QSGD(bits=4))
+    inner = cc.ErrorFeedback(cc.TwoPhase(cc.RandK(ratio=0.1, unbiased=True))).reducer
+    assert inner == cc.TwoPhase(cc.Contractive(cc.RandK(ratio=0.1, unbiased=True)))
+    for kept in (cc.TopK(ratio=0.1), cc.SignScale(), cc.QSGD(bits=4, rounding="nearest"), cc.Cast(torch.bfloat16)):
+        assert cc.ErrorFeedback(kept).reducer == kept
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_the_route_fits_the_compressor(world: int) -> None:
+    dense = cc.AllGather if world <= 2 else cc.TwoPhase
+    assert cc.settle(cc.RandK(ratio=0.1), world) == cc.AllReduce(cc.RandK(ratio=0.1))
+    assert cc.settle(cc.TopK(ratio=0.1), world) == cc.AllGather(cc.TopK(ratio=0.1))
+    for c in (cc.QSGD(bits=4), cc.SignScale(), cc.Cast(torch.bfloat16)):
+        assert cc.settle(c, world) == dense(c)
+    inside = cc.settle(cc.Warmup(1, cc.Partition({"a": cc.SignScale(), "*": cc.Exact()})), world)
+    assert inside == cc.Warmup(1, cc.Partition({"a": dense(cc.SignScale()), "*": cc.Exact()}))
+    feedback = cc.settle(cc.ErrorFeedback(cc.SignScale()), world)
+    if world > 2:
+        assert feedback == cc.ErrorFeedback(cc.TwoPhase(cc.SignScale(), server=cc.ErrorFeedback))
+        assert "server=ErrorFeedback" in repr(feedback)
+    assert cc.settle(feedback, world) == feedback
+
+
+def test_feedback_takes_gradients_only() -> None:
+    layout = cc.Layout.of([("w", (2, 2))])
+    reducer = cc.settle(cc.ErrorFeedback(cc.TopK(ratio=0.5)), 1)
+    x = cc.Bucket(torch.zeros(4), layout)
+    flow = reducer.reduce(x, x, cc.store.State(cc.Store(reducer), layout), cc.Context(), add=x)
+    with pytest.raises(TypeError, match="holds its own memory"):
+        next(flow)
+
+
+def test_an_unsettled_reducer_says_so() -> None:
+    with pytest.raises(TypeError, match=r"no route yet. Call settle\(reducer, world\) first"):
+        cc.ErrorFeedback(cc.TopK(ratio=0.1)).slots(cc.Segment("w", (99, 99), 0, 99 * 99), 2)
+
+
+def test_k_above_a_parameters_size_is_found_before_the_first_step() -> None:
+    with pytest.raises(ValueError, match=r"TopK\(k=5000\): k=5000 exceeds a parameter of 1600 elements"):
+        cc.cost(cc.ErrorFeedback(cc.TopK(k=5000)), cc.Layout.of([("w", (40, 40))]), 2)
