@@ -11,7 +11,7 @@ from . import Batch, text
 
 LAYERS, WIDTH, HEADS, CONTEXT = 4, 128, 4, 64
 BATCH = 12  # sequences per rank and step: 768 characters, about 55 ms on one core
-RATE, WARMUP = 2e-3, 30  # peak learning rate, and the steps in which it rises from zero
+RATE, WARMUP = 4e-3, 30  # peak learning rate, and the steps in which it rises from zero
 HELD_OUT = 128  # sequences in all on which the validation loss is taken
 
 
@@ -42,8 +42,11 @@ class Transformer(nn.Module):
         self.blocks = nn.Sequential(*(Block() for _ in range(LAYERS)))
         self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, vocabulary)
         for name, p in self.named_parameters():
-            if p.dim() == 2:  # what writes into the residual stream starts smaller, the more writers there are
-                nn.init.normal_(p, std=0.02 / (2 * LAYERS) ** 0.5 if "mix" in name or "narrow" in name else 0.02)
+            if p.dim() == 2 and "blocks" not in name and "head" not in name:
+                nn.init.normal_(p, std=0.5)  # embeddings
+            elif p.dim() == 2:  # what adds to the sum over layers starts smaller, the more of it there is
+                adds = "mix" in name or "narrow" in name
+                nn.init.normal_(p, std=(p.shape[1] * (2 * LAYERS if adds else 1)) ** -0.5)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
