@@ -60,7 +60,12 @@ def parse(text: str) -> Any:
         tree = ast.parse(text.strip(), mode="eval")
     except SyntaxError as error:
         raise ValueError(f"parse({text!r}): not a description: {error.msg} at column {error.offset}.") from None
-    return _Reader(text).visit(tree.body)
+    except (UnicodeError, RecursionError, MemoryError) as error:
+        raise ValueError(f"parse({text[:80]!r}): not a description: {error}.") from None
+    try:
+        return _Reader(text).visit(tree.body)
+    except TypeError as error:  # a list as the key of a dictionary
+        raise ValueError(f"parse({text!r}): {error}.") from None
 
 
 class _Reader(ast.NodeVisitor):
@@ -81,7 +86,8 @@ class _Reader(ast.NodeVisitor):
             return self.generic_visit(node)
         name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
         make = self._known(name)
-        if not isinstance(make, type) or any(k.arg is None for k in node.keywords):
+        names = [k.arg for k in node.keywords]
+        if not isinstance(make, type) or None in names or len(set(names)) < len(names):
             raise ValueError(f"parse({self.text!r}): {name!r} cannot be called like that.")
         args = [self.visit(a) for a in node.args]
         kwargs = {k.arg: self.visit(k.value) for k in node.keywords if k.arg}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..compressor import Compressor, Inputs, ops
 from ..rng import Rng
+from .topk import is_integer
 
 
 @dataclass(frozen=True, repr=False)
@@ -48,6 +49,8 @@ class QSGD(Compressor):
     def __post_init__(self) -> None:
         if (self.bits is None) == (self.levels is None):
             raise ValueError(f"{self!r}: give either bits (2 to 8) or levels (1 to 127).")
+        if not is_integer(self.bits if self.levels is None else self.levels):
+            raise ValueError(f"{self!r}: bits and levels are whole numbers.")
         if self.bits == 1:
             raise ValueError(f"{self!r}: bits=1 holds only a sign, and zero is a level here. Use SignScale().")
         if self.bits is not None and not 2 <= self.bits <= 8:
@@ -114,5 +117,5 @@ class QSGD(Compressor):
 
 def check_block(call: str, block: int) -> None:
     """Blocks are multiples of 16 elements: the lanes of the fixed sum, and whole bytes of codes."""
-    if block < 16 or block % 16:
+    if not is_integer(block) or block < 16 or block % 16:
         raise ValueError(f"{call}: block={block} is not a positive multiple of 16.")

@@ -16,13 +16,18 @@ from ..store import Merge, Slot
 BLOCK = 65536
 
 
+def is_integer(value: object) -> bool:
+    """Whether it is an int and not a bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def check_density(call: str, ratio: float | None, k: int | None) -> None:
     """Exactly one of ratio in (0, 1] and k >= 1."""
     if (ratio is None) == (k is None):
         raise ValueError(f"{call}: give either ratio (a density in (0, 1]) or k (elements per parameter).")
     if ratio is not None and not 0 < ratio <= 1:
         raise ValueError(f"{call}: ratio={ratio} is not in (0, 1]: it is the share of the elements that is sent.")
-    if k is not None and (isinstance(k, bool) or k < 1):
+    if k is not None and (not is_integer(k) or k < 1):
         raise ValueError(f"{call}: k={k} is not a positive number of elements.")
 
 

@@ -18,6 +18,11 @@ CASES: list[tuple[Callable[[], object], list[str]]] = [
     (lambda: cc.TopK(ratio=0.1, k=3), ["either ratio", "or k"]),
     (lambda: cc.TopK(k=0), ["TopK(k=0)", "positive number of elements"]),
     (lambda: cc.TopK(k=True), ["k=True", "positive number"]),
+    (lambda: cc.TopK(k=1.5), ["TopK(k=1.5)", "positive number"]),
+    (lambda: cc.QSGD(bits=4.0), ["QSGD(bits=4.0)", "whole numbers"]),
+    (lambda: cc.QSGD(levels=2.5), ["QSGD(levels=2.5)", "whole numbers"]),
+    (lambda: cc.QSGD(bits=True), ["QSGD(bits=True)", "whole numbers"]),
+    (lambda: cc.SignScale(block=512.0), ["block=512.0", "multiple of 16"]),
     (lambda: cc.RandK(ratio=2), ["RandK(ratio=2)", "(0, 1]"]),
     (lambda: cc.RandK(k=-1), ["RandK(k=-1)", "positive"]),
     (

@@ -136,6 +136,13 @@ def test_a_hopeless_name_gets_the_list() -> None:
         "-TopK(ratio=0.1)",
         "not True",
         "x := 3",
+        "TopK(ratio=0.1, ratio=0.2)",
+        "{[]: 1}",
+        "Partition({[]: Exact()})",
+        "\0",
+        "\ud800",
+        "(" * 300 + ")" * 300,
+        "-" * 100_000 + "1",
     ],
 )
 def test_nothing_else_is_a_description(text: str) -> None:
