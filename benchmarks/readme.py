@@ -1,0 +1,154 @@
+"""Writes the results part of the README from the JSON in benchmarks/results: nothing is typed by hand.
+
+python benchmarks/readme.py            # rewrites README.md
+python benchmarks/readme.py --check    # exit code 1 when the README says something else than the results
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- results: begin", "<!-- results: end -->"
+
+
+def section() -> str:
+    """The markdown between the marks."""
+    parts = [
+        intro(),
+        quickstart(),
+        *(exchange(p) for p in sorted(RESULTS.glob("exchange-*.json"))),
+        kernels(),
+        overhead(),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def load(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / name).read_text())
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(columns)} |", "| --- |" + " ---: |" * (len(columns) - 1)]
+    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
+
+
+def size(value: float | None) -> str:
+    return "-" if value is None else f"{value / 1e6:.3g} MB" if value >= 1e6 else f"{value / 1e3:.3g} kB"
+
+
+def times(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}x"
+
+
+def intro() -> str:
+    found = load("kernels.json")
+    where, what = found["hardware"], found["versions"]
+    return (
+        f"Measured on {where['cpu']}, {where['cores']} shared cores, one thread per worker, kernels for {where['isa']}, "
+        f"torch {what['torch']}, Python {what['python']}; medians. Bytes are what the network card counts per rank, "
+        f"indices and headers included. `bash benchmarks/results.sh` measures all of it again. "
+        f"Nothing has been measured on a GPU or over NCCL yet."
+    )
+
+
+def quickstart() -> str:
+    found = load("quickstart.json")
+    rows = [
+        (
+            f"`{r['reducer']}`",
+            f"{r['loss']:.4f}",
+            str(r["steps"]),
+            size(r["bytes_per_step"]),
+            f"{r['seconds_per_step']:.3f}",
+            "-" if r["seconds_to_target"] is None else f"{r['seconds_to_target']:.1f}",
+            times(r["speedup"]),
+        )
+        for r in found["rows"]
+    ]
+    columns = [
+        "reducer",
+        "validation loss",
+        "steps",
+        "bytes per step",
+        "s per step",
+        "s to the loss of the first",
+        "sooner",
+    ]
+    return (
+        f"**Training.** The quickstart: a character transformer on {found['data']}, {found['link']}, the same wall time "
+        f"for each (`bash launch/quickstart.sh`).\n\n{table(columns, rows)}\n\n"
+        "![loss against seconds and bytes](benchmarks/results/quickstart.png)"
+    )
+
+
+def exchange(path: Path) -> str:
+    found = json.loads(path.read_text())
+    rows = [
+        (
+            f"`{r['reducer']}`" + (", cold" if r["cold"] else ""),
+            f"{r['seconds']:.4g}",
+            size(r["bytes_sent"]),
+            f"{r['relative_error']:.2g}",
+            times(r["speedup"]),
+        )
+        for r in found["rows"]
+    ]
+    rate = found["lab"]["rate"]
+    command = f"launch/netlab --hosts {found['lab']['hosts']} --rate {rate} -- python benchmarks/exchange.py"
+    return (
+        f"**One gradient of {found['model']}** ({found['numel']:,} elements, DDP's buckets, no backward pass to hide "
+        f"behind), {found['link']} (`{command}`). The error is of one step, before feedback makes it good.\n\n"
+        f"{table(['reducer', 'seconds', 'bytes sent', 'relative error', 'against Exact()'], rows)}"
+    )
+
+
+def kernels() -> str:
+    found = load("kernels.json")
+    numel = found["rows"][0]["numel"]
+    rows = [
+        (f"`{r['op']}`", r["backend"], r["isa"], f"{r['seconds'] * 1e3:.2f}", f"{r['memcpy_ratio']:.2f}")
+        for r in found["rows"]
+    ]
+    return (
+        f"**Kernels.** {numel / 1e6:.1f} M floats on one core, against `memcpy` of the same vector in the same run "
+        f'(`python benchmarks/kernels.py`); "reference" is the same in torch operators.\n\n'
+        f"{table(['op', 'backend', 'instructions', 'ms', 'times memcpy'], rows)}"
+    )
+
+
+def overhead() -> str:
+    found = load("overhead.json")
+    rows = [(f"`{r['reducer']}`", f"{r['seconds'] * 1e3:.1f}", f"{r['ratio']:.2f}") for r in found["rows"]]
+    return (
+        "**The hook itself.** DDP's backward pass over ResNet-50's shapes on loopback, `None` being DDP without a hook "
+        "(`torchrun --nproc-per-node 2 benchmarks/overhead.py`). On loopback nothing wins.\n\n"
+        f"{table(['reducer', 'ms', 'against no hook'], rows)}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("--check", action="store_true", help="change nothing, compare")
+    check = parser.parse_args().check
+    path = ROOT / "README.md"
+    text = path.read_text()
+    head, mark, rest = text.partition(BEGIN)
+    line, newline, rest = rest.partition("\n")
+    _, end, tail = rest.partition(END)
+    if not (mark and end):
+        sys.exit(f"{path.name} lacks the marks {BEGIN!r} and {END!r}.")
+    made = f"{head}{mark}{line}{newline}\n{section()}\n\n{end}{tail}"
+    if check and made != text:
+        sys.exit("README.md does not say what benchmarks/results holds. Run python benchmarks/readme.py.")
+    path.write_text(made)
+
+
+if __name__ == "__main__":
+    main()
