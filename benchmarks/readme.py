@@ -51,7 +51,7 @@ def intro() -> str:
     found = load("kernels.json")
     where, what = found["hardware"], found["versions"]
     return (
-        f"Measured on {where['cpu']}, {where['cores']} shared cores, one thread per worker, kernels for {where['isa']}, "
+        f"Measured on {where['cpu']}, {where['cores']} shared cores, one thread per worker, {where['isa']}, "
         f"torch {what['torch']}, Python {what['python']}; medians. Bytes are what the network card counts per rank, "
         f"indices and headers included. `bash benchmarks/results.sh` measures all of it again. "
         f"Nothing has been measured on a GPU or over NCCL yet."
@@ -82,7 +82,7 @@ def quickstart() -> str:
         "sooner",
     ]
     return (
-        f"**Training.** The quickstart: a character transformer on {found['data']}, {found['link']}, the same wall time "
+        f"**Training.** The quickstart: a character transformer on {found['data']}, {found['link']}, equal wall time "
         f"for each (`bash launch/quickstart.sh`).\n\n{table(columns, rows)}\n\n"
         "![loss against seconds and bytes](benchmarks/results/quickstart.png)"
     )
