@@ -117,7 +117,7 @@ class Compressor(Described, ABC):
     # What a new compressor writes, the simple way: one parameter at a time.
 
     def encode_segment(self, y: Tensor, rng: Rng, name_key: int, offset: int) -> Tensor:
-        """The coded bytes (uint8, ``section(numel)`` of them) of a vector of finite fp32 numbers."""
+        """The coded form of a vector of finite fp32 numbers: a 1-D tensor of any dtype, ``section(numel)`` bytes long."""
         raise NotImplementedError
 
     def decode_segment(self, code: Tensor, numel: int, rng: Rng, name_key: int, offset: int) -> Tensor:
@@ -137,7 +137,8 @@ class Compressor(Described, ABC):
             i.status[0] |= ~finite.all()
             i.status[1 + index] |= (grad != 0).any()
             y = torch.where(finite, y, torch.nan_to_num(old, 0.0, 0.0, 0.0) if i.add is not None else 0.0)
-            code = self.encode_segment(y * g, rng, key, offset)
+            code = self.encode_segment(y * g, rng, key, offset).clone(memory_format=torch.contiguous_format)
+            code = code.view(torch.uint8)
             i.wire[wire : wire + len(code)] = code
             x.copy_(y - self.decode_segment(code, numel, rng, key, offset))
 
