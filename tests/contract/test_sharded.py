@@ -1,0 +1,132 @@
+"""Sharded hosts: ``out`` names only this rank's row of the buffer, and only that row is computed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import compcomm as cc
+from compcomm.transports.dry_run import plan
+
+PARAMETERS = (("a", 96), ("b", 40), ("c", 5))
+ROUTES = [
+    cc.Exact(),
+    cc.AllReduce(cc.RandK(ratio=0.25, dense_below=0)),
+    cc.AllGather(cc.QSGD(bits=4, block=16, dense_below=0)),
+]
+
+
+def _buffer(world: int) -> cc.Layout:
+    """Row r holds piece r of every parameter, one after the other, with padding at the end of a row."""
+    size = sum(-(-n // world) for _, n in PARAMETERS)
+    segments = []
+    for rank in range(world):
+        position = rank * size
+        for name, numel in PARAMETERS:
+            each = -(-numel // world)
+            low, high = min(numel, rank * each), min(numel, (rank + 1) * each)
+            segments.append(cc.Segment(name, (1, numel), position, position + high - low, low))
+            position += each
+    return cc.Layout([s for s in segments if s.numel], size * world)
+
+
+def _inputs(world: int, layout: cc.Layout) -> list[list[cc.Bucket]]:
+    g = torch.Generator().manual_seed(world)
+    return [[cc.Bucket(torch.randn(layout.numel, generator=g), layout)] for _ in range(world)]
+
+
+def _rows(reducer: cc.Reducer, world: int, steps: int = 1) -> tuple[cc.Layout, list[torch.Tensor], cc.Simulator]:
+    layout = _buffer(world)
+    rows = layout.rows(world)
+    assert rows is not None
+    simulator = cc.Simulator(reducer, world, seed=3)
+    for _ in range(steps):
+        outs = [[cc.Bucket(torch.full((layout.numel,), 9.0), row)] for row in rows]
+        simulator.step(_inputs(world, layout), outs)
+    return layout, [o[0].flat for o in outs], simulator
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+@pytest.mark.parametrize("reducer", ROUTES, ids=repr)
+def test_a_row_is_the_row_of_the_whole_mean(reducer: cc.Reducer, world: int) -> None:
+    layout, found, _ = _rows(reducer, world)
+    full = cc.Simulator(reducer, world, seed=3).step(_inputs(world, layout))[0][0].flat
+    _compare(layout, found, full, world)
+
+
+def _compare(layout: cc.Layout, found: list[torch.Tensor], full: torch.Tensor, world: int) -> None:
+    rows = layout.rows(world)
+    assert rows is not None
+    for rank, row in enumerate(rows):
+        mine = torch.zeros(layout.numel, dtype=torch.bool)
+        for s in row.segments:
+            mine[s.start : s.stop] = True
+            assert torch.allclose(found[rank][s.start : s.stop], full[s.start : s.stop], rtol=1e-6, atol=1e-7)
+        size = layout.numel // world
+        elsewhere = torch.ones(layout.numel, dtype=torch.bool)
+        elsewhere[rank * size : (rank + 1) * size] = False
+        assert (found[rank][elsewhere] == 9.0).all(), "another rank's row was written"
+        assert (found[rank][~mine] == 9.0).all(), "padding was written"
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+@pytest.mark.parametrize(
+    "compressor",
+    [
+        cc.QSGD(bits=4, block=16, dense_below=0),
+        cc.SignScale(block=16, dense_below=0),
+        cc.TopK(ratio=0.2, dense_below=0),
+    ],
+    ids=repr,
+)
+def test_two_phase_stops_at_the_owner(compressor: cc.Compressor, world: int) -> None:
+    """The first phase alone: its row is what an all-gather of the same pieces gives, and nothing is encoded twice."""
+    layout, found, simulator = _rows(cc.TwoPhase(compressor, server=False), world)
+    full = cc.Simulator(cc.AllGather(compressor), world, seed=3).step(_inputs(world, layout))[0][0].flat
+    _compare(layout, found, full, world)
+    both = plan(cc.TwoPhase(compressor, server=False), layout, world)
+    assert [p.kind for p in both] == ["AllToAll", "AllGather"]
+    assert simulator.sent[0] <= both[0].sent + 64, "the second phase was sent"
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_feedback_with_sharded_results(world: int) -> None:
+    """Residuals stay whole, rows get the means, and nothing is lost."""
+    compressor = cc.SignScale(block=16, dense_below=0)
+    steps = 6
+    layout = _buffer(world)
+    rows = layout.rows(world)
+    assert rows is not None
+    simulator = cc.Simulator(cc.ErrorFeedback(cc.TwoPhase(compressor, server=False)), world)
+    applied = torch.zeros(layout.numel, dtype=torch.float64)
+    due = torch.zeros(layout.numel, dtype=torch.float64)
+    for t in range(steps):
+        g = torch.Generator().manual_seed(t)
+        inputs = [[cc.Bucket(torch.randn(layout.numel, generator=g), layout)] for _ in range(world)]
+        outs = [[cc.Bucket(torch.zeros(layout.numel), row)] for row in rows]
+        simulator.step(inputs, outs)
+        for rank in range(world):
+            applied += outs[rank][0].flat.double()
+            due += inputs[rank][0].flat.double() / world
+    held = torch.zeros(layout.numel, dtype=torch.float64)
+    for store in simulator.stores:
+        residual = store.bucket("residual", layout)
+        for s, at in zip(layout.segments, residual.layout.segments, strict=True):
+            held[s.start : s.stop] += residual.flat[at.start : at.stop].double() / world
+    for s in layout.segments:
+        cut = slice(s.start, s.stop)
+        assert torch.allclose(applied[cut] + held[cut], due[cut], rtol=0, atol=1e-5)
+
+
+def test_exact_sends_half_when_sharded() -> None:
+    """A reduce-scatter: (W-1)/W of the buffer, where an all-reduce sends twice as much. Here without padding."""
+    world = 4
+    segments = [cc.Segment("a", (64,), 16 * r, 16 * r + 16, 16 * r) for r in range(world)]
+    layout = cc.Layout(segments, 64)
+    rows = layout.rows(world)
+    assert rows is not None
+    simulator = cc.Simulator(cc.Exact(), world)
+    outs = [[cc.Bucket(torch.zeros(64), row)] for row in rows]
+    simulator.step(_inputs(world, layout), outs)
+    assert simulator.sent == [3 * 64] * world
+    assert cc.cost(cc.Exact(), layout, world).sent == 6 * 64
