@@ -15,6 +15,7 @@ REDUCER_CHECKS: tuple[Callable[[Reducer], None], ...] = (
     worlds.loses_no_more_than_it_says,
     worlds.averages_what_it_can_send_whole,
     worlds.adds_to_what_is_there,
+    worlds.codes_a_sum_in_one_go,
     conservation.loses_nothing_over_many_steps,
     conservation.applies_nothing_of_a_bad_step,
     conservation.leaves_dead_parameters_at_zero,

@@ -25,6 +25,9 @@ def lockstep(
     fill: float = 0.0,
     out_scale: float = 1.0,
     accumulate: bool = False,
+    add: list[Bucket] | None = None,
+    decay: float = 1.0,
+    add_scale: float = 1.0,
 ) -> list[tuple[Reduced, Bucket, list[Signature]]]:
     """``reducer.reduce`` on one bucket per rank, without Commit: (result, out, collectives) of each rank."""
     world = len(inputs)
@@ -37,7 +40,13 @@ def lockstep(
         store.declare(x.layout)
         ctx = Context(rank, world, at, seed=17)
         state = State(store, x.layout)
-        flows.append(reducer.reduce(x, out, state, ctx, out_scale=out_scale, accumulate=accumulate))
+        given_too = None if add is None else add[rank]
+        flows.append(
+            reducer.reduce(
+                x, out, state, ctx,
+                add=given_too, decay=decay, add_scale=add_scale, out_scale=out_scale, accumulate=accumulate,
+            )
+        )  # fmt: skip
         outs.append(out)
     seen: list[list[Signature]] = [[] for _ in range(world)]
     done: list[Reduced] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..bucket import Bucket
 from ..reducer import Reducer, settle
 from .inputs import gradient, model_layout
 from .simulated import WORLDS, Named, backwards, gradients, pack, rebuilt, roundoff, run, whole
@@ -76,6 +77,27 @@ def averages_what_it_can_send_whole(r: Reducer) -> None:
                     parts = torch.stack([g[s.name] for g in gradients(world, t)]).double()
                     near = (means[0][s.name] - parts.mean(0)).abs() <= 2.0**-22 * parts.abs().sum(0)
                     demand(near.all(), r, f"{s.name} is called exact and is not the mean ({world} ranks, step {t}).")
+
+
+def codes_a_sum_in_one_go(r: Reducer) -> None:
+    """``reduce(x, add=g)`` is ``reduce(decay*x + add_scale*g)``: the same mean, and the same error in x.
+
+    Reducers with a memory of their own may refuse (TypeError).
+    """
+    layout, world = model_layout(), 3
+    settled = settle(r, world)
+    x = [pack(g, layout) for g in gradients(world, 0)]
+    g = [pack(g, layout) for g in gradients(world, 1)]
+    y = [Bucket(a.flat * 0.9 + b.flat * 0.3, layout) for a, b in zip(x, g, strict=True)]
+    try:
+        found = lockstep(settled, x, 1 << 20, add=g, decay=0.9, add_scale=0.3)
+    except TypeError:
+        return
+    for (one, out, _), (two, due, _) in zip(found, lockstep(settled, y, 1 << 20), strict=True):
+        demand(same_bits(out.flat, due.flat), r, "the mean of decay*x + add_scale*add is another than that of the sum.")
+        if one.error is not None and two.error is not None:
+            same = same_bits(one.error.flat, two.error.flat)
+            demand(same, r, "the error of decay*x + add_scale*add is another than that of the sum.")
 
 
 def adds_to_what_is_there(r: Reducer) -> None:

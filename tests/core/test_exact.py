@@ -1,0 +1,69 @@
+"""The plain mean, in the gradient's own precision and in every form in which a reducer may be called."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import compcomm as cc
+from compcomm.testing.traffic import lockstep
+
+LAYOUT = cc.Layout([cc.Segment("a", (3, 4), 0, 12), cc.Segment("b", (5,), 14, 19)], 20)
+
+
+def _inputs(world: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> list[cc.Bucket]:
+    g = torch.Generator().manual_seed(seed)
+    return [cc.Bucket(torch.randn(20, generator=g).to(dtype), LAYOUT) for _ in range(world)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_keeps_the_dtype(dtype: torch.dtype, world: int) -> None:
+    inputs = _inputs(world, dtype)
+    simulator = cc.Simulator(cc.Exact(), world)
+    means = simulator.step([[b] for b in inputs])
+    due = torch.stack([b.flat.double() for b in inputs]).mean(0)
+    for rank in range(world):
+        flat = means[rank][0].flat
+        assert flat.dtype == dtype
+        for s in LAYOUT.segments:
+            assert torch.allclose(
+                flat[s.start : s.stop].double(), due[s.start : s.stop], rtol=0, atol=4 * torch.finfo(dtype).eps
+            )
+
+
+def test_adds_scales_and_leaves_no_error() -> None:
+    x, g = _inputs(3), _inputs(3, seed=1)
+    found = lockstep(cc.Exact(), x, 0, add=g, decay=0.5, add_scale=2.0, fill=1.0, out_scale=0.1, accumulate=True)
+    y = torch.stack([0.5 * a.flat + 2.0 * b.flat for a, b in zip(x, g, strict=True)]).mean(0)
+    for result, out, seen in found:
+        assert result.sent is None and result.error is None and len(seen) == 1
+        for s in LAYOUT.segments:
+            assert torch.allclose(out.flat[s.start : s.stop], 1.0 + 0.1 * y[s.start : s.stop], atol=1e-6)
+        assert (out.flat[12:14] == 1.0).all() and out.flat[19] == 1.0, "padding is left alone"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_bad_rank_is_seen_by_all(value: float) -> None:
+    inputs = _inputs(3)
+    inputs[1].flat[15] = value
+    simulator = cc.Simulator(cc.Exact(), 3)
+    means = simulator.step([[b] for b in inputs])
+    assert simulator.bad
+    assert all(not m[0].flat[15].isfinite() for m in means)
+
+
+def test_cancelling_infinities_are_bad_too() -> None:
+    inputs = _inputs(2)
+    inputs[0].flat[3], inputs[1].flat[3] = float("inf"), -float("inf")
+    simulator = cc.Simulator(cc.Exact(), 2)
+    simulator.step([[b] for b in inputs])
+    assert simulator.bad
+
+
+def test_large_finite_sums_are_not_bad() -> None:
+    """The quick test, one sum, overflows here; the careful one behind it does not."""
+    inputs = [cc.Bucket(torch.full((20,), 3e37), LAYOUT) for _ in range(2)]
+    simulator = cc.Simulator(cc.Exact(), 2)
+    simulator.step([[b] for b in inputs])
+    assert not simulator.bad
