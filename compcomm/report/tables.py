@@ -37,10 +37,11 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], not
 def training(rows: Sequence[Row], title: str, note: str = "") -> Any:
     """Rows of ``benchmarks/train.py``: loss, steps, traffic, and the time to the loss that the first row ends with."""
     predicted = any("predicted" in row for row in rows)
-    columns = ["reducer", "loss", "steps", "bytes/step", "s/step", "s to target", "speed-up"]
+    columns = ["reducer", "loss", "steps", "bytes\n/step", "s\n/step", "s to\ntarget", "speed-\nup"]
     if predicted:
         link = next(row["predicted"]["link"] for row in rows if "predicted" in row)
-        columns += [f"s/step at {link} (model)", f"s to target at {link} (model)", f"speed-up at {link} (model)"]
+        columns += [f"{link}\n{what}" for what in ("s/step", "s to target", "speed-up")]
+        note = f"{note} {link}: predicted, the measured step and after it the payload at that rate.".strip()
     lines: list[list[str]] = []
     for row in rows:
         line = [
@@ -61,7 +62,7 @@ def training(rows: Sequence[Row], title: str, note: str = "") -> Any:
 
 def exchange(rows: Sequence[Row], title: str, note: str = "") -> Any:
     """Rows of ``benchmarks/exchange.py``: the time to average one gradient, its traffic, and its error."""
-    columns = ["reducer", "hints", "seconds", "half of all", "bytes", "payload", "relative error", "speed-up"]
+    columns = ["reducer", "hints", "seconds", "half of all", "bytes", "payload", "relative\nerror", "speed-\nup"]
     lines = [
         [
             row["reducer"],
