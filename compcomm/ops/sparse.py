@@ -17,7 +17,7 @@ from .dense import INPUT, OUTPUT
 from .native import LONG, POINTER
 from .reference.randk import randk_decode, randk_encode, randk_indices
 from .reference.topk import topk_decode, topk_encode, topk_zero
-from .schema import register
+from .schema import current_backend, register
 
 
 def _check_topk_encode(op: str, *args: Any) -> None:
@@ -75,6 +75,18 @@ def _randk_encode() -> Callable[..., int] | None:
     return call
 
 
+_draw = native.function("cc_randk_indices", POINTER, LONG, POINTER)
+
+
+def _randk_indices(key: int, numel: int, k: int, offset: int, step: int) -> Tensor:
+    """No tensor argument says where to run, so this op chooses its backend itself."""
+    if _draw is None or current_backend() != "native" or not 0 <= k <= numel <= 1 << 40:
+        return randk_indices(key, numel, k, offset, step)
+    row, out = torch.tensor([0, -1, numel, 0, offset, key, k, 0]), torch.empty(k, dtype=torch.int64)
+    _draw(row.data_ptr(), step, out.data_ptr())
+    return out
+
+
 def _fake_indices(key: int, numel: int, k: int, offset: int, step: int) -> Tensor:
     return torch.empty(k, dtype=torch.int64)
 
@@ -91,6 +103,6 @@ register(f"randk_encode({INPUT}, Tensor gain, int step) -> ()", randk_encode, _r
 register(f"randk_decode({OUTPUT}, int step) -> ()", randk_decode, _decoder("randk_decode", LONG), _check_decode)
 register(
     "randk_indices(int key, int numel, int k, int offset, int step) -> Tensor",
-    randk_indices,
+    _randk_indices,
     fake=_fake_indices,
 )

@@ -39,14 +39,6 @@ def test_the_permutation_is_a_bijection(numel: int) -> None:
     assert numel < 20 or not torch.equal(masks[0], masks[1])
 
 
-def native_indices(numel: int, k: int, key: int, offset: int = 0, step: int = 0) -> Tensor:
-    draw = native.function("cc_randk_indices", native.POINTER, native.LONG, native.POINTER)
-    assert draw is not None
-    row, out = torch.tensor([0, 0, numel, 0, offset, key, k, 0]), torch.empty(k, dtype=torch.int64)
-    assert draw(row.data_ptr(), step, out.data_ptr()) == 0
-    return out
-
-
 @pytest.mark.parametrize("implementation", COMPILED)
 def test_native_indices_equal_the_reference(implementation: str) -> None:
     with using(implementation):
@@ -54,7 +46,7 @@ def test_native_indices_equal_the_reference(implementation: str) -> None:
             for key, offset, step in ((0, 0, 0), (-5, 2**33 + 7, 2**40 + 1)):
                 k = min(numel, 700)
                 truth = randk_indices(key, numel, k, offset, step)
-                assert torch.equal(native_indices(numel, k, key, offset, step), truth), numel
+                assert torch.equal(OPS.randk_indices(key, numel, k, offset, step), truth), numel
                 assert bool((truth < numel).all()) and bool((truth >= 0).all())
 
 
@@ -62,8 +54,8 @@ def masks(numel: int, k: int, draws: int, over: str) -> Tensor:
     """``[draws, numel]`` of 0 and 1, over keys, steps or offsets."""
     result = torch.zeros(draws, numel)
     for i in range(draws):
-        place = {"key": 1, over: i * 0x9E3779B97F4A7C15 % 2**63 if over == "key" else i}
-        result[i, native_indices(numel, k, **place)] = 1
+        place = {"key": 1, "offset": 0, "step": 0, over: i * 0x9E3779B97F4A7C15 % 2**63 if over == "key" else i}
+        result[i, OPS.randk_indices(numel=numel, k=k, **place)] = 1
     return result
 
 
