@@ -21,11 +21,12 @@ from ..reducers.exact import Exact
 from ..store import StateError, Store
 from ..transports import compat
 from ..transports.process_group import ProcessGroup
+from ..transports.worker import Worker
 from . import divergence
 from .agree import agree
 from .flight import Flight
 from .report import Report, relative_errors
-from .scheduler import Job, Scheduler, Step, Worker
+from .scheduler import Job, Scheduler, Step
 
 VERSION = 1
 """Of the checkpoint's form."""
@@ -137,7 +138,7 @@ class Attachment:
         self._scheduler = Scheduler(self._transport, self._store, arena, options.seed, after)
         self._wire_before = self._transport.seconds
         if device.type != "cuda":
-            self._worker = Worker(self)
+            self._worker = Worker(self, "compcomm-scheduler")
 
     # What the host calls.
 
@@ -263,6 +264,7 @@ class Attachment:
         self._detached = True
         if self._worker is not None:
             self._worker.close()
+        self._transport.close()
         self._last = []
 
     def rename(self, names: Mapping[str, str], parameters: Sequence[tuple[str, nn.Parameter]]) -> None:

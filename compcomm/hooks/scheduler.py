@@ -19,12 +19,10 @@ group itself is lost, nothing more is sent and the error is there at once.
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -182,30 +180,3 @@ class Scheduler:
             job.step.done.set()
         self._waiting, self._flights, self._step = [], [], None
         step.done.set()
-
-
-class Worker:
-    """A thread that does one task after the other. ``close`` ends it, as does the end of the program or of ``owner``."""
-
-    def __init__(self, owner: object) -> None:
-        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=_serve, args=(self._queue,), name="compcomm-scheduler", daemon=True)
-        self._thread.start()
-        # Runs at the latest when the interpreter exits, before torch takes its process groups down.
-        self.close = weakref.finalize(owner, _stop, self._queue, self._thread)
-
-    def do(self, task: Callable[[], None]) -> None:
-        """Runs a task after those before it."""
-        self._queue.put(task)
-
-
-def _serve(queue: SimpleQueue[Callable[[], None] | None]) -> None:
-    while (task := queue.get()) is not None:
-        task()
-        del task
-
-
-def _stop(queue: SimpleQueue[Callable[[], None] | None], thread: threading.Thread) -> None:
-    queue.put(None)
-    if thread is not threading.current_thread():
-        thread.join(timeout=5)  # a thread that waits for a dead peer is left behind: it is a daemon

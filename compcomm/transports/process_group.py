@@ -3,15 +3,14 @@
 Whoever calls ``start`` owns the order: a group matches collectives between ranks by the order in which each rank
 starts them, so one thread starts all of them, in an order that depends on the step's buckets and on nothing else.
 
-On Gloo, what is gathered or exchanged travels as messages from every rank to every other, in pieces of at most 1 MiB,
-back to back: no staging copies, and both directions of each link are busy from the start. 13 MB between two hosts at
-1 Gbit/s take 0.110 s so, and 0.16 to 0.20 s as one all-gather. An all-reduce goes whole: its ring is pipelined already,
-and where it is cut depends on its size alone (the cut decides in which order a ring adds floats).
+On Gloo, what is gathered or exchanged travels as messages (see ``messages``), whole and in place. An all-reduce goes
+whole: its ring is pipelined already (100 MB between 4 hosts at 1 Gbit/s take 1.258 s where 1.255 s is ideal), and a cut
+would change in which order floats are added.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -20,9 +19,8 @@ from torch import Tensor
 
 from ..collectives import AllGather, AllReduce, AllToAll, Broadcast, Collective, ReduceScatter
 from . import compat
-
-PIECE = 1 << 20
-"""Bytes of the largest piece on Gloo."""
+from .messages import Exchange
+from .worker import Worker
 
 
 class TransportError(RuntimeError):
@@ -65,8 +63,11 @@ class ProcessGroup:
         self.seconds = 0.0
         self._flying = 0
         self._since = 0.0
-        self._tag = 0
+        self._number = 0
+        self._wire: Worker | None = None
         gloo = group is not None and dist.get_backend(group) == "gloo"
+        if gloo and self.world > 2:
+            self._wire = Worker(self, "compcomm-wire")
         self._run = _ALONE if group is None else {**_WHOLE, **_MESSAGES} if gloo else _WHOLE
 
     def start(self, op: Collective) -> Pending:
@@ -98,14 +99,22 @@ class ProcessGroup:
             f"is later than the group's timeout. The cause is in the log of the first rank that stopped. [{error}]"
         )
 
-    def next_tag(self) -> int:
-        """A number that the next exchange of messages has on every rank."""
-        self._tag = (self._tag + 1) & 0xFFFFFF
-        return self._tag
+    def close(self) -> None:
+        """Ends the thread. The group stays until ``destroy_process_group()``: torch would give its name to the next
+        group over the same ranks, whose members would then meet at the old addresses."""
+        if self._wire is not None:
+            self._wire.close()
 
-
-def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
-    return tensor.split(PIECE // tensor.element_size()) if tensor.numel() else ()
+    def exchange(self, sends: Sequence[Tensor], receives: Sequence[Tensor]) -> Exchange:
+        """Starts an exchange of messages with every rank."""
+        assert self.group is not None
+        self._number = (self._number + 1) & 0x3FFFFFFF
+        made = Exchange(self.group, self.rank, sends, receives, self._number)
+        if self._wire is None or made.small:
+            made.post()
+        else:
+            self._wire.do(made.run)
+        return made
 
 
 def _all_reduce(t: ProcessGroup, op: AllReduce) -> list[Any]:
@@ -118,11 +127,7 @@ def _all_gather_whole(t: ProcessGroup, op: AllGather) -> list[Any]:
 
 
 def _all_gather(t: ProcessGroup, op: AllGather) -> list[Any]:
-    """Every rank to every other, as messages: no staging copy, and each pair's link is busy from the start."""
-    size = op.send.numel()
-    op.recv[t.rank * size : (t.rank + 1) * size].copy_(op.send)
-    parts = op.recv.split(size) if size else ()
-    return _exchange(t, [op.send] * t.world, parts) if size else []
+    return [t.exchange([op.send] * t.world, op.recv.chunk(t.world))] if op.send.numel() else []
 
 
 def _all_to_all_whole(t: ProcessGroup, op: AllToAll) -> list[Any]:
@@ -134,22 +139,7 @@ def _all_to_all_whole(t: ProcessGroup, op: AllToAll) -> list[Any]:
 
 
 def _all_to_all(t: ProcessGroup, op: AllToAll) -> list[Any]:
-    sends, recvs = op.send.split(op.send_splits), op.recv.split(op.recv_splits)
-    recvs[t.rank].copy_(sends[t.rank])
-    return _exchange(t, sends, recvs)
-
-
-def _exchange(t: ProcessGroup, sends: Any, recvs: Any) -> list[Any]:
-    """Message r of ``sends`` to rank r, message r of ``recvs`` from it; the next rank first, so that no rank is
-    everybody's first target."""
-    tag = t.next_tag()
-    pg: Any = t.group
-    works: list[Any] = []
-    for i in range(1, t.world):
-        source, target = (t.rank - i) % t.world, (t.rank + i) % t.world
-        works += [pg.recv([p], source, tag) for p in _pieces(recvs[source])]
-        works += [pg.send([p], target, tag) for p in _pieces(sends[target])]
-    return works
+    return [t.exchange(op.send.split(op.send_splits), op.recv.split(op.recv_splits))]
 
 
 def _reduce_scatter(t: ProcessGroup, op: ReduceScatter) -> list[Any]:
