@@ -253,13 +253,17 @@ class Payload(NamedTuple):
             scale=scale, skip=skip, accumulate=True, message=self.message,
         )  # fmt: skip
 
-    def zero_(self, into: Bucket) -> None:
-        """Zeroes in ``into`` the elements that the payload carries."""
+    def zero_(self, into: Bucket, *, skip: Tensor | None = None) -> None:
+        """Zeroes in ``into`` the elements that the payload carries, where ``skip`` does not rule the segment out."""
         table = self.packing.table(True, into.layout, seed=self.rng.seed, message=self.message)
+        if skip is not None:
+            table = table[skip[table[:, 7]] == 0]
         if len(table):
             self.compressor.zero_rows(self.wire, table, into.flat, self.rng)
         for row in self.packing.exact:
             at = into.layout.position(row.segment)
+            if skip is not None and skip[row.number]:
+                continue
             if at >= 0 and (self.message is None or row.message == self.message):
                 into.flat[at : at + row.segment.numel] = 0
 

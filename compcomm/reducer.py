@@ -87,7 +87,7 @@ class Sent:
 
     def zero_(self, into: Bucket) -> None:
         """Zeroes in ``into`` the elements that were sent."""
-        self.payload.zero_(into)
+        self.payload.zero_(into, skip=self.skip)
 
     def dense(self, layout: Layout) -> Bucket:
         """As a new bucket."""

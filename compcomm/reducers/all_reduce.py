@@ -61,14 +61,17 @@ class AllReduce(Route):
         flags, body = total[: 4 * counts].view(torch.float32), total[4 * counts :]
         flags.copy_(payload.status)
         body.copy_(payload.wire[packing.header :])
+        split = 4 * counts + sum(4 * r.segment.numel for r in packing.exact)
+        exact, coded = total[:split].view(torch.float32), total[split:].view(self.compressor.dtype)
         if self.compressor.dtype == torch.float32:
             yield Sum(total.view(torch.float32))
         else:
-            split = 4 * counts + sum(4 * r.segment.numel for r in packing.exact)
-            yield Sum(total[:split].view(torch.float32))
-            if split < total.numel():
-                yield Sum(total[split:].view(self.compressor.dtype))
+            yield Sum(exact)
+            if coded.numel():
+                yield Sum(coded)
         found = _flags(flags, packing, ctx)
+        if ctx.watch and not (_finite(exact) and _finite(coded)):
+            found = found._replace(bad=True)
         wires = ctx.buffer("summed", packing.nbytes)
         wires[packing.header :].copy_(body)
         self.compressor.decode_(
@@ -76,6 +79,13 @@ class AllReduce(Route):
             scale=out_scale / ctx.world, skip=found.skip, accumulate=accumulate,
         )  # fmt: skip
         return finish(payload, found, x, out, ctx)
+
+
+def _finite(total: Tensor) -> bool:
+    """Whether a sum of finite payloads fits its type: 40,000 from each of two ranks does not fit float16."""
+    if total.is_meta or bool(torch.isfinite(total.sum(dtype=torch.float32))):
+        return True
+    return bool(torch.isfinite(total).all())
 
 
 def _flags(flags: Tensor, packing: Packing, ctx: Context) -> Flags:

@@ -8,7 +8,7 @@ from .. import ops
 from ..bucket import Bucket, Layout
 from ..compressor import Compressor
 from ..rng import Rng
-from .inputs import SIZES, coding, vectors
+from .inputs import coding, vectors
 from .trip import accepts
 from .verdict import demand, same_bits
 
@@ -19,7 +19,7 @@ def gives_the_same_bits_on_every_backend(c: Compressor) -> None:
         return
     c = coding(c)
     rng = Rng(seed=2, step=70_000, rank=3)
-    for n in [n for n in (*SIZES, 5000) if accepts(c, n)]:
+    for n in [n for n in (1, 16, 17, 300, 513, 3000) if accepts(c, n)]:
         layout = Layout.of([("w", (1, n)), ("b", (5,))])
         for name, g in vectors(n + 5).items():
             x = vectors(n + 5, 4)["lognormal"] * float(g.abs().mean())

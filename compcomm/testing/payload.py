@@ -131,3 +131,6 @@ def can_clear_what_it_sent(c: Compressor) -> None:
         demand(not into.flat[t.value != 0].any(), c, "zero_ leaves an element that was sent.")
         demand(cleared == (c.kept(n) if c.sparse else n), c, f"zero_ clears {cleared} of {n} elements.")
         demand(((into.flat == 0) | (into.flat == 1)).all(), c, "zero_ writes something else than zero.")
+        held = Bucket(torch.ones(n), into.layout)
+        t.payload.zero_(held, skip=1 - nothing_skipped(t.payload))
+        demand((held.flat == 1).all(), c, "zero_ clears a segment that is to be skipped.")

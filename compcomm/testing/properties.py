@@ -87,7 +87,7 @@ def is_unbiased_as_declared(c: Compressor) -> None:
     for what, n, y in _inputs(c, (2, 300, 700)):
         z, where = _bias(c, y, 1000 if c.unbiased else 200)
         if c.unbiased and z >= Z:  # a rare event that did not happen, or a bias? A bias stands out more with more draws
-            z, where = _bias(c, y, 30_000)
+            z, where = _bias(c, y, 10_000)
         found |= z > 2 * Z
         demand(not c.unbiased or z < Z, c, f"E C(x) is not x: off by {z:.1f} standard errors along {where} on {what}.")
         if found or (not c.unbiased and c.delta(n) == 1.0):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from ..bucket import Bucket, Layout
@@ -17,6 +19,15 @@ from .verdict import ContractError, demand
 Signature = tuple[str, str, int]
 
 
+class Ran(NamedTuple):
+    """What one rank has after ``reduce``: result, mean, the collectives it yielded, whether it saw bad data."""
+
+    result: Reduced
+    out: Bucket
+    seen: list[Signature]
+    bad: bool
+
+
 def lockstep(
     reducer: Reducer,
     inputs: list[Bucket],
@@ -28,10 +39,11 @@ def lockstep(
     add: list[Bucket] | None = None,
     decay: float = 1.0,
     add_scale: float = 1.0,
-) -> list[tuple[Reduced, Bucket, list[Signature]]]:
-    """``reducer.reduce`` on one bucket per rank, without Commit: (result, out, collectives) of each rank."""
+) -> list[Ran]:
+    """``reducer.reduce`` on one bucket per rank, without Commit."""
     world = len(inputs)
     outs: list[Bucket] = []
+    contexts: list[Context] = []
     flows: list[Flow] = []
     for rank, given in enumerate(inputs):
         x = Bucket(given.flat.clone(), given.layout)
@@ -39,6 +51,7 @@ def lockstep(
         store = Store(reducer, rank, world)
         store.declare(x.layout)
         ctx = Context(rank, world, at, seed=17)
+        contexts.append(ctx)
         state = State(store, x.layout)
         given_too = None if add is None else add[rank]
         flows.append(
@@ -62,7 +75,8 @@ def lockstep(
         if done:
             if pending or len(done) != world:
                 raise ContractError(f"{reducer!r}: some ranks are done while others yield {seen}.")
-            return list(zip(done, outs, seen, strict=True))
+            bad = [ctx.bad for ctx in contexts]
+            return [Ran(*found) for found in zip(done, outs, seen, bad, strict=True)]
         if len({p.signature for p in pending}) != 1:
             raise ContractError(f"{reducer!r}: the ranks yield different collectives: {seen}.")
         perform(pending)
@@ -100,5 +114,6 @@ def keeps_to_one_sequence_of_collectives(r: Reducer) -> None:
                 inputs = [pack(g, layout) for g in gradients(world, at)]
                 if bad:
                     _spoil(inputs, layout)
-                for rank, (_, _, seen) in enumerate(lockstep(settled, inputs, at)):
-                    demand(seen == due, r, f"rank {rank} of {world} yields {seen} where the dry run lists {due}.")
+                for rank, ran in enumerate(lockstep(settled, inputs, at)):
+                    demand(ran.seen == due, r, f"rank {rank} of {world} yields {ran.seen}; the dry run lists {due}.")
+                    demand(ran.bad == bad, r, f"rank {rank} of {world} calls the step {'bad' if ran.bad else 'good'}.")

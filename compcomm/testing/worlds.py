@@ -54,7 +54,7 @@ def loses_no_more_than_it_says(r: Reducer) -> None:
         settled = settle(r, world)
         inputs = [pack(g, layout) for g in gradients(world, 0)]
         results = lockstep(settled, inputs, 1 << 20)
-        for rank, (result, _, _) in enumerate(results):
+        for rank, (result, *_) in enumerate(results):
             if result.error is None or result.error.flat.numel() == 0:
                 continue
             for s in layout.segments:
@@ -93,10 +93,11 @@ def codes_a_sum_in_one_go(r: Reducer) -> None:
         found = lockstep(settled, x, 1 << 20, add=g, decay=0.9, add_scale=0.3)
     except TypeError:
         return
-    for (one, out, _), (two, due, _) in zip(found, lockstep(settled, y, 1 << 20), strict=True):
-        demand(same_bits(out.flat, due.flat), r, "the mean of decay*x + add_scale*add is another than that of the sum.")
-        if one.error is not None and two.error is not None:
-            same = same_bits(one.error.flat, two.error.flat)
+    for one, two in zip(found, lockstep(settled, y, 1 << 20), strict=True):
+        same = same_bits(one.out.flat, two.out.flat)
+        demand(same, r, "the mean of decay*x + add_scale*add is another than that of the sum.")
+        if one.result.error is not None and two.result.error is not None:
+            same = same_bits(one.result.error.flat, two.result.error.flat)
             demand(same, r, "the error of decay*x + add_scale*add is another than that of the sum.")
 
 
@@ -105,8 +106,8 @@ def adds_to_what_is_there(r: Reducer) -> None:
     layout, world = model_layout(), 2
     settled = settle(r, world)
     inputs = [pack(g, layout) for g in gradients(world, 0)]
-    plain = [out for _, out, _ in lockstep(settled, inputs, 5)]
-    added = [out for _, out, _ in lockstep(settled, inputs, 5, fill=3.0, out_scale=0.5, accumulate=True)]
+    plain = [ran.out for ran in lockstep(settled, inputs, 5)]
+    added = [ran.out for ran in lockstep(settled, inputs, 5, fill=3.0, out_scale=0.5, accumulate=True)]
     for a, b in zip(plain, added, strict=True):
         near = (b.flat - (3.0 + 0.5 * a.flat)).abs() <= 4e-6 * (1 + a.flat.abs())
         demand(near.all(), r, "out_scale=0.5, accumulate=True does not give out + mean / 2.")

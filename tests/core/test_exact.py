@@ -36,7 +36,7 @@ def test_adds_scales_and_leaves_no_error() -> None:
     x, g = _inputs(3), _inputs(3, seed=1)
     found = lockstep(cc.Exact(), x, 0, add=g, decay=0.5, add_scale=2.0, fill=1.0, out_scale=0.1, accumulate=True)
     y = torch.stack([0.5 * a.flat + 2.0 * b.flat for a, b in zip(x, g, strict=True)]).mean(0)
-    for result, out, seen in found:
+    for result, out, seen, _ in found:
         assert result.sent is None and result.error is None and len(seen) == 1
         for s in LAYOUT.segments:
             assert torch.allclose(out.flat[s.start : s.stop], 1.0 + 0.1 * y[s.start : s.stop], atol=1e-6)

@@ -1,0 +1,49 @@
+"""Steps that overflow where no single gradient does: found out by the sum, on every rank, and undone."""
+
+from __future__ import annotations
+
+import torch
+
+import compcomm as cc
+from compcomm.testing.conservation import remembered
+
+HALF = cc.AllReduce(cc.Cast(torch.float16, 0))
+
+
+def test_a_sum_that_does_not_fit_float16() -> None:
+    simulator = cc.Simulator(HALF, 2)
+    means = simulator.mean([{"w": torch.full((4, 4), 40_000.0), "b": torch.ones(3)}] * 2)
+    assert simulator.bad
+    assert all(m["w"].isnan().all() and m["b"].isnan().all() for m in means)
+    simulator.mean([{"w": torch.full((4, 4), 30_000.0), "b": torch.ones(3)}] * 2)
+    assert not simulator.bad
+
+
+def test_an_element_that_does_not_fit_float16_is_kept() -> None:
+    layout = cc.Layout.of([("w", (2, 2))])
+    x = cc.Bucket(torch.tensor([1e5, 1.0, -1e5, 65519.0]), layout)
+    payload = cc.Cast(torch.float16, 0).encode_(x, cc.Rng())
+    assert payload.status[0] == 1
+    assert payload.dense(layout).flat.tolist() == [0.0, 1.0, 0.0, 65504.0]
+    assert x.flat.tolist() == [1e5, 0.0, -1e5, 15.0]
+
+
+def test_it_undoes_the_step_of_others() -> None:
+    """The overflow is found in one part of a partition; the residual of the other part takes its payload back."""
+    simulator = cc.Simulator(
+        cc.Partition({"half": HALF, "*": cc.ErrorFeedback(cc.TopK(ratio=0.1, dense_below=0))}), 2, seed=1
+    )
+    g = torch.Generator().manual_seed(0)
+    applied = torch.zeros(20, 20, dtype=torch.float64)
+    due = torch.zeros(20, 20, dtype=torch.float64)
+    for t in range(6):
+        given = [
+            {"half": torch.full((4, 4), 40_000.0 if t == 3 else 1.0), "w": torch.randn(20, 20, generator=g)}
+            for _ in range(2)
+        ]
+        means = simulator.mean(given)
+        assert simulator.bad == (t == 3)
+        due += torch.stack([x["w"] for x in given]).double().mean(0)
+        if not simulator.bad:
+            applied += means[0]["w"]
+    assert torch.allclose(applied + remembered(simulator, "w", (20, 20)), due, rtol=0, atol=1e-5)
