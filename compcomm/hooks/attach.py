@@ -14,7 +14,7 @@ from ..bucket import Layout
 from ..compressor import Compressor
 from ..plan.breakeven import breakeven
 from ..reducer import Reducer
-from .attachment import Attachment
+from .attachment import Attachment, decline
 from .ddp import DDPState, ddp_hook
 
 
@@ -44,26 +44,16 @@ def attach(
         ValueError: the ranks differ in reducer, seed, version or parameters (``AgreementError``, on every rank), or the
             model has a hook already.
     """
-    ddp = getattr(model, "_orig_mod", model)
-    if not isinstance(ddp, nn.parallel.DistributedDataParallel):
-        raise TypeError(
-            f"attach({type(model).__name__}): a DistributedDataParallel model is needed: "
-            f"model = torch.nn.parallel.DistributedDataParallel(model)."
-        )
-    hooks: list[Any] = getattr(ddp, "_comm_hooks", [])
-    if hooks:
-        ours = any(isinstance(state, DDPState) for _, state in hooks)
-        what = "a compcomm reducer" if ours else f"the hook {getattr(hooks[0][0], '__qualname__', hooks[0][0])!r}"
-        raise ValueError(
-            f"attach: this model has {what} already, and DDP takes one hook for good. Wrap the module in a new "
-            f"DistributedDataParallel(...), or combine reducers with cc.Partition({{...}}) or cc.Warmup(...)."
-        )
-    own: Any = ddp.process_group
-    state = DDPState(
-        reducer, group=group if group is not None else own, timeout=timeout, scaler=scaler, seed=seed,
-        check_every=check_every,
-    )  # fmt: skip
-    state.bind(ddp)
+    ddp: Any = getattr(model, "_orig_mod", model)
+    group = group if group is not None else getattr(ddp, "process_group", None)
+    try:
+        _check(ddp)
+        state = DDPState(
+            reducer, group=group, timeout=timeout, scaler=scaler, seed=seed, check_every=check_every
+        )  # fmt: skip
+        state.bind(ddp)
+    except Exception as error:
+        decline(error, group, _device(ddp))
     world = dist.get_world_size(state.options.group)
     lines: list[str] = []
 
@@ -79,8 +69,25 @@ def attach(
     return attachment
 
 
-def _device(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
+def _check(ddp: Any) -> None:
+    if not isinstance(ddp, nn.parallel.DistributedDataParallel):
+        raise TypeError(
+            f"attach({type(ddp).__name__}): a DistributedDataParallel model is needed: "
+            f"model = torch.nn.parallel.DistributedDataParallel(model)."
+        )
+    hooks: list[Any] = getattr(ddp, "_comm_hooks", [])
+    if hooks:
+        ours = any(isinstance(state, DDPState) for _, state in hooks)
+        what = "a compcomm reducer" if ours else f"the hook {getattr(hooks[0][0], '__qualname__', hooks[0][0])!r}"
+        raise ValueError(
+            f"attach: this model has {what} already, and DDP takes one hook for good. Wrap the module in a new "
+            f"DistributedDataParallel(...), or combine reducers with cc.Partition({{...}}) or cc.Warmup(...)."
+        )
+
+
+def _device(model: Any) -> torch.device:
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    return next((p.device for p in parameters), torch.device("cpu"))
 
 
 def _line(reducer: Reducer, everything: Layout, world: int) -> str:

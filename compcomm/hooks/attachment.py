@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -67,6 +68,15 @@ class Options:
     def unscale(self) -> float:
         """1/loss-scale, as of now."""
         return 1.0 if self.scaler is None else 1.0 / float(self.scaler.get_scale())
+
+
+def decline(error: Exception, group: dist.ProcessGroup | None, device: torch.device) -> NoReturn:
+    """Raises ``error`` on a rank that cannot attach, after telling the peers that are in ``Attachment(...)``."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1:
+        with suppress(Exception):  # peers that never attach are not waited for long
+            transport = ProcessGroup(compat.new_group(group, timedelta(seconds=30)))
+            agree(transport, {}, error, device)
+    raise error
 
 
 class Attachment:
