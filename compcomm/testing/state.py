@@ -28,6 +28,8 @@ def declares_its_slots(r: Reducer) -> None:
             for s in layout.segments:
                 declared = settled.slots(s, world)
                 demand(not settled.exact(s) or "residual" not in declared, r, f"{s.name} is exact, with a residual.")
+                undone = settled.stateful or all(slot.merge is Merge.DROP for slot in declared.values())
+                demand(undone, r, f"{s.name} has memory, and stateful is False: a bad step would not be undone.")
                 for name, slot in declared.items():
                     found = state.get(name, {}).get(s.name)
                     demand(found is not None, r, f"slot {name!r} of {s.name} is declared and not made.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 import compcomm as cc
@@ -47,3 +48,32 @@ def test_it_undoes_the_step_of_others() -> None:
         if not simulator.bad:
             applied += means[0]["w"]
     assert torch.allclose(applied + remembered(simulator, "w", (20, 20)), due, rtol=0, atol=1e-5)
+
+
+def test_parts_of_equal_size_do_not_share_memory() -> None:
+    """Both parts of the partition send as many bytes; each must still hold its own when the step is undone."""
+    part = cc.ErrorFeedback(cc.TopK(ratio=0.1, dense_below=0))
+    simulator = cc.Simulator(cc.Partition({"a": part, "b": part}), 2, seed=1)
+    g = torch.Generator().manual_seed(0)
+    applied = {n: torch.zeros(20, 20, dtype=torch.float64) for n in "ab"}
+    due = {n: torch.zeros(20, 20, dtype=torch.float64) for n in "ab"}
+    for t in range(4):
+        given = [{n: torch.randn(20, 20, generator=g) for n in "ab"} for _ in range(2)]
+        if t == 2:
+            given[1]["b"][0, 0] = float("inf")
+        means = simulator.mean(given)
+        for n in "ab":
+            due[n] += torch.stack([x[n].nan_to_num(0.0, 0.0, 0.0) for x in given]).double().mean(0)
+            applied[n] += means[0][n] if t != 2 else 0.0
+    for n in "ab":
+        assert torch.allclose(applied[n] + remembered(simulator, n, (20, 20)), due[n], rtol=0, atol=1e-5), n
+
+
+@pytest.mark.parametrize("server", [cc.ErrorFeedback, False])
+def test_a_mean_that_does_not_fit_fp32(server: object) -> None:
+    """Every rank's gradient is finite, and the owner's sum is not: the second message says so to all."""
+    simulator = cc.Simulator(cc.TwoPhase(cc.SignScale(dense_below=0), server=server), 3)
+    given = [{"w": torch.full((32, 32), 3e38)} for _ in range(3)]
+    means = simulator.mean(given)
+    assert simulator.bad and all(m["w"].isnan().all() for m in means)
+    assert all(t.isfinite().all() for s in simulator.stores for e in s.state_dict().values() for t in e.values())
