@@ -17,18 +17,24 @@ FEEDBACK = "ErrorFeedback(TopK(ratio=0.05))"
 
 
 def torchrun(script: str, *arguments: str) -> str:
-    """The standard output of two ranks of a benchmark."""
+    """What two ranks of a benchmark print."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
+    job = subprocess.Popen(
         [*command, str(ROOT / "benchmarks" / script), *arguments],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        timeout=110,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    try:
+        said, _ = job.communicate(timeout=100)
+    except subprocess.TimeoutExpired:
+        job.terminate()  # torchrun ends its ranks
+        said, _ = job.communicate(timeout=15)
+        pytest.fail(f"{script} took too long:\n{said}")
+    assert job.returncode == 0, said
+    return said
 
 
 def rows(file: Path, benchmark: str) -> list[dict[str, Any]]:
