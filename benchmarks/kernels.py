@@ -1,0 +1,207 @@
+"""Seconds of every kernel on one core, as multiples of memcpy of the same vector in the same run.
+
+    python benchmarks/kernels.py                                  # 25.6 million floats: a ResNet-50's gradient
+    python benchmarks/kernels.py --ops qsgd4 --isa avx2,avx512 --backend native --json kernels.json
+
+Each measurement is followed by one of memcpy, so that a busy machine slows both. Encoders read x and a gradient, and
+leave the residual in x. "reference" is the same op from torch operators; ``torch.topk`` stands beside top-k.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from common import write
+from torch import Tensor
+
+from compcomm.ops import backend, native
+from compcomm.report.metrics import timing
+
+OPS = torch.ops.compcomm
+Call = Callable[[], Any]
+CASES: dict[str, Callable[[Buffers], Call]] = {}
+BLOCK = 512
+
+
+class Buffers:
+    """The vectors that all cases share: one row of ``numel`` elements, up to eight messages."""
+
+    def __init__(self, numel: int) -> None:
+        draw = torch.Generator().manual_seed(0)
+        self.numel = numel
+        self.x, self.add = torch.randn(numel, generator=draw), torch.randn(numel, generator=draw)
+        self.x *= 0.1
+        self.out, self.copy = torch.zeros(numel), torch.zeros(numel)
+        self.status, self.skip = torch.zeros(2, dtype=torch.uint8), torch.zeros(1, dtype=torch.uint8)
+        self.gain = torch.ones(1)
+        self.wire = torch.zeros(4 * numel + 64, dtype=torch.uint8)
+
+    def table(self, kept: int = 0) -> Tensor:
+        return torch.tensor([[0, 0, self.numel, 0, 0, 0x123456789ABCDEF, kept, 0]])
+
+    def encoder(self, op: str, *tail: Any, kept: int = 0) -> Call:
+        f, table = getattr(OPS, f"{op}_encode").default, self.table(kept)
+        return lambda: f(self.x, self.add, self.wire, table, self.status, 1.0, 1.0, *tail)
+
+    def decoder(self, op: str, messages: int, nbytes: int, encode: Call, *tail: Any, kept: int = 0) -> Call:
+        """Decode-and-add of as many messages, each of other numbers."""
+        f, table = getattr(OPS, f"{op}_decode").default, self.table(kept)
+        wires = torch.empty(messages, nbytes, dtype=torch.uint8)
+        before = self.x.clone()
+        for message in wires:
+            encode()
+            message.copy_(self.wire[:nbytes])
+        self.x.copy_(before)
+        return lambda: f(wires, table, self.skip, self.out, 1e-3, True, *tail)
+
+
+def case(name: str) -> Callable[[Callable[[Buffers], Call]], Callable[[Buffers], Call]]:
+    def keep(make: Callable[[Buffers], Call]) -> Callable[[Buffers], Call]:
+        CASES[name] = make
+        return make
+
+    return keep
+
+
+def dense_cases() -> None:
+    def qsgd(b: Buffers, bits: int, norm2: bool = False, stochastic: bool = False) -> Call:
+        return b.encoder("qsgd", b.gain, bits, 2 ** (bits - 1) - 1, norm2, stochastic, BLOCK, 1, 0)
+
+    def qsgd_decoder(b: Buffers, bits: int, messages: int) -> Call:
+        nbytes = 4 * -(-b.numel // BLOCK) + -(-b.numel * bits // 32) * 4
+        return b.decoder("qsgd", messages, nbytes, qsgd(b, bits), bits, 2 ** (bits - 1) - 1, BLOCK)
+
+    def sign_decoder(b: Buffers, messages: int) -> Call:
+        nbytes = 4 * -(-b.numel // BLOCK) + -(-b.numel // 32) * 4
+        return b.decoder("sign", messages, nbytes, b.encoder("sign", False, BLOCK), BLOCK)
+
+    for bits in (4, 8, 2, 3):
+        case(f"qsgd{bits}_encode nearest")(lambda b, bits=bits: qsgd(b, bits))
+        case(f"qsgd{bits}_encode stochastic")(lambda b, bits=bits: qsgd(b, bits, stochastic=True))
+        for messages in (1, 2, 4, 8) if bits == 4 else (1,):
+            case(f"qsgd{bits}_decode W={messages}")(lambda b, bits=bits, w=messages: qsgd_decoder(b, bits, w))
+    case("qsgd4_encode nearest, L2 norm")(lambda b: qsgd(b, 4, norm2=True))
+    case("sign_encode")(lambda b: b.encoder("sign", False, BLOCK))
+    for messages in (1, 4, 8):
+        case(f"sign_decode W={messages}")(lambda b, w=messages: sign_decoder(b, w))
+    for half, name in ((False, "bfloat16"), (True, "float16")):
+        case(f"{name}_encode")(lambda b, half=half: b.encoder("cast", half))
+        case(f"{name}_decode W=1")(
+            lambda b, half=half: b.decoder("cast", 1, -(-b.numel // 2) * 4, b.encoder("cast", half), half)
+        )
+    case("dense_encode")(lambda b: b.encoder("dense"))
+    case("dense_decode W=1")(lambda b: b.decoder("dense", 1, 4 * b.numel, b.encoder("dense")))
+
+
+def sparse_cases() -> None:
+    def topk(b: Buffers, ratio: float, warm: bool) -> Call:
+        hint = torch.zeros(1)
+        call = b.encoder("topk", hint, kept=max(1, round(ratio * b.numel)))
+
+        def cold() -> None:
+            hint.zero_()
+            call()
+
+        return call if warm else cold
+
+    def topk_decoder(b: Buffers, ratio: float, messages: int) -> Call:
+        kept = max(1, round(ratio * b.numel))
+        nbytes = 4 * -(-b.numel // 65536) + -(-kept // 2) * 4 + 4 * kept
+        return b.decoder("topk", messages, nbytes, topk(b, ratio, warm=True), kept=kept)
+
+    def torch_topk(b: Buffers) -> Call:
+        kept = max(1, round(0.01 * b.numel))
+        return lambda: torch.topk(b.add.abs(), kept, sorted=False)
+
+    case("topk_encode 1 %, cold")(lambda b: topk(b, 0.01, warm=False))
+    case("topk_encode 1 %, warm")(lambda b: topk(b, 0.01, warm=True))
+    case("topk_encode 0.1 %, warm")(lambda b: topk(b, 0.001, warm=True))
+    case("topk_decode 1 % W=1")(lambda b: topk_decoder(b, 0.01, 1))
+    case("topk_decode 1 % W=8")(lambda b: topk_decoder(b, 0.01, 8))
+    case("randk_encode 1 %")(lambda b: b.encoder("randk", b.gain, 1, kept=max(1, b.numel // 100)))
+    case("torch.topk 1 %")(torch_topk)
+
+
+@contextmanager
+def implementation(kind: str, isa: str) -> Iterator[None]:
+    before = native.isa()
+    with backend(kind):
+        if kind == "native":
+            native.set_isa(isa)
+        try:
+            yield
+        finally:
+            if kind == "native":
+                native.set_isa(before)
+
+
+def measure(call: Call, b: Buffers, repeats: int, budget: float) -> dict[str, Any]:
+    """Medians of interleaved calls and copies; stops early when the budget in seconds is spent."""
+    nbytes = 4 * b.numel
+    call()
+    ours, copies, began = [], [], time.perf_counter()
+    while len(ours) < 3 or (len(ours) < repeats and time.perf_counter() - began < budget):
+        start = time.perf_counter()
+        ctypes.memmove(b.copy.data_ptr(), b.add.data_ptr(), nbytes)
+        middle = time.perf_counter()
+        call()
+        ours.append(time.perf_counter() - middle)
+        copies.append(middle - start)
+    mine, memcpy = timing(ours), timing(copies)
+    return {
+        "seconds": mine.median,
+        "spread": mine.spread,
+        "repeats": len(ours),
+        "memcpy_seconds": memcpy.median,
+        "memcpy_ratio": mine.median / memcpy.median,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--numel", type=int, default=25_600_000)
+    parser.add_argument("--ops", nargs="*", help="only cases whose name begins so, such as qsgd4 or sign_decode")
+    parser.add_argument("--isa", default=native.isa(), help="instruction sets, separated by commas, or all")
+    parser.add_argument("--backend", default="native,reference", help="native, reference or both (the default)")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--budget", type=float, default=3.0, help="seconds per row")
+    parser.add_argument("--json", help="write the rows to this file")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    isas = native.isas() if options.isa == "all" else options.isa.split(",")
+    kinds = options.backend.split(",")
+    runs = [("native", isa) for isa in isas if "native" in kinds and native.available()]
+    runs += [("reference", "torch")] if "reference" in kinds else []
+    rows: list[dict[str, Any]] = []
+    print(f"{'op':32s} {'backend':10s} {'isa':9s} {'ms':>9s} {'quartiles':>17s} {'memcpy ms':>10s} {'ratio':>7s}")
+    for name, make in CASES.items():
+        if options.ops and not any(name.startswith(op) for op in options.ops):
+            continue
+        b = Buffers(options.numel)
+        call = make(b)
+        for kind, isa in [("torch", "torch")] if name.startswith("torch.") else runs:
+            with implementation("reference" if kind == "torch" else kind, isa):
+                row = {"op": name, "backend": kind, "isa": isa, "numel": options.numel}
+                row |= measure(call, b, options.repeats, options.budget)
+            rows.append(row)
+            low, high = row["spread"]
+            print(
+                f"{name:32s} {kind:10s} {isa:9s} {row['seconds'] * 1e3:9.2f} {low * 1e3:8.2f}..{high * 1e3:7.2f} "
+                f"{row['memcpy_seconds'] * 1e3:10.2f} {row['memcpy_ratio']:7.2f}",
+                flush=True,
+            )
+    if options.json:
+        write(options.json, "kernels", rows, block=BLOCK)
+
+
+dense_cases()
+sparse_cases()
+
+if __name__ == "__main__":
+    main()
