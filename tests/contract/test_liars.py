@@ -52,6 +52,17 @@ def test_an_honest_compressor_passes() -> None:
     check_compressor(_compressor())
 
 
+def test_an_honest_compressor_serves_every_route() -> None:
+    c = _compressor()
+    for reducer in (
+        cc.AllGather(c),
+        cc.TwoPhase(c),
+        cc.ErrorFeedback(cc.AllGather(c)),
+        cc.ErrorFeedback(cc.TwoPhase(c)),
+    ):
+        check_reducer(reducer)
+
+
 def _biased_noise(self: cc.Compressor, y: Tensor, rng: cc.Rng, name_key: int, offset: int) -> Tensor:
     noise = torch.rand(len(y), generator=torch.Generator().manual_seed(hash((*rng, name_key)) % 2**63))
     return Thirds.encode_segment(self, y * (0.4 + 0.6 * noise), rng, name_key, offset)  # type: ignore[arg-type]

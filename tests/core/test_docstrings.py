@@ -1,0 +1,22 @@
+"""The examples in docstrings are true."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import compcomm
+
+MODULES = ["compcomm", *(m.name for m in pkgutil.walk_packages(compcomm.__path__, "compcomm."))]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name: str) -> None:
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        pytest.skip(f"needs {error.name}")
+    assert doctest.testmod(module).failed == 0
