@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from datetime import timedelta
 from typing import Any
 
@@ -63,7 +64,14 @@ def attach(
 
     attachment = state.open(_device(ddp), trial)
     ddp.register_comm_hook(state, ddp_hook)
-    attachment.guard = lambda: ddp.register_forward_pre_hook(lambda *_: attachment.check())
+    model_ref = weakref.ref(ddp)  # DDP holds the attachment where no garbage collector looks
+
+    def guard() -> None:
+        broken = model_ref()
+        if broken is not None:
+            broken.register_forward_pre_hook(lambda *_: attachment.check())
+
+    attachment.guard = guard
     for line in lines:
         print(line, file=sys.stderr, flush=True)
     return attachment
