@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..bucket import Layout, Segment
 from ..reducer import Reducer, settle
 from ..transports.dry_run import plan
 from ..transports.simulate import Simulator
@@ -30,18 +31,21 @@ def remembered(simulator: Simulator, name: str, shape: tuple[int, ...]) -> Tenso
     return total.view(shape)
 
 
-def _conserving(r: Reducer, world: int) -> list[tuple[str, tuple[int, ...]]]:
-    """The parameters of which nothing is lost for good: exact ones, and those with a residual, unless an owner encodes
-    their mean again and keeps no residual of its own (a plan with an all-to-all, and no slot "server")."""
+def keeps_everything(settled: Reducer, world: int, segment: Segment) -> bool:
+    """Whether nothing of this parameter is lost for good: it travels exact, or what is not sent stays in a residual.
+
+    Where an owner encodes the mean again (a plan with an all-to-all), it needs a residual of its own, slot "server".
+    """
+    slots = settled.slots(segment, world)
+    if settled.exact(segment) or {"residual", "server"} <= set(slots):
+        return True
+    alone = Layout.of([(segment.name, segment.shape)])
+    return "residual" in slots and all(p.kind != "AllToAll" for p in plan(settled, alone, world))
+
+
+def _conserving(r: Reducer, world: int) -> dict[str, tuple[int, ...]]:
     settled = settle(r, world)
-    layout = model_layout()
-    twice = any(p.kind == "AllToAll" for p in plan(settled, layout, world))
-    found: list[tuple[str, tuple[int, ...]]] = []
-    for s in layout.segments:
-        slots = settled.slots(s, world)
-        if settled.exact(s) or ("residual" in slots and ("server" in slots or not twice)):
-            found.append((s.name, s.shape))
-    return found
+    return {s.name: s.shape for s in model_layout().segments if keeps_everything(settled, world, s)}
 
 
 def _mean(found: list[Named], name: str) -> Tensor:
@@ -60,7 +64,7 @@ def loses_nothing_over_many_steps(r: Reducer) -> None:
     """Sum of means + mean residual + owners' residuals = sum of mean gradients, within fp32 rounding, over 12 steps."""
     for world in (1, 2, 3):
         simulator = Simulator(r, world, seed=17)
-        kept = dict(_conserving(r, world))
+        kept = _conserving(r, world)
         applied = {n: torch.zeros(s, dtype=torch.float64) for n, s in kept.items()}
         due = {n: torch.zeros_like(t) for n, t in applied.items()}
         size = {n: torch.zeros_like(t) for n, t in applied.items()}
@@ -85,7 +89,7 @@ def applies_nothing_of_a_bad_step(r: Reducer) -> None:
     for bad_rank, bad_name in ((0, "head"), (2, "embedding"), (1, "layer.bias")):
         simulator = Simulator(r, world, seed=17)
         settled = simulator.reducer
-        kept = dict(_conserving(r, world))
+        kept = _conserving(r, world)
         exact = {s.name for s in model_layout().segments if settled.exact(s)}
         applied = {n: torch.zeros(s, dtype=torch.float64) for n, s in kept.items()}
         due = {n: torch.zeros_like(t) for n, t in applied.items()}
@@ -123,7 +127,7 @@ def leaves_dead_parameters_at_zero(r: Reducer) -> None:
     world = 3
     simulator = Simulator(r, world, seed=17)
     settled = simulator.reducer
-    kept = dict(_conserving(r, world))
+    kept = _conserving(r, world)
     applied = {n: torch.zeros(s, dtype=torch.float64) for n, s in kept.items()}
     due = {n: torch.zeros_like(t) for n, t in applied.items()}
     size = {n: torch.zeros_like(t) for n, t in applied.items()}
