@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from compcomm.ops import backend, native
 from compcomm.report.metrics import timing
+from compcomm.testing.shapes import resnet50
 
 OPS = torch.ops.compcomm
 Call = Callable[[], Any]
@@ -45,12 +47,25 @@ class Buffers:
     def table(self, kept: int = 0) -> Tensor:
         return torch.tensor([[0, 0, self.numel, 0, 0, 0x123456789ABCDEF, kept, 0]])
 
-    def encoder(self, op: str, *tail: Any, kept: int = 0) -> Call:
-        f, table = getattr(OPS, f"{op}_encode").default, self.table(kept)
-        return lambda: f(self.x, self.add, self.wire, table, self.status, 1.0, 1.0, *tail)
+    def resnet50(self, ratio: float) -> Tensor:
+        """The table of a top-k message of ResNet-50's parameters, as many as fit."""
+        lines, at, byte = [], 0, 0
+        for _, shape in resnet50():
+            numel = math.prod(shape)
+            kept = math.ceil(ratio * numel)
+            if at + numel <= self.numel:
+                lines.append([at, at, numel, byte, 0, 0, kept, 0])
+                at, byte = at + numel, byte + 4 * -(-numel // 65536) + -(-kept // 2) * 4 + 4 * kept
+        return torch.tensor(lines)
 
-    def decoder(self, op: str, messages: int, nbytes: int, encode: Call, *tail: Any, kept: int = 0) -> Call:
-        """Decode-and-add of as many messages, each of other numbers."""
+    def encoder(self, op: str, *tail: Any, kept: int = 0, table: Tensor | None = None) -> Call:
+        f, rows = getattr(OPS, f"{op}_encode").default, self.table(kept) if table is None else table
+        return lambda: f(self.x, self.add, self.wire, rows, self.status, 1.0, 1.0, *tail)
+
+    def decoder(
+        self, op: str, messages: int, nbytes: int, encode: Call, *tail: Any, kept: int = 0, accumulate: bool = True
+    ) -> Call:
+        """Decode (and add, if accumulate) as many messages, each of other numbers."""
         f, table = getattr(OPS, f"{op}_decode").default, self.table(kept)
         wires = torch.empty(messages, nbytes, dtype=torch.uint8)
         before = self.x.clone()
@@ -58,7 +73,7 @@ class Buffers:
             encode()
             message.copy_(self.wire[:nbytes])
         self.x.copy_(before)
-        return lambda: f(wires, table, self.skip, self.out, 1e-3, True, *tail)
+        return lambda: f(wires, table, self.skip, self.out, 1e-3, accumulate, *tail)
 
 
 def case(name: str) -> Callable[[Callable[[Buffers], Call]], Callable[[Buffers], Call]]:
@@ -100,9 +115,9 @@ def dense_cases() -> None:
 
 
 def sparse_cases() -> None:
-    def topk(b: Buffers, ratio: float, warm: bool) -> Call:
-        hint = torch.zeros(1)
-        call = b.encoder("topk", hint, kept=max(1, round(ratio * b.numel)))
+    def topk(b: Buffers, ratio: float, warm: bool, table: Tensor | None = None) -> Call:
+        hint = torch.zeros(1 if table is None else len(table))
+        call = b.encoder("topk", hint, kept=max(1, round(ratio * b.numel)), table=table)
 
         def cold() -> None:
             hint.zero_()
@@ -110,10 +125,17 @@ def sparse_cases() -> None:
 
         return call if warm else cold
 
-    def topk_decoder(b: Buffers, ratio: float, messages: int) -> Call:
+    def topk_decoder(b: Buffers, ratio: float, messages: int, accumulate: bool = True) -> Call:
         kept = max(1, round(ratio * b.numel))
         nbytes = 4 * -(-b.numel // 65536) + -(-kept // 2) * 4 + 4 * kept
-        return b.decoder("topk", messages, nbytes, topk(b, ratio, warm=True), kept=kept)
+        return b.decoder("topk", messages, nbytes, topk(b, ratio, warm=True), kept=kept, accumulate=accumulate)
+
+    def randk(b: Buffers) -> Call:
+        return b.encoder("randk", b.gain, 1, kept=max(1, b.numel // 100))
+
+    def randk_decoder(b: Buffers, messages: int) -> Call:
+        kept = max(1, b.numel // 100)
+        return b.decoder("randk", messages, 4 * kept, randk(b), 1, kept=kept)
 
     def torch_topk(b: Buffers) -> Call:
         kept = max(1, round(0.01 * b.numel))
@@ -122,9 +144,13 @@ def sparse_cases() -> None:
     case("topk_encode 1 %, cold")(lambda b: topk(b, 0.01, warm=False))
     case("topk_encode 1 %, warm")(lambda b: topk(b, 0.01, warm=True))
     case("topk_encode 0.1 %, warm")(lambda b: topk(b, 0.001, warm=True))
+    case("topk_encode 1 %, ResNet-50 cold")(lambda b: topk(b, 0.01, False, b.resnet50(0.01)))
+    case("topk_encode 1 %, ResNet-50 warm")(lambda b: topk(b, 0.01, True, b.resnet50(0.01)))
+    case("topk_decode 1 % W=2, no sum")(lambda b: topk_decoder(b, 0.01, 2, accumulate=False))
     case("topk_decode 1 % W=1")(lambda b: topk_decoder(b, 0.01, 1))
     case("topk_decode 1 % W=8")(lambda b: topk_decoder(b, 0.01, 8))
-    case("randk_encode 1 %")(lambda b: b.encoder("randk", b.gain, 1, kept=max(1, b.numel // 100)))
+    case("randk_encode 1 %")(randk)
+    case("randk_decode 1 % W=2")(lambda b: randk_decoder(b, 2))
     case("torch.topk 1 %")(torch_topk)
 
 
