@@ -1,0 +1,92 @@
+"""The shell scripts, with a stand-in for the interpreter of .venv that writes down what it is asked to do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+STAND_IN = f"""#!/usr/bin/env bash
+case "$*" in
+*--check*) [ -e no-lab ] && echo "netlab: namespaces are refused" >&2 && exit 69; exit 0 ;;
+*"-m pip"* | *train.py* | *pytest*) echo "$*" >>calls; [ ! -e fails ] ;;
+*) exec {sys.executable} "$@" ;;
+esac
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of what the scripts look at, with a .venv and the tools that they would otherwise install."""
+    for name in ("launch", "csrc"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for name in (".venv/bin/python", "tools/tc", "tools/c++"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(STAND_IN if name.startswith(".venv") else "#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    return tmp_path
+
+
+def bash(checkout: Path, *arguments: str) -> tuple[int, str, list[str]]:
+    """Exit code, output, and the calls of the stand-in."""
+    environment = {**os.environ, "PATH": f"{checkout / 'tools'}:{os.environ['PATH']}", "CI": "1"}
+    done = subprocess.run(["bash", *arguments], cwd="/", env=environment, capture_output=True, text=True, timeout=60)
+    calls = checkout / "calls"
+    said = calls.read_text().splitlines() if calls.exists() else []
+    calls.unlink(missing_ok=True)
+    return done.returncode, done.stdout + done.stderr, said
+
+
+def test_setup_installs_once_and_again_after_a_change(checkout: Path) -> None:
+    setup = str(checkout / "launch" / "setup.sh")
+    code, said, calls = bash(checkout, setup, "test")
+    assert code == 0, said
+    assert len(calls) == 1 and "-c launch/constraints.txt -e .[test]" in calls[0]
+    assert bash(checkout, setup, "test")[2] == []
+    kernel = next((checkout / "csrc").rglob("*.cpp"))
+    kernel.write_text(kernel.read_text() + "// changed\n")
+    assert len(bash(checkout, setup, "test")[2]) == 1
+    assert ".[bench,test]" in bash(checkout, setup, "test", "bench")[2][0]
+    assert bash(checkout, setup, "test")[2] == []
+
+
+def test_a_failed_installation_is_not_remembered(checkout: Path) -> None:
+    setup = str(checkout / "launch" / "setup.sh")
+    (checkout / "fails").touch()
+    assert bash(checkout, setup, "test")[0] != 0
+    (checkout / "fails").unlink()
+    assert len(bash(checkout, setup, "test")[2]) == 1
+
+
+def test_test_script_passes_arguments_on_and_keeps_the_exit_code(checkout: Path) -> None:
+    script = str(checkout / "launch" / "test.sh")
+    bash(checkout, script)
+    code, _, calls = bash(checkout, script, "-x", "tests/ops")
+    assert (code, calls) == (0, ["-m pytest -x tests/ops"])
+    (checkout / "fails").touch()
+    assert bash(checkout, script)[0] == 1
+
+
+@pytest.mark.parametrize("lab", [True, False])
+def test_quickstart_runs_in_a_lab_or_says_that_there_is_none(checkout: Path, lab: bool) -> None:
+    if not lab:
+        (checkout / "no-lab").touch()
+    code, said, calls = bash(checkout, str(checkout / "launch" / "quickstart.sh"), "--seconds", "1")
+    assert code == 0, said
+    job = calls[-1]
+    assert job.endswith("--seconds 1") and job.count("--reducer") == 5
+    assert ("netlab --hosts 2 --rate 100mbit" in job) is lab
+    assert ("torch.distributed.run" in job and "--link 100mbit" in job) is not lab
+    assert ("no shaped links here" in said and "refused" in said) is not lab
+
+
+def test_what_ci_runs_and_what_is_pinned() -> None:
+    assert (ROOT / ".ci" / "run").read_text().split("\n")[1:] == ['exec bash "$(dirname "$0")/../launch/test.sh"', ""]
+    assert "torch==2.13.0" in (ROOT / "launch" / "constraints.txt").read_text().splitlines()
+    assert all(os.access(ROOT / name, os.X_OK) for name in (".ci/run", "launch/test.sh", "launch/quickstart.sh"))
