@@ -1,0 +1,33 @@
+"""The kernel benchmark runs every case on a small vector and says where it was measured."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from compcomm.ops import native
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_case(tmp_path: Path) -> None:
+    file = tmp_path / "kernels.json"
+    options = ["--numel", "3000", "--repeats", "3", "--budget", "0", "--json", str(file)]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "kernels.py"), *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(file.read_text())
+    assert found["benchmark"] == "kernels" and {"hardware", "versions", "commit"} <= found.keys()
+    rows = found["rows"]
+    assert {r["backend"] for r in rows} == {"reference", "torch"} | ({"native"} if native.available() else set())
+    assert len({r["op"] for r in rows}) > 25
+    for row in rows:
+        assert row["numel"] == 3000 and row["seconds"] > 0 and row["spread"][0] <= row["seconds"] <= row["spread"][1]
+        assert row["memcpy_ratio"] == row["seconds"] / row["memcpy_seconds"]
