@@ -60,8 +60,10 @@ def masks(numel: int, k: int, draws: int, over: str) -> Tensor:
 
 
 @pytest.mark.skipif(not native.available(), reason="20,000 draws of the reference take too long")
-@pytest.mark.parametrize("over", ["key", "step", "offset"])
-@pytest.mark.parametrize(("numel", "k"), [(5, 2), (8, 4), (20, 5), (33, 1), (64, 6)])
+@pytest.mark.parametrize(
+    ("over", "numel", "k"),
+    [("key", 5, 2), ("key", 8, 4), ("key", 64, 6), ("step", 8, 4), ("step", 33, 1), ("offset", 20, 5)],
+)
 def test_every_element_and_every_pair_is_as_likely_as_any_other(over: str, numel: int, k: int) -> None:
     draws = 20_000
     drawn = masks(numel, k, draws, over)
@@ -80,7 +82,7 @@ def test_every_element_and_every_pair_is_as_likely_as_any_other(over: str, numel
 
 @pytest.mark.parametrize("kind", ["normal", "nonfinite", "huge", "zero", "denormal"])
 def test_kernels_equal_the_reference(kind: str) -> None:
-    for n in (1, 2, 15, 17, 255, 256, 257, 1000, 65536, 65537, 200_001):
+    for n in (1, 2, 15, 17, 255, 256, 257, 1000, 65537, 200_001):
         for k in sorted({1, -(-n // 100), n} if n < 100_000 else {2000}):
             table = table_of([(n, k), (0, 0), (min(n, 70), min(n, 7))])
             x, add, gain = make("normal", elements(table), 1), make(kind, elements(table), 2), [n / k, 1.0, 1e30]
