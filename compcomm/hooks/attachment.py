@@ -174,6 +174,11 @@ class Attachment:
         self._do(partial(self._scheduler.handle, Job(step, flat, layout, index, last, future)))
         return future
 
+    def backward_over(self) -> None:
+        """Says that the backward pass has nothing left to do but wait."""
+        if self._current is not None:
+            self._current.waited_from = perf_counter()
+
     def end_step(self) -> None:
         """Waits until the step that was last begun is over.
 
@@ -183,9 +188,9 @@ class Attachment:
         step = self._current
         if step is None:
             return
-        since = perf_counter()
         step.done.wait()
-        self._exposed += perf_counter() - since
+        if step.waited_from and step.delivered:
+            self._exposed += max(0.0, step.delivered - step.waited_from)
         if step.error is not None:
             self._warn_host()
             raise step.error

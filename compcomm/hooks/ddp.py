@@ -4,18 +4,20 @@
 Accelerate); ``state.bind(model)`` gives the parameters their names later. ``cc.attach`` does both and checks more.
 
 What DDP does around a hook (torch 2.8 to 2.13): the hook owns the division; buckets are rebuilt after the first step;
-an exception in a future arrives as "Unable to cast ... to Tensor", so ours travels otherwise: the last bucket's call
-queues a callback on the autograd engine, which runs before DDP's own end of the backward pass, waits for the step and
-raises the original error with its traceback. After any exception in a backward pass, DDP itself refuses the next
-forward pass ("Expected to have finished reduction" or an internal assert on unmarked parameters) until
-``model.reducer._reset_state()``; a backward pass that raised on all ranks may go on that way, an attachment that broke
-may not, and says so first.
+an exception in a future arrives as "Unable to cast ... to Tensor", without type and traceback. So our futures always
+end well (with NaN where a step failed), and the error travels otherwise: the last bucket's call queues a callback on
+the autograd engine, which queues another behind DDP's own end of the backward pass; that one raises the original.
+
+After a backward pass of the user's that raised in the middle, DDP refuses the next forward pass ("Expected to have
+finished reduction in the prior iteration") until ``model.reducer._reset_state()``. If it raised on all ranks, training
+may go on so: the next bucket 0 ends the old step first. An attachment that broke says so in the next forward pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -131,10 +133,15 @@ def ddp_hook(state: DDPState, bucket: dist.GradBucket) -> torch.futures.Future[T
     future = attachment.submit(flat, layout, bucket.index(), last)
     if last:
         try:
-            _engine.queue_callback(attachment.end_step)
+            _engine.queue_callback(partial(_after_ddp, attachment))
         except RuntimeError:  # not inside a backward pass: DDP's join() shadows one
             attachment.end_step()
     return future
+
+
+def _after_ddp(attachment: Attachment) -> None:
+    attachment.backward_over()
+    _engine.queue_callback(attachment.end_step)
 
 
 # DDP compares these with the classes themselves, not with their names.

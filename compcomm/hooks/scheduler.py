@@ -23,6 +23,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -48,6 +49,9 @@ class Step:
     done: threading.Event = field(default_factory=threading.Event)
     error: Exception | None = None
     flats: list[Tensor] = field(default_factory=list[Tensor])
+    waited_from: float = 0.0
+    delivered: float = 0.0
+    """When the host began to wait, and when it got its last bucket."""
 
 
 @dataclass(eq=False)
@@ -138,6 +142,7 @@ class Scheduler:
             if job.step.watch and not bool(torch.isfinite(job.flat.sum(dtype=torch.float32))):
                 flight.ctx.bad = True  # the mean fits fp32 and not the gradient's own type: equal on all ranks
         self._waiting.remove(job)
+        job.step.delivered = perf_counter()
         job.future.set_result(job.flat)
 
     def _land(self, abandon: bool = False) -> None:
