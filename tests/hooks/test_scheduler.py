@@ -1,0 +1,184 @@
+"""The order of collectives, errors and the end of steps, in one process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import compcomm as cc
+from compcomm.collectives import AllGather, AllReduce, AllToAll, Collective
+from compcomm.compressor import Inputs
+from compcomm.hooks.flight import Flight
+from compcomm.hooks.poison import poisoned, rehearse
+from compcomm.hooks.scheduler import Job, Scheduler, Step
+from compcomm.reducer import Arena
+from compcomm.transports.dry_run import plan
+from compcomm.transports.process_group import Pending, ProcessGroup, TransportError
+from compcomm.wire import read_headers
+
+LAYOUT = cc.Layout.of([("w", (40, 50)), ("b", (7,))])
+
+
+class Recorded(ProcessGroup):
+    """One rank alone that writes down what starts, and may lose its peers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started: list[Collective] = []
+        self.dies_at = -1
+
+    def start(self, op: Collective) -> Pending:
+        if len(self.started) == self.dies_at:
+            raise self.lost(op, RuntimeError("gone"))
+        self.started.append(op)
+        return super().start(op)
+
+
+class Future:
+    value: torch.Tensor | None = None
+
+    def set_result(self, value: torch.Tensor) -> None:
+        assert self.value is None
+        self.value = value
+
+
+class Bench:
+    """A scheduler, and steps of buckets to put through it."""
+
+    def __init__(self, reducer: cc.Reducer) -> None:
+        self.transport = Recorded()
+        self.reducer = reducer
+        self.store = cc.Store(reducer)
+        self.finished: list[tuple[int, bool]] = []
+        self.scheduler = Scheduler(self.transport, self.store, Arena(), 0, self._note)
+
+    def _note(self, flights: list[Flight], bad: bool) -> None:
+        self.finished.append((len(flights), bad))
+
+    def bucket(self, step: Step, index: int, last: bool, flat: torch.Tensor | None = None) -> Future:
+        future = Future()
+        flat = torch.ones(LAYOUT.numel) if flat is None else flat
+        self.scheduler.handle(Job(step, flat, LAYOUT, index, last, future))
+        return future
+
+    def step(self) -> Step:
+        return Step(self.reducer, 1.0, self.reducer.stateful, isinstance(self.reducer, cc.Exact))
+
+
+def test_the_order_follows_from_the_buckets_alone() -> None:
+    bench = Bench(cc.TwoPhase(cc.SignScale()))
+    step = bench.step()
+    for b in range(3):
+        bench.bucket(step, b, b == 2)
+    kinds = [type(op) for op in bench.transport.started]
+    # b0 out | b1 out, b0 back | b2 out, b0 done and b1 back | b1 done, b2 back
+    assert kinds == [AllToAll, AllToAll, AllGather, AllToAll, AllGather, AllGather]
+    assert step.done.is_set()
+    assert step.error is None
+    assert bench.finished == [(3, False)]
+    assert bench.scheduler.number == 1
+
+
+def test_buckets_of_other_dtypes_go_through_fp32_and_come_back() -> None:
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        bench = Bench(cc.settle(cc.TopK(ratio=1.0), 1))
+        flat = torch.arange(LAYOUT.numel, dtype=dtype)
+        future = bench.bucket(bench.step(), 0, True, flat)
+        assert future.value is flat
+        assert torch.equal(flat, torch.arange(LAYOUT.numel, dtype=dtype))
+        assert bench.transport.started[0].signature[1] == "uint8"
+    bench = Bench(cc.Exact())
+    bench.bucket(bench.step(), 0, True, torch.ones(LAYOUT.numel, dtype=torch.float16))
+    assert bench.transport.started[0].signature == ("AllReduce", "float16", 2 * LAYOUT.numel)
+
+
+def test_a_mean_that_its_own_type_cannot_hold_is_an_overflow() -> None:
+    bench = Bench(cc.settle(cc.ErrorFeedback(cc.TopK(ratio=0.5)), 1))
+    step = bench.step()
+    bench.store.declare(LAYOUT)
+    bench.store.bucket("residual", LAYOUT).flat.fill_(60000.0)
+    before = bench.store.bucket("residual", LAYOUT).flat.clone()
+    flat = torch.full((LAYOUT.numel,), 30000.0, dtype=torch.float16)
+    bench.bucket(step, 0, True, flat)
+    assert flat.isinf().any()
+    assert bench.finished == [(1, True)]
+    torch.testing.assert_close(bench.store.bucket("residual", LAYOUT).flat, before + 30000.0)
+
+
+def test_an_abandoned_step_gives_its_payloads_back() -> None:
+    bench = Bench(cc.settle(cc.ErrorFeedback(cc.TopK(ratio=0.1)), 1))
+    step = bench.step()
+    future = bench.bucket(step, 0, False)
+    bench.scheduler.abandon(step)
+    assert step.done.is_set()
+    assert future.value is not None
+    assert torch.equal(bench.store.bucket("residual", LAYOUT).flat, torch.ones(2000))
+    again = bench.step()
+    bench.bucket(again, 0, True, torch.zeros(LAYOUT.numel))
+    assert bench.finished == [(1, False)]
+    assert bench.scheduler.number == 2
+
+
+class Broken(cc.SignScale):
+    """Raises when it codes; a description on meta tensors does too."""
+
+    def encode_rows(self, i: Inputs, gain: Any, rng: Any, hints: Any) -> None:
+        if rng.step >= 1:
+            raise ZeroDivisionError("mine")
+        super().encode_rows(i, gain, rng, hints)
+
+
+def test_a_failed_flow_keeps_the_sequence_and_says_so_to_the_peers() -> None:
+    bench = Bench(cc.TwoPhase(Broken()))
+    for _ in range(2):
+        step = bench.step()
+        for b in range(2):
+            future = bench.bucket(step, b, b == 1)
+    signatures = [op.signature for op in bench.transport.started]
+    assert signatures[:4] == signatures[4:]
+    assert isinstance(step.error, ZeroDivisionError)
+    assert future.value is not None
+    assert future.value.isnan().all()
+    sent = bench.transport.started[4]
+    assert isinstance(sent, AllToAll)
+    with pytest.raises(cc.PeerError, match="rank 0 failed in step 1, bucket 0"):
+        read_headers(sent.send.view(1, -1), 2, cc.Context(step=1), (sent.send.numel(),))
+    assert isinstance(bench.scheduler.broken, ZeroDivisionError)
+    assert not bench.scheduler.lost
+
+
+def test_a_lost_group_ends_the_step_at_once() -> None:
+    bench = Bench(cc.Exact())
+    bench.transport.dies_at = 1
+    step = bench.step()
+    futures = [bench.bucket(step, b, False) for b in range(2)]
+    assert step.done.is_set()
+    assert isinstance(step.error, TransportError)
+    assert "a peer has died" in str(step.error)
+    late = bench.bucket(step, 2, True)
+    for future in (*futures, late):
+        assert future.value is not None
+    assert late.value is not None
+    assert late.value.isnan().all()
+    assert bench.scheduler.lost
+    assert len(bench.transport.started) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["Exact()", "AllReduce(RandK(ratio=0.1))", "TwoPhase(SignScale())", "ErrorFeedback(AllGather(TopK(k=5)))"]
+)
+def test_poison_has_the_shape_of_the_step(text: str) -> None:
+    reducer = cc.settle(cc.parse(text), 3)
+    ctx = cc.Context(rank=0, world=3, step=9, bucket=4)
+    ops = poisoned(rehearse(reducer, LAYOUT, ctx, torch.float32), ctx)
+    assert [op.signature for op in ops] == [p[:3] for p in plan(reducer, LAYOUT, 3, 0)]
+    for op in ops:
+        if isinstance(op, AllReduce):
+            assert op.buffer.isnan().all()
+            continue
+        assert isinstance(op, AllToAll | AllGather)
+        for message in op.send.split(op.send_splits if isinstance(op, AllToAll) else len(op.send)):
+            with pytest.raises(cc.PeerError, match="rank 0 failed in step 9, bucket 4"):
+                read_headers(message.view(1, -1), 2, cc.Context(step=9, bucket=4), (len(message),))
