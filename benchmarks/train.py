@@ -136,7 +136,9 @@ class Bar:
             self.bar.update(self.task, completed=share, loss=loss)
 
     def done(self, row: Row) -> None:
-        if self.first and not self.bar:
+        if self.bar:
+            self.bar.update(self.task, completed=1.0, loss=row["loss"])
+        elif self.first:
             print(
                 f"{row['reducer']}: {row['steps']} steps in {row['seconds']:.1f} s, loss {row['loss']:.4f}", flush=True
             )
