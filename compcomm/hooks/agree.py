@@ -24,7 +24,7 @@ def gather(transport: ProcessGroup, content: bytes, device: torch.device) -> lis
     length = torch.tensor([len(content)], dtype=torch.int64, device=device)
     lengths = torch.zeros(transport.world, dtype=torch.int64, device=device)
     transport.start(AllGather(length, lengths)).wait()
-    sizes = [int(n) for n in lengths.tolist()]
+    sizes = [int(n) for n in lengths.numpy(force=True)]
     if any(not 0 <= n <= _LIMIT for n in sizes):
         raise AgreementError(f"attach: a rank announces {max(sizes)} bytes of facts: no compcomm speaks there.")
     width = max(sizes)
@@ -50,12 +50,12 @@ def agree(transport: ProcessGroup, facts: Mapping[str, Any], error: Exception | 
     all_facts: list[dict[str, Any]] = []
     for rank, text in enumerate(texts):
         try:
-            found = json.loads(text)
+            said = json.loads(text)
         except ValueError:
-            found = None
-        if not isinstance(found, dict):
+            said = None
+        if not isinstance(said, dict):
             raise AgreementError(f"attach: rank {rank} sent {text[:40]!r}, which is no set of facts.")
-        all_facts.append(found)  # type: ignore[arg-type]
+        all_facts.append(said)  # type: ignore[arg-type]
     failed = {r: f["failed"] for r, f in enumerate(all_facts) if "failed" in f}
     if failed:
         raise AgreementError("attach: " + "; ".join(f"rank {r} could not attach: {e}" for r, e in failed.items()))

@@ -66,10 +66,13 @@ def attach(
     ddp.register_comm_hook(state, ddp_hook)
     model_ref = weakref.ref(ddp)  # DDP holds the attachment where no garbage collector looks
 
+    def check(module: nn.Module, inputs: object) -> None:
+        attachment.check()
+
     def guard() -> None:
         broken = model_ref()
         if broken is not None:
-            broken.register_forward_pre_hook(lambda *_: attachment.check())
+            broken.register_forward_pre_hook(check)
 
     attachment.guard = guard
     for line in lines:

@@ -33,6 +33,10 @@ VERSION = 1
 """Of the checkpoint's form."""
 
 
+def _is(value: object, *kinds: type) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True)
 class Options:
     """What the user gave; checked at once, before anything is sent."""
@@ -45,14 +49,14 @@ class Options:
     check_every: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.reducer, Reducer | Compressor):
+        if not _is(self.reducer, Reducer, Compressor):
             raise TypeError(
                 f"attach: {self.reducer!r} is no reducer. Give one, such as cc.ErrorFeedback(cc.TopK(ratio=0.01)), "
                 f"or a compressor; cc.parse(text) makes one from text."
             )
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not -(2**63) <= self.seed < 2**63:
+        if not _is(self.seed, int) or not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"attach: seed={self.seed!r} is not a 64-bit integer.")
-        if isinstance(self.check_every, bool) or not isinstance(self.check_every, int) or self.check_every < 0:
+        if not _is(self.check_every, int) or self.check_every < 0:
             raise ValueError(f"attach: check_every={self.check_every!r}: give a number of steps, or 0 for never.")
         if self.timeout is not None and self.patience <= timedelta(0):
             raise ValueError(f"attach: timeout={self.timeout!r} is not a positive time.")
@@ -169,7 +173,8 @@ class Attachment:
             self._store.declare(layout) if not self.named else None
         self._open = None if last else step
         self._current = step
-        future: Any = torch.futures.Future(devices=[self._device] if self._worker is None else None)
+        made: Any = torch.futures.Future  # its constructor's types are those of its value
+        future: Any = made(devices=[self._device] if self._worker is None else None)
         step.flats.append(flat)
         self._do(partial(self._scheduler.handle, Job(step, flat, layout, index, last, future)))
         return future

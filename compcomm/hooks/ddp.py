@@ -29,9 +29,10 @@ from ..compressor import Compressor
 from ..reducer import Reducer
 from ..store import StateError
 from .attachment import Attachment, Options
-from .names import check_dtype, named
+from .names import check_dtype, inner, named
 
 _engine: Any = torch.autograd.Variable._execution_engine  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+GradBucket: Any = dist.GradBucket  # pyright: ignore[reportPrivateImportUsage]
 
 
 class DDPState:
@@ -67,8 +68,7 @@ class DDPState:
 
     def bind(self, model: nn.Module) -> None:
         """Takes the parameters' names from a model (DDP or the module inside). Call it on every rank alike."""
-        module: nn.Module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-        parameters = named(module)
+        parameters = named(inner(model))
         names = {id(p): n for n, p in parameters}
         unknown = [old for key, old in self._names.items() if key not in names]
         if unknown:
@@ -97,7 +97,7 @@ class DDPState:
             return self.open(self._bound[0][1].device if self._bound else torch.device("cpu"))
         return self.attachment
 
-    def layout(self, bucket: dist.GradBucket) -> Layout:
+    def layout(self, bucket: Any) -> Layout:
         """The bucket's layout, by parameter identity: DDP cuts and numbers its buckets anew after the first step."""
         parameters: list[Any] = bucket.parameters()
         key = tuple(map(id, parameters))
@@ -116,9 +116,9 @@ class DDPState:
         return found
 
 
-def ddp_hook(state: DDPState, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def ddp_hook(state: DDPState, bucket: Any) -> torch.futures.Future[Tensor]:
     """Averages one bucket; registered with a ``DDPState``."""
-    if not isinstance(bucket, dist.GradBucket):
+    if not isinstance(bucket, GradBucket):
         raise TypeError(
             f"ddp_hook: got {type(bucket).__name__} in place of a bucket: DDP's python_reducer mode ignores what a "
             f"hook returns. Use torch._dynamo.config.optimize_ddp = 'ddp_optimizer'."
@@ -146,5 +146,5 @@ def _after_ddp(attachment: Attachment) -> None:
 
 # DDP compares these with the classes themselves, not with their names.
 ddp_hook.__annotations__ = {
-    "state": DDPState, "bucket": dist.GradBucket, "return": torch.futures.Future[Tensor]
+    "state": DDPState, "bucket": GradBucket, "return": torch.futures.Future[Tensor]
 }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,5 +44,5 @@ def check(transport: ProcessGroup, parameters: Sequence[tuple[str, Tensor]], ste
 
 
 def _hash(tensor: Tensor) -> bytes:
-    content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    content: Any = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
     return blake2b(content, digest_size=8).digest()

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from ..bucket import Layout
 
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
+
+
+def inner(model: nn.Module) -> nn.Module:
+    """What DDP wraps."""
+    found: Any = model
+    return found.module if isinstance(model, nn.parallel.DistributedDataParallel) else found
 
 
 def named(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -23,7 +31,8 @@ def named(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
                 name = name.replace(wrapper, "")
             check_dtype(name, parameter.dtype)
             found.append((name, parameter))
-    for name, part in module.named_modules():
+    untyped: Any = module
+    for name, part in untyped.named_modules():
         if getattr(part, "sparse", False) is True and isinstance(part, nn.Embedding | nn.EmbeddingBag):
             raise TypeError(
                 f"attach: module {name!r} makes sparse gradients ({type(part).__name__}(sparse=True)), which have no "

@@ -6,9 +6,8 @@ can take for a gradient: messages whose header says "failed", and sums full of N
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +23,11 @@ _HEADER = 20  # the fixed fields, which a reader checks before anything else
 
 def outline(op: Collective) -> Collective:
     """The same collective on tensors without content: what it is, at no cost in memory."""
-    return _each(op, lambda t: torch.empty(t.shape, dtype=t.dtype, device="meta"))
+
+    def ghost(t: Tensor) -> Tensor:
+        return torch.empty(t.shape, dtype=t.dtype, device="meta")
+
+    return _each(op, ghost)
 
 
 def rehearse(reducer: Reducer, layout: Layout, ctx: Context, dtype: torch.dtype) -> list[Collective]:
@@ -64,6 +67,6 @@ def _spoil(op: Collective, ctx: Context) -> Collective:
     return real
 
 
-def _each(op: Collective, change: Any) -> Collective:
+def _each(op: Collective, change: Callable[[Tensor], Tensor]) -> Collective:
     tensors = {f.name: getattr(op, f.name) for f in fields(op)}
     return replace(op, **{name: change(t) for name, t in tensors.items() if isinstance(t, Tensor)})

@@ -9,8 +9,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 # Deprecated in 2.13 under their old names; the old ones alone exist before.
-_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_dist: Any = dist
+_gather: Any = getattr(dist, "all_gather_single", None) or _dist.all_gather_into_tensor
+_scatter: Any = getattr(dist, "reduce_scatter_single", None) or _dist.reduce_scatter_tensor
 
 
 def all_gather(recv: Tensor, send: Tensor, group: dist.ProcessGroup) -> Any:

@@ -92,7 +92,7 @@ class Exchange:
         for work in works:
             work.wait()
         expected = self._receives[source].numel() * self._receives[source].element_size()
-        number, nbytes = (int(n) for n in self._tails[source].tolist())
+        number, nbytes = (int(n) for n in self._tails[source].numpy())
         if (number, nbytes) != (self._number, expected):
             raise RuntimeError(
                 f"rank {source} sent {nbytes} bytes as exchange {number} where {expected} bytes as exchange "

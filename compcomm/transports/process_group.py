@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -139,7 +140,8 @@ def _all_to_all_whole(t: ProcessGroup, op: AllToAll) -> list[Any]:
 
 
 def _all_to_all(t: ProcessGroup, op: AllToAll) -> list[Any]:
-    return [t.exchange(op.send.split(op.send_splits), op.recv.split(op.recv_splits))]
+    send, recv = torch.split(op.send, list(op.send_splits)), torch.split(op.recv, list(op.recv_splits))
+    return [t.exchange(send, recv)]
 
 
 def _reduce_scatter(t: ProcessGroup, op: ReduceScatter) -> list[Any]:
