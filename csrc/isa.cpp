@@ -1,4 +1,5 @@
-// Which instruction set to use: the best the processor has, or what COMPCOMM_CPU says. Compiled once, for any processor.
+// Which instruction set to use: the best the processor has, or what COMPCOMM_CPU says. Compiled once, for any
+// processor.
 #include <stdlib.h>
 #include <string.h>
 

@@ -19,8 +19,8 @@ template <class H> struct Cast {
     }
 };
 
-template <class H, bool ADD>
-CC_INLINE void encode_row(float* x, const float* add, uint8_t* out, int64_t n, float decay, float add_scale, Seen& seen) {
+template <class H, bool ADD> CC_INLINE void encode_row(float* x, const float* add, uint8_t* out, int64_t n, float decay,
+                                                       float add_scale, Seen& seen) {
     const F16 d = splat(decay), s = splat(add_scale), zero = splat(0.0f);
     const I16 inf = splat(H::INF), none = splat(0), bad = splat(INFINITE);
     for (int64_t i = 0; i < n; i += 16) {
@@ -51,7 +51,8 @@ CC_INLINE void encode_row(float* x, const float* add, uint8_t* out, int64_t n, f
 template <class H> int64_t encode(CC_ENCODE_PARAMS) {
     for (int64_t r = 0; r < nrows; r++) {
         const cc_row row = rows[r];
-        if (!encode_row_fits(row, x_numel, add ? add_numel : 2 * MAX_NUMEL, wire_bytes, status_numel, pad4(2 * row.numel), true))
+        if (!encode_row_fits(row, x_numel, add ? add_numel : 2 * MAX_NUMEL, wire_bytes, status_numel,
+                             pad4(2 * row.numel), true))
             return CC_BAD_ROW(r);
         Seen seen;
         uint8_t* out = wire + row.wire;

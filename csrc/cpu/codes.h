@@ -46,7 +46,9 @@ template <int B> CC_INLINE void unpack_codes(const uint8_t* in, int64_t n, uint8
         memcpy(codes + i, &w, 8);
     }
 }
-template <> inline __attribute__((always_inline)) void pack_codes<8>(const uint8_t* codes, int64_t n, uint8_t* out) { memcpy(out, codes, (size_t)n); }
+template <> inline __attribute__((always_inline)) void pack_codes<8>(const uint8_t* codes, int64_t n, uint8_t* out) {
+    memcpy(out, codes, (size_t)n);
+}
 
 #if CC_ISA > 0
 template <> inline __attribute__((always_inline)) void pack_codes<4>(const uint8_t* codes, int64_t n, uint8_t* out) {

@@ -43,8 +43,7 @@ static inline void sweep_any(const S* s, float* acc, float* out, int64_t n, F16 
     else if (G == GROUP) sweep<GROUP, false, false, ADD>(s, acc, out, n, scale);
 }
 
-template <bool ADD, class F>
-static int64_t decode_rows(const F& format, CC_DECODE_PARAMS) {
+template <bool ADD, class F> static int64_t decode_rows(const F& format, CC_DECODE_PARAMS) {
     (void)accumulate;
     const F16 factor = splat(scale);
     alignas(64) float acc[TILE];
@@ -60,7 +59,8 @@ static int64_t decode_rows(const F& format, CC_DECODE_PARAMS) {
             if (!ADD) memset(o, 0, 4 * (size_t)row.numel);
             continue;
         }
-        const int64_t length = format.block ? format.block : row.numel, blocks = length ? ceil_div(row.numel, length) : 0;
+        const int64_t length = format.block ? format.block : row.numel,
+                      blocks = length ? ceil_div(row.numel, length) : 0;
         for (int64_t b = 0; b < blocks; b++) {
             const int64_t end = (b + 1) * length < row.numel ? (b + 1) * length : row.numel;
             for (int64_t first = b * length; first < end; first += TILE) {
@@ -89,7 +89,9 @@ template <class F> static int64_t decode_all(const F& format, CC_DECODE_PARAMS) 
 struct NoScratch {};
 
 // Reads count bytes of a short tail without touching what follows them.
-template <int BYTES> struct Bytes { uint8_t b[BYTES]; };
+template <int BYTES> struct Bytes {
+    uint8_t b[BYTES];
+};
 template <int BYTES> CC_INLINE Bytes<BYTES> read_tail(const uint8_t* p, int count) {
     Bytes<BYTES> t = {};
     memcpy(t.b, p, (size_t)count);

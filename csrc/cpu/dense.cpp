@@ -17,8 +17,8 @@ struct Dense {
     }
 };
 
-template <bool X, bool ADD>
-CC_INLINE void encode_row(float* x, const float* add, uint8_t* out, int64_t n, float decay, float add_scale, Seen& seen) {
+template <bool X, bool ADD> CC_INLINE void encode_row(float* x, const float* add, uint8_t* out, int64_t n, float decay,
+                                                      float add_scale, Seen& seen) {
     const F16 d = splat(decay), s = splat(add_scale), zero = splat(0.0f);
     for (int64_t i = 0; i < n; i += 16) {
         const int m = (int)(n - i < 16 ? n - i : 16);
@@ -47,7 +47,8 @@ CC_KERNEL(cc_dense_encode, (CC_ENCODE_PARAMS), (CC_ENCODE_ARGS)) {
     for (int64_t r = 0; r < nrows; r++) {
         const cc_row row = rows[r];
         const bool has_x = x && row.x >= 0, has_add = add && row.add >= 0;
-        if (!encode_row_fits(row, x ? x_numel : MAX_NUMEL * 2, add ? add_numel : MAX_NUMEL * 2, wire_bytes, status_numel, 4 * row.numel, false) ||
+        if (!encode_row_fits(row, x ? x_numel : MAX_NUMEL * 2, add ? add_numel : MAX_NUMEL * 2, wire_bytes,
+                             status_numel, 4 * row.numel, false) ||
             (!has_x && !has_add))
             return CC_BAD_ROW(r);
         Seen seen;

@@ -16,13 +16,17 @@ struct BFloat16 {
 struct Float16 {
     enum { INF = 0x7c00 };
 #if CC_ISA == 2
-    CC_INLINE I16 pack(F16 y) { return {_mm512_cvtepu16_epi32(_mm512_cvtps_ph(y.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC))}; }
+    CC_INLINE I16 pack(F16 y) {
+        return {_mm512_cvtepu16_epi32(_mm512_cvtps_ph(y.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC))};
+    }
     CC_INLINE F16 unpack(I16 h) { return {_mm512_cvtph_ps(_mm512_cvtepi32_epi16(h.v))}; }
 #elif CC_ISA == 1
     CC_INLINE I16 pack(F16 y) {
-        return map<I16>(CC_FN(vf x) {
-            return (vi)_mm256_cvtepu16_epi32(_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-        }, y);
+        return map<I16>(
+            CC_FN(vf x) {
+                return (vi)_mm256_cvtepu16_epi32(_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+            },
+            y);
     }
     CC_INLINE F16 unpack(I16 h) {
         const __m256i t = _mm256_permute4x64_epi64(_mm256_packus_epi32((__m256i)h.p0, (__m256i)h.p1), 0xd8);
@@ -31,9 +35,10 @@ struct Float16 {
 #else
     CC_INLINE I16 pack(F16 y) {
         const I16 sign = shr<16>(bits(y)) & splat(0x8000);
-        const I16 size = min(magnitude_bits(y), splat(0x47800000));         // 2^16 and more become infinite
-        const I16 small = round_int(floats(min(size, splat(0x38800000))) * splat(0x1p24f));  // below 2^-14: units of 2^-24
-        const I16 biased = size - splat(0x38000000);                        // exponent bias 127 -> 15
+        const I16 size = min(magnitude_bits(y), splat(0x47800000));  // 2^16 and more become infinite
+        const I16 small =
+            round_int(floats(min(size, splat(0x38800000))) * splat(0x1p24f));  // below 2^-14: units of 2^-24
+        const I16 biased = size - splat(0x38000000);                           // exponent bias 127 -> 15
         const I16 large = shr<13>(biased + splat(0xfff) + (shr<13>(biased) & splat(1)));
         return sign | bits(select(lt(size, splat(0x38800000)), floats(small), floats(large)));
     }

@@ -1,4 +1,5 @@
-// One source, three instruction sets. Every csrc/cpu/*.cpp is compiled once per set (CC_ISA = 0, 1, 2) with other flags.
+// One source, three instruction sets. Every csrc/cpu/*.cpp is compiled once per set (CC_ISA = 0, 1, 2) with other
+// flags.
 //
 //     CC_KERNEL(cc_name, (int a, float b), (a, b)) { ...body... }
 //
@@ -18,15 +19,15 @@
 #define CC_INLINE static inline __attribute__((always_inline))
 
 #if CC_ISA == 0 && defined(CC_X86)
-#define CC_FORWARD(name, params, args)                    \
-    extern "C" int64_t name##_isa1 params;                \
-    extern "C" int64_t name##_isa2 params;                \
-    extern "C" int64_t name params {                      \
-        switch (cc_isa()) {                               \
-            case 2: return name##_isa2 args;              \
-            case 1: return name##_isa1 args;              \
-            default: return name##_isa0 args;             \
-        }                                                 \
+#define CC_FORWARD(name, params, args)        \
+    extern "C" int64_t name##_isa1 params;    \
+    extern "C" int64_t name##_isa2 params;    \
+    extern "C" int64_t name params {          \
+        switch (cc_isa()) {                   \
+            case 2: return name##_isa2 args;  \
+            case 1: return name##_isa1 args;  \
+            default: return name##_isa0 args; \
+        }                                     \
     }
 #elif CC_ISA == 0
 #define CC_FORWARD(name, params, args) \
@@ -35,7 +36,7 @@
 #define CC_FORWARD(name, params, args)
 #endif
 
-#define CC_KERNEL(name, params, args)                     \
-    extern "C" int64_t CC_CAT(name, CC_SUFFIX) params;    \
-    CC_FORWARD(name, params, args)                        \
+#define CC_KERNEL(name, params, args)                  \
+    extern "C" int64_t CC_CAT(name, CC_SUFFIX) params; \
+    CC_FORWARD(name, params, args)                     \
     extern "C" int64_t CC_CAT(name, CC_SUFFIX) params

@@ -5,7 +5,9 @@
 
 namespace {
 
-struct Philox { uint32_t w[4]; };
+struct Philox {
+    uint32_t w[4];
+};
 
 CC_INLINE Philox philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, int64_t key) {
     uint32_t k0 = (uint32_t)key, k1 = (uint32_t)((uint64_t)key >> 32);
@@ -46,7 +48,9 @@ CC_INLINE wide high_xor(wide p, wide c, wide k) {
     return _mm256_xor_si256(_mm256_srli_epi64(p, 32), _mm256_xor_si256(c, k));
 }
 CC_INLINE wide wide_splat(uint64_t a) { return _mm256_set1_epi64x((int64_t)a); }
-CC_INLINE wide wide_count(uint32_t a) { return _mm256_add_epi32(_mm256_set1_epi64x(a), _mm256_setr_epi64x(0, 2, 4, 6)); }
+CC_INLINE wide wide_count(uint32_t a) {
+    return _mm256_add_epi32(_mm256_set1_epi64x(a), _mm256_setr_epi64x(0, 2, 4, 6));
+}
 CC_INLINE I16 merge(const wide* even, const wide* odd) {
     return {(vi)_mm256_blend_epi32(even[0], _mm256_slli_epi64(odd[0], 32), 0xAA),
             (vi)_mm256_blend_epi32(even[1], _mm256_slli_epi64(odd[1], 32), 0xAA)};

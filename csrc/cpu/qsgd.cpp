@@ -53,7 +53,8 @@ template <bool ADD, bool STOCHASTIC> struct Quantise {
 template <bool ADD, bool STOCHASTIC>
 CC_INLINE void quantise(float* x, const float* add, int64_t n, float decay, float add_scale, float inverse, float step,
                         const Setting& set, Dither* dither, int64_t at, int64_t end, uint8_t* out) {
-    const Quantise<ADD, STOCHASTIC> vector{splat(decay), splat(add_scale), splat(inverse), splat(step), splat(set.levels), splat(-set.levels)};
+    const Quantise<ADD, STOCHASTIC> vector{splat(decay), splat(add_scale),  splat(inverse),
+                                           splat(step),  splat(set.levels), splat(-set.levels)};
     alignas(64) uint8_t codes[TILE + 64];
     for (int64_t first = 0; first < n; first += TILE) {
         const int64_t count = n - first < TILE ? n - first : TILE;
@@ -64,7 +65,8 @@ CC_INLINE void quantise(float* x, const float* add, int64_t n, float decay, floa
         for (; i + 64 <= count; i += 64) {
             I16 c[4];
 #pragma GCC unroll 4
-            for (int v = 0; v < 4; v++) c[v] = vector(px + i + 16 * v, ADD ? pa + i + 16 * v : nullptr, u + i + 16 * v, 16);
+            for (int v = 0; v < 4; v++)
+                c[v] = vector(px + i + 16 * v, ADD ? pa + i + 16 * v : nullptr, u + i + 16 * v, 16);
             store_u8x64(codes + i, c);
         }
         if (i < count) {
@@ -88,8 +90,9 @@ CC_INLINE bool scales(float size, float gain, int levels, float& inverse, float&
 }
 
 template <bool ADD, bool NORM2, bool STOCHASTIC>
-static inline float encode_block(float* x, const float* add, int64_t n, float decay, float add_scale, float gain, const Setting& set,
-                          Dither* dither, int64_t at, int64_t end, uint8_t* out, I16& gradient, uint8_t* status) {
+static inline float encode_block(float* x, const float* add, int64_t n, float decay, float add_scale, float gain,
+                                 const Setting& set, Dither* dither, int64_t at, int64_t end, uint8_t* out,
+                                 I16& gradient, uint8_t* status) {
     float size = norm<ADD, NORM2>(x, add, n, decay, add_scale, gradient), inverse, step;
     if (__builtin_expect(size >= 0x1p-100f && scales(size, gain, set.levels, inverse, step), 1)) {
         quantise<ADD, STOCHASTIC>(x, add, n, decay, add_scale, inverse, step, set, dither, at, end, out);
@@ -107,7 +110,8 @@ static inline float encode_block(float* x, const float* add, int64_t n, float de
         status[0] |= 1;
         inverse = step = 0.0f;
     }
-    if (step == 0.0f && inverse == 0.0f) quantise<false, false>(x, nullptr, n, 1.0f, 1.0f, 0.0f, 0.0f, set, dither, at, end, out);
+    if (step == 0.0f && inverse == 0.0f)
+        quantise<false, false>(x, nullptr, n, 1.0f, 1.0f, 0.0f, 0.0f, set, dither, at, end, out);
     else quantise<false, STOCHASTIC>(x, nullptr, n, 1.0f, 1.0f, inverse, step, set, dither, at, end, out);
     return step;
 }
@@ -129,8 +133,11 @@ int64_t encode(CC_ENCODE_PARAMS, const float* gain, const Setting& set, int64_t 
         for (int64_t b = 0, i = 0; b < blocks; b++, i += set.block) {
             const int64_t n = row.numel - i < set.block ? row.numel - i : set.block;
             uint8_t* out = codes + i * set.bits / 8;
-            const float size = pa ? encode_block<true, NORM2, STOCHASTIC>(px + i, pa + i, n, decay, add_scale, gain[r], set, &dither, row.offset + i, end, out, gradient, status)
-                                  : encode_block<false, NORM2, STOCHASTIC>(px + i, nullptr, n, decay, add_scale, gain[r], set, &dither, row.offset + i, end, out, gradient, status);
+            const float size =
+                pa ? encode_block<true, NORM2, STOCHASTIC>(px + i, pa + i, n, decay, add_scale, gain[r], set, &dither,
+                                                           row.offset + i, end, out, gradient, status)
+                   : encode_block<false, NORM2, STOCHASTIC>(px + i, nullptr, n, decay, add_scale, gain[r], set, &dither,
+                                                            row.offset + i, end, out, gradient, status);
             memcpy(steps + 4 * b, &size, 4);
         }
         memset(codes + bytes, 0, (size_t)(pad4(bytes) - bytes));
@@ -191,7 +198,9 @@ struct Format : Setting {
         return s;
     }
 };
-struct Scratched { uint8_t codes[TILE + 16]; };
+struct Scratched {
+    uint8_t codes[TILE + 16];
+};
 #if CC_ISA > 0
 struct Streamwise : Format {
     StreamReader reader;
@@ -238,15 +247,20 @@ CC_INLINE bool sensible(int bits, int levels, int64_t block) {
 }  // namespace
 
 CC_KERNEL(cc_qsgd_encode,
-          (CC_ENCODE_PARAMS, const float* gain, int bits, int levels, int norm2, int stochastic, int64_t block, int64_t step, int64_t rank),
+          (CC_ENCODE_PARAMS, const float* gain, int bits, int levels, int norm2, int stochastic, int64_t block,
+           int64_t step, int64_t rank),
           (CC_ENCODE_ARGS, gain, bits, levels, norm2, stochastic, block, step, rank)) {
     if (!sensible(bits, levels, block)) return CC_BAD_PARAMETER;
     const Setting set{bits, levels, block};
-    if (norm2) return stochastic ? encode<true, true>(CC_ENCODE_ARGS, gain, set, step, rank) : encode<true, false>(CC_ENCODE_ARGS, gain, set, step, rank);
-    return stochastic ? encode<false, true>(CC_ENCODE_ARGS, gain, set, step, rank) : encode<false, false>(CC_ENCODE_ARGS, gain, set, step, rank);
+    if (norm2)
+        return stochastic ? encode<true, true>(CC_ENCODE_ARGS, gain, set, step, rank)
+                          : encode<true, false>(CC_ENCODE_ARGS, gain, set, step, rank);
+    return stochastic ? encode<false, true>(CC_ENCODE_ARGS, gain, set, step, rank)
+                      : encode<false, false>(CC_ENCODE_ARGS, gain, set, step, rank);
 }
 
-CC_KERNEL(cc_qsgd_decode, (CC_DECODE_PARAMS, int bits, int levels, int64_t block), (CC_DECODE_ARGS, bits, levels, block)) {
+CC_KERNEL(cc_qsgd_decode, (CC_DECODE_PARAMS, int bits, int levels, int64_t block),
+          (CC_DECODE_ARGS, bits, levels, block)) {
     if (!sensible(bits, levels, block)) return CC_BAD_PARAMETER;
     const Setting set{bits, levels, block};
     if (bits == 4) return decode_all(Nibblewise{{set}}, CC_DECODE_ARGS);

@@ -4,7 +4,9 @@
 
 namespace {
 
-CC_INLINE bool inside(int64_t start, int64_t count, int64_t total) { return start >= 0 && count >= 0 && start <= total - count; }
+CC_INLINE bool inside(int64_t start, int64_t count, int64_t total) {
+    return start >= 0 && count >= 0 && start <= total - count;
+}
 
 CC_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 CC_INLINE int64_t pad4(int64_t bytes) { return (bytes + 3) & ~(int64_t)3; }
@@ -18,7 +20,8 @@ CC_INLINE bool encode_row_fits(const cc_row& r, int64_t x_numel, int64_t add_num
     if (r.add >= 0 && !inside(r.add, r.numel, add_numel)) return false;
     return r.index >= 0 && r.index < status_numel - 1;
 }
-CC_INLINE bool decode_row_fits(const cc_row& r, int64_t out_numel, int64_t wire_bytes, int64_t skip_numel, int64_t section) {
+CC_INLINE bool decode_row_fits(const cc_row& r, int64_t out_numel, int64_t wire_bytes, int64_t skip_numel,
+                               int64_t section) {
     return r.numel >= 0 && r.numel <= MAX_NUMEL && inside(r.wire, section, wire_bytes) &&
            inside(r.x, r.numel, out_numel) && r.index >= 0 && r.index < skip_numel;
 }
@@ -48,7 +51,8 @@ struct Seen {  // what a row has met: gradient bits (zero or not) and the larges
 };
 
 // x <- y over n elements, non-finite numbers removed, and `seen` updated. add may be null.
-template <bool ADD> CC_INLINE void write_y(float* x, const float* add, int64_t n, float decay, float add_scale, Seen& seen) {
+template <bool ADD>
+CC_INLINE void write_y(float* x, const float* add, int64_t n, float decay, float add_scale, Seen& seen) {
     const F16 d = splat(decay), s = splat(add_scale), zero = splat(0.0f);
     int64_t i = 0;
     for (; i + 16 <= n; i += 16) {

@@ -20,12 +20,17 @@ struct Sign {
             const __m256i hi = _mm256_and_si256(_mm256_sllv_epi32(_mm256_srli_epi32(all, 8), by), top);
             return {_mm256_xor_ps(plus.p0, (__m256)lo), _mm256_xor_ps(plus.p1, (__m256)hi)};
 #else
-            static const int32_t lane[16] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
+            static const int32_t lane[16] = {1,   2,   4,    8,    16,   32,   64,    128,
+                                             256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
             const I16 bit = bits(load((const float*)(const void*)lane));
             return select(lt(splat(0), splat((int32_t)m) & bit), minus, plus);
 #endif
         }
-        inline F16 at(int64_t i) const { uint16_t m; memcpy(&m, p + i / 8, 2); return pick(m); }
+        inline F16 at(int64_t i) const {
+            uint16_t m;
+            memcpy(&m, p + i / 8, 2);
+            return pick(m);
+        }
         inline F16 tail(int64_t i, int n) const {
             Bytes<2> b = read_tail<2>(p + i / 8, (n + 7) / 8);
             return pick((uint16_t)(b.b[0] | b.b[1] << 8));
@@ -80,9 +85,9 @@ template <bool L2> CC_INLINE float scale_of(float sum, int64_t n) {
     return L2 ? __builtin_sqrtf(mean) : mean;
 }
 
-template <bool ADD, bool L2>
-static inline float encode_block(float* x, const float* add, int64_t n, float decay, float add_scale, uint8_t* out, I16& gradient,
-                          uint8_t* status) {
+template <bool ADD, bool L2> static inline float encode_block(float* x, const float* add, int64_t n, float decay,
+                                                              float add_scale, uint8_t* out, I16& gradient,
+                                                              uint8_t* status) {
     float sum = total<ADD, L2>(x, add, n, decay, add_scale, gradient);
     if (__builtin_expect(is_finite(sum), 1)) {
         float scale = scale_of<L2>(sum, n);
@@ -109,13 +114,14 @@ template <bool L2> int64_t encode(CC_ENCODE_PARAMS, int64_t block) {
             return CC_BAD_ROW(r);
         const int64_t blocks = ceil_div(row.numel, block), bytes = ceil_div(row.numel, 8);
         uint8_t *scales = wire + row.wire, *codes = scales + 4 * blocks;
-        float *px = x + row.x;
+        float* px = x + row.x;
         const float* pa = add && row.add >= 0 ? add + row.add : nullptr;
         I16 gradient = splat(0);
         for (int64_t b = 0, i = 0; b < blocks; b++, i += block) {
             const int64_t n = row.numel - i < block ? row.numel - i : block;
-            float scale = pa ? encode_block<true, L2>(px + i, pa + i, n, decay, add_scale, codes + i / 8, gradient, status)
-                             : encode_block<false, L2>(px + i, nullptr, n, decay, add_scale, codes + i / 8, gradient, status);
+            float scale =
+                pa ? encode_block<true, L2>(px + i, pa + i, n, decay, add_scale, codes + i / 8, gradient, status)
+                   : encode_block<false, L2>(px + i, nullptr, n, decay, add_scale, codes + i / 8, gradient, status);
             memcpy(scales + 4 * b, &scale, 4);
         }
         memset(codes + bytes, 0, (size_t)(pad4(bytes) - bytes));

@@ -1,4 +1,5 @@
-// compcomm's native kernels: a plain C interface (pointers and sizes), so that one binary serves every Python and torch.
+// compcomm's native kernels: a plain C interface (pointers and sizes), so that one binary serves every Python and
+// torch.
 //
 // Every kernel is *segmented*: one call treats all rows of a table, one row per parameter piece of a gradient bucket.
 // Encoders read  y = decay*x + add_scale*add , write y's payload to `wire` and leave in x what was not sent.
@@ -41,16 +42,15 @@ typedef struct cc_row {
 
 // The leading arguments of every encoder. Sizes are elements (x, add, status) or bytes (wire).
 // status[0] |= 1 when a non-finite number was met; status[1+index] |= 1 when the row's gradient has a nonzero element.
-#define CC_ENCODE_PARAMS                                                                                         \
-    float *x, int64_t x_numel, const float *add, int64_t add_numel, uint8_t *wire, int64_t wire_bytes,           \
+#define CC_ENCODE_PARAMS                                                                               \
+    float *x, int64_t x_numel, const float *add, int64_t add_numel, uint8_t *wire, int64_t wire_bytes, \
         const cc_row *rows, int64_t nrows, uint8_t *status, int64_t status_numel, float decay, float add_scale
 #define CC_ENCODE_ARGS x, x_numel, add, add_numel, wire, wire_bytes, rows, nrows, status, status_numel, decay, add_scale
 
 // The leading arguments of every decoder: `messages` messages of wire_bytes bytes, `stride` bytes apart.
-#define CC_DECODE_PARAMS                                                                                         \
-    const uint8_t *wires, int64_t messages, int64_t stride, int64_t wire_bytes, const cc_row *rows,              \
-        int64_t nrows, const uint8_t *skip, int64_t skip_numel, float *out, int64_t out_numel, float scale,      \
-        int accumulate
+#define CC_DECODE_PARAMS                                                                                           \
+    const uint8_t *wires, int64_t messages, int64_t stride, int64_t wire_bytes, const cc_row *rows, int64_t nrows, \
+        const uint8_t *skip, int64_t skip_numel, float *out, int64_t out_numel, float scale, int accumulate
 #define CC_DECODE_ARGS \
     wires, messages, stride, wire_bytes, rows, nrows, skip, skip_numel, out, out_numel, scale, accumulate
 
@@ -61,7 +61,7 @@ CC_API int cc_isa_set(int level);  // 0, or -1 when this processor does not have
 CC_API int cc_abi_version(void);
 
 // Philox4x32-10: out[4*i .. 4*i+3] for the counters (c0 + i, c1, c2, c3), i < n.
-CC_API int64_t cc_philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, int64_t key, int64_t n, uint32_t *out);
+CC_API int64_t cc_philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, int64_t key, int64_t n, uint32_t* out);
 
 // Dense: fp32, as it is.
 CC_API int64_t cc_dense_encode(CC_ENCODE_PARAMS);
@@ -72,7 +72,7 @@ CC_API int64_t cc_cast_encode(CC_ENCODE_PARAMS, int half);
 CC_API int64_t cc_cast_decode(CC_DECODE_PARAMS, int half);
 
 // QSGD: per block one fp32 step, then all codes c = q + levels, `bits` bits each. gain: one factor per row.
-CC_API int64_t cc_qsgd_encode(CC_ENCODE_PARAMS, const float *gain, int bits, int levels, int norm2, int stochastic,
+CC_API int64_t cc_qsgd_encode(CC_ENCODE_PARAMS, const float* gain, int bits, int levels, int norm2, int stochastic,
                               int64_t block, int64_t step, int64_t rank);
 CC_API int64_t cc_qsgd_decode(CC_DECODE_PARAMS, int bits, int levels, int64_t block);
 
@@ -84,16 +84,16 @@ CC_API int64_t cc_sign_decode(CC_DECODE_PARAMS, int64_t block);
 // A section: per block of 65,536 elements a u32 count, then k u16 offsets inside the blocks, padded to 4 bytes, then k
 // fp32 values. hint: one float per row or null, last call's k-th largest |y| (0: none), overwritten with this call's.
 // Decoders check counts and offsets of all messages first and write nothing when one is corrupt.
-CC_API int64_t cc_topk_encode(CC_ENCODE_PARAMS, float *hint);
+CC_API int64_t cc_topk_encode(CC_ENCODE_PARAMS, float* hint);
 CC_API int64_t cc_topk_decode(CC_DECODE_PARAMS);
-CC_API int64_t cc_topk_zero(const uint8_t *wire, int64_t wire_bytes, const cc_row *rows, int64_t nrows, float *out,
+CC_API int64_t cc_topk_zero(const uint8_t* wire, int64_t wire_bytes, const cc_row* rows, int64_t nrows, float* out,
                             int64_t out_numel);  // out[i] = 0 at the kept indices of one message
 
 // Rand-k: k fp32 values at indices drawn from (key, offset, step), the same on all ranks; none on the wire.
 // gain: one factor per row, applied to the values that are sent.
-CC_API int64_t cc_randk_encode(CC_ENCODE_PARAMS, const float *gain, int64_t step);
+CC_API int64_t cc_randk_encode(CC_ENCODE_PARAMS, const float* gain, int64_t step);
 CC_API int64_t cc_randk_decode(CC_DECODE_PARAMS, int64_t step);
-CC_API int64_t cc_randk_indices(const cc_row *row, int64_t step, int64_t *out);  // row->k indices; only numel, k,
+CC_API int64_t cc_randk_indices(const cc_row* row, int64_t step, int64_t* out);  // row->k indices; only numel, k,
                                                                                  // offset and key are read
 
 #ifdef __cplusplus
