@@ -103,6 +103,11 @@ def splits_by_owner(c: Compressor) -> None:
             out = part.dense(again.layout)
             alone = all(same_bits(out.flat[s.start : s.stop], value[s.start : s.stop]) for s in own)
             demand(alone, c, f"message {rank} of {world} decodes differently alone.")
+            into = Bucket(torch.ones(layout.numel), layout)
+            part.zero_(into)
+            for s in own:
+                into.flat[s.start : s.stop] = 1.0
+            demand(into.flat.all(), c, f"zero_ of message {rank} of {world} clears what others own.")
         demand((owned == 1).all(), c, f"with {world} owners an element has none or two.")
 
 
