@@ -118,10 +118,10 @@ class DDPState:
 
 def ddp_hook(state: DDPState, bucket: Any) -> torch.futures.Future[Tensor]:
     """Averages one bucket; registered with a ``DDPState``."""
-    if not isinstance(bucket, GradBucket):
+    if isinstance(bucket, tuple):
         raise TypeError(
-            f"ddp_hook: got {type(bucket).__name__} in place of a bucket: DDP's python_reducer mode ignores what a "
-            f"hook returns. Use torch._dynamo.config.optimize_ddp = 'ddp_optimizer'."
+            "ddp_hook: got a gradient and its parameter in place of a bucket: DDP's python_reducer mode ignores what "
+            "a hook returns. Use torch._dynamo.config.optimize_ddp = 'ddp_optimizer'."
         )
     flat = bucket.buffer()
     if flat.layout != torch.strided:
