@@ -117,7 +117,7 @@ class Compressor(Described, ABC):
     # What a new compressor writes, the simple way: one parameter at a time.
 
     def encode_segment(self, y: Tensor, rng: Rng, name_key: int, offset: int) -> Tensor:
-        """The coded form of a vector of finite fp32 numbers: a 1-D tensor of any dtype, ``section(numel)`` bytes long."""
+        """The coded form of a vector of finite fp32 numbers: a 1-D tensor of any dtype, ``section(numel)`` bytes."""
         raise NotImplementedError
 
     def decode_segment(self, code: Tensor, numel: int, rng: Rng, name_key: int, offset: int) -> Tensor:

@@ -52,7 +52,7 @@ class Partition(Reducer):
             if fnmatchcase(segment.name, pattern):
                 return pattern
         raise ValueError(
-            f"{self!r}: no pattern matches parameter {segment.name!r}. Add a last pattern, for example {{'*': Exact()}}."
+            f"{self!r}: no pattern matches {segment.name!r}. Add a last pattern, for example {{'*': Exact()}}."
         )
 
     @property
