@@ -170,7 +170,6 @@ class Attachment:
             reducer = self.reducer if self.enabled else Exact()
             native = isinstance(reducer, Exact)
             step = Step(reducer, self.options.unscale(), reducer.stateful, native)
-            self._store.declare(layout) if not self.named else None
         self._open = None if last else step
         self._current = step
         made: Any = torch.futures.Future  # its constructor's types are those of its value
@@ -208,10 +207,11 @@ class Attachment:
     def check(self) -> None:
         """Raises where no further step is possible."""
         broken = self._scheduler.broken
-        if self._scheduler.lost and broken is not None and self._current is not None and self._open is not None:
-            self._warn_host()
-            raise broken
         if broken is not None:
+            step, self._open = self._open, None
+            if step is not None:  # it broke in this very step, and what would follow is in vain
+                self._warn_host()
+                raise broken
             raise RuntimeError(
                 f"{self.reducer!r}: this attachment broke in step {self._scheduler.number - 1} and takes no more "
                 f"gradients: {type(broken).__name__}: {broken} Restart from a checkpoint."

@@ -176,6 +176,8 @@ class Scheduler:
         return next((e for e in errors if not isinstance(e, PeerError)), errors[0])
 
     def _lose(self, step: Step, error: Exception) -> None:
+        if not self.lost:
+            self.number += 1
         self.lost = True
         self.broken = step.error = self.broken or error
         for job in self._waiting:

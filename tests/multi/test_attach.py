@@ -50,7 +50,7 @@ def differ(rank: int, world: int, what: str) -> Any:
     ],
 )
 def test_a_difference_is_an_error_on_every_rank(three: Workers, what: str, said: str) -> None:
-    own = {"pattern": ("ValueError", "no pattern matches parameter '0.weight'"), "type": ("TypeError", "cc.parse")}
+    own = {"pattern": ("ValueError", "no pattern matches '0.weight'"), "type": ("TypeError", "cc.parse")}
     for rank, (kind, message, _) in enumerate(three.run(differ, what=what, timeout=30)):
         if what in own and rank == 2:
             assert kind == own[what][0]
@@ -58,6 +58,19 @@ def test_a_difference_is_an_error_on_every_rank(three: Workers, what: str, said:
         else:
             assert kind == "AgreementError"
             assert said in message
+
+
+def differ_late(rank: int, world: int) -> Any:
+    """In the form of PyTorch, ranks meet at the first bucket."""
+    model = DDP(models.mlp())
+    model.register_comm_hook(cc.DDPState(cc.Exact(), seed=rank, timeout=15), cc.ddp_hook)
+    return models.caught(lambda: models.train(model, models.batches(rank, 1)))
+
+
+def test_a_difference_is_found_at_the_first_bucket_too(two: Workers) -> None:
+    for kind, message, _ in two.run(differ_late, timeout=30):
+        assert kind == "AgreementError"
+        assert "seed: 0 on rank 0, 1 on rank 1." in message
 
 
 def refusals(rank: int, world: int) -> Any:

@@ -190,3 +190,22 @@ def test_world_of_one_sends_nothing(two: Workers) -> None:
     for found, expected, sent in two.run(alone):
         assert torch.equal(found, expected)
         assert sent == 0
+
+
+def uneven(rank: int, world: int, reducer: str) -> Any:
+    inputs = models.batches(rank, 3 + 2 * rank)
+    plain, _ = models.wrap(models.mlp())
+    hooked, attachment = models.wrap(models.mlp(), cc.parse(reducer))
+    with plain.join():
+        expected = models.train(plain, inputs)
+    with hooked.join():
+        found = models.train(hooked, inputs)
+    return expected, found, attachment.step, models.flat(hooked)
+
+
+@pytest.mark.parametrize("reducer", ["Exact()", "TopK(ratio=1.0)"])
+def test_uneven_inputs_under_join(two: Workers, reducer: str) -> None:
+    results = two.run(uneven, reducer=reducer)
+    torch.testing.assert_close(results[1][1], results[1][0], rtol=1e-5, atol=1e-7)
+    assert [r[2] for r in results] == [5, 5]
+    assert torch.equal(results[0][3], results[1][3])
