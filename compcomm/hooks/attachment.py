@@ -78,7 +78,7 @@ def decline(error: Exception, group: dist.ProcessGroup | None, device: torch.dev
     """Raises ``error`` on a rank that cannot attach, after telling the peers that are in ``Attachment(...)``."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1:
         with suppress(Exception):  # peers that never attach are not waited for long
-            transport = ProcessGroup(compat.new_group(group, timedelta(seconds=30)))
+            transport = ProcessGroup(compat.new_group(group, timedelta(seconds=30), device), device)
             agree(transport, {}, error, device)
     raise error
 
@@ -119,8 +119,9 @@ class Attachment:
         self._detached = False
 
         world = dist.get_world_size(options.group)
-        group = compat.new_group(options.group, options.patience if options.timeout is not None else None)
-        self._transport = ProcessGroup(group if world > 1 else None)
+        patience = options.patience if options.timeout is not None else None
+        group = compat.new_group(options.group, patience, device) if world > 1 else None
+        self._transport = ProcessGroup(group, device)
         self._device = device
         failure: Exception | None = None
         layout = Layout.of((n, p.shape) for n, p in self.parameters)

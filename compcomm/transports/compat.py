@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -24,9 +25,14 @@ def reduce_scatter(recv: Tensor, send: Tensor, group: dist.ProcessGroup) -> Any:
     return _scatter(recv, send, group=group, async_op=True)
 
 
-def new_group(group: dist.ProcessGroup | None, timeout: timedelta | None) -> dist.ProcessGroup:
+def backend(group: dist.ProcessGroup | None, device: torch.device) -> str:
+    """The backend that serves ``device`` in a group: "gloo", "nccl", ..."""
+    entries = (entry.split(":") for entry in str(_dist.get_backend_config(group)).split(","))
+    return {entry[0]: entry[-1] for entry in entries}.get(device.type, dist.get_backend(group))
+
+
+def new_group(group: dist.ProcessGroup | None, timeout: timedelta | None, device: torch.device) -> dist.ProcessGroup:
     """A group of our own over the ranks of ``group`` (None: all). Every one of these ranks must call it."""
     ranks = dist.get_process_group_ranks(group if group is not None else dist.group.WORLD)
-    backend = dist.get_backend(group)
-    made: Any = dist.new_group(ranks, timeout=timeout, backend=backend, use_local_synchronization=True)
+    made: Any = dist.new_group(ranks, timeout=timeout, backend=backend(group, device), use_local_synchronization=True)
     return made

@@ -57,7 +57,7 @@ class ProcessGroup:
     ``seconds`` is the time during which a collective was in flight.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(self, group: dist.ProcessGroup | None = None, device: torch.device | str = "cpu") -> None:
         self.group = group
         self.rank = 0 if group is None else dist.get_rank(group)
         self.world = 1 if group is None else dist.get_world_size(group)
@@ -66,7 +66,7 @@ class ProcessGroup:
         self._since = 0.0
         self._number = 0
         self._wire: Worker | None = None
-        gloo = group is not None and dist.get_backend(group) == "gloo"
+        gloo = group is not None and compat.backend(group, torch.device(device)) == "gloo"
         if gloo and self.world > 2:
             self._wire = Worker(self, "compcomm-wire")
         self._run = _ALONE if group is None else {**_WHOLE, **_MESSAGES} if gloo else _WHOLE

@@ -93,7 +93,7 @@ def _serve(rank: int, world: int, path: str, pipe: Connection) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("error")
     dist.init_process_group(
-        "gloo", init_method=f"file://{path}", rank=rank, world_size=world, timeout=timedelta(seconds=40)
+        init_method=f"file://{path}", backend="cpu:gloo", rank=rank, world_size=world, timeout=timedelta(seconds=40)
     )
     try:
         while True:

@@ -40,6 +40,22 @@ def test_exact_equals_ddp_on_three_ranks(three: Workers) -> None:
         assert torch.equal(found, results[0][1])
 
 
+def feeds_back(rank: int, world: int, **options: Any) -> Any:
+    inputs = models.batches(rank, 6)
+    reducer = cc.ErrorFeedback(cc.TopK(ratio=0.05))
+    plain, _ = models.wrap(models.mlp(), reducer, megabytes=25)
+    other, _ = models.wrap(models.mlp(), reducer, **options)
+    return models.train(plain, inputs), models.train(other, inputs)
+
+
+@pytest.mark.parametrize("option", ["", "gradient_as_bucket_view", "static_graph", "find_unused_parameters"])
+def test_feedback_does_not_depend_on_how_ddp_cuts_and_keeps_its_buckets(two: Workers, option: str) -> None:
+    results = two.run(feeds_back, **({option: True} if option else {}))
+    for one_bucket, several in results:
+        assert torch.equal(one_bucket, several)
+        assert torch.equal(several, results[0][1])
+
+
 def accumulates(rank: int, world: int, reducer: str) -> Any:
     model, attachment = models.wrap(models.mlp(), cc.parse(reducer))
     xs = models.batches(rank, 3)
