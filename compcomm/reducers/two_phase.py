@@ -138,7 +138,8 @@ class TwoPhase(Route):
             kept.add_(server)
             for s in server.layout.segments:
                 at = owned.position(s)
-                server.flat[s.start : s.stop] -= mean.flat[at : at + s.numel]
+                m = mean.flat[at : at + s.numel]
+                server.flat[s.start : s.stop] -= torch.where(torch.isfinite(m), m, 0.0)  # infinities never entered
 
         return Reduced(result.sent, result.error, undo)
 

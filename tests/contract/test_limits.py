@@ -33,9 +33,13 @@ def test_keeping_everything_is_exact(compressor: cc.Compressor, world: int, feed
 
 
 @pytest.mark.parametrize("world", [1, 3])
-def test_feedback_around_exact_is_exact(world: int) -> None:
-    for found, due in zip(run(cc.ErrorFeedback(cc.Exact()), world, 3), run(cc.Exact(), world, 3), strict=True):
-        assert all(torch.equal(found[0][n], due[0][n]) for n in due[0])
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+def test_feedback_around_exact_is_exact(world: int, scale: float) -> None:
+    simulator = cc.Simulator(cc.ErrorFeedback(cc.Exact()), world, unscale=1 / scale)
+    for t, due in enumerate(run(cc.Exact(), world, 3)):
+        given = [{n: v * scale for n, v in g.items()} for g in gradients(world, t)]
+        found = step(simulator, given, (model_layout(),))
+        assert all(torch.equal(found[0][n], due[0][n] * scale) for n in due[0])
 
 
 def test_warmup_is_exact_and_then_its_reducer() -> None:

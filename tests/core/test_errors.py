@@ -92,7 +92,7 @@ CASES: list[tuple[Callable[[], object], list[str]]] = [
     (lambda: cc.Partition({"a": 3}), ["'a'", "3", "name pattern with a reducer"]),
     (
         lambda: cc.Partition({"a*": cc.Exact()}).exact(cc.Segment("b", (3,), 0, 3)),
-        ["no pattern matches parameter 'b'", "Add a last pattern"],
+        ["no pattern matches 'b'", "Add a last pattern"],
     ),
 ]
 

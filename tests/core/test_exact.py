@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import compcomm as cc
+from compcomm.store import State
 from compcomm.testing.traffic import lockstep
 
 LAYOUT = cc.Layout([cc.Segment("a", (3, 4), 0, 12), cc.Segment("b", (5,), 14, 19)], 20)
@@ -41,6 +42,27 @@ def test_adds_scales_and_leaves_no_error() -> None:
         for s in LAYOUT.segments:
             assert torch.allclose(out.flat[s.start : s.stop], 1.0 + 0.1 * y[s.start : s.stop], atol=1e-6)
         assert (out.flat[12:14] == 1.0).all() and out.flat[19] == 1.0, "padding is left alone"
+
+
+def _alone(x: cc.Bucket, out: cc.Bucket, **options: object) -> None:
+    flow = cc.Exact().reduce(x, out, State(cc.Store(cc.Exact()), x.layout), cc.Context(), **options)  # type: ignore[arg-type]
+    for _ in flow:
+        pass
+
+
+def test_in_place_with_a_decay() -> None:
+    layout = cc.Layout.of([("w", (2, 3))])
+    x = cc.Bucket(torch.arange(6.0), layout)
+    _alone(x, x, decay=0.5)
+    assert x.flat.tolist() == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5]
+
+
+def test_nothing_stays_behind() -> None:
+    """x + add is sent whole, so x holds zero afterwards, and add is only read."""
+    layout = cc.Layout.of([("w", (2, 3))])
+    x, g, out = (cc.Bucket(torch.full((6,), v), layout) for v in (1.0, 2.0, 9.0))
+    _alone(x, out, add=g)
+    assert out.flat.eq(3.0).all() and g.flat.eq(2.0).all() and not x.flat.any()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

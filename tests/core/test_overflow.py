@@ -72,7 +72,8 @@ def test_parts_of_equal_size_do_not_share_memory() -> None:
 @pytest.mark.parametrize("server", [cc.ErrorFeedback, False])
 def test_a_mean_that_does_not_fit_fp32(server: object) -> None:
     """Every rank's gradient is finite, and the owner's sum is not: the second message says so to all."""
-    simulator = cc.Simulator(cc.TwoPhase(cc.SignScale(dense_below=0), server=server), 3)
+    nearest = cc.QSGD(bits=4, rounding="nearest", dense_below=0)
+    simulator = cc.Simulator(cc.TwoPhase(nearest, server=server), 3)
     given = [{"w": torch.full((32, 32), 3e38)} for _ in range(3)]
     means = simulator.mean(given)
     assert simulator.bad and all(m["w"].isnan().all() for m in means)

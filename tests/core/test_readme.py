@@ -1,0 +1,70 @@
+"""The README's code runs, its table of methods says what the code says, and its results are those of the JSON."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import compcomm as cc
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_example_of_a_compressor_is_certified(tmp_path: Path) -> None:
+    (block,) = [b for b in BLOCKS if "check_compressor" in b]
+    (tmp_path / "example.py").write_text(block)
+    done = subprocess.run([sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_reducers_are_shown_as_they_are_made() -> None:
+    (block,) = [b for b in BLOCKS if "cc.Warmup(500" in b]
+    for line in block.splitlines():
+        text = line.partition("#")[0].strip()
+        made = eval(text, {"cc": cc})
+        assert cc.parse(text.replace("cc.", "") if "parse" not in text else repr(made)) == made
+
+
+ROWS = [
+    (cells[0].strip("` "), cells)
+    for cells in (
+        [c.strip() for c in line.strip("|").split("|")] for line in README.splitlines() if line.startswith("| `")
+    )
+    if len(cells) == 8
+]
+
+
+@pytest.mark.parametrize(("call", "cells"), ROWS, ids=[call for call, _ in ROWS])
+def test_the_table_of_methods(call: str, cells: list[str]) -> None:
+    example = call.replace("(ratio)", "(0.01)").replace("bits", "bits=4").replace("(c)", "(QSGD(bits=4))")
+    made = cc.parse(example)
+    linear, unbiased, delta, route = cells[3], cells[4], cells[5], cells[6]
+    if "as c" not in linear:
+        assert made.linear is (not linear.startswith("no")), linear
+    assert made.unbiased is unbiased.startswith("yes"), unbiased
+    assert (made.delta(1 << 20) is None) is (delta == "none" or "where positive" in delta), delta
+    routes = {"all-reduce": cc.AllReduce, "all-gather": cc.AllGather, "two-phase": cc.TwoPhase, "as c": cc.TwoPhase}
+    assert isinstance(cc.settle(made, 8), routes[route]), route
+
+
+def test_every_exported_compressor_is_in_the_table() -> None:
+    found = {call.partition("(")[0] for call, _ in ROWS}
+    exported = {
+        name
+        for name in cc.__all__
+        if isinstance(getattr(cc, name), type) and issubclass(getattr(cc, name), cc.Compressor)
+    }
+    assert exported - {"Compressor"} == found
+
+
+def test_the_results_are_those_of_the_json() -> None:
+    done = subprocess.run(
+        [sys.executable, "benchmarks/readme.py", "--check"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
