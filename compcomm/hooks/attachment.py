@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from time import perf_counter
@@ -16,7 +15,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..bucket import Layout
-from ..compressor import Compressor
 from ..reducer import Arena, Reducer, settle
 from ..reducers.exact import Exact
 from ..store import StateError, Store
@@ -26,52 +24,12 @@ from ..transports.worker import Worker
 from . import divergence
 from .agree import agree
 from .flight import Flight
+from .options import Options
 from .report import Report, relative_errors
 from .scheduler import Job, Scheduler, Step
 
 VERSION = 1
 """Of the checkpoint's form."""
-
-
-def _is(value: object, *kinds: type) -> bool:
-    return isinstance(value, kinds) and not isinstance(value, bool)
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user gave; checked at once, before anything is sent."""
-
-    reducer: Reducer | Compressor
-    group: dist.ProcessGroup | None = None
-    timeout: timedelta | float | None = None
-    scaler: Any = None
-    seed: int = 0
-    check_every: int = 0
-
-    def __post_init__(self) -> None:
-        if not _is(self.reducer, Reducer, Compressor):
-            raise TypeError(
-                f"attach: {self.reducer!r} is no reducer. Give one, such as cc.ErrorFeedback(cc.TopK(ratio=0.01)), "
-                f"or a compressor; cc.parse(text) makes one from text."
-            )
-        if not _is(self.seed, int) or not -(2**63) <= self.seed < 2**63:
-            raise ValueError(f"attach: seed={self.seed!r} is not a 64-bit integer.")
-        if not _is(self.check_every, int) or self.check_every < 0:
-            raise ValueError(f"attach: check_every={self.check_every!r}: give a number of steps, or 0 for never.")
-        if self.timeout is not None and self.patience <= timedelta(0):
-            raise ValueError(f"attach: timeout={self.timeout!r} is not a positive time.")
-        if self.scaler is not None and not callable(getattr(self.scaler, "get_scale", None)):
-            raise TypeError(f"attach: scaler={self.scaler!r} has no get_scale(); give a torch.amp.GradScaler.")
-
-    @property
-    def patience(self) -> timedelta:
-        """The timeout of one collective."""
-        given = self.timeout
-        return given if isinstance(given, timedelta) else timedelta(seconds=0 if given is None else float(given))
-
-    def unscale(self) -> float:
-        """1/loss-scale, as of now."""
-        return 1.0 if self.scaler is None else 1.0 / float(self.scaler.get_scale())
 
 
 def decline(error: Exception, group: dist.ProcessGroup | None, device: torch.device) -> NoReturn:

@@ -28,8 +28,9 @@ from ..bucket import Layout
 from ..compressor import Compressor
 from ..reducer import Reducer
 from ..store import StateError
-from .attachment import Attachment, Options
+from .attachment import Attachment
 from .names import check_dtype, inner, named
+from .options import Options
 
 _engine: Any = torch.autograd.Variable._execution_engine  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
 GradBucket: Any = dist.GradBucket  # pyright: ignore[reportPrivateImportUsage]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import compcomm as cc
-from compcomm.hooks.attachment import Options
+from compcomm.hooks.options import Options
 
 from .harness import Workers
 
