@@ -31,7 +31,7 @@ class TwoPhase(Route):
 
     ``server``: what the owner does about the loss of its own encoding. ``ErrorFeedback``: it keeps a residual for the
     blocks that it owns (slot "server", SHARDED) and adds it to the next mean. ``False``: nothing. ``None`` (default):
-    ``ErrorFeedback`` where the compressor is biased and feedback is around it, else nothing. Conservation then reads
+    ``ErrorFeedback`` where feedback is around it, else nothing. Conservation then reads
     sum of outs + mean residual + server residuals = sum of mean inputs.
     """
 
@@ -60,7 +60,7 @@ class TwoPhase(Route):
     def under_feedback(self) -> Reducer:
         from ..feedback.error_feedback import ErrorFeedback
 
-        if self.server is None and not self.compressor.unbiased:
+        if self.server is None:
             return replace(self, server=ErrorFeedback)
         return self
 

@@ -48,6 +48,7 @@ REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
         cc.ErrorFeedback(cc.RandK(ratio=0.1)),
         cc.ErrorFeedback(cc.QSGD(bits=4)),
         cc.ErrorFeedback(cc.QSGD(bits=4, rounding="nearest")),
+        cc.ErrorFeedback(cc.QSGD(bits=3, block=16)),
         cc.ErrorFeedback(cc.SignScale()),
         cc.ErrorFeedback(cc.AllGather(cc.SignScale())),
         cc.ErrorFeedback(cc.TwoPhase(cc.SignScale(block=64), server=False)),
