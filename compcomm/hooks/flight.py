@@ -47,6 +47,11 @@ class Flight:
         self._taken: list[Collective] = []
         self._poison: Iterator[Collective] = iter(())
 
+    @property
+    def ready(self) -> bool:
+        """Whether ``advance`` would not wait."""
+        return self._pending is None or self._pending.ready()
+
     def advance(self) -> None:
         """Runs on to the next collective, or to the Commit.
 

@@ -4,7 +4,8 @@ Collectives of a group are matched between ranks by the order in which each rank
 therefore follow from the order of the buckets and from nothing else; timing has no say. The schedule:
 
 1. bucket b arrives: its flow runs to its first collective, which starts;
-2. then every older flow of the step, oldest first, is waited for and taken to its next collective;
+2. then every older flow of the step, oldest first, is waited for and taken to its next collective (a plain sum has
+   none and is not waited for);
 3. after the last bucket this goes on until all flows stand at their Commit; all are answered whether the step was bad.
 
 So while bucket b is being coded, b-1 is on the wire in its first round, b-2 in its second. On CPU the schedule runs in
@@ -130,8 +131,12 @@ class Scheduler:
             flight.fail(self._cause())
         older = [f for f in self._flights if not f.landed]
         self._flights.append(flight)
-        for f in (flight, *older):
-            f.advance()
+        flight.advance()
+        for f in older:
+            # A plain sum starts nothing after its first collective, so when it is finished does not touch the order:
+            # the next bucket need not wait for it.
+            if not step.native or f.ready:
+                f.advance()
 
     def _deliver(self, job: Job, flight: Flight) -> None:
         flat = flight.bucket.flat

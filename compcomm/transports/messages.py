@@ -66,6 +66,10 @@ class Exchange:
         finally:
             self._done.set()
 
+    def is_completed(self) -> bool:
+        """Whether every message is here."""
+        return self._done.is_set() and all(work.is_completed() for _, works in self._rounds for work in works)
+
     def wait(self) -> None:
         """Waits until every message is here.
 

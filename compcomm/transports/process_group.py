@@ -36,6 +36,10 @@ class Pending:
     def __init__(self, owner: ProcessGroup, op: Collective, works: list[Any]) -> None:
         self._owner, self._op, self._works = owner, op, works
 
+    def ready(self) -> bool:
+        """Whether ``wait`` would return at once."""
+        return all(work.is_completed() for work in self._works)
+
     def wait(self) -> None:
         """Waits.
 
