@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -75,8 +75,24 @@ class Context:
         return self.arena.buffer(self.bucket, self.tag + tag, numel, dtype)
 
 
+class Update(Protocol):
+    """What this rank sent, decoded lazily."""
+
+    def add_(self, into: Bucket, scale: float = 1.0) -> None:
+        """into += scale * what was sent, for the segments that ``into`` has."""
+        ...
+
+    def zero_(self, into: Bucket) -> None:
+        """Zeroes in ``into`` the elements that were sent."""
+        ...
+
+    def dense(self, layout: Layout) -> Bucket:
+        """As a new bucket."""
+        ...
+
+
 class Sent:
-    """What this rank sent, decoded lazily (the ``Update`` of the contract): segments in ``skip`` were given back."""
+    """An ``Update`` of one payload: segments in ``skip`` were given back."""
 
     def __init__(self, payload: Payload, skip: Tensor | None = None) -> None:
         self.payload, self.skip = payload, skip
@@ -109,7 +125,7 @@ class Reduced:
     that the optimizer skips.
     """
 
-    sent: Sent | None = None
+    sent: Update | None = None
     error: Bucket | None = None
     undo: Callable[[], None] = _nothing
 

@@ -52,6 +52,9 @@ class Exact(Reducer):
         else:
             y = out.flat if in_place else ctx.buffer("exact", sum(s.numel for s in layout.segments), dtype)
             _gather(y, layout, x, add, decay, add_scale)
+        scale = out_scale / ctx.world
+        if scale != 1.0 and not y.is_meta:
+            y.mul_(scale)  # before the sum, as DDP does: half-precision sums then fit
         rows = layout.rows(ctx.world) if layout.covers and out.layout != layout else None
         if rows is not None and sum(s.numel for s in out.layout.segments) * ctx.world == layout.numel:
             part = ctx.buffer("row", layout.numel // ctx.world, dtype)
@@ -62,16 +65,12 @@ class Exact(Reducer):
             total, where = y, layout.packed()
         if ctx.watch and not total.is_meta and not bool(torch.isfinite(total.sum())):
             ctx.bad = not bool(torch.isfinite(total).all())
-        scale = out_scale / ctx.world
-        if in_place:
-            if scale != 1.0:
-                y.mul_(scale)
-        else:
+        if not in_place:
             for s in where.segments:
                 at = out.layout.position(s)
                 if at >= 0:
                     part = out.flat[at : at + s.numel]
-                    mean = total[s.start : s.stop] * scale
+                    mean = total[s.start : s.stop]
                     part.copy_(part + mean if accumulate else mean)
         return Reduced()
 

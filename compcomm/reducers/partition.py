@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
+import torch
+
 from ..bucket import Bucket, Layout, Segment
 from ..compressor import Compressor
-from ..reducer import Context, Flow, Reduced, Reducer, settle
+from ..reducer import Context, Flow, Reduced, Reducer, Update, settle
 from ..store import Slot, State
 
 
@@ -108,7 +110,7 @@ class Partition(Reducer):
             for result in results:
                 result.undo()
 
-        return Reduced(undo=undo)
+        return Reduced(_Several([r.sent for r in results if r.sent is not None]), undo=undo)
 
 
 @lru_cache(maxsize=4096)
@@ -117,6 +119,26 @@ def _selections(partition: Partition, layout: Layout) -> tuple[tuple[str, Layout
     for s in layout.segments:
         groups.setdefault(partition._pattern(s), []).append(s)  # pyright: ignore[reportPrivateUsage]
     return tuple((p, Layout(groups[p], layout.numel)) for p in partition.parts if p in groups)
+
+
+class _Several:
+    """The updates of all parts, as one."""
+
+    def __init__(self, parts: Sequence[Update]) -> None:
+        self.parts = parts
+
+    def add_(self, into: Bucket, scale: float = 1.0) -> None:
+        for part in self.parts:
+            part.add_(into, scale)
+
+    def zero_(self, into: Bucket) -> None:
+        for part in self.parts:
+            part.zero_(into)
+
+    def dense(self, layout: Layout) -> Bucket:
+        whole = Bucket(torch.zeros(layout.numel), layout)
+        self.add_(whole)
+        return whole
 
 
 class _Frozen(dict[str, "Reducer | Compressor"]):
