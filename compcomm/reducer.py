@@ -169,6 +169,16 @@ class Reducer(Described, ABC):
         """Whether a bad step leaves something to undo."""
         return False
 
+    @property
+    def needs_names(self) -> bool:
+        """Whether it, or a part of it, treats parameters by their names, so that a host must know them first."""
+        return any(getattr(part, "needs_names", False) for part in vars(self).values())
+
+    def native(self, step: int) -> bool:
+        """Whether ``step`` is one plain sum of the bucket in its own dtype (bf16, fp16, ...); else it goes through
+        fp32."""
+        return False
+
     @abstractmethod
     def reduce(
         self,

@@ -30,6 +30,9 @@ class Exact(Reducer):
     def contractive(self) -> Reducer:
         return self
 
+    def native(self, step: int) -> bool:
+        return True
+
     def reduce(
         self,
         x: Bucket,

@@ -61,6 +61,10 @@ class Partition(Reducer):
     def stateful(self) -> bool:
         return any(p.stateful for p in self.parts.values() if isinstance(p, Reducer))
 
+    @property
+    def needs_names(self) -> bool:
+        return True
+
     def slots(self, segment: Segment, world: int) -> Mapping[str, Slot]:
         return self.part(segment).slots(segment, world)
 

@@ -42,6 +42,9 @@ class Warmup(Reducer):
     def stateful(self) -> bool:
         return self._inner.stateful
 
+    def native(self, step: int) -> bool:
+        return step < self.steps or self._inner.native(step)
+
     def slots(self, segment: Segment, world: int) -> Mapping[str, Slot]:
         return self._inner.slots(segment, world)
 
