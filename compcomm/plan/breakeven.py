@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from math import prod
 from time import perf_counter
 from typing import NamedTuple
 
@@ -13,6 +15,9 @@ from ..transports.dry_run import cost
 from ..transports.simulate import Simulator
 
 _SAMPLE = 1 << 18
+_PIECE = 1 << 16
+"""Elements: smaller parameters are never cut."""
+_log = logging.getLogger("compcomm")
 
 
 class Breakeven(NamedTuple):
@@ -37,9 +42,20 @@ class Breakeven(NamedTuple):
 
 
 def breakeven(reducer: Reducer, layout: Layout, world: int, rank: int = 0) -> Breakeven:
-    """Predicts for a settled reducer: bytes from a dry run, seconds from a few parameters run through the simulator."""
+    """Predicts for a settled reducer: bytes from a dry run, seconds from a few parameters run through the simulator.
+
+    Seconds are a courtesy: 0.0, as where nothing is coded, when the sample cannot be run.
+
+    Raises:
+        Exception: what the reducer says against this layout; it would say so in the first step too.
+    """
     sent, dense, _ = cost(reducer, layout, world, rank)
-    seconds = kernel_seconds(reducer, layout, world) if sent != dense else 0.0
+    seconds = 0.0
+    if sent != dense:
+        try:
+            seconds = kernel_seconds(reducer, layout, world)
+        except Exception as error:
+            _log.info("compcomm: no prediction of the kernels' seconds (%s: %s)", type(error).__name__, error)
     return Breakeven(sent, dense, seconds)
 
 
@@ -49,7 +65,7 @@ def kernel_seconds(reducer: Reducer, layout: Layout, world: int) -> float:
     The sample takes parameters from all over the model until about 2**18 elements per rank (fewer for many ranks), so
     it lies in the cache more than a whole model does: an optimistic figure.
     """
-    sample = _sample(layout, max(1 << 14, _SAMPLE * 4 // max(4, world)))
+    sample = _sample(reducer, layout, world, max(1 << 14, _SAMPLE * 4 // max(4, world)))
     total = sum(s.numel for s in sample.segments)
     if not total:
         return 0.0
@@ -64,16 +80,37 @@ def kernel_seconds(reducer: Reducer, layout: Layout, world: int) -> float:
     return best / world * sum(s.numel for s in layout.segments) / total
 
 
-def _sample(layout: Layout, target: int) -> Layout:
-    """Every n-th parameter, the large ones by a piece of their first dimension."""
-    taken: list[tuple[str, tuple[int, ...]]] = []
+def _sample(reducer: Reducer, layout: Layout, world: int, target: int) -> Layout:
+    """Parameters with ``target`` elements in all or little more, whole but for the very large; coded and exact ones
+    in the model's own proportion."""
     wanted = [s for s in layout.segments if s.numel]
     share = min(1.0, target / max(1, sum(s.numel for s in wanted)))
-    for s in wanted:
-        taken.append((s.name, _cut(s, share)))
+    taken: list[tuple[str, tuple[int, ...]]] = []
+    for exact in (False, True):
+        owed, before = 0.0, len(taken)
+        group = [s for s in wanted if reducer.exact(s) is exact]
+        for s in group:
+            owed += s.numel * share
+            size = min(s.numel, max(_PIECE, int(owed)))
+            if 2 * owed >= size or (s is group[-1] and len(taken) == before):
+                piece = _cut(reducer, s, world, size)
+                taken.append((s.name, piece))
+                owed -= prod(piece)
     return Layout.of(taken)
 
 
-def _cut(segment: Segment, share: float) -> tuple[int, ...]:
-    shape = segment.shape
-    return (max(1, round(shape[0] * share)), *shape[1:]) if shape else shape
+def _cut(reducer: Reducer, segment: Segment, world: int, numel: int) -> tuple[int, ...]:
+    """The first rows of a parameter, ``numel`` elements or more: enough for the reducer to treat them as it treats
+    the whole (exact or coded, and not fewer than a fixed k)."""
+    row = segment.numel // segment.shape[0] if segment.shape else 1
+    while numel < segment.numel:
+        shape = (-(-numel // row), *segment.shape[1:])
+        piece = Layout.of([(segment.name, shape)])
+        try:
+            cost(reducer, piece, world)
+            if reducer.exact(piece.segments[0]) is reducer.exact(segment):
+                return shape
+        except ValueError:
+            pass
+        numel *= 2
+    return segment.shape

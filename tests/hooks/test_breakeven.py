@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import pytest
 
 import compcomm as cc
-from compcomm.plan.breakeven import Breakeven, breakeven
+from compcomm.compressor import Inputs
+from compcomm.plan.breakeven import Breakeven, _sample, breakeven
 from compcomm.testing.shapes import resnet50
 
 
@@ -34,3 +36,53 @@ def test_resnet50_is_resnet50() -> None:
     assert len(shapes) == len({n for n, _ in shapes}) == 161
     assert sum(prod(s) for _, s in shapes) == 25_557_032
     assert len(resnet50(16)) == 161
+
+
+def matrices(text: str, *shapes: tuple[str, tuple[int, ...]]) -> tuple[cc.Reducer, cc.Layout]:
+    return cc.settle(cc.parse(text), 2), cc.Layout.of(shapes)
+
+
+def test_a_fixed_k_is_sampled_where_it_fits() -> None:
+    for k in (10_000, 300_000):
+        reducer, layout = matrices(f"TopK(k={k})", ("w", (20_000, 50)), ("big", (5_000, 1_000)))
+        assert breakeven(reducer, layout, 2).seconds > 0
+        sample = _sample(reducer, layout, 2, 1 << 18)
+        assert all(k <= s.numel for s in sample.segments)
+
+
+@pytest.mark.parametrize(
+    "text", ["QSGD(bits=4)", "ErrorFeedback(TopK(ratio=0.01))", "TopK(ratio=0.1, dense_below=99999)"]
+)
+def test_a_sample_codes_what_the_model_codes(text: str) -> None:
+    reducer, layout = matrices(text, *((f"{i}.{n}", s) for i in range(500) for n, s in
+                               (("w", (64, 64)), ("b", (64,)), ("deep", (1_000, 3, 100)))))  # fmt: skip
+    whole = {s.name: s for s in layout.segments}
+    sample = _sample(reducer, layout, 2, 1 << 18)
+    assert (1 << 18) * 0.9 < sample.numel < (1 << 18) * 1.5
+    for s in sample.segments:
+        assert reducer.exact(s) == reducer.exact(whole[s.name])
+        assert s.shape[1:] == whole[s.name].shape[1:]
+        assert s.numel >= min(whole[s.name].numel, 1 << 16)
+
+    def coded(of: cc.Layout) -> float:
+        return sum(s.numel for s in of.segments if not reducer.exact(s)) / of.numel
+
+    assert coded(sample) == pytest.approx(coded(layout), abs=0.05)
+
+
+class Picky(cc.SignScale):
+    """Codes nothing but whole models, on tensors that exist."""
+
+    def encode_rows(self, i: Inputs, gain: Any, rng: Any, hints: Any) -> None:
+        if not i.wire.is_meta:
+            raise ArithmeticError("not this one")
+        super().encode_rows(i, gain, rng, hints)
+
+
+def test_a_prediction_that_fails_is_left_out_and_a_wrong_reducer_is_an_error() -> None:
+    layout = cc.Layout.of([("w", (100, 100))])
+    found = breakeven(cc.settle(Picky(), 2), layout, 2)
+    assert found.seconds == 0
+    assert 0 < found.sent < found.dense
+    with pytest.raises(ValueError, match="20000"):
+        breakeven(cc.settle(cc.TopK(k=20_000), 2), layout, 2)
