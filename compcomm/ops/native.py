@@ -46,9 +46,9 @@ def _load() -> ctypes.CDLL | None:
         except OSError as error:
             _log.warning("compcomm: cannot load %s (%s); rebuild it with `pip install -e .`", path, error)
             continue
-        if handle.cc_abi_version() == ABI:
+        if getattr(handle, "cc_abi_version", lambda: None)() == ABI:
             return handle
-        _log.warning("compcomm: %s is from another version; rebuild it with `pip install -e .`", path)
+        _log.warning("compcomm: %s is not ours, or of another version; rebuild it with `pip install -e .`", path)
     _log.warning(
         "compcomm: no native library; compression runs on torch operators, about ten times slower. Cure: install a "
         "C++ compiler and CMake, then `pip install --force-reinstall --no-deps compcomm` (in a checkout: "
