@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import cached_property
+from itertools import pairwise
 from math import prod
 from typing import NamedTuple
 
@@ -62,6 +63,10 @@ class Layout:
         for s in self.segments:
             if not 0 <= s.start <= s.stop or s.offset < 0 or s.offset + s.numel > prod(s.shape):
                 raise ValueError(f"Layout: {s} does not fit its parameter of {prod(s.shape)} elements.")
+        placed = sorted((s.start, s.stop, s.name) for s in self.segments if s.numel)
+        for (_, stop, a), (start, _, b) in pairwise(placed):
+            if start < stop:
+                raise ValueError(f"Layout: {a!r} ends at element {stop} and {b!r} begins at {start}: they overlap.")
         self._hash = hash((self.segments, self.numel))
 
     @classmethod

@@ -26,6 +26,7 @@ from .wire import Packing, pack
 
 if TYPE_CHECKING:
     from .store import Slot
+    from .transports.dry_run import Cost
 
 ops = torch.ops.compcomm
 
@@ -43,8 +44,9 @@ class Inputs(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class Compressor(Described, ABC):
-    """Base of all compressors. ``dense_below``: parameters of fewer elements, and all 1-D ones, travel exact (fp32)."""
+class Compressor(Described, ABC, abstract=True):
+    """Base of all compressors. ``dense_below``: parameters of fewer elements, and all 1-D ones, travel exact (fp32);
+    0: everything is coded."""
 
     linear: ClassVar[bool] = False
     """Payloads of several ranks may be summed before decoding, so an all-reduce can carry them."""
@@ -63,6 +65,10 @@ class Compressor(Described, ABC):
         """For linear compressors: as what the coded sections are summed."""
         return torch.float32
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.small, int) or isinstance(self.small, bool) or self.small < 0:
+            raise ValueError(f"{self!r}: dense_below={self.small!r} is not a number of elements. 0 codes everything.")
+
     @property
     def unbiased(self) -> bool:
         """E[decode(encode(x))] = x."""
@@ -78,7 +84,7 @@ class Compressor(Described, ABC):
 
     def exact(self, segment: Segment) -> bool:
         """Whether this segment travels as it is."""
-        return len(segment.shape) <= 1 or prod(segment.shape) < self.small
+        return self.small > 0 and (len(segment.shape) <= 1 or prod(segment.shape) < self.small)
 
     @property
     def small(self) -> int:
@@ -114,6 +120,12 @@ class Compressor(Described, ABC):
             f"(1 - delta)|x|^2, so its residual may grow without bound. {self.cure}"
         )
 
+    def cost(self, layout: Layout, world: int, rank: int = 0) -> Cost:
+        """Bytes that a rank sends per step, by the route that fits: see ``Reducer.cost``."""
+        from .transports.dry_run import cost
+
+        return cost(self, layout, world, rank)
+
     # What a new compressor writes, the simple way: one parameter at a time.
 
     def encode_segment(self, y: Tensor, rng: Rng, name_key: int, offset: int) -> Tensor:
@@ -140,6 +152,7 @@ class Compressor(Described, ABC):
             code = self.encode_segment(y * g, rng, key, offset).clone(memory_format=torch.contiguous_format)
             code = code.view(torch.uint8)
             i.wire[wire : wire + len(code)] = code
+            i.wire[wire + len(code) : wire + -(-len(code) // 4) * 4] = 0
             x.copy_(y - self.decode_segment(code, numel, rng, key, offset))
 
     def decode_rows(

@@ -23,6 +23,7 @@ from .store import Slot, State
 
 if TYPE_CHECKING:
     from .bucket import Layout
+    from .transports.dry_run import Cost
 
 
 class Arena:
@@ -134,7 +135,7 @@ Flow = Generator[Collective, bool, Reduced]
 
 
 @dataclass(frozen=True, repr=False)
-class Reducer(Described, ABC):
+class Reducer(Described, ABC, abstract=True):
     """Base of all reducers."""
 
     def slots(self, segment: Segment, world: int) -> Mapping[str, Slot]:
@@ -152,9 +153,13 @@ class Reducer(Described, ABC):
     def contractive(self) -> Reducer:
         """This reducer as error feedback needs it; an error where its compressor is no contraction."""
         raise ValueError(
-            f"ErrorFeedback({self!r}): {type(self).__name__} has no error to feed back. "
-            f"Put the feedback inside: {type(self).__name__}(..., ErrorFeedback(...))."
+            f"ErrorFeedback({self!r}): {type(self).__name__} gives no error to feed back. {self.feedback_cure}"
         )
+
+    @property
+    def feedback_cure(self) -> str:
+        """How feedback goes together with this reducer."""
+        return "Use it as it is."
 
     def under_feedback(self) -> Reducer:
         """This settled reducer, as it runs inside error feedback."""
@@ -163,6 +168,12 @@ class Reducer(Described, ABC):
     def settle(self, world: int) -> Reducer:
         """This reducer with every route chosen for ``world`` ranks."""
         return self
+
+    def cost(self, layout: Layout, world: int, rank: int = 0) -> Cost:
+        """Exact bytes that ``rank`` sends per step for a bucket of that layout, from a dry run; link headers apart."""
+        from .transports.dry_run import cost
+
+        return cost(self, layout, world, rank)
 
     @property
     def stateful(self) -> bool:
@@ -211,6 +222,8 @@ def settle(reducer: Reducer | Compressor, world: int) -> Reducer:
     two-phase           any other
     =================== ==========================================================================
     """
+    if isinstance(world, bool) or not isinstance(world, int) or world < 1:
+        raise ValueError(f"settle({reducer!r}, world={world!r}): the number of ranks is an integer, 1 or more.")
     if isinstance(reducer, Reducer):
         return reducer.settle(world)
     from .reducers.all_gather import AllGather

@@ -23,9 +23,9 @@ class Described:
 
     registry: ClassVar[dict[str, type[Described]]] = {}
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, *, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if not cls.__name__.startswith("_"):
+        if not (abstract or cls.__name__.startswith("_")):
             Described.registry[cls.__name__] = cls
 
     def __repr__(self) -> str:
@@ -56,6 +56,8 @@ def parse(text: str) -> Any:
     Raises:
         ValueError: what is not a description; an unknown name is answered with the nearest known one.
     """
+    if not isinstance(text, str):
+        raise TypeError(f'parse({text!r}): a text is needed, such as "TopK(ratio=0.01)".')
     try:
         tree = ast.parse(text.strip(), mode="eval")
     except SyntaxError as error:

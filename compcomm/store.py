@@ -101,7 +101,9 @@ class Store:
             home[key] = part
         live = {t.untyped_storage().data_ptr() for t in home.values()}
         self._slabs = {
-            k: b for k, b in self._slabs.items() if k[0] != name or b.flat.untyped_storage().data_ptr() in live
+            k: b
+            for k, b in self._slabs.items()
+            if k[0] != name or not b.flat.numel() or b.flat.untyped_storage().data_ptr() in live
         }
         self._slabs[name, layout] = slab
         return slab
@@ -136,6 +138,8 @@ class Store:
                         f"load_state_dict: {slot!r} of {name!r} {fault}: saved by another model or reducer."
                     )
                 a, b = here[name], there[name]
+                if not isinstance(b, Tensor):
+                    raise StateError(f"load_state_dict: {slot!r} of {name!r} is a {type(b).__name__}, not a tensor.")
                 if a.numel() != b.numel() or a.dtype != b.dtype:
                     raise StateError(
                         f"load_state_dict: {slot!r} of {name!r} has {b.numel()} elements of {b.dtype} where "
@@ -143,7 +147,7 @@ class Store:
                     )
         for slot, entries in given.items():
             for name, tensor in entries.items():
-                mine[slot][name].copy_(tensor.view(-1))
+                mine[slot][name].copy_(tensor.reshape(-1))
 
 
 class State:

@@ -19,6 +19,7 @@ offset bytes header field
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -69,8 +70,12 @@ class Packing:
                 for index, segment in part:
                     if segment.numel and compressor.exact(segment) is exact:
                         (self.exact if exact else self.coded).append(Row(message, index, segment, position))
-                        size = segment.numel * 4 if exact else compressor.section(segment.numel)
+                        size = segment.numel * 4 if exact else _section(compressor, segment)
                         position += -(-size // 4) * 4
+            if position >= 1 << 32:
+                raise ValueError(
+                    f"{compressor!r}: a message of {position} bytes; the header counts to 4 GiB. Use smaller buckets."
+                )
             splits.append(position)
         self.compressor = compressor
         self.extent = max((r.segment.stop for r in (*self.exact, *self.coded)), default=0)
@@ -120,6 +125,13 @@ class Packing:
         return gains
 
 
+def _section(compressor: Compressor, segment: Segment) -> int:
+    try:
+        return compressor.section(segment.numel)
+    except ValueError as error:
+        raise ValueError(f"parameter {segment.name!r}: {error}") from error
+
+
 @lru_cache(maxsize=4096)
 def pack(compressor: Compressor, layout: Layout) -> Packing:
     """The whole layout in one message."""
@@ -164,23 +176,23 @@ class Flags(NamedTuple):
 
 def write_header(message: Tensor, status: Tensor, ctx: Context, *, failed: bool = False) -> None:
     """Fills in the header of a message from the kernels' ``status`` (uint8: non-finite, then nonzero per segment)."""
-    if message.is_meta:
+    write_headers((message,), status, ctx, failed=failed)
+
+
+def write_headers(messages: Sequence[Tensor], status: Tensor, ctx: Context, *, failed: bool = False) -> None:
+    """The same for one message per owner: headers that differ in the length alone."""
+    if not messages or messages[0].is_meta:
         return
     bits = status.cpu().numpy()
-    count = len(bits) - 1
     flags = (NONFINITE if bits[0] else 0) | (FAILED if failed else 0)
-    size = _FIELDS + -(-count // 8)
-    head = np.empty(size, np.uint8)
-    head[:_FIELDS].view("<u4")[:] = (
-        MAGIC,
-        flags | ctx.rank << 16,
-        ctx.step & 0xFFFFFFFF,
-        ctx.bucket & 0xFFFFFFFF,
-        message.numel(),
-    )
-    head[_FIELDS:] = np.packbits(bits[1:] == 0, bitorder="little")
-    message[:size].copy_(torch.from_numpy(head))
-    message[size : -(-size // 4) * 4].zero_()
+    size = _FIELDS + -(-(len(bits) - 1) // 8)
+    head = np.zeros(-(-size // 4) * 4, np.uint8)
+    fields = head[:_FIELDS].view("<u4")
+    fields[:] = MAGIC, flags | ctx.rank << 16, ctx.step & 0xFFFFFFFF, ctx.bucket & 0xFFFFFFFF, 0
+    head[_FIELDS:size] = np.packbits(bits[1:] == 0, bitorder="little")
+    for message in messages:
+        fields[4] = message.numel()
+        message[: len(head)].copy_(torch.from_numpy(head))
 
 
 def read_headers(messages: Tensor, count: int, ctx: Context, lengths: tuple[int, ...]) -> Flags:

@@ -31,6 +31,7 @@ class Cast(Compressor):
     cure = "Use Cast(bfloat16), which keeps fp32's range."
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.to not in (torch.bfloat16, torch.float16):
             raise ValueError(f"Cast({self.to!r}): the wire types are torch.bfloat16 and torch.float16.")
 

@@ -47,6 +47,7 @@ class QSGD(Compressor):
     dense_below: int = 1024
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.bits is None) == (self.levels is None):
             raise ValueError(f"{self!r}: give either bits (2 to 8) or levels (1 to 127).")
         if not is_integer(self.bits if self.levels is None else self.levels):
@@ -58,7 +59,7 @@ class QSGD(Compressor):
         if self.levels is not None and not 1 <= self.levels <= 127:
             raise ValueError(f"{self!r}: levels={self.levels} is outside 1 to 127 (8 bits with the sign).")
         if self.norm not in (2, inf):
-            raise ValueError(f"{self!r}: norm={self.norm} is neither 2 nor inf.")
+            raise ValueError(f"{self!r}: norm={self.norm!r} is neither 2 nor inf.")
         if self.rounding not in ("stochastic", "nearest"):
             raise ValueError(f"{self!r}: rounding={self.rounding!r} is neither 'stochastic' nor 'nearest'.")
         check_block(repr(self), self.block)

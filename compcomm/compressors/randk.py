@@ -36,7 +36,10 @@ class RandK(Compressor):
     sparse = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_density(repr(self), self.ratio, self.k)
+        if not isinstance(self.unbiased, bool):
+            raise ValueError(f"{self!r}: unbiased={self.unbiased!r} is neither True nor False.")
 
     def delta(self, numel: int) -> float | None:
         if not self.unbiased:

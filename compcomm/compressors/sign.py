@@ -33,6 +33,7 @@ class SignScale(Compressor):
     cure = "Use SignScale(scale='l1'), whose error never exceeds the input."
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.scale not in ("l1", "l2"):
             raise ValueError(f"{self!r}: scale={self.scale!r} is neither 'l1' nor 'l2'.")
         check_block(repr(self), self.block)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from math import ceil
 
 from torch import Tensor
@@ -25,17 +26,18 @@ def check_density(call: str, ratio: float | None, k: int | None) -> None:
     """Exactly one of ratio in (0, 1] and k >= 1."""
     if (ratio is None) == (k is None):
         raise ValueError(f"{call}: give either ratio (a density in (0, 1]) or k (elements per parameter).")
-    if ratio is not None and not 0 < ratio <= 1:
-        raise ValueError(f"{call}: ratio={ratio} is not in (0, 1]: it is the share of the elements that is sent.")
+    number = isinstance(ratio, int | float) and not isinstance(ratio, bool)
+    if ratio is not None and not (number and 0 < ratio <= 1):
+        raise ValueError(f"{call}: ratio={ratio!r} is not in (0, 1]: it is the share of the elements that is sent.")
     if k is not None and (not is_integer(k) or k < 1):
-        raise ValueError(f"{call}: k={k} is not a positive number of elements.")
+        raise ValueError(f"{call}: k={k!r} is not a positive number of elements.")
 
 
 def count(call: str, ratio: float | None, k: int | None, numel: int) -> int:
-    """k = ceil(ratio * numel), at least 1 (0 of 0)."""
+    """k = ceil(ratio * numel), at least 1 (0 of 0); the ratio is taken as the decimal number that it was written as."""
     if k is not None and k > numel > 0:
         raise ValueError(f"{call}: k={k} exceeds a parameter of {numel} elements. Use ratio, or raise dense_below.")
-    return min(numel, k if k is not None else max(1, ceil(ratio * numel)))  # type: ignore[operator]
+    return min(numel, k if k is not None else max(1, ceil(Fraction(repr(ratio)) * numel)))
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,6 +65,7 @@ class TopK(Compressor):
     sparse = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_density(repr(self), self.ratio, self.k)
 
     def delta(self, numel: int) -> float | None:

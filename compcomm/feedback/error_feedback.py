@@ -37,6 +37,10 @@ class ErrorFeedback(Reducer):
             raise TypeError(f"ErrorFeedback({self.reducer!r}): give a compressor or a reducer, such as TopK(0.01).")
         object.__setattr__(self, "reducer", self.reducer.contractive())
 
+    @property
+    def feedback_cure(self) -> str:
+        return f"It has feedback already: use {self!r} as it is."
+
     def settle(self, world: int) -> Reducer:
         return ErrorFeedback(settle(self.reducer, world).under_feedback())
 
@@ -72,11 +76,15 @@ class ErrorFeedback(Reducer):
     ) -> Flow:
         if add is not None or decay != 1.0:
             raise TypeError(f"{self!r} holds its own memory: it takes a gradient, not add= or decay=.")
-        residual = state["residual"]
-        result = yield from self._inner.reduce(
-            residual, out, state, ctx,
-            add=x, add_scale=add_scale * ctx.unscale, out_scale=out_scale / ctx.unscale, accumulate=accumulate,
-        )  # fmt: skip
+        residual, unscale = state["residual"], ctx.unscale
+        ctx.unscale = 1.0  # what is inside sees unscaled numbers
+        try:
+            result = yield from self._inner.reduce(
+                residual, out, state, ctx,
+                add=x, add_scale=add_scale * unscale, out_scale=out_scale / unscale, accumulate=accumulate,
+            )  # fmt: skip
+        finally:
+            ctx.unscale = unscale
 
         def undo() -> None:
             result.undo()

@@ -67,7 +67,7 @@ class Exact(Reducer):
             yield AllReduce(y)
             total, where = y, layout.packed()
         if ctx.watch and not total.is_meta and not bool(torch.isfinite(total.sum())):
-            ctx.bad = not bool(torch.isfinite(total).all())
+            ctx.bad |= not bool(torch.isfinite(total).all())
         if not in_place:
             for s in where.segments:
                 at = out.layout.position(s)

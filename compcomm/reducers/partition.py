@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from typing import Any, NoReturn, cast
 
 import torch
 
@@ -34,6 +35,10 @@ class Partition(Reducer):
             if not isinstance(pattern, str) or not isinstance(part, Reducer | Compressor):
                 raise TypeError(f"Partition: {pattern!r}: {part!r} is not a name pattern with a reducer.")
         object.__setattr__(self, "parts", _Frozen(self.parts))
+
+    @property
+    def feedback_cure(self) -> str:
+        return "Put the feedback around each part: Partition({pattern: ErrorFeedback(...)})."
 
     def settle(self, world: int) -> Reducer:
         return Partition({p: settle(r, world) for p, r in self.parts.items()})
@@ -146,7 +151,15 @@ class _Several:
 
 
 class _Frozen(dict[str, "Reducer | Compressor"]):
-    """A dictionary that can be hashed, as frozen descriptions are."""
+    """A dictionary that never changes, and whose order counts: the first pattern that matches decides."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(tuple(self.items()))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mapping) and list(self.items()) == list(cast("Mapping[Any, Any]", other).items())
+
+    def _fixed(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError("Partition: its parts are fixed. Make a new Partition({...}).")
+
+    __setitem__ = __delitem__ = __ior__ = update = pop = popitem = clear = setdefault = _fixed  # type: ignore[assignment]

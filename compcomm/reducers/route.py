@@ -14,7 +14,7 @@ from ..wire import Flags
 
 
 @dataclass(frozen=True, repr=False)
-class Route(Reducer, ABC):
+class Route(Reducer, ABC, abstract=True):
     """A reducer that carries ``compressor``'s payloads."""
 
     compressor: Compressor

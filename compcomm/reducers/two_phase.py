@@ -18,7 +18,7 @@ from ..bucket import Bucket, Layout, Segment
 from ..collectives import AllGather, AllToAll
 from ..reducer import Context, Flow, Reduced, Reducer, Sent
 from ..store import Merge, Slot, State
-from ..wire import Packing, pack_rows, pack_shares, read_headers, write_header
+from ..wire import Packing, pack_rows, pack_shares, read_headers, write_header, write_headers
 from .route import Route, finish
 
 
@@ -87,14 +87,13 @@ class TwoPhase(Route):
         accumulate: bool = False,
     ) -> Flow:
         layout, c, world = (add or x).layout, self.compressor, ctx.world
-        sharded = not all(out.layout.position(s) >= 0 for s in layout.segments)
+        sharded = out.layout != layout and not all(out.layout.position(s) >= 0 for s in layout.segments)
         packing = pack_rows(c, layout, world) if sharded else pack_shares(c, layout, world)
         payload = c.encode_(
             x, ctx.rng, add=add, decay=decay, add_scale=add_scale,
             wire=ctx.buffer("sent", packing.nbytes), packing=packing,
         )  # fmt: skip
-        for message in payload.wire.split(packing.splits):
-            write_header(message, payload.status, ctx)
+        write_headers(payload.wire.split(packing.splits), payload.status, ctx)
         mine = packing.splits[ctx.rank]
         received = ctx.buffer("received", mine * world)
         yield AllToAll(payload.wire, received, packing.splits, (mine,) * world)
@@ -112,8 +111,9 @@ class TwoPhase(Route):
         c.decode_(wires, mean, ctx.rng, packing, scale=1.0 / world, skip=flags.skip, message=ctx.rank)
         noise = ctx.rng._replace(rank=-1 - ctx.rank)  # not that of the first encoding
         server = state["server"] if self.keeps else mean
+        unscale = ctx.unscale if self.keeps else 1.0
         second = c.encode_(
-            server, noise, add=mean if self.keeps else None,
+            server, noise, add=mean if self.keeps else None, add_scale=unscale,
             wire=ctx.buffer("owned", max(packing.splits)), packing=packing, message=ctx.rank,
         )  # fmt: skip
         write_header(second.wire[:mine], second.status, ctx)
@@ -124,7 +124,7 @@ class TwoPhase(Route):
         flags = flags._replace(bad=flags.bad or again.bad)
         c.decode_(
             gathered.unsqueeze(0), out, ctx.rng, packing,
-            scale=out_scale, skip=flags.skip, accumulate=accumulate, stride=width,
+            scale=out_scale / unscale, skip=flags.skip, accumulate=accumulate, stride=width,
         )  # fmt: skip
         result = finish(payload, flags, x, out, ctx)
         if not self.keeps:
@@ -138,7 +138,7 @@ class TwoPhase(Route):
             kept.add_(server)
             for s in server.layout.segments:
                 at = owned.position(s)
-                m = mean.flat[at : at + s.numel]
+                m = mean.flat[at : at + s.numel] * unscale
                 server.flat[s.start : s.stop] -= torch.where(torch.isfinite(m), m, 0.0)  # infinities never entered
 
         return Reduced(result.sent, result.error, undo)

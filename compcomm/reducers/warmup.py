@@ -29,6 +29,11 @@ class Warmup(Reducer):
         if not isinstance(self.reducer, Reducer | Compressor):
             raise TypeError(f"Warmup({self.steps}, {self.reducer!r}): give a compressor or a reducer.")
 
+    @property
+    def feedback_cure(self) -> str:
+        inner = self.reducer if "ErrorFeedback" in repr(self.reducer) else f"ErrorFeedback({self.reducer!r})"
+        return f"Use Warmup({self.steps}, {inner})."
+
     def settle(self, world: int) -> Reducer:
         return Warmup(self.steps, settle(self.reducer, world))
 

@@ -25,7 +25,7 @@ def coding(described: T) -> T:
     for f in fields(described):
         value = getattr(described, f.name)
         if f.name == "dense_below":
-            changed[f.name] = 0
+            changed[f.name] = 1
         elif isinstance(value, dict):
             changed[f.name] = {k: coding(v) for k, v in cast("dict[str, object]", value).items()}
         elif is_dataclass(value):

@@ -44,7 +44,7 @@ class Thirds(cc.Compressor):
 
 
 def _compressor(**methods: object) -> cc.Compressor:
-    kind = type("Liar", (Thirds,), {"dense_below": 0, **methods})
+    kind = type("Liar", (Thirds,), {"dense_below": 1, **methods})
     return dataclass(frozen=True, repr=False)(kind)()
 
 

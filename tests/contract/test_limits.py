@@ -77,7 +77,7 @@ def test_sparse_gradients_are_recovered(world: int, rows: int, columns: int, see
         t = torch.zeros(rows * columns)
         t[torch.randperm(rows * columns, generator=g)[:k]] = torch.randn(k, generator=g)
         tensors.append({"w": t.view(rows, columns)})
-    simulator = cc.Simulator(cc.ErrorFeedback(cc.TopK(k=k, dense_below=0)), world)
+    simulator = cc.Simulator(cc.ErrorFeedback(cc.TopK(k=k, dense_below=1)), world)
     mean = simulator.mean(tensors)[0]["w"]
     due = torch.stack([t["w"] for t in tensors]).double().mean(0)
     assert torch.allclose(mean.double(), due, rtol=1e-6, atol=1e-7)

@@ -11,8 +11,8 @@ from compcomm.transports.dry_run import plan
 PARAMETERS = (("a", 96), ("b", 40), ("c", 5))
 ROUTES = [
     cc.Exact(),
-    cc.AllReduce(cc.RandK(ratio=0.25, dense_below=0)),
-    cc.AllGather(cc.QSGD(bits=4, block=16, dense_below=0)),
+    cc.AllReduce(cc.RandK(ratio=0.25, dense_below=1)),
+    cc.AllGather(cc.QSGD(bits=4, block=16, dense_below=1)),
 ]
 
 
@@ -73,9 +73,9 @@ def _compare(layout: cc.Layout, found: list[torch.Tensor], full: torch.Tensor, w
 @pytest.mark.parametrize(
     "compressor",
     [
-        cc.QSGD(bits=4, block=16, dense_below=0),
-        cc.SignScale(block=16, dense_below=0),
-        cc.TopK(ratio=0.2, dense_below=0),
+        cc.QSGD(bits=4, block=16, dense_below=1),
+        cc.SignScale(block=16, dense_below=1),
+        cc.TopK(ratio=0.2, dense_below=1),
     ],
     ids=repr,
 )
@@ -92,7 +92,7 @@ def test_two_phase_stops_at_the_owner(compressor: cc.Compressor, world: int) -> 
 @pytest.mark.parametrize("world", [2, 3])
 def test_feedback_with_sharded_results(world: int) -> None:
     """Residuals stay whole, rows get the means, and nothing is lost."""
-    compressor = cc.SignScale(block=16, dense_below=0)
+    compressor = cc.SignScale(block=16, dense_below=1)
     steps = 6
     layout = _buffer(world)
     rows = layout.rows(world)

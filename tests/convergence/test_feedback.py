@@ -11,10 +11,10 @@ from torch import Tensor
 import compcomm as cc
 
 CONTRACTIONS = [
-    cc.TopK(k=3, dense_below=0),
-    cc.SignScale(block=16, dense_below=0),
-    cc.QSGD(bits=2, rounding="nearest", block=16, dense_below=0),
-    cc.QSGD(bits=4, rounding="nearest", block=16, dense_below=0),
+    cc.TopK(k=3, dense_below=1),
+    cc.SignScale(block=16, dense_below=1),
+    cc.QSGD(bits=2, rounding="nearest", block=16, dense_below=1),
+    cc.QSGD(bits=4, rounding="nearest", block=16, dense_below=1),
     cc.Cast(torch.bfloat16, 0),
 ]
 
@@ -64,7 +64,7 @@ def test_rates_by_hand() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize(("d", "compressor"), [*((10, c) for c in CONTRACTIONS), (20, cc.TopK(k=2, dense_below=0))])
+@pytest.mark.parametrize(("d", "compressor"), [*((10, c) for c in CONTRACTIONS), (20, cc.TopK(k=2, dense_below=1))])
 def test_tight_rate_holds_at_every_step(d: int, compressor: cc.Compressor, seed: int) -> None:
     """V = |z|^2 - 2<z, e> + (1 + 1/sqrt(eps))|e|^2, z = x - x*: V falls by the factor rho in every single step.
 
@@ -96,10 +96,10 @@ def test_tight_rate_holds_at_every_step(d: int, compressor: cc.Compressor, seed:
 def test_why_feedback_asks_for_a_contraction() -> None:
     """4-bit QSGD with the L2 norm in blocks of 512, unshrunk: its residual grows without bound; shrunk, it does not."""
     g = torch.Generator().manual_seed(0)
-    c = cc.QSGD(bits=4, norm=2, dense_below=0)
+    c = cc.QSGD(bits=4, norm=2, dense_below=1)
     layout = cc.Layout.of([("w", (8, 512))])
     plain = cc.Bucket(torch.zeros(layout.numel), layout)
-    nearest = cc.Simulator(cc.ErrorFeedback(cc.QSGD(bits=4, rounding="nearest", dense_below=0)), 1)
+    nearest = cc.Simulator(cc.ErrorFeedback(cc.QSGD(bits=4, rounding="nearest", dense_below=1)), 1)
     shrunk = cc.Simulator(cc.ErrorFeedback(c), 1)
     sizes: list[float] = []
     for t in range(40):
@@ -112,4 +112,4 @@ def test_why_feedback_asks_for_a_contraction() -> None:
     size = sqrt(layout.numel)
     assert float(_residual(nearest).norm()) / size < 0.3
     assert float(_residual(shrunk).norm()) / size < 10
-    assert repr(shrunk.reducer) == "ErrorFeedback(AllGather(Contractive(QSGD(bits=4, norm=2, dense_below=0))))"
+    assert repr(shrunk.reducer) == "ErrorFeedback(AllGather(Contractive(QSGD(bits=4, norm=2, dense_below=1))))"

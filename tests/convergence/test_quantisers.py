@@ -45,7 +45,7 @@ def _variance(x: Tensor, s: int, norm: float) -> float:
 @pytest.mark.parametrize("kind", ["gaussian", "student-t", "ramp"])
 def test_variance_of_qsgd_is_the_exact_one(levels: int, norm: float, kind: str) -> None:
     x = vectors(D, 3)[kind]
-    c = cc.QSGD(levels=levels, norm=norm, block=D, dense_below=0)
+    c = cc.QSGD(levels=levels, norm=norm, block=D, dense_below=1)
     errors = (draws(c, x, 4000).double() - x.double()).square().sum(1)
     due = _variance(x, levels, norm)
     assert float(errors.mean()) == pytest.approx(due, abs=5 * float(errors.std()) / sqrt(4000) + 1e-9 * due)
@@ -56,21 +56,21 @@ def test_variance_of_qsgd_is_the_exact_one(levels: int, norm: float, kind: str) 
 )
 def test_relative_variance_on_gaussian_vectors(levels: int, norm: float, figure: float) -> None:
     """Averages over vectors; the published figures are of one vector of 256 each, whose maximum varies by a tenth."""
-    c = cc.QSGD(levels=levels, norm=norm, block=D, dense_below=0)
+    c = cc.QSGD(levels=levels, norm=norm, block=D, dense_below=1)
     assert float(_relative(c, _gaussian(2000)).mean()) == pytest.approx(figure, rel=0.05 if norm == 2 else 0.15)
 
 
 def test_one_level_under_the_max_norm_is_terngrad() -> None:
     """E|C(x) - x|^2 = |x|_max |x|_1 - |x|^2."""
     x = vectors(D, 5)["student-t"]
-    errors = (draws(cc.QSGD(levels=1, block=D, dense_below=0), x, 4000).double() - x.double()).square().sum(1)
+    errors = (draws(cc.QSGD(levels=1, block=D, dense_below=1), x, 4000).double() - x.double()).square().sum(1)
     due = float(x.abs().max() * x.double().abs().sum() - x.double().square().sum())
     assert float(errors.mean()) == pytest.approx(due, abs=5 * float(errors.std()) / sqrt(4000))
 
 
 def test_a_single_spike_is_sent_without_loss() -> None:
     for norm in (2, inf):
-        t = trip(cc.QSGD(bits=4, norm=norm, dense_below=0), vectors(D)["1-sparse"])
+        t = trip(cc.QSGD(bits=4, norm=norm, dense_below=1), vectors(D)["1-sparse"])
         assert float(t.error.norm()) <= 1e-6 * float(t.y.norm())
 
 
@@ -91,7 +91,7 @@ def test_nearest_delta_is_attained() -> None:
     for s in (1, 7, 127):
         x = torch.full((512,), 0.49999 / s)
         x[0] = 1.0
-        c = cc.QSGD(levels=s, rounding="nearest", dense_below=0)
+        c = cc.QSGD(levels=s, rounding="nearest", dense_below=1)
         t = trip(c, x)
         delta = c.delta(512)
         assert delta is not None
@@ -105,17 +105,17 @@ def test_sign_errors_are_exact(kind: str) -> None:
     x = vectors(D)[kind]
     x64 = x.double()
     one, two = float(x64.abs().sum()), float(x64.norm())
-    l1 = trip(cc.SignScale(dense_below=0), x).error.double().square().sum()
-    l2 = trip(cc.SignScale("l2", dense_below=0), x).error.double().square().sum()
+    l1 = trip(cc.SignScale(dense_below=1), x).error.double().square().sum()
+    l2 = trip(cc.SignScale("l2", dense_below=1), x).error.double().square().sum()
     assert float(l1) == pytest.approx(two**2 - one**2 / D, rel=1e-5, abs=1e-6 * two**2)
     assert float(l2) == pytest.approx(2 * two**2 * (1 - one / (sqrt(D) * two)), rel=1e-5, abs=1e-6 * two**2)
 
 
 def test_sign_figures() -> None:
     rows = _gaussian(2000)
-    l1, l2 = _relative(cc.SignScale(dense_below=0), rows), _relative(cc.SignScale("l2", dense_below=0), rows)
+    l1, l2 = _relative(cc.SignScale(dense_below=1), rows), _relative(cc.SignScale("l2", dense_below=1), rows)
     assert float(l1.mean()) == pytest.approx(1 - 2 / pi, rel=0.01)
     assert float(l2.mean()) == pytest.approx(2 * (1 - sqrt(2 / pi)), rel=0.01)
     spike = vectors(D)["1-sparse"].unsqueeze(0)
-    assert float(_relative(cc.SignScale("l2", dense_below=0), spike)) == pytest.approx(1.875, rel=1e-6)
-    assert float(_relative(cc.SignScale(dense_below=0), spike)) == pytest.approx(1 - 1 / D, rel=1e-6)
+    assert float(_relative(cc.SignScale("l2", dense_below=1), spike)) == pytest.approx(1.875, rel=1e-6)
+    assert float(_relative(cc.SignScale(dense_below=1), spike)) == pytest.approx(1 - 1 / D, rel=1e-6)

@@ -19,7 +19,7 @@ D = 300
 def test_top_k_splits_the_norm(kind: str, ratio: float) -> None:
     """|x - C(x)|^2 = |x|^2 - |C(x)|^2 <= (1 - k/d)|x|^2, with equality where all |x_j| are equal."""
     x = vectors(D)[kind]
-    c = cc.TopK(ratio=ratio, dense_below=0)
+    c = cc.TopK(ratio=ratio, dense_below=1)
     t = trip(c, x)
     error, value, whole = (float(v.double().square().sum()) for v in (t.error, t.value, x))
     k = c.kept(D)
@@ -35,7 +35,7 @@ def test_rand_k_loses_its_share(k: int) -> None:
     """E|x - C(x)|^2 = (1 - k/d)|x|^2, or (d/k - 1)|x|^2 in the unbiased form; the rank has no part in the mask."""
     x = vectors(D)["gaussian"]
     size = float(x.double().square().sum())
-    for c, due in ((cc.RandK(k=k, dense_below=0), 1 - k / D), (cc.RandK(k=k, unbiased=True, dense_below=0), D / k - 1)):
+    for c, due in ((cc.RandK(k=k, dense_below=1), 1 - k / D), (cc.RandK(k=k, unbiased=True, dense_below=1), D / k - 1)):
         errors = (draws(c, x, 4000).double() - x.double()).square().sum(1) / size
         assert float(errors.mean()) == pytest.approx(due, abs=5 * float(errors.std()) / sqrt(4000))
         assert torch.equal(trip(c, x, cc.Rng(rank=0)).value, trip(c, x, cc.Rng(rank=5)).value)
@@ -43,7 +43,7 @@ def test_rand_k_loses_its_share(k: int) -> None:
 
 def test_every_element_is_drawn_as_often() -> None:
     """4000 masks of 30 among 300: each element is kept 400 times, give or take five standard deviations."""
-    kept = (draws(cc.RandK(k=30, dense_below=0), torch.ones(D), 4000) != 0).sum(0)
+    kept = (draws(cc.RandK(k=30, dense_below=1), torch.ones(D), 4000) != 0).sum(0)
     assert int(kept.sum()) == 4000 * 30
     assert float((kept - 400).abs().max()) <= 5 * sqrt(4000 * 0.1 * 0.9)
 
@@ -51,6 +51,6 @@ def test_every_element_is_drawn_as_often() -> None:
 def test_a_shrunken_compressor_is_a_contraction() -> None:
     """C/(1 + omega) of rand-k is rand-k in its biased form: the factor d/k is taken back."""
     x = vectors(D)["gaussian"]
-    a = trip(cc.Contractive(cc.RandK(k=30, unbiased=True, dense_below=0)), x).value
-    b = trip(cc.RandK(k=30, dense_below=0), x).value
+    a = trip(cc.Contractive(cc.RandK(k=30, unbiased=True, dense_below=1)), x).value
+    b = trip(cc.RandK(k=30, dense_below=1), x).value
     assert torch.allclose(a, b, rtol=1e-6, atol=0)

@@ -74,20 +74,33 @@ CASES: list[tuple[Callable[[], object], list[str]]] = [
         lambda: cc.ErrorFeedback(cc.Warmup(3, cc.TopK(ratio=0.1))),
         [
             "ErrorFeedback(Warmup(3",
-            "no error to feed back",
-            "Put the feedback inside",
-            "Warmup(..., ErrorFeedback(...))",
+            "gives no error to feed back",
+            "Use Warmup(3, ErrorFeedback(TopK(ratio=0.1)))",
         ],
     ),
-    (lambda: cc.ErrorFeedback(cc.Partition({"*": cc.TopK(ratio=0.1)})), ["Partition", "Put the feedback inside"]),
+    (
+        lambda: cc.ErrorFeedback(cc.Partition({"*": cc.TopK(ratio=0.1)})),
+        ["Partition", "Put the feedback around each part"],
+    ),
     (
         lambda: cc.ErrorFeedback(cc.ErrorFeedback(cc.TopK(ratio=0.1))),
-        ["ErrorFeedback(ErrorFeedback(", "no error to feed back"],
+        ["ErrorFeedback(ErrorFeedback(", "error to feed back"],
     ),
     (lambda: cc.ErrorFeedback(0.1), ["ErrorFeedback(0.1)", "give a compressor or a reducer"]),
     (lambda: cc.Warmup(-1, cc.Exact()), ["Warmup(steps=-1)", "0 or more"]),
     (lambda: cc.Warmup(1.5, cc.Exact()), ["Warmup(steps=1.5)", "integer"]),
     (lambda: cc.Warmup(1, "TopK"), ["Warmup(1, 'TopK')", "give a compressor or a reducer"]),
+    (lambda: cc.ErrorFeedback(cc.ErrorFeedback(cc.TopK(ratio=0.1))), ["has feedback already"]),
+    (lambda: cc.TopK(ratio="0.1"), ["TopK(ratio='0.1')", "(0, 1]"]),  # type: ignore[arg-type]
+    (lambda: cc.TopK(ratio=True), ["ratio=True", "(0, 1]"]),
+    (lambda: cc.TopK(ratio=0.1, dense_below=-5), ["dense_below=-5", "0 codes everything"]),
+    (lambda: cc.RandK(ratio=0.1, unbiased="yes"), ["unbiased='yes'", "neither True nor False"]),  # type: ignore[arg-type]
+    (lambda: cc.QSGD(bits=4, norm="inf"), ["norm='inf'", "neither 2 nor inf"]),  # type: ignore[arg-type]
+    (lambda: cc.settle(cc.SignScale(), 0), ["world=0", "1 or more"]),
+    (lambda: cc.cost(cc.TopK(k=5000), cc.Layout.of([("w", (64, 64))]), 2), ["'w'", "k=5000", "4096 elements"]),
+    (lambda: cc.Partition({"a": cc.Exact()}).parts.update({}), ["fixed"]),  # type: ignore[attr-defined]
+    (lambda: cc.Layout([cc.Segment("a", (4,), 0, 4), cc.Segment("b", (4,), 3, 7)]), ["'a'", "'b'", "overlap"]),
+    (lambda: cc.parse(None), ["parse(None)", "a text is needed"]),  # type: ignore[arg-type]
     (lambda: cc.Partition({}), ["Partition({})", "{pattern: reducer}"]),
     (lambda: cc.Partition({"a": 3}), ["'a'", "3", "name pattern with a reducer"]),
     (

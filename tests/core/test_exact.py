@@ -89,3 +89,10 @@ def test_large_finite_sums_are_not_bad() -> None:
     simulator = cc.Simulator(cc.Exact(), 2)
     simulator.step([[b] for b in inputs])
     assert not simulator.bad
+
+
+def test_an_exact_part_does_not_make_a_bad_step_good() -> None:
+    reducer = cc.Partition({"a": cc.ErrorFeedback(cc.TopK(ratio=0.5, dense_below=0)), "*": cc.Exact()})
+    simulator = cc.Simulator(reducer, 1)
+    simulator.mean([{"a": torch.tensor([1.0, float("inf"), 2.0, 3.0]), "b": torch.full((8,), 3e38)}])
+    assert simulator.bad, "the sum of b's elements overflows, its elements do not: that says nothing about a"

@@ -11,7 +11,7 @@ import compcomm as cc
 @pytest.mark.parametrize("wrong", [0.0, 1e-30, 1e30, -1.0, float("nan"), float("inf")])
 def test_a_threshold_is_kept_and_never_trusted(wrong: float) -> None:
     g = torch.Generator().manual_seed(0)
-    told, asked = (cc.Simulator(cc.ErrorFeedback(cc.TopK(k=40, dense_below=0)), 2) for _ in range(2))
+    told, asked = (cc.Simulator(cc.ErrorFeedback(cc.TopK(k=40, dense_below=1)), 2) for _ in range(2))
     for _ in range(4):
         given = [{"v": torch.randn(50, 40, generator=g), "w": 9 * torch.randn(70, 30, generator=g)} for _ in range(2)]
         before = {n: t.clone() for n, t in told.stores[0].state_dict().get("residual", {}).items()}

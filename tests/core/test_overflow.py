@@ -32,7 +32,7 @@ def test_an_element_that_does_not_fit_float16_is_kept() -> None:
 def test_it_undoes_the_step_of_others() -> None:
     """The overflow is found in one part of a partition; the residual of the other part takes its payload back."""
     simulator = cc.Simulator(
-        cc.Partition({"half": HALF, "*": cc.ErrorFeedback(cc.TopK(ratio=0.1, dense_below=0))}), 2, seed=1
+        cc.Partition({"half": HALF, "*": cc.ErrorFeedback(cc.TopK(ratio=0.1, dense_below=1))}), 2, seed=1
     )
     g = torch.Generator().manual_seed(0)
     applied = torch.zeros(20, 20, dtype=torch.float64)
@@ -52,7 +52,7 @@ def test_it_undoes_the_step_of_others() -> None:
 
 def test_parts_of_equal_size_do_not_share_memory() -> None:
     """Both parts of the partition send as many bytes; each must still hold its own when the step is undone."""
-    part = cc.ErrorFeedback(cc.TopK(ratio=0.1, dense_below=0))
+    part = cc.ErrorFeedback(cc.TopK(ratio=0.1, dense_below=1))
     simulator = cc.Simulator(cc.Partition({"a": part, "b": part}), 2, seed=1)
     g = torch.Generator().manual_seed(0)
     applied = {n: torch.zeros(20, 20, dtype=torch.float64) for n in "ab"}
@@ -72,7 +72,7 @@ def test_parts_of_equal_size_do_not_share_memory() -> None:
 @pytest.mark.parametrize("server", [cc.ErrorFeedback, False])
 def test_a_mean_that_does_not_fit_fp32(server: object) -> None:
     """Every rank's gradient is finite, and the owner's sum is not: the second message says so to all."""
-    nearest = cc.QSGD(bits=4, rounding="nearest", dense_below=0)
+    nearest = cc.QSGD(bits=4, rounding="nearest", dense_below=1)
     simulator = cc.Simulator(cc.TwoPhase(nearest, server=server), 3)
     given = [{"w": torch.full((32, 32), 3e38)} for _ in range(3)]
     means = simulator.mean(given)

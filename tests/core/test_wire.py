@@ -18,7 +18,7 @@ def _bytes(text: str) -> bytes:
 def test_a_message_by_hand() -> None:
     """rank 2 of 3, step 5, bucket 1: three segments, of which the second has no gradient, and a sign-coded one."""
     layout = cc.Layout.of([("b", (2,)), ("z", (1,)), ("w", (2, 16))])
-    c = cc.SignScale(block=16, dense_below=0)
+    c = cc.SignScale(block=16, dense_below=1)
     flat = torch.tensor([1.0, -2.0, 0.0, *[3.0] * 15, -3.0, *[-0.5] * 16])
     ctx = cc.Context(rank=2, world=3, step=5, bucket=1)
     payload = c.encode_(cc.Bucket(flat, layout), ctx.rng)
@@ -36,15 +36,15 @@ def test_a_message_by_hand() -> None:
         (cc.Cast(torch.bfloat16, 0), [1.0, -2.0, 3.0], "803f 00c0 4040"),
         (cc.Cast(torch.float16, 0), [1.0, -2.0, 3.0], "003c 00c0 0042"),
         # N = 7: step 1, codes q + 7 of four bits, low nibble first
-        (cc.QSGD(bits=4, rounding="nearest", dense_below=0), [7.0, -7.0, 0.0, 2.6, -1.2], "0000803f | 0e a7 06"),
+        (cc.QSGD(bits=4, rounding="nearest", dense_below=1), [7.0, -7.0, 0.0, 2.6, -1.2], "0000803f | 0e a7 06"),
         # N = 3: step 1, codes q + 3 of three bits: 6, 0, 3 -> 6 + (3 << 6)
-        (cc.QSGD(bits=3, rounding="nearest", dense_below=0), [3.0, -3.0, 0.4], "0000803f | c6 00"),
+        (cc.QSGD(bits=3, rounding="nearest", dense_below=1), [3.0, -3.0, 0.4], "0000803f | c6 00"),
         # k = 2: one block of indices with two elements, at 1 and 3
-        (cc.TopK(k=2, dense_below=0), [0.5, -2.0, 0.1, 1.0], "02000000 | 0100 0300 | 000000c0 | 0000803f"),
+        (cc.TopK(k=2, dense_below=1), [0.5, -2.0, 0.1, 1.0], "02000000 | 0100 0300 | 000000c0 | 0000803f"),
         # k = 1: padding after the single offset
-        (cc.TopK(k=1, dense_below=0), [0.5, -2.0, 0.1], "01000000 | 0100 0000 | 000000c0"),
-        (cc.RandK(ratio=1.0, dense_below=0), [2.5], "00002040"),
-        (cc.SignScale(scale="l2", dense_below=0), [3.0, -3.0, 0.0, -0.0], "b6c30740 | 02"),
+        (cc.TopK(k=1, dense_below=1), [0.5, -2.0, 0.1], "01000000 | 0100 0000 | 000000c0"),
+        (cc.RandK(ratio=1.0, dense_below=1), [2.5], "00002040"),
+        (cc.SignScale(scale="l2", dense_below=1), [3.0, -3.0, 0.0, -0.0], "b6c30740 | 02"),
     ],
 )
 def test_sections_by_hand(compressor: cc.Compressor, values: list[float], section: str) -> None:
@@ -74,7 +74,7 @@ def test_more_segments_make_a_longer_header() -> None:
 
 def test_one_message_per_owner() -> None:
     layout = cc.Layout.of([("w", (1, 96)), ("b", (5,))])
-    packing = pack_shares(cc.SignScale(block=16, dense_below=0), layout, 4)
+    packing = pack_shares(cc.SignScale(block=16, dense_below=1), layout, 4)
     coded = [(r.message, r.segment.start, r.segment.stop, r.segment.offset) for r in packing.coded]
     assert coded == [(0, 0, 16, 0), (1, 16, 48, 16), (2, 48, 64, 48), (3, 64, 96, 64)]
     assert [(r.message, r.segment.start, r.segment.stop) for r in packing.exact] == [
@@ -151,7 +151,7 @@ def test_steps_wrap_at_32_bits() -> None:
 
 
 def test_corrupted_indices_of_a_peer_are_no_addresses() -> None:
-    c = cc.TopK(k=3, dense_below=0)
+    c = cc.TopK(k=3, dense_below=1)
     layout = cc.Layout.of([("w", (10, 10))])
     payload = c.encode_(cc.Bucket(torch.randn(100), layout), cc.Rng())
     (row,) = payload.packing.coded

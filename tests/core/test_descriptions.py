@@ -1,0 +1,43 @@
+"""What a description means does not depend on how it was made, and does depend on the order of its patterns."""
+
+from __future__ import annotations
+
+import torch
+
+import compcomm as cc
+
+
+def test_the_order_of_patterns_counts() -> None:
+    first, second = {"a*": cc.Exact(), "*": cc.SignScale()}, {"*": cc.SignScale(), "a*": cc.Exact()}
+    assert cc.Partition(first) == cc.Partition(dict(first))
+    assert cc.Partition(first) != cc.Partition(second)
+
+
+def test_a_ratio_is_the_decimal_number_that_was_written() -> None:
+    assert cc.TopK(ratio=0.07).kept(1100) == 77  # 0.07 * 1100 is 77.00000000000001 in binary
+
+
+def test_dense_below_zero_codes_everything() -> None:
+    layout = cc.Layout.of([("bias", (100_000,)), ("weight", (4, 4))])
+    assert all(cc.SignScale(dense_below=1).exact(s) is (s.name == "bias") for s in layout.segments)
+    assert not any(cc.SignScale(dense_below=0).exact(s) for s in layout.segments)
+    out = cc.Simulator(cc.SignScale(dense_below=0), 2).mean([{"bias": torch.ones(33)}] * 2)
+    assert torch.equal(out[0]["bias"], torch.ones(33))
+
+
+def test_cost_is_a_method_too() -> None:
+    layout = cc.Layout.of([("w", (64, 64))])
+    for described in (cc.TopK(ratio=0.1), cc.ErrorFeedback(cc.SignScale()), cc.Exact()):
+        assert described.cost(layout, 4) == cc.cost(described, layout, 4)
+
+
+def test_an_owner_keeps_unscaled_residuals_whatever_the_loss_scale() -> None:
+    generator = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(64, 64, generator=generator) for _ in range(4)]
+    plain = cc.Simulator(cc.TwoPhase(cc.SignScale(), server=cc.ErrorFeedback), 2)
+    scaled = cc.Simulator(cc.TwoPhase(cc.SignScale(), server=cc.ErrorFeedback), 2)
+    for scale, gradient in zip((1024.0, 1024.0, 2048.0, 64.0), gradients, strict=True):
+        scaled.unscale = 1 / scale
+        wanted = plain.mean([{"w": gradient}] * 2)[0]["w"]
+        found = scaled.mean([{"w": gradient * scale}] * 2)[0]["w"] / scale
+        assert torch.equal(found, wanted)
