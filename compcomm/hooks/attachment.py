@@ -85,6 +85,12 @@ class Attachment:
         layout = Layout.of((n, p.shape) for n, p in self.parameters)
         try:
             self.reducer = settle(options.reducer, world)
+            if parameters is None and (options.check_every or self.reducer.needs_names):
+                what = f"check_every={options.check_every}" if options.check_every else repr(options.reducer)
+                raise StateError(
+                    f"DDPState: {what} needs the parameters' names. Call state.bind(model) before the first backward "
+                    f"pass, or use cc.attach(model, reducer)."
+                )
             self._store = Store(self.reducer, self._transport.rank, world, device)
             self._store.declare(layout)
             if trial is not None:
@@ -127,8 +133,7 @@ class Attachment:
             self._abandon(step)
         if step is None or index == 0:
             reducer = self.reducer if self.enabled else Exact()
-            native = isinstance(reducer, Exact)
-            step = Step(reducer, self.options.unscale(), reducer.stateful, native)
+            step = Step(reducer, self.options.unscale(), reducer.stateful)
         self._open = None if last else step
         self._current = step
         made: Any = torch.futures.Future  # its constructor's types are those of its value
@@ -187,31 +192,34 @@ class Attachment:
         return self._scheduler.number
 
     def report(self) -> Report:
-        """What was sent, what it cost and what it lost."""
+        """What was sent, what it cost and what it lost, by the steps that are over."""
         self._settle()
         s = self._scheduler
-        steps = max(1, s.number)
-        dense = 2 * (4 * sum(p.numel() for _, p in self.parameters) * (s.transport.world - 1) // s.transport.world)
+        steps = max(1, s.number - s.first)
+        sizes = {n: p.numel() for n, p in self.parameters}
+        if not self.named:
+            sizes = {part.name: part.numel for layout in s.layouts for part in layout.segments}
+        dense = 2 * (4 * sum(sizes.values()) * (s.transport.world - 1) // s.transport.world)
         return Report(
             reducer=repr(self.reducer),
             world=s.transport.world,
-            steps=s.number,
+            steps=s.number - s.first,
             bytes_sent=s.sent / steps,
             bytes_dense=float(dense),
             kernel_seconds=s.kernel_seconds / steps,
             wire_seconds=(s.transport.seconds - self._wire_before) / steps,
             exposed_seconds=self._exposed / steps,
             state_bytes=self._store.nbytes(),
-            relative_error=relative_errors(self._last, self._store),
+            relative_error=relative_errors(self._last, self._store) if self._open is None else {},
         )
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's state, exact: tensors, integers and strings. Save one per rank.
 
         Raises:
-            StateError: parameters have no names yet: ``bind(model)`` first.
+            StateError: parameters have no names yet: ``bind(model)`` first; or a backward pass has not ended.
         """
-        self._settle()
+        self._between_steps("state_dict")
         if not self.named:
             raise StateError("state_dict: parameters have no names yet. Call state.bind(model) first.")
         return {**self._identity(), "step": self._scheduler.number, "slots": self._store.state_dict()}
@@ -220,9 +228,10 @@ class Attachment:
         """Resumes bit for bit from this rank's ``state_dict``.
 
         Raises:
-            StateError: it is of another reducer, rank, number of ranks, seed or model. The running state is unchanged.
+            StateError: it is of another reducer, rank, number of ranks, seed or model, or a backward pass has not
+                ended. The running state is unchanged.
         """
-        self._settle()
+        self._between_steps("load_state_dict")
         if not self.named:
             raise StateError("load_state_dict: parameters have no names yet. Call state.bind(model) first.")
         for name, here in self._identity().items():
@@ -235,7 +244,8 @@ class Attachment:
         if not isinstance(step, int) or step < 0 or not isinstance(slots, Mapping):
             raise StateError(f"load_state_dict: step={step!r} or the slots are not what state_dict() writes.")
         self._store.load_state_dict(slots)  # pyright: ignore[reportUnknownArgumentType]
-        self._scheduler.number = step
+        self._scheduler.resume(step)
+        self._wire_before, self._exposed = self._transport.seconds, 0.0
         self._last = []
 
     def detach(self) -> None:
@@ -247,11 +257,16 @@ class Attachment:
         self._last = []
 
     def rename(self, names: Mapping[str, str], parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
-        """Gives parameters their real names. On every rank at the same step: random numbers are keyed by name."""
-        self._settle()
+        """Gives parameters their real names. On every rank at the same step: random numbers are keyed by name.
+
+        Raises:
+            StateError: a backward pass has not ended.
+        """
+        self._between_steps("bind")
         self._store.rename(names)
         self.parameters, self.named, self._last = list(parameters), True, []
         self._store.declare(Layout.of((n, p.shape) for n, p in self.parameters))
+        self._scheduler.layouts.clear()
 
     # Inside.
 
@@ -281,6 +296,16 @@ class Attachment:
         """Waits until the worker is idle, whatever became of the step."""
         if self._current is not None and self._open is None:
             self._current.done.wait()
+
+    def _between_steps(self, call: str) -> None:
+        """Waits as ``_settle`` does; while a step is open, its payloads are neither in the residuals nor averaged."""
+        if self._open is not None:
+            raise StateError(
+                f"{call}: step {self._scheduler.number} has begun and its backward pass has not ended, or raised, so a "
+                f"part of the residuals is under way. After an error, run model.reducer._reset_state() and one more "
+                f"backward pass on every rank, then call {call} again; or go back to the last checkpoint."
+            )
+        self._settle()
 
     def _finished(self, flights: list[Flight], bad: bool) -> None:
         self._last = [] if bad else flights

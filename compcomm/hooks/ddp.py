@@ -3,14 +3,15 @@
 ``model.register_comm_hook(cc.DDPState(reducer), cc.ddp_hook)`` works wherever a DDP model can be reached (Lightning,
 Accelerate); ``state.bind(model)`` gives the parameters their names later. ``cc.attach`` does both and checks more.
 
-What DDP does around a hook (torch 2.8 to 2.13): the hook owns the division; buckets are rebuilt after the first step;
+What DDP does around a hook (torch 2.8 and later): the hook owns the division; buckets are rebuilt after the first step;
 an exception in a future arrives as "Unable to cast ... to Tensor", without type and traceback. So our futures always
 end well (with NaN where a step failed), and the error travels otherwise: the last bucket's call queues a callback on
 the autograd engine, which queues another behind DDP's own end of the backward pass; that one raises the original.
 
 After a backward pass of the user's that raised in the middle, DDP refuses the next forward pass ("Expected to have
-finished reduction in the prior iteration") until ``model.reducer._reset_state()``. If it raised on all ranks, training
-may go on so: the next bucket 0 ends the old step first. An attachment that broke says so in the next forward pass.
+finished reduction in the prior iteration") until ``model.reducer._reset_state()``. If it raised at the same place on
+all ranks, so that each had handed over the same buckets, training may go on so: the next bucket 0 ends the old step
+first. An attachment that broke says so in the next forward pass.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ GradBucket: Any = dist.GradBucket  # pyright: ignore[reportPrivateImportUsage]
 class DDPState:
     """The state of ``ddp_hook``: a reducer, and from the first bucket on its attachment.
 
-    Unbound, parameters are called "0", "1", ... in the order in which buckets first show them, equal on all ranks.
+    Unbound, parameters are called "0", "1", ... in the order in which buckets first show them, equal on all ranks; what
+    needs names (``Partition``, ``check_every``) needs ``bind(model)`` before the first backward pass.
 
     Args:
         reducer: a reducer or a compressor.

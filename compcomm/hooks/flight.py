@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from time import perf_counter
 
 from ..bucket import Bucket, Layout
-from ..collectives import Collective, Commit
+from ..collectives import AllToAll, Collective, Commit
 from ..reducer import Context, Reduced, Reducer, flow
 from ..store import State, Store
 from ..transports.process_group import Pending, ProcessGroup
 from .poison import outline, poisoned, rehearse
 
-Known = dict[tuple[Reducer, Layout], list[Collective]]
-"""The last sequence that a healthy flow took, by reducer and layout."""
+Known = dict[tuple[Reducer, Layout], tuple[list[object], list[Collective]]]
+"""The last sequence that a healthy flow took, by reducer and layout: its keys, and its collectives in outline."""
 
 
 class Flight:
@@ -22,6 +22,9 @@ class Flight:
     ``advance`` waits for the collective in flight, lets the flow run on, and starts its next one; when the flow stands
     at its Commit, it has ``landed`` and ``deliver`` is called. A flow that raises is replaced by poison: the number,
     kinds and sizes of its collectives stay what the peers expect.
+
+    An error after a flow's last collective (while it decodes, or at its Commit) has no message left to travel in: this
+    rank raises it at the end of the step and sends no more; the peers end in their next step, by the group's timeout.
     """
 
     def __init__(
@@ -65,7 +68,7 @@ class Flight:
         if isinstance(op, Commit):
             self.landed = True
             if self.error is None:
-                self._known[self._reducer, self.bucket.layout] = self._taken
+                self._remember()
             self._deliver(self)
         else:
             self.sent += op.sent_bytes(self._transport.world, self._transport.rank)
@@ -81,7 +84,7 @@ class Flight:
             known = self._known.get((self._reducer, self.bucket.layout))
             if known is None:
                 raise error from None
-            due = known
+            due = known[1]
         self._poison = iter(poisoned(due[len(self._taken) :], self.ctx))
 
     def commit(self, bad: bool) -> None:
@@ -95,6 +98,14 @@ class Flight:
         except Exception as error:
             self.error = error
 
+    def _remember(self) -> None:
+        """Keeps what this flow did in outline, where it is not known already; the tensors themselves are let go."""
+        taken, self._taken = self._taken, []
+        keys = [_key(op) for op in taken]
+        known = self._known.get((self._reducer, self.bucket.layout))
+        if known is None or known[0] != keys:
+            self._known[self._reducer, self.bucket.layout] = keys, [outline(op) for op in taken]
+
     def _next(self) -> Collective:
         since = perf_counter()
         try:
@@ -103,10 +114,14 @@ class Flight:
                     op = next(self._flow) if self._fresh else self._flow.send(False)
                     self._fresh = False
                     if not isinstance(op, Commit):
-                        self._taken.append(outline(op))
+                        self._taken.append(op)
                     return op
                 except Exception as error:
                     self.fail(error)
             return next(self._poison, Commit())
         finally:
             self.seconds += perf_counter() - since
+
+
+def _key(op: Collective) -> object:
+    return op.signature, (op.send_splits, op.recv_splits) if isinstance(op, AllToAll) else ()

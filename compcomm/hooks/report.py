@@ -12,7 +12,7 @@ from .flight import Flight
 
 @dataclass(frozen=True)
 class Report:
-    """Means per step since attach; bytes are one rank's, link headers apart.
+    """Means per step since attach or load_state_dict; bytes are one rank's, link headers apart.
 
     ``kernel_seconds``: coding and decoding. ``wire_seconds``: a collective was in flight (other work may have gone on
     meanwhile). ``exposed_seconds``: the backward pass had ended and waited. ``relative_error``: |x - C(x)| / |x| of the

@@ -45,8 +45,6 @@ class Step:
     reducer: Reducer
     unscale: float
     watch: bool
-    native: bool
-    """Whether buckets are reduced in their own dtype; else through fp32."""
     done: threading.Event = field(default_factory=threading.Event)
     error: Exception | None = None
     flats: list[Tensor] = field(default_factory=list[Tensor])
@@ -79,9 +77,9 @@ class Scheduler:
         finished: Callable[[list[Flight], bool], None],
     ) -> None:
         self.transport, self.store, self.arena, self.seed, self._finished = transport, store, arena, seed, finished
-        self.number = 0
-        self.kernel_seconds = 0.0
-        self.sent = 0
+        self.layouts: dict[Layout, None] = {}
+        """Those of the buckets so far, since the parameters have their names."""
+        self.resume(0)
         self.broken: Exception | None = None
         self.lost = False
         self._step: Step | None = None
@@ -89,6 +87,12 @@ class Scheduler:
         self._waiting: list[Job] = []
         self._known: Known = {}
         self._side: Any = torch.cuda.Stream(arena.device) if arena.device.type == "cuda" else None
+
+    def resume(self, number: int) -> None:
+        """The next step has this number; what is counted per step begins anew."""
+        self.number = self.first = number
+        self.kernel_seconds = 0.0
+        self.sent = 0
 
     def handle(self, job: Job) -> None:
         """Takes one bucket in. Never raises: errors are kept in the step."""
@@ -122,7 +126,11 @@ class Scheduler:
             self.transport.rank, self.transport.world, self.number, job.index, self.seed, step.unscale, step.watch,
             arena=self.arena,
         )  # fmt: skip
-        if not step.native and flat.dtype != torch.float32:
+        if job.layout not in self.layouts:
+            self.layouts[job.layout] = None
+            self.store.declare(job.layout)
+        native = step.reducer.native(self.number)
+        if not native and flat.dtype != torch.float32:
             flat = ctx.buffer("fp32", flat.numel(), torch.float32)
             flat.copy_(job.flat)
         bucket = Bucket(flat, job.layout)
@@ -135,7 +143,7 @@ class Scheduler:
         for f in older:
             # A plain sum starts nothing after its first collective, so when it is finished does not touch the order:
             # the next bucket need not wait for it.
-            if not step.native or f.ready:
+            if not native or f.ready:
                 f.advance()
 
     def _deliver(self, job: Job, flight: Flight) -> None:

@@ -1,4 +1,4 @@
-"""The names that differ between the versions of torch that we support (2.8 to 2.15), and nothing else."""
+"""The names that differ between the versions of torch that we support (2.8 and later), and nothing else."""
 
 from __future__ import annotations
 

@@ -10,8 +10,9 @@ import torch
 import compcomm as cc
 from compcomm.collectives import AllGather, AllReduce, AllToAll, Collective
 from compcomm.compressor import Inputs
+from compcomm.hooks import flight
 from compcomm.hooks.flight import Flight
-from compcomm.hooks.poison import poisoned, rehearse
+from compcomm.hooks.poison import outline, poisoned, rehearse
 from compcomm.hooks.scheduler import Job, Scheduler, Step
 from compcomm.reducer import Arena
 from compcomm.transports.dry_run import plan
@@ -36,6 +37,14 @@ class Recorded(ProcessGroup):
         return super().start(op)
 
 
+class Counted(cc.Store):
+    declared = 0
+
+    def declare(self, layout: cc.Layout) -> None:
+        self.declared += 1
+        super().declare(layout)
+
+
 class Future:
     value: torch.Tensor | None = None
 
@@ -50,7 +59,7 @@ class Bench:
     def __init__(self, reducer: cc.Reducer) -> None:
         self.transport = Recorded()
         self.reducer = reducer
-        self.store = cc.Store(reducer)
+        self.store = Counted(reducer)
         self.finished: list[tuple[int, bool]] = []
         self.scheduler = Scheduler(self.transport, self.store, Arena(), 0, self._note)
 
@@ -64,7 +73,7 @@ class Bench:
         return future
 
     def step(self) -> Step:
-        return Step(self.reducer, 1.0, self.reducer.stateful, isinstance(self.reducer, cc.Exact))
+        return Step(self.reducer, 1.0, self.reducer.stateful)
 
 
 def test_the_order_follows_from_the_buckets_alone() -> None:
@@ -92,6 +101,45 @@ def test_buckets_of_other_dtypes_go_through_fp32_and_come_back() -> None:
     bench = Bench(cc.Exact())
     bench.bucket(bench.step(), 0, True, torch.ones(LAYOUT.numel, dtype=torch.float16))
     assert bench.transport.started[0].signature == ("AllReduce", "float16", 2 * LAYOUT.numel)
+
+
+def test_the_dense_steps_of_a_warmup_are_sums_in_the_buckets_own_dtype() -> None:
+    for dtype in (torch.float16, torch.bfloat16):
+        bench = Bench(cc.settle(cc.Warmup(2, cc.ErrorFeedback(cc.TopK(ratio=0.1))), 1))
+        for _ in range(3):
+            bench.bucket(bench.step(), 0, True, torch.ones(LAYOUT.numel, dtype=dtype))
+        dense, also, coded = (op.signature for op in bench.transport.started)
+        assert dense == also == ("AllReduce", str(dtype).removeprefix("torch."), 2 * LAYOUT.numel)
+        assert coded[:2] == ("AllGather", "uint8")
+    assert not cc.Warmup(0, cc.TopK(ratio=0.1)).settle(1).native(0)
+    assert cc.Warmup(0, cc.Exact()).native(0)
+
+
+def test_state_is_made_for_a_bucket_that_comes_for_the_first_time() -> None:
+    bench = Bench(cc.settle(cc.Warmup(9, cc.ErrorFeedback(cc.TopK(ratio=0.1))), 1))
+    for _ in range(3):
+        step = bench.step()
+        bench.bucket(step, 0, False)
+        bench.bucket(step, 1, True)
+    assert list(bench.store.state_dict()["residual"]) == ["w"]
+    assert bench.store.declared == 1
+
+
+def test_what_a_flow_sent_is_put_down_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    outlined: list[str] = []
+
+    def counting(op: Collective) -> Collective:
+        outlined.append(type(op).__name__)
+        return outline(op)
+
+    monkeypatch.setattr(flight, "outline", counting)
+    bench = Bench(cc.Warmup(2, cc.TwoPhase(cc.SignScale())))
+    for _ in range(5):
+        bench.bucket(bench.step(), 0, True)
+    assert outlined == ["AllReduce", "AllToAll", "AllGather"]
+    ((_, kept),) = bench.scheduler._known.values()
+    assert [op.signature for op in kept] == [op.signature for op in bench.transport.started[-2:]]
+    assert all(t.is_meta for op in kept for t in vars(op).values() if isinstance(t, torch.Tensor))
 
 
 def test_a_mean_that_its_own_type_cannot_hold_is_an_overflow() -> None:
