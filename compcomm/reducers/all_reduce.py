@@ -20,9 +20,10 @@ from .route import Route, finish
 class AllReduce(Route):
     """out = (1/W) decode(sum_r encode(x_r)), for linear compressors.
 
-    Bytes per rank: 2 (W-1)/W times the payload's, whatever W is. The header travels as fp32 numbers that sum: how many
-    ranks met a non-finite value, and for each segment how many had a nonzero gradient (four bytes per segment). Where
-    the coded sections are summed in another dtype than fp32, they take a second all-reduce.
+    Bytes per rank: 2 (W-1)/W times the payload's, whatever W is. The header travels as fp32 numbers that sum: a
+    number made of step and bucket, how many ranks met a non-finite value, and for each segment how many had a
+    nonzero gradient (four bytes per segment). Where the coded sections are summed in another dtype than fp32, they
+    take a second all-reduce.
 
     The order in which a ring adds depends on how it cuts the buffer, so results agree over bucket cuts within
     W * 2**-24 * sum|x_i| (of the payload's precision), and to the bit over the ranks.
@@ -56,10 +57,10 @@ class AllReduce(Route):
             x, ctx.rng, add=add, decay=decay, add_scale=add_scale,
             wire=ctx.buffer("sent", packing.nbytes), packing=packing,
         )  # fmt: skip
-        counts = 1 + packing.count
+        counts = 2 + packing.count
         total = ctx.buffer("sum", 4 * counts + packing.nbytes - packing.header)
         flags, body = total[: 4 * counts].view(torch.float32), total[4 * counts :]
-        flags.copy_(payload.status)
+        flags[0], flags[1:2], flags[2:] = _place(ctx), payload.status[:1], payload.status[1:]
         body.copy_(payload.wire[packing.header :])
         split = 4 * counts + sum(4 * r.segment.numel for r in packing.exact)
         exact, coded = total[:split].view(torch.float32), total[split:].view(self.compressor.dtype)
@@ -88,11 +89,18 @@ def _finite(total: Tensor) -> bool:
     return bool(torch.isfinite(total).all())
 
 
+def _place(ctx: Context) -> int:
+    """Step and bucket as a number whose sum over up to 4096 ranks fp32 holds exactly."""
+    return (ctx.step * 61 + ctx.bucket) % 4093
+
+
 def _flags(flags: Tensor, packing: Packing, ctx: Context) -> Flags:
     if flags.is_meta:
         return Flags.clean(packing.count)
-    bad = float(flags[0])
+    place, bad = flags[:2].tolist()
     if isnan(bad):
         raise PeerError(f"a peer failed in step {ctx.step}, bucket {ctx.bucket}; its own log has the error.")
-    skip = (flags[1:] == 0).to(torch.uint8)
+    if place != ctx.world * _place(ctx):
+        raise PeerError(f"in step {ctx.step}, bucket {ctx.bucket}, a peer sent a payload of another step or bucket.")
+    skip = (flags[2:] == 0).to(torch.uint8)
     return Flags(bad > 0, skip, bool(skip.any()))

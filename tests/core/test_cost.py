@@ -25,9 +25,9 @@ def _sent(reducer: cc.Reducer | cc.Compressor, world: int) -> int:
 def test_ring_all_reduce(world: int) -> None:
     assert _sent(cc.Exact(), world) == 2 * (4 * N * (world - 1) // world)
     bf16 = _sent(cc.AllReduce(cc.Cast(torch.bfloat16)), world)
-    assert bf16 == 2 * (2 * N * (world - 1) // world) + 2 * (8 * (world - 1) // world), "and two numbers as a header"
+    assert bf16 == 2 * (2 * N * (world - 1) // world) + 2 * (12 * (world - 1) // world), "and three numbers as a header"
     k = ceil(0.01 * N)
-    assert _sent(cc.RandK(ratio=0.01), world) == 2 * ((8 + 4 * k) * (world - 1) // world)
+    assert _sent(cc.RandK(ratio=0.01), world) == 2 * ((12 + 4 * k) * (world - 1) // world)
 
 
 @worlds

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 import compcomm as cc
+from compcomm.reducer import flow
+from compcomm.store import State
+from compcomm.transports.simulate import perform
 
 
 def test_the_order_of_patterns_counts() -> None:
@@ -41,3 +45,16 @@ def test_an_owner_keeps_unscaled_residuals_whatever_the_loss_scale() -> None:
         wanted = plain.mean([{"w": gradient}] * 2)[0]["w"]
         found = scaled.mean([{"w": gradient * scale}] * 2)[0]["w"] / scale
         assert torch.equal(found, wanted)
+
+
+def test_a_sum_over_ranks_that_are_out_of_step_is_noticed() -> None:
+    layout = cc.Layout.of([("w", (64, 64))])
+    reducer = cc.settle(cc.RandK(ratio=0.1), 2)
+    flows = []
+    for rank in range(2):
+        bucket = cc.Bucket(torch.ones(4096), layout)
+        state = State(cc.Store(reducer, rank, 2), layout)
+        flows.append(flow(reducer, bucket, state, cc.Context(rank, 2, step=3 + rank)))
+    perform([next(f) for f in flows])
+    with pytest.raises(cc.PeerError, match="step 3, bucket 0, a peer sent a payload of another step"):
+        flows[0].send(False)
