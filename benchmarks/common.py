@@ -47,15 +47,22 @@ def versions() -> dict[str, str]:
     }
 
 
-def commit() -> str:
-    """The commit of this checkout, with "+" when files differ from it; "unknown" outside a checkout."""
-    here = Path(__file__).parent
+ROOT = Path(__file__).resolve().parents[1]
+OUTPUT = ("benchmarks/results", "README.md", "runs")
+"""What benchmarks write: changes there do not change what is measured."""
+
+
+def commit(root: Path = ROOT) -> str:
+    """The commit of this checkout, with "+" when files other than results differ from it; "unknown" outside one."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        name = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True)
+        apart = [f":(exclude,top){path}" for path in OUTPUT]
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno", "--", ":/", *apart) else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return name.stdout.strip() + ("+" if dirty.stdout.strip() else "")
 
 
 def write(path: str | Path, benchmark: str, rows: list[dict[str, Any]], **more: Any) -> None:

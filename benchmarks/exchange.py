@@ -154,7 +154,9 @@ def find(model: str) -> list[Named]:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--model", default="resnet50", help="resnet50, gpt2, or a .py or .pt file")
-    parser.add_argument("--reducer", action="append", help="as in Python; repeat for more (default: five of them)")
+    parser.add_argument(
+        "--reducer", nargs="+", action="extend", help="as in Python, one or more (default: five of them)"
+    )
     parser.add_argument("--repeats", type=int, default=15, help="measured steps of each (default: 15)")
     parser.add_argument(
         "--seconds", type=float, default=30, help="but stop after so long and three steps (default: 30)"

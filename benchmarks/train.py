@@ -2,7 +2,7 @@
 
     launch/netlab --hosts 2 --rate 100mbit --rank0-raw -- python benchmarks/train.py --task charlm --seconds 40 \
         --reducer "Exact()" --reducer "ErrorFeedback(QSGD(bits=4, rounding='nearest'))" --json train.json
-    torchrun --nproc-per-node 2 benchmarks/train.py --task digits --steps 200 --reducer "Exact()" --reducer None
+    torchrun --nproc-per-node 2 benchmarks/train.py --task digits --steps 200 --reducer "Exact()" None
 
 All reducers get the same seed, model, batches and learning rates; the first one sets the target, the loss that it ends
 with. `None` is DDP without a hook. On loopback `--link 100mbit` adds what a cost model says of such a link: the
@@ -147,7 +147,9 @@ class Bar:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--task", default="charlm", help="charlm or digits")
-    parser.add_argument("--reducer", action="append", required=True, help="as in Python; repeat it; None: no hook")
+    parser.add_argument(
+        "--reducer", nargs="+", action="extend", required=True, help="as in Python, one or more; None: no hook"
+    )
     parser.add_argument("--seconds", type=float, help="training time of each reducer")
     parser.add_argument("--steps", type=int, help="instead: training steps of each reducer")
     parser.add_argument("--seed", type=int, default=0)
