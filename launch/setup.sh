@@ -3,7 +3,8 @@
 #
 # What was installed is remembered by a checksum over everything that enters the build, so a second call takes a
 # second, and a changed kernel, option or pin leads to a new build. Python files are used where they lie.
-# $PYTHON names another interpreter. Needs Python 3.10 or later and a package registry; a C++ compiler is wanted.
+# $PYTHON names another interpreter. Needs Python 3.10 or later and a package registry; a C++ compiler and iproute2 are
+# wanted: root gets them by apt-get unless COMPCOMM_NO_APT=1, everyone else is told what is missing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -25,17 +26,30 @@ find_python() {
     return 1
 }
 
-# A system package that is wanted, not needed: installed where that takes no password, else missed in one line.
-want() { # tool, package, what is lost without it
-    PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null && return
-    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        say "installing $2"
+# System packages that are wanted, not needed: installed where that takes no password, else missed in one line each.
+wanted=(tc:iproute2 c++:g++) # tool:package
+lost() {
+    case $1 in
+    tc) echo "no shaped links, so programs run on loopback" ;;
+    *) echo "no C++ kernels, so the PyTorch versions of them run" ;;
+    esac
+}
+has() { PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null; }
+install_packages() {
+    local pair packages=()
+    for pair in "${wanted[@]}"; do has "${pair%%:*}" || packages+=("${pair#*:}"); done
+    [ ${#packages[@]} -gt 0 ] || return 0
+    if [ "${COMPCOMM_NO_APT:-0}" != 1 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "installing system packages with apt-get: ${packages[*]} (COMPCOMM_NO_APT=1 leaves them out)"
         export DEBIAN_FRONTEND=noninteractive
-        timeout 120 apt-get install -y -qq "$2" >/dev/null 2>&1 && return
-        timeout 120 apt-get update -qq >/dev/null 2>&1 || true
-        timeout 120 apt-get install -y -qq "$2" >/dev/null 2>&1 && return
+        timeout 120 apt-get install -y -qq "${packages[@]}" >/dev/null 2>&1 || {
+            timeout 120 apt-get update -qq >/dev/null 2>&1 || true
+            timeout 120 apt-get install -y -qq "${packages[@]}" >/dev/null 2>&1 || true
+        }
     fi
-    say "no \`$1\` here ($2 is not installed): $3"
+    for pair in "${wanted[@]}"; do
+        has "${pair%%:*}" || say "no \`${pair%%:*}\` here (${pair#*:} is not installed): $(lost "${pair%%:*}")"
+    done
 }
 
 extras=$(printf '%s\n' "$@" | sort -u | paste -sd,)
@@ -45,8 +59,7 @@ if command -v flock >/dev/null; then # two scripts that start together must not 
     flock 9
 fi
 
-want tc iproute2 "no shaped links, so programs run on loopback"
-want c++ g++ "no C++ kernels, so the PyTorch versions of them run"
+install_packages
 
 if ! .venv/bin/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; then
     python=$(find_python)

@@ -33,9 +33,9 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def bash(checkout: Path, *arguments: str) -> tuple[int, str, list[str]]:
+def bash(checkout: Path, *arguments: str, **variables: str) -> tuple[int, str, list[str]]:
     """Exit code, output, and the calls of the stand-in."""
-    environment = {**os.environ, "PATH": f"{checkout / 'tools'}:{os.environ['PATH']}", "CI": "1"}
+    environment = {**os.environ, "PATH": f"{checkout / 'tools'}:{os.environ['PATH']}", "CI": "1", **variables}
     done = subprocess.run(["bash", *arguments], cwd="/", env=environment, capture_output=True, text=True, timeout=60)
     calls = checkout / "calls"
     said = calls.read_text().splitlines() if calls.exists() else []
@@ -54,6 +54,29 @@ def test_setup_installs_once_and_again_after_a_change(checkout: Path) -> None:
     assert len(bash(checkout, setup, "test")[2]) == 1
     assert ".[bench,test]" in bash(checkout, setup, "test", "bench")[2][0]
     assert bash(checkout, setup, "test")[2] == []
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_system_packages_are_named_before_they_are_installed(checkout: Path, allowed: bool) -> None:
+    """On a machine without `tc` and `c++`, as root: one line, then apt-get; COMPCOMM_NO_APT=1 leaves it alone."""
+    folder = checkout / "bare"  # everything but those two
+    folder.mkdir()
+    for found in [*Path("/usr/bin").iterdir(), *Path("/bin").iterdir()]:
+        target = folder / found.name
+        if found.name not in ("tc", "c++", "g++", "clang++", "apt-get", "id") and not target.is_symlink():
+            target.symlink_to(found)
+    for name, text in {"id": "echo 0", "apt-get": 'echo "apt-get $*" >>calls'}.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    setup = checkout / "launch" / "setup.sh"  # system folders are looked through as well
+    setup.write_text(setup.read_text().replace(":/usr/sbin:/sbin", ""))
+    variables = {"PATH": str(folder), "COMPCOMM_NO_APT": "0" if allowed else "1"}
+    code, said, calls = bash(checkout, str(setup), "test", **variables)
+    assert code == 0, said
+    assert ("setup: installing system packages with apt-get: iproute2 g++" in said) is allowed
+    assert ("apt-get install -y -qq iproute2 g++" in calls) is allowed
+    assert "no `tc` here (iproute2 is not installed): no shaped links" in said
+    assert "no `c++` here (g++ is not installed): no C++ kernels" in said
 
 
 def test_a_failed_installation_is_not_remembered(checkout: Path) -> None:
