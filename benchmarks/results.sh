@@ -1,21 +1,38 @@
 #!/usr/bin/env bash
 # Measures everything that the README quotes, one after the other, on a machine that does nothing else (about 15 minutes):
-#   bash launch/setup.sh bench && bash benchmarks/results.sh
+#   bash benchmarks/results.sh
+# May be run again: each step overwrites its file in benchmarks/results, and only when it has come to its end. The first
+# step that fails ends the script, with the step's name.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=.venv/bin/python results=benchmarks/results runs=runs/results
 export OMP_NUM_THREADS=1
-python=.venv/bin/python results=benchmarks/results
-mkdir -p "$results"
+mkdir -p "$results" "$runs"
+step="set-up"
+trap 'code=$?; [ $code = 0 ] || printf "results: %s failed with exit code %s\n" "$step" $code >&2' EXIT
+bash launch/setup.sh bench
 
-$python benchmarks/kernels.py --json $results/kernels.json
-$python -m torch.distributed.run --standalone --nproc-per-node 2 benchmarks/overhead.py --json $results/overhead.json
-exchange() { # hosts, rate, name, arguments
-    launch/netlab --hosts "$1" --rate "$2" --rank0-raw -- $python benchmarks/exchange.py --model resnet50 \
-        --json "$results/exchange-$3.json" "${@:4}"
+measure() { # name, program and arguments; --json and the file come last
+    step=$1
+    printf 'results: %s\n' "$step" >&2
+    rm -f "$runs/$step.json"
+    "${@:2}" --json "$runs/$step.json"
+    mv "$runs/$step.json" "$results/$step.json"
 }
-exchange 2 1gbit 2-hosts-1gbit
-exchange 2 100mbit 2-hosts-100mbit --repeats 5
-exchange 4 1gbit 4-hosts-1gbit --repeats 9
+exchange() { # hosts, rate, more arguments
+    measure "exchange-$1-hosts-$2" $python launch/netlab --hosts "$1" --rate "$2" --rank0-raw -- \
+        $python benchmarks/exchange.py --model resnet50 "${@:3}"
+}
+step="netlab --check" # without shaped links the figures would mean nothing
+$python launch/netlab --check
+
+measure kernels $python benchmarks/kernels.py
+measure overhead $python -m torch.distributed.run --standalone --nproc-per-node 2 benchmarks/overhead.py
+exchange 2 1gbit
+exchange 2 100mbit --repeats 5
+exchange 4 1gbit --repeats 9
+step=quickstart
 bash launch/quickstart.sh
-cp runs/quickstart/quickstart.json runs/quickstart/quickstart.png $results/
+cp runs/quickstart/quickstart.json runs/quickstart/quickstart.png "$results/"
+step=readme
 $python benchmarks/readme.py

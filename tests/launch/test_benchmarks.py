@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,10 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import common  # noqa: E402
+
 FEEDBACK = "ErrorFeedback(TopK(ratio=0.05))"
 
 
@@ -49,7 +54,7 @@ def test_train_compares_reducers(tmp_path: Path) -> None:
     """DDP itself and `Exact()` learn alike, top-k sends less; table, JSON, plot and predictions are there."""
     said = torchrun(
         "train.py", "--task=digits", "--steps=60", "--link=100mbit", f"--json={tmp_path / 'a.json'}",
-        f"--plot={tmp_path / 'a.png'}", "--reducer=Exact()", "--reducer=None", f"--reducer={FEEDBACK}",
+        f"--plot={tmp_path / 'a.png'}", "--reducer", "Exact()", "None", f"--reducer={FEEDBACK}",
     )  # fmt: skip
     assert "speed-" in said and "ErrorFeedback(" in said
     exact, plain, sparse = rows(tmp_path / "a.json", "train")
@@ -64,6 +69,26 @@ def test_train_compares_reducers(tmp_path: Path) -> None:
     assert exact["seconds_to_target"] <= exact["seconds"] and exact["speedup"] == 1
     assert sparse["payload_bytes_per_step"] < exact["payload_bytes_per_step"] / 5
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.multi
+def test_the_main_job_in_small(tmp_path: Path) -> None:
+    """The quickstart's transformer on its text, three steps for each of its reducers."""
+    script = (ROOT / "launch" / "quickstart.sh").read_text()
+    reducers = re.findall(r'--reducer "(.*)"', script)
+    assert len(reducers) == 5
+    torchrun(
+        "train.py", "--task=charlm", "--steps=3", f"--json={tmp_path / 'c.json'}", f"--plot={tmp_path / 'c.png'}",
+        "--reducer", *reducers,
+    )  # fmt: skip
+    found = rows(tmp_path / "c.json", "train")
+    assert [r["reducer"] for r in found] == reducers
+    for row in found:
+        assert row["steps"] == 3 and math.isfinite(row["loss"])
+        assert row["loss"] < row["curve"][0][3]
+    sent = [row["payload_bytes_per_step"] for row in found]
+    assert sent == sorted(sent, reverse=True)
+    assert sent[0] > 4 * 800_000
 
 
 @pytest.mark.multi
@@ -87,3 +112,23 @@ def test_exchange_measures_reducers_and_peers(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert peers[0]["relative_error"] < 1e-6 < peers[1]["relative_error"] < 1e-2
     assert all(math.isfinite(row["relative_error"]) for row in peers)
+
+
+def test_a_commit_is_marked_where_code_differs_and_not_where_results_do(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        options = ["-c", "user.name=a", "-c", "user.email=a@b.invalid", "-c", "commit.gpgsign=false"]
+        return subprocess.run(["git", *options, *arguments], cwd=tmp_path, capture_output=True, text=True).stdout
+
+    assert common.commit(tmp_path) == "unknown"
+    git("init", "-q")
+    for name in ("benchmarks/results/kernels.json", "README.md", "benchmarks/kernels.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("before")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    head = git("rev-parse", "HEAD").strip()
+    (tmp_path / "benchmarks" / "results" / "kernels.json").write_text("after")
+    (tmp_path / "README.md").write_text("after")
+    assert common.commit(tmp_path) == common.commit(tmp_path / "benchmarks") == head
+    (tmp_path / "benchmarks" / "kernels.py").write_text("after")
+    assert common.commit(tmp_path) == head + "+"
