@@ -159,6 +159,9 @@ class _Frozen(dict[str, "Reducer | Compressor"]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Mapping) and list(self.items()) == list(cast("Mapping[Any, Any]", other).items())
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Frozen, (dict(self),)
+
     def _fixed(self, *_: Any, **__: Any) -> NoReturn:
         raise TypeError("Partition: its parts are fixed. Make a new Partition({...}).")
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -58,3 +61,8 @@ def test_a_sum_over_ranks_that_are_out_of_step_is_noticed() -> None:
     perform([next(f) for f in flows])
     with pytest.raises(cc.PeerError, match="step 3, bucket 0, a peer sent a payload of another step"):
         flows[0].send(False)
+
+
+def test_descriptions_are_pickled_and_copied() -> None:
+    partition = cc.Partition({"a*": cc.Exact(), "*": cc.ErrorFeedback(cc.TopK(ratio=0.1))})
+    assert pickle.loads(pickle.dumps(partition)) == copy.deepcopy(partition) == partition
