@@ -109,6 +109,35 @@ def test_quickstart_runs_in_a_lab_or_says_that_there_is_none(checkout: Path, lab
     assert ("no shaped links here" in said and "refused" in said) is not lab
 
 
+def test_results_keep_what_they_had_when_a_step_fails(checkout: Path) -> None:
+    """Every step writes its JSON; one that fails ends the script under its name, and its old file stays."""
+    (checkout / "benchmarks").mkdir()
+    script = shutil.copy(ROOT / "benchmarks" / "results.sh", checkout / "benchmarks")
+    (checkout / ".venv" / "bin" / "python").write_text(
+        "#!/usr/bin/env bash\n"
+        'case "$*" in\n'
+        "*--check | *pip*) ;;\n"
+        "*train.py*) mkdir -p runs/quickstart; touch runs/quickstart/quickstart.{json,png} ;;\n"
+        '*"--json "*) echo half >"${*: -1}"; [[ -e fails && "$*" = *100mbit* ]] && exit 3; date +%N >"${*: -1}" ;;\n'
+        "*readme.py) echo readme >>calls ;;\n"
+        f'*) exec {sys.executable} "$@" ;;\n'
+        "esac\n"
+    )
+    results = checkout / "benchmarks" / "results"
+    code, said, calls = bash(checkout, script)
+    assert (code, calls) == (0, ["readme"]), said
+    exchanges = {f"exchange-{name}.json" for name in ("2-hosts-1gbit", "2-hosts-100mbit", "4-hosts-1gbit")}
+    assert {file.name for file in results.iterdir()} == exchanges | {
+        "kernels.json", "overhead.json", "quickstart.json", "quickstart.png",
+    }  # fmt: skip
+    before = {file.name: file.read_text() for file in results.iterdir()}
+    (checkout / "fails").touch()
+    code, said, calls = bash(checkout, script)
+    assert (code, calls) == (3, []) and "results: exchange-2-hosts-100mbit failed with exit code 3" in said
+    changed = {file.name for file in results.iterdir() if file.read_text() != before[file.name]}
+    assert changed == {"kernels.json", "overhead.json", "exchange-2-hosts-1gbit.json"}
+
+
 def test_what_ci_runs_and_what_is_pinned() -> None:
     assert (ROOT / ".ci" / "run").read_text().split("\n")[1:] == ['exec bash "$(dirname "$0")/../launch/test.sh"', ""]
     assert "torch==2.13.0" in (ROOT / "launch" / "constraints.txt").read_text().splitlines()
