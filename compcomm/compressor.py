@@ -52,7 +52,9 @@ class Compressor(Described, ABC, abstract=True):
     """Payloads of several ranks may be summed before decoding, so an all-reduce can carry them."""
     sparse: ClassVar[bool] = False
     """Only some elements are sent; a payload decodes in time proportional to their number."""
-    cure: ClassVar[str] = "Use a contraction such as TopK, SignScale() or QSGD(rounding='nearest')."
+    cure: ClassVar[str] = (
+        "Declare delta(numel) if it has one, or use one such as TopK, SignScale() or QSGD(rounding='nearest')."
+    )
     """What to use where error feedback refuses this compressor."""
 
     @property
@@ -93,7 +95,7 @@ class Compressor(Described, ABC, abstract=True):
 
     def section(self, numel: int) -> int:
         """Bytes of a coded parameter (or owner's piece) of ``numel`` elements: a function of the shape alone."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}.section(numel), its bytes, is still to be written.")
 
     def kept(self, numel: int) -> int:
         """Elements sent of ``numel``, for sparse compressors."""
@@ -130,11 +132,11 @@ class Compressor(Described, ABC, abstract=True):
 
     def encode_segment(self, y: Tensor, rng: Rng, name_key: int, offset: int) -> Tensor:
         """The coded form of a vector of finite fp32 numbers: a 1-D tensor of any dtype, ``section(numel)`` bytes."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}.encode_segment (or encode_rows) is still to be written.")
 
     def decode_segment(self, code: Tensor, numel: int, rng: Rng, name_key: int, offset: int) -> Tensor:
         """The fp32 vector that the bytes stand for."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}.decode_segment (or decode_rows) is still to be written.")
 
     # What a fast one overrides: a whole bucket in one call (the table is that of ``Packing.table``).
 

@@ -185,6 +185,12 @@ class Reducer(Described, ABC, abstract=True):
         """Whether it, or a part of it, treats parameters by their names, so that a host must know them first."""
         return any(getattr(part, "needs_names", False) for part in vars(self).values())
 
+    def check(self, layout: Layout) -> None:
+        """Raises ValueError where this reducer does not fit a model's parameters; a host calls it at attach."""
+        for part in vars(self).values():
+            if isinstance(part, Reducer):
+                part.check(layout)
+
     def native(self, step: int) -> bool:
         """Whether ``step`` is one plain sum of the bucket in its own dtype (bf16, fp16, ...); else it goes through
         fp32."""

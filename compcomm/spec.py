@@ -65,9 +65,12 @@ def parse(text: str) -> Any:
     except (UnicodeError, RecursionError, MemoryError) as error:
         raise ValueError(f"parse({text[:80]!r}): not a description: {error}.") from None
     try:
-        return _Reader(text).visit(tree.body)
+        made = _Reader(text).visit(tree.body)
     except TypeError as error:  # a list as the key of a dictionary
         raise ValueError(f"parse({text!r}): {error}.") from None
+    if isinstance(made, type):
+        raise ValueError(f"parse({text!r}): that is a name alone. Write the call: {made.__name__}(...).")
+    return made
 
 
 class _Reader(ast.NodeVisitor):

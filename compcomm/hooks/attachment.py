@@ -63,7 +63,7 @@ class Attachment:
         """
         from .. import __version__
 
-        self.enabled = True
+        self._enabled = True
         self.guard: Callable[[], object] | None = None
         """Called once when this attachment breaks: the host stops itself before it starts a step in vain."""
         self.options = options
@@ -93,6 +93,8 @@ class Attachment:
                 )
             self._store = Store(self.reducer, self._transport.rank, world, device)
             self._store.declare(layout)
+            if parameters is not None:
+                self.reducer.check(layout)
             if trial is not None:
                 trial(self.reducer, layout)
         except Exception as error:
@@ -186,6 +188,23 @@ class Attachment:
     # What the user calls.
 
     @property
+    def enabled(self) -> bool:
+        """Whether the reducer is at work. False averages exactly and keeps residuals. Set it on every rank, at the same
+        step: ranks that differ wait for each other until the timeout."""
+        return self._enabled
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        if not isinstance(value, bool):
+            raise TypeError(f"enabled = {value!r}: give True or False, the same on every rank.")
+        self._enabled = value
+
+    def __repr__(self) -> str:
+        t = self._transport
+        state = "detached" if self._detached else "at work" if self._enabled else "disabled"
+        return f"<Attachment of {self.reducer!r}, rank {t.rank} of {t.world}, step {self._scheduler.number}, {state}>"
+
+    @property
     def step(self) -> int:
         """Averaged backward passes so far."""
         self._settle()
@@ -234,6 +253,11 @@ class Attachment:
         self._between_steps("load_state_dict")
         if not self.named:
             raise StateError("load_state_dict: parameters have no names yet. Call state.bind(model) first.")
+        if not {"version", "reducer", "slots"} <= set(state):
+            raise StateError(
+                f"load_state_dict: keys {sorted(map(str, state))[:4]} are not those of an attachment's state_dict(). "
+                f"Is it the model's? Give what this rank's attachment.state_dict() returned."
+            )
         for name, here in self._identity().items():
             if state.get(name) != here:
                 raise StateError(

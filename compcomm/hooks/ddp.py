@@ -32,6 +32,7 @@ from ..store import StateError
 from .attachment import Attachment
 from .names import check_dtype, inner, named
 from .options import Options
+from .report import Report
 
 _engine: Any = torch.autograd.Variable._execution_engine  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
 GradBucket: Any = dist.GradBucket  # pyright: ignore[reportPrivateImportUsage]
@@ -64,6 +65,7 @@ class DDPState:
     ) -> None:
         self.options = Options(reducer, group, timeout, scaler, seed, check_every)
         self.attachment: Attachment | None = None
+        self._enabled = True
         self._names: dict[int, str] = {}
         self._kept: list[nn.Parameter] = []  # so that no id is used twice
         self._layouts: dict[tuple[int, ...], Layout] = {}
@@ -83,7 +85,27 @@ class DDPState:
     def open(self, device: torch.device, trial: Callable[[Reducer, Layout], None] | None = None) -> Attachment:
         """Makes the attachment: collective over the group."""
         self.attachment = Attachment(self.options, self._bound, device, trial)
+        self.attachment.enabled = self._enabled
         return self.attachment
+
+    def report(self) -> Report:
+        """See ``Attachment.report``."""
+        if self.attachment is None:
+            raise RuntimeError("DDPState.report: nothing has been averaged yet. Ask after the first backward pass.")
+        return self.attachment.report()
+
+    @property
+    def enabled(self) -> bool:
+        """See ``Attachment.enabled``."""
+        return self._enabled if self.attachment is None else self.attachment.enabled
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        if not isinstance(value, bool):
+            raise TypeError(f"enabled = {value!r}: give True or False, the same on every rank.")
+        self._enabled = value
+        if self.attachment is not None:
+            self.attachment.enabled = value
 
     def state_dict(self) -> dict[str, Any]:
         """See ``Attachment.state_dict``."""

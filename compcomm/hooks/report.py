@@ -12,7 +12,8 @@ from .flight import Flight
 
 @dataclass(frozen=True)
 class Report:
-    """Means per step since attach or load_state_dict; bytes are one rank's, link headers apart.
+    """Means per step since attach or load_state_dict, exact steps (warm-up, ``enabled = False``) too; bytes are one
+    rank's, link headers apart.
 
     ``kernel_seconds``: coding and decoding. ``wire_seconds``: a collective was in flight (other work may have gone on
     meanwhile). ``exposed_seconds``: the backward pass had ended and waited. ``relative_error``: |x - C(x)| / |x| of the
@@ -40,9 +41,10 @@ class Report:
         return {**asdict(self), "ratio": self.ratio}
 
     def __str__(self) -> str:
+        ratio = f"{self.ratio:.1f}x" if self.bytes_sent else "-"
         lines = [
-            f"{self.reducer} on {self.world} rank{'s' * (self.world != 1)}, {self.steps} steps",
-            f"  bytes sent per step  {self.bytes_sent:>14,.0f}   dense {self.bytes_dense:,.0f}   {self.ratio:.1f}x",
+            f"{self.reducer} on {self.world} rank{'s' * (self.world != 1)}, {self.steps} step{'s' * (self.steps != 1)}",
+            f"  bytes sent per step  {self.bytes_sent:>14,.0f}   dense {self.bytes_dense:,.0f}   {ratio}",
             f"  seconds in kernels   {self.kernel_seconds:>14.6f}",
             f"  seconds on the wire  {self.wire_seconds:>14.6f}",
             f"  seconds exposed      {self.exposed_seconds:>14.6f}",

@@ -50,7 +50,7 @@ def _load() -> ctypes.CDLL | None:
             return handle
         _log.warning("compcomm: %s is not ours, or of another version; rebuild it with `pip install -e .`", path)
     _log.warning(
-        "compcomm: no native library; compression runs on torch operators, about ten times slower. Cure: install a "
+        "compcomm: no native library; compression runs on torch operators, ten to eighty times slower. Cure: install a "
         "C++ compiler and CMake, then `pip install --force-reinstall --no-deps compcomm` (in a checkout: "
         "`pip install -e .`)."
     )

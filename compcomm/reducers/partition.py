@@ -62,6 +62,18 @@ class Partition(Reducer):
             f"{self!r}: no pattern matches {segment.name!r}. Add a last pattern, for example {{'*': Exact()}}."
         )
 
+    def check(self, layout: Layout) -> None:
+        found = {p: [s for s in layout.segments if self._pattern(s) == p] for p in self.parts}
+        for pattern, part in self.parts.items():
+            if layout.segments and not found[pattern]:
+                names = ", ".join(s.name for s in layout.segments[:3])
+                raise ValueError(
+                    f"{self!r}: no parameter is left for pattern {pattern!r}: it matches none, or an earlier one "
+                    f"took them all (the first match wins). The model has {names}, ..."
+                )
+            if isinstance(part, Reducer):
+                part.check(Layout(found[pattern], layout.numel))
+
     @property
     def stateful(self) -> bool:
         return any(p.stateful for p in self.parts.values() if isinstance(p, Reducer))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from statistics import median, quantiles
 from typing import NamedTuple
 
@@ -26,19 +27,25 @@ def timing(seconds: Sequence[float]) -> Timing:
     return Timing(median(seconds), (low, high))
 
 
-def first_crossing(x: Sequence[float], loss: Sequence[float], target: float) -> float | None:
-    """The first ``x`` at which ``loss`` is down at ``target``, on straight lines between the points; None: never.
+def settled(x: Sequence[float], loss: Sequence[float], target: float) -> float | None:
+    """The ``x`` from which ``loss`` stays at or below ``target`` to the end, on straight lines between the points.
 
-    >>> first_crossing([0, 10, 20], [4.0, 3.0, 2.0], 2.5), first_crossing([0, 10], [4.0, 3.0], 2.5)
-    (15.0, None)
+    One lucky dip is not enough: what counts is the last way down. None where the last loss is above the target, or is
+    no number. A point that is not finite lies above every target, and the line from it counts from its far end.
+
+    >>> settled([0, 10, 20], [4.0, 3.0, 2.0], 2.5), settled([0, 10, 20, 30], [4.0, 2.0, 3.0, 2.0], 2.5)
+    (15.0, 25.0)
+    >>> settled([0, 10, 20], [4.0, 2.0, 3.0], 2.5)
     """
-    for i, here in enumerate(loss):
-        if here <= target:
-            if i == 0:
-                return float(x[0])
-            before = loss[i - 1]
-            return x[i - 1] + (x[i] - x[i - 1]) * (before - target) / (before - here)
-    return None
+    above = [i for i, here in enumerate(loss) if not here <= target]  # so written, a NaN is above
+    if not above:
+        return float(x[0])
+    i = above[-1]
+    if i == len(loss) - 1:
+        return None
+    if not isfinite(loss[i]):
+        return float(x[i + 1])
+    return x[i] + (x[i + 1] - x[i]) * (loss[i] - target) / (loss[i] - loss[i + 1])
 
 
 def at(x: Sequence[float], y: Sequence[float], where: float) -> float:

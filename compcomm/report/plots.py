@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -10,39 +11,33 @@ from .extras import need
 
 # Blue, vermilion, green, purple, orange, sky, black: told apart by colour-blind eyes too (Okabe and Ito, 2008).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-End = tuple[float, float, str, str]
-"""Where a line ends, its label, its colour."""
 
 
 def training(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> Path:
     """Validation loss against seconds (left) and against megabytes sent per rank (right, logarithmic).
 
-    ``rows`` are those of ``benchmarks/train.py``. The dashed line is the loss at which the first row ends.
+    ``rows`` are those of ``benchmarks/train.py``. The dashed line is the loss at which the first row ends; a ring marks
+    the second from which another row stays below it.
     """
     need("matplotlib", "plots.training").use("Agg")
     pyplot = need("matplotlib.pyplot", "plots.training")
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5.2), sharey=True, layout="constrained")
-    lowest = min(point[3] for row in rows for point in row["curve"][1:])
-    highest = max(row["curve"][min(2, len(row["curve"]) - 1)][3] for row in rows)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5.8), sharey=True, layout="constrained")
     for axes, column, scale in ((left, 0, 1.0), (right, 1, 1e-6)):
-        ends: list[End] = []
         for i, row in enumerate(rows):
             points = row["curve"][1:]  # the untrained model is the same for all, and has no place on a log axis
             x, y = [point[column] * scale for point in points], [point[3] for point in points]
-            colour = COLOURS[i % len(COLOURS)]
-            axes.plot(x, y, color=colour, linewidth=2, marker="o", markersize=3, label=row["reducer"])
-            ends.append((x[-1], y[-1], short(row["reducer"]), colour))
-        axes.axhline(rows[0]["loss"], color="#888888", linewidth=1, linestyle="--")
+            style = {"color": COLOURS[i % len(COLOURS)], "linewidth": 2, "marker": "o", "markersize": 3}
+            axes.plot(x, y, label=short(row["reducer"]), **style)
+            reached = row["seconds_to_target"]
+            if axes is left and i and reached is not None:
+                ring = {"marker": "o", "markersize": 10, "markerfacecolor": "none", "clip_on": False}
+                axes.plot(reached, rows[0]["loss"], color=style["color"], linestyle="none", **ring)
+        end = f"where {short(rows[0]['reducer'])} ends"
+        axes.axhline(rows[0]["loss"], color="#888888", linewidth=1, linestyle="--", label=end)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        margin = 0.1 * (highest - lowest) or 0.01
-        axes.set_ylim(lowest - margin, highest + margin)
-        if axes is left:  # all end at the same time: names go to the right of the axes
-            _beside(axes, ends, gap=0.055 * (highest - lowest + 2 * margin))
-        else:
-            for x_end, y_end, name, colour in ends:
-                below = {"xytext": (0, -9), "textcoords": "offset points", "ha": "center", "va": "top"}
-                axes.annotate(name, (x_end, y_end), color=colour, **below)
+    left.set_ylim(*heights(rows))
+    left.set_xlim(left=0)
     left.set_xlabel("seconds of training")
     left.set_ylabel("validation loss")
     right.set_xlabel("megabytes sent per rank")
@@ -51,6 +46,8 @@ def training(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str) ->
     right.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     right.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
     right.xaxis.set_minor_formatter(ticker.NullFormatter())
+    # Below both panels, where a name of any length covers no curve.
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(title)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -59,19 +56,28 @@ def training(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str) ->
     return target
 
 
-def short(name: str) -> str:
-    """A label for a line.
+def heights(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """The range of the loss axis: all that is drawn, except what lies above the untrained model's loss.
 
-    >>> short("ErrorFeedback(QSGD(bits=4, rounding='nearest'))"), short("Exact()")
-    ('QSGD(bits=4)', 'Exact')
+    A run that diverges leaves the picture at the top instead of pressing the others flat.
+
+    >>> heights([{"curve": [[0, 0, 0, 4.0], [1, 1, 1, 3.0], [2, 2, 2, 2.0]]}])
+    (1.95, 3.05)
     """
-    inner = name.removeprefix("ErrorFeedback(")[:-1] if name.startswith("ErrorFeedback(") else name
-    return inner.replace(", rounding='nearest'", "").replace("()", "")
+    start = max(row["curve"][0][3] for row in rows)
+    drawn = [min(point[3], start) for row in rows for point in row["curve"][1:] if isfinite(point[3])] or [start]
+    margin = 0.05 * (max(drawn) - min(drawn)) or 0.01
+    return min(drawn) - margin, max(drawn) + margin
 
 
-def _beside(axes: Any, ends: list[End], gap: float) -> None:
-    """Names at the height of the lines' ends, in their colours, moved apart where they would touch."""
-    height = float("-inf")
-    for _, y, name, colour in sorted(ends, key=lambda end: end[1]):
-        height = max(y, height + gap)
-        axes.annotate(name, (1.02, height), xycoords=("axes fraction", "data"), color=colour, va="center")
+def short(name: str) -> str:
+    """A label for a line: the constructor call without what all recommended settings share.
+
+    >>> short("ErrorFeedback(QSGD(bits=4, rounding='nearest'))"), short("Exact()"), short("None")
+    ('QSGD(bits=4) + feedback', 'Exact', 'DDP without a hook')
+    """
+    if name == "None":
+        return "DDP without a hook"
+    if name.startswith("ErrorFeedback(") and name.endswith("))"):
+        name = name.removeprefix("ErrorFeedback(")[:-1] + " + feedback"
+    return name.replace(", rounding='nearest'", "").replace("()", "")

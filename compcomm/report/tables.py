@@ -25,10 +25,21 @@ def number(value: float | None, unit: str = "") -> str:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], note: str = "") -> Any:
-    """A rich table: the first column is a name and never cut, the others are numbers."""
-    made = need("rich.table", "table").Table(title=title, caption=note or None, title_justify="left")
+    """A rich table: the first column is a name, folded where the terminal is narrow and never cut; then numbers.
+
+    Without frames: the names of reducers are long, and the quickstart's table is to fit into 100 columns.
+    """
+    made = need("rich.table", "table").Table(
+        title=title,
+        caption=note or None,
+        title_justify="left",
+        caption_justify="left",
+        box=need("rich.box", "table").SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+    )
     for i, name in enumerate(columns):
-        made.add_column(name, justify="right" if i else "left", overflow="fold")
+        made.add_column(name, justify="right" if i else "left", overflow="fold", no_wrap=bool(i), vertical="bottom")
     for row in rows:
         made.add_row(*row)
     return made
@@ -37,10 +48,10 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], not
 def training(rows: Sequence[Row], title: str, note: str = "") -> Any:
     """Rows of ``benchmarks/train.py``: loss, steps, traffic, and the time to the loss that the first row ends with."""
     predicted = any("predicted" in row for row in rows)
-    columns = ["reducer", "loss", "steps", "bytes\n/step", "s\n/step", "s to\ntarget", "speed-\nup"]
+    columns = ["reducer", "loss", "steps", "bytes\n/step", "ms\n/step", "s to\ntarget", "speedup"]
     if predicted:
         link = next(row["predicted"]["link"] for row in rows if "predicted" in row)
-        columns += [f"{link}\n{what}" for what in ("s/step", "s to target", "speed-up")]
+        columns += [f"{link}:\n{what}" for what in ("ms/step", "s to target", "speedup")]
         note = f"{note} {link}: predicted, the measured step and after it the payload at that rate.".strip()
     lines: list[list[str]] = []
     for row in rows:
@@ -49,20 +60,20 @@ def training(rows: Sequence[Row], title: str, note: str = "") -> Any:
             f"{row['loss']:.4f}",
             str(row["steps"]),
             number(row["bytes_per_step"], " B"),
-            number(row["seconds_per_step"]),
-            number(row["seconds_to_target"]),
+            digits(row["seconds_per_step"], 1e3),
+            digits(row["seconds_to_target"]),
             times(row["speedup"]),
         ]
         if predicted:
             model = row["predicted"]
-            line += [number(model["seconds_per_step"]), number(model["seconds_to_target"]), times(model["speedup"])]
+            line += [digits(model["seconds_per_step"], 1e3), digits(model["seconds_to_target"]), times(model["speedup"])]
         lines.append(line)
     return table(title, columns, lines, note)
 
 
 def exchange(rows: Sequence[Row], title: str, note: str = "") -> Any:
     """Rows of ``benchmarks/exchange.py``: the time to average one gradient, its traffic, and its error."""
-    columns = ["reducer", "hints", "seconds", "half of all", "bytes", "payload", "relative\nerror", "speed-\nup"]
+    columns = ["reducer", "hints", "seconds", "half of all", "bytes", "payload", "relative\nerror", "speedup"]
     lines = [
         [
             row["reducer"],
@@ -77,6 +88,15 @@ def exchange(rows: Sequence[Row], title: str, note: str = "") -> Any:
         for row in rows
     ]
     return table(title, columns, lines, note)
+
+
+def digits(value: float | None, scale: float = 1.0) -> str:
+    """One digit after the point, so that a column lines up; a dash for None.
+
+    >>> digits(0.0709, 1e3), digits(39.93), digits(None)
+    ('70.9', '39.9', '-')
+    """
+    return "-" if value is None else f"{value * scale:.1f}"
 
 
 def times(factor: float | None) -> str:

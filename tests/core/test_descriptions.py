@@ -66,3 +66,11 @@ def test_a_sum_over_ranks_that_are_out_of_step_is_noticed() -> None:
 def test_descriptions_are_pickled_and_copied() -> None:
     partition = cc.Partition({"a*": cc.Exact(), "*": cc.ErrorFeedback(cc.TopK(ratio=0.1))})
     assert pickle.loads(pickle.dumps(partition)) == copy.deepcopy(partition) == partition
+
+
+def test_a_pattern_that_takes_no_parameter_is_refused() -> None:
+    layout = cc.Layout.of([("embed.weight", (64, 64)), ("head.weight", (64, 64))])
+    cc.Warmup(3, cc.Partition({"embed*": cc.Exact(), "*": cc.SignScale()})).check(layout)
+    for parts in ({"embd*": cc.Exact(), "*": cc.SignScale()}, {"*": cc.SignScale(), "embed*": cc.Exact()}):
+        with pytest.raises(ValueError, match="no parameter is left for pattern 'emb"):
+            cc.Warmup(3, cc.Partition(parts)).check(layout)

@@ -100,6 +100,7 @@ CASES: list[tuple[Callable[[], object], list[str]]] = [
     (lambda: cc.cost(cc.TopK(k=5000), cc.Layout.of([("w", (64, 64))]), 2), ["'w'", "k=5000", "4096 elements"]),
     (lambda: cc.Partition({"a": cc.Exact()}).parts.update({}), ["fixed"]),  # type: ignore[attr-defined]
     (lambda: cc.Layout([cc.Segment("a", (4,), 0, 4), cc.Segment("b", (4,), 3, 7)]), ["'a'", "'b'", "overlap"]),
+    (lambda: cc.parse("TopK"), ["name alone", "TopK(...)"]),
     (lambda: cc.parse(None), ["parse(None)", "a text is needed"]),  # type: ignore[arg-type]
     (lambda: cc.Partition({}), ["Partition({})", "{pattern: reducer}"]),
     (lambda: cc.Partition({"a": 3}), ["'a'", "3", "name pattern with a reducer"]),
