@@ -53,7 +53,7 @@ class Compressor(Described, ABC, abstract=True):
     sparse: ClassVar[bool] = False
     """Only some elements are sent; a payload decodes in time proportional to their number."""
     cure: ClassVar[str] = (
-        "Declare delta(numel) if it has one, or use one such as TopK, SignScale() or QSGD(rounding='nearest')."
+        "Declare delta(numel) if it has one. Use one that has, such as TopK, SignScale() or QSGD(rounding='nearest')."
     )
     """What to use where error feedback refuses this compressor."""
 
