@@ -41,8 +41,8 @@ class Clock:
     steps: list[float] = field(default_factory=list)
 
 
-Progress = Callable[[float, float], None]
-"""Told the share of the budget that is spent, and the last validation loss."""
+Progress = Callable[[float, float, float], None]
+"""Told the share of the budget that is spent, the seconds of training, and the last validation loss."""
 
 
 def train(
@@ -76,13 +76,13 @@ def train(
                     now = time.perf_counter()
                     clock.steps.append(now - mark)
                     mark = now
-                    progress(spent(clock, budget, now - start), curve[-1][-1])
+                    progress(spent(clock, budget, now - start), clock.seconds + now - start, curve[-1][-1])
                 clock.seconds += mark - start
                 clock.sent += ranks.card_bytes() - before
             if len(clock.steps) > curve[-1][2]:
                 sent, loss = ranks.mean(clock.sent, validate(module, held_out, ranks))
                 curve.append([clock.seconds, sent, len(clock.steps), loss])
-                progress(spent(clock, budget), loss)
+                progress(spent(clock, budget), clock.seconds, loss)
         report = None if attachment is None else attachment.report()
     finally:
         if attachment is not None:

@@ -24,7 +24,7 @@ from tasks import load
 import compcomm as cc
 from compcomm.report import plots, tables
 from compcomm.report.extras import need
-from compcomm.report.metrics import at, first_crossing
+from compcomm.report.metrics import at, settled
 
 Row = dict[str, Any]
 
@@ -36,7 +36,7 @@ def main() -> None:
         task, budget = load(options.task), Budget(options.seconds, options.steps)
         rows: list[Row] = []
         if here.first:
-            print(f"{task.name} on {task.data}; {here.world} workers, {link()}", flush=True)
+            print(f"{task.name} on {task.data}", f"{here.world} workers, {link()}", sep="\n", flush=True)
         with Bar(here, len(reducers)) as bar:
             for reducer in reducers:
                 bar.next("None" if reducer is None else repr(reducer))
@@ -50,18 +50,19 @@ def main() -> None:
 
 
 def compare(rows: Sequence[Row]) -> None:
-    """Seconds in which each run reaches the loss that the first one ends with, and how much sooner that is."""
+    """From which second on each run stays at the loss that the first one ends with, or below, and how much sooner."""
     target = rows[0]["loss"]
     for row in rows:
         row["target"] = target
-        row["seconds_to_target"] = first_crossing([p[0] for p in row["curve"]], [p[3] for p in row["curve"]], target)
+        row["seconds_to_target"] = settled([p[0] for p in row["curve"]], [p[3] for p in row["curve"]], target)
         row["speedup"] = ratio(rows[0]["seconds_to_target"], row["seconds_to_target"])
 
 
 def predict(rows: Sequence[Row], name: str, seconds: float | None) -> None:
     """What runs measured here would take on a link of that rate: step by step, the time measured + 8 payload / rate.
 
-    No overlap is assumed. The target is then the loss that the first run has when its predicted time is up.
+    No overlap is assumed. The target is then the loss that the first run has when its predicted time is up, and what
+    a run did after its own predicted time does not count.
     """
     bits = float(name.removesuffix("bit")[:-1]) * {"k": 1e3, "m": 1e6, "g": 1e9}[name.removesuffix("bit")[-1]]
     paces = [row["seconds_per_step"] + 8 * row["payload_bytes_per_step"] / bits for row in rows]
@@ -70,7 +71,7 @@ def predict(rows: Sequence[Row], name: str, seconds: float | None) -> None:
     target = at(*curves[0], last)
     first = None
     for row, pace, (steps, loss) in zip(rows, paces, curves, strict=True):
-        reached = first_crossing(steps, loss, target)
+        reached = settled(*until(steps, loss, row["steps"] if seconds is None else seconds / pace), target)
         needed = None if reached is None else reached * pace
         first = first or needed
         row["predicted"] = {
@@ -82,6 +83,14 @@ def predict(rows: Sequence[Row], name: str, seconds: float | None) -> None:
         }
 
 
+def until(x: Sequence[float], y: Sequence[float], end: float) -> tuple[list[float], list[float]]:
+    """The curve up to ``x = end``, closed by a point there if it goes on."""
+    if end >= x[-1]:
+        return list(x), list(y)
+    kept = sum(a < end for a in x)
+    return [*x[:kept], end], [*y[:kept], at(x, y, end)]
+
+
 def ratio(first: float | None, own: float | None) -> float | None:
     return first / own if first and own else None
 
@@ -90,8 +99,9 @@ def report(rows: list[Row], options: argparse.Namespace, data: str) -> None:
     """The table, and the files that were asked for."""
     title = f"{options.task}: validation loss of {rows[0]['world_size']} workers, {link()}"
     note = (
-        f"bytes/step: what the network card counts, per worker. s to target: until the loss is "
-        f"{rows[0]['target']:.4f}, with which {rows[0]['reducer']} ends."
+        f"bytes/step: what the network card counts, per worker. s to target: the training time from which the loss "
+        f"stays at or below {rows[0]['target']:.4f}, with which {rows[0]['reducer']} ends; a dip before does not "
+        f"count. -: not reached."
     )
     console = need("rich.console", "train.py").Console(width=None if sys.stdout.isatty() else 160)
     console.print(tables.training(rows, title, note))
@@ -103,18 +113,18 @@ def report(rows: list[Row], options: argparse.Namespace, data: str) -> None:
 
 
 class Bar:
-    """Progress on rank 0: a bar on a terminal, one line per reducer elsewhere."""
+    """Progress on rank 0: a bar on a terminal, one line per reducer elsewhere. Its seconds are those of training."""
 
     def __init__(self, here: Ranks, reducers: int) -> None:
-        self.first, self.reducers, self.bar, self.task = here.first, reducers, None, None
+        self.first, self.reducers, self.begun, self.bar, self.task = here.first, reducers, 0, None, None
         if here.first and sys.stdout.isatty():
             rich = need("rich.progress", "train.py")
             self.bar = rich.Progress(
                 rich.TextColumn("{task.description}"),
                 rich.BarColumn(),
                 rich.TaskProgressColumn(),
-                rich.TextColumn("loss {task.fields[loss]:.3f}"),
-                rich.TimeElapsedColumn(),
+                rich.TextColumn("{task.fields[loss]:>10}"),
+                rich.TextColumn("{task.fields[seconds]:5.1f} s"),  # validation apart: so it ends at --seconds
                 refresh_per_second=2,  # drawing takes time from the rank that is measured
             )
 
@@ -128,16 +138,18 @@ class Bar:
             self.bar.stop()
 
     def next(self, name: str) -> None:
+        self.begun += 1
         if self.bar:
-            self.task = self.bar.add_task(name, total=1.0, loss=float("nan"))
+            label = f"{self.begun} of {self.reducers}  {plots.short(name)}"
+            self.task = self.bar.add_task(label, total=1.0, loss="", seconds=0.0)
 
-    def show(self, share: float, loss: float) -> None:
+    def show(self, share: float, seconds: float, loss: float) -> None:
         if self.bar:
-            self.bar.update(self.task, completed=share, loss=loss)
+            self.bar.update(self.task, completed=share, loss=f"loss {loss:.3f}", seconds=seconds)
 
     def done(self, row: Row) -> None:
         if self.bar:
-            self.bar.update(self.task, completed=1.0, loss=row["loss"])
+            self.show(1.0, row["seconds"], row["loss"])
         elif self.first:
             print(
                 f"{row['reducer']}: {row['steps']} steps in {row['seconds']:.1f} s, loss {row['loss']:.4f}", flush=True

@@ -37,6 +37,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], not
         box=need("rich.box", "table").SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
     for i, name in enumerate(columns):
         made.add_column(name, justify="right" if i else "left", overflow="fold", no_wrap=bool(i), vertical="bottom")
@@ -66,7 +67,8 @@ def training(rows: Sequence[Row], title: str, note: str = "") -> Any:
         ]
         if predicted:
             model = row["predicted"]
-            line += [digits(model["seconds_per_step"], 1e3), digits(model["seconds_to_target"]), times(model["speedup"])]
+            pace, reached = digits(model["seconds_per_step"], 1e3), digits(model["seconds_to_target"])
+            line += [pace, reached, times(model["speedup"])]
         lines.append(line)
     return table(title, columns, lines, note)
 

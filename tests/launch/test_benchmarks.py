@@ -56,7 +56,7 @@ def test_train_compares_reducers(tmp_path: Path) -> None:
         "train.py", "--task=digits", "--steps=60", "--link=100mbit", f"--json={tmp_path / 'a.json'}",
         f"--plot={tmp_path / 'a.png'}", "--reducer", "Exact()", "None", f"--reducer={FEEDBACK}",
     )  # fmt: skip
-    assert "speed-" in said and "ErrorFeedback(" in said
+    assert "speedup" in said and "ErrorFeedback(" in said
     exact, plain, sparse = rows(tmp_path / "a.json", "train")
     assert [r["reducer"] for r in (exact, plain, sparse)] == ["Exact()", "None", FEEDBACK]
     for row in (exact, plain, sparse):

@@ -93,6 +93,16 @@ def test_time_to_target_and_what_a_slow_link_would_make_of_it() -> None:
     assert slow["seconds_to_target"] is None and slow["speedup"] is None
 
 
+def test_a_dip_is_not_the_target_and_what_comes_after_the_end_does_not_count() -> None:
+    rows = [run(0.1, 0, [4, 3, 2]), run(0.1, 0, [4, 1, 3]), run(0.1, 0, [4, 1, 3, 1])]
+    train.compare(rows)
+    assert [r["seconds_to_target"] for r in rows] == [pytest.approx(2.0), None, pytest.approx(2.5)]
+    train.predict(rows, "1gbit", 1.0)  # ten steps each: the ups and downs after them are past the end
+    assert [r["predicted"]["target"] for r in rows] == [pytest.approx(3)] * 3
+    assert [r["predicted"]["seconds_to_target"] for r in rows] == [pytest.approx(x) for x in (1.0, 1 / 3, 1 / 3)]
+    assert train.until([0, 10], [4, 3], 5) == ([0, 5], [4, 3.5]) and train.until([0, 10], [4, 3], 20)[0] == [0, 10]
+
+
 def test_buckets_are_cut_as_ddp_cuts_them() -> None:
     """The last parameter first; a bucket is closed by the parameter that brings it to its size."""
     model = replay.Shapes([("a", (10,)), ("b.w", (3, 4)), ("c", (8,)), ("d", (2,))])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,11 @@ ROWS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-def text(table: Any) -> str:
+def text(table: Any, width: int = 160) -> str:
     from rich.console import Console
 
     out = io.StringIO()
-    Console(file=out, width=160).print(table)
+    Console(file=out, width=width).print(table)
     return out.getvalue()
 
 
@@ -34,18 +35,34 @@ def test_medians_come_with_the_quartiles() -> None:
     assert metrics.timing([1.0, 2.0, 4.0, 3.0, 9.0]) == (3.0, (2.0, 4.0))
 
 
-def test_the_first_crossing_counts_and_not_the_last_point() -> None:
-    assert metrics.first_crossing([0, 1, 2, 3], [4, 2, 3, 1], 2.5) == 0.75
-    assert metrics.first_crossing([0, 1], [4, 3], 2.5) is None
-    assert metrics.first_crossing([5, 6], [2, 1], 2.5) == 5
+def test_a_loss_has_settled_where_it_stays_below_the_target() -> None:
+    assert metrics.settled([0, 1, 2, 3], [4, 2, 2.4, 1], 2.5) == 0.75  # falls once
+    assert metrics.settled([0, 1, 2, 3], [4, 2, 3, 1], 2.5) == 2.25  # a dip first: the last way down counts
+    assert metrics.settled([0, 1, 2], [4, 2, 3], 2.5) is None  # ends above
+    assert metrics.settled([0, 1], [4, 3], 2.5) is None
+    assert metrics.settled([5, 6], [2, 1], 2.5) == 5
+    assert metrics.settled([0, 1], [4, 2.5], 2.5) == 1  # at the target is enough, as for the run that sets it
+
+
+def test_losses_that_are_no_numbers_are_above_every_target() -> None:
+    assert metrics.settled([0, 1, 2], [4, math.nan, 2], 2.5) == 2
+    assert metrics.settled([0, 1, 2], [4, math.inf, 2], 2.5) == 2
+    assert metrics.settled([0, 1], [4, math.nan], 2.5) is None
 
 
 def test_training_table_shows_a_dash_where_the_target_was_not_reached() -> None:
     shown = text(tables.training(ROWS, "title", "note"))
     exact, sign = (next(line for line in shown.splitlines() if r["reducer"] in line) for r in ROWS)
     assert "200 kB" in exact and "1x" in exact and "2.5000" in exact
-    assert sign.count(" - ") == 2
+    assert sign.split()[-2:] == ["-", "-"]
     assert "predicted" not in shown
+
+
+def test_the_longest_recommended_name_fits_into_100_columns() -> None:
+    name = "ErrorFeedback(QSGD(bits=4, rounding='nearest'))"
+    shown = text(tables.training([{**ROWS[0], "reducer": name, "bytes_per_step": 123e6}], "title", "note"), width=100)
+    assert any(name in line for line in shown.splitlines())
+    assert "speedup" in shown
 
 
 def test_training_table_with_predictions() -> None:
@@ -61,6 +78,14 @@ def test_exchange_table() -> None:
     }  # fmt: skip
     shown = text(tables.exchange([row], "title"))
     assert "cold" in shown and "0.04 to 0.06" in shown and "12.3x" in shown
+
+
+def test_the_loss_axis_shows_all_curves_but_no_divergence() -> None:
+    spike = {"curve": [[0, 0, 0, 4.0], [1, 1, 1, 3.0], [2, 2, 2, 90.0], [3, 3, 3, math.nan]]}
+    low, high = plots.heights([*ROWS, {"curve": [*CURVE[:2], [20, 2e6, 10, 3.5]]}])
+    assert low < 2.5 and 3.5 < high < 4.0
+    low, high = plots.heights([*ROWS, spike])
+    assert low < 2.5 and 4.0 < high < 4.2
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
