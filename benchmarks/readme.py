@@ -122,7 +122,7 @@ def kernels() -> str:
     ]
     return (
         f"**Kernels.** {numel / 1e6:.1f} M floats on one core, against `memcpy` of the same vector in the same run "
-        f"(`python benchmarks/kernels.py`). Encoding adds the gradient to the residual and leaves the error in the same "
+        f"(`python benchmarks/kernels.py`). Encoding adds the gradient to the residual and leaves the error in one "
         f'pass. "reference" is the truth in torch operators, written for equal bits and not for speed. More in '
         f"`benchmarks/results/kernels.json`.\n\n"
         f"{table(['op', 'backend', 'instructions', 'ms', 'times memcpy'], rows)}"
