@@ -14,7 +14,7 @@ from ..reducer import Reducer
 from ..transports.dry_run import cost
 from ..transports.simulate import Simulator
 
-_SAMPLE = 1 << 18
+_SAMPLE = 1 << 20
 _PIECE = 1 << 16
 """Elements: smaller parameters are never cut."""
 _log = logging.getLogger("compcomm")
@@ -62,7 +62,7 @@ def breakeven(reducer: Reducer, layout: Layout, world: int, rank: int = 0) -> Br
 def kernel_seconds(reducer: Reducer, layout: Layout, world: int) -> float:
     """Seconds that one rank of ``world`` spends coding and decoding one step, extrapolated from a sample.
 
-    The sample takes parameters from all over the model until about 2**18 elements per rank (fewer for many ranks), so
+    The sample takes parameters from all over the model until about 2**20 elements per rank (fewer for many ranks), so
     it lies in the cache more than a whole model does: an optimistic figure.
     """
     sample = _sample(reducer, layout, world, max(1 << 14, _SAMPLE * 4 // max(4, world)))
@@ -72,10 +72,11 @@ def kernel_seconds(reducer: Reducer, layout: Layout, world: int) -> float:
     generator = torch.Generator().manual_seed(0)
     simulator = Simulator(reducer, world)
     buckets = [[Bucket(torch.randn(sample.numel, generator=generator), sample)] for _ in range(world)]
+    means = [[Bucket(torch.empty_like(b.flat), sample) for b in row] for row in buckets]
     best = float("inf")
     for _ in range(3):
         since = perf_counter()
-        simulator.step(buckets)
+        simulator.step(buckets, means)
         best = min(best, perf_counter() - since)
     return best / world * sum(s.numel for s in layout.segments) / total
 
