@@ -78,7 +78,7 @@ def quickstart() -> str:
         "steps",
         "bytes per step",
         "s per step",
-        "s to the loss of the first",
+        "s to stay at the loss of the first",
         "sooner",
     ]
     return (
@@ -134,7 +134,8 @@ def overhead() -> str:
     rows = [(f"`{r['reducer']}`", f"{r['seconds'] * 1e3:.1f}", f"{r['ratio']:.2f}") for r in found["rows"]]
     return (
         "**The hook itself.** DDP's backward pass over ResNet-50's shapes on loopback, `None` being DDP without a hook "
-        "(`torchrun --nproc-per-node 2 benchmarks/overhead.py`). On loopback there is little to win: measure on your own link.\n\n"
+        "(`torchrun --nproc-per-node 2 benchmarks/overhead.py`). "
+        "On loopback there is little to win: measure on your own link.\n\n"
         f"{table(['reducer', 'ms', 'against no hook'], rows)}"
     )
 
