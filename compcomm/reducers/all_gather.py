@@ -22,6 +22,9 @@ class AllGather(Route):
     Bytes per rank: (W-1) c for a payload of c bytes, so it suits sparse payloads while W is below about 1/density, and
     any payload between two ranks. One round; nothing is lost beyond the compressor's own error.
 
+    Finite values whose sum over the ranks exceeds fp32's range (3.4e38) reach ``out`` as infinity, and that alone does
+    not undo the step: looking would cost a pass over the mean.
+
     State: the compressor's hints. Works with every compressor.
     """
 

@@ -179,3 +179,36 @@ def test_the_dense_steps_of_a_bfloat16_warmup_are_ddps(two: Workers) -> None:
         assert sent == dense / 2
         assert mixed < sent
         assert torch.equal(end, results[0][5])
+
+
+def registered(rank: int, world: int) -> Any:
+    model = DDP(models.mlp())
+    state = cc.DDPState(cc.parse(EF))
+    said: list[str] = []
+    for wrong in (state.report, lambda: setattr(state, "enabled", "no")):
+        try:
+            wrong()
+        except (RuntimeError, TypeError) as error:
+            said.append(str(error))
+    state.enabled = False  # before the first step: kept for the attachment to come
+    state.bind(model)
+    model.register_comm_hook(state, cc.ddp_hook)
+    models.train(model, models.batches(rank, 2))
+    dense = state.report().ratio
+    state.enabled = True
+    models.train(model, models.batches(rank, 2))
+    assert state.attachment is not None
+    shown = repr(state.attachment)
+    try:
+        state.load_state_dict(model.state_dict())
+    except cc.StateError as error:
+        said.append(str(error))
+    return said, dense, state.report().ratio, shown
+
+
+def test_the_form_of_pytorch_has_the_same_switches(two: Workers) -> None:
+    for rank, (said, dense, ratio, shown) in enumerate(two.run(registered)):
+        assert "Ask after the first backward pass" in said[0] and "enabled = 'no'" in said[1]
+        assert "Is it the model's?" in said[2]
+        assert dense == pytest.approx(1.0) and ratio > 1.5
+        assert f"rank {rank} of 2, step 4, at work" in shown
