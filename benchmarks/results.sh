@@ -27,7 +27,8 @@ step="netlab --check" # without shaped links the figures would mean nothing
 $python launch/netlab --check
 
 measure kernels $python benchmarks/kernels.py
-measure overhead $python -m torch.distributed.run --standalone --nproc-per-node 2 benchmarks/overhead.py
+measure overhead $python -m torch.distributed.run --standalone --nproc-per-node 2 benchmarks/overhead.py \
+    --reducer "ErrorFeedback(QSGD(bits=4, rounding='nearest'))"
 exchange 2 1gbit
 exchange 2 100mbit --repeats 5
 exchange 4 1gbit --repeats 9
