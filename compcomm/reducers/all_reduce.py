@@ -58,7 +58,9 @@ class AllReduce(Route):
             wire=ctx.buffer("sent", packing.nbytes), packing=packing,
         )  # fmt: skip
         counts = 2 + packing.count
-        total = ctx.buffer("sum", 4 * counts + packing.nbytes - packing.header)
+        front = max(4 * counts, packing.header)  # the sums, seen from the header's place on, are a message to decode
+        room = ctx.buffer("sum", front + packing.nbytes - packing.header)
+        total, message = room[front - 4 * counts :], room[front - packing.header :]
         flags, body = total[: 4 * counts].view(torch.float32), total[4 * counts :]
         flags[0], flags[1:2], flags[2:] = _place(ctx), payload.status[:1], payload.status[1:]
         body.copy_(payload.wire[packing.header :])
@@ -73,10 +75,8 @@ class AllReduce(Route):
         found = _flags(flags, packing, ctx)
         if ctx.watch and not (_finite(exact) and _finite(coded)):
             found = found._replace(bad=True)
-        wires = ctx.buffer("summed", packing.nbytes)
-        wires[packing.header :].copy_(body)
         self.compressor.decode_(
-            wires.unsqueeze(0), out, ctx.rng, packing,
+            message.unsqueeze(0), out, ctx.rng, packing,
             scale=out_scale / ctx.world, skip=found.skip, accumulate=accumulate,
         )  # fmt: skip
         return finish(payload, found, x, out, ctx)
