@@ -15,8 +15,5 @@ MODULES = ["compcomm", *(m.name for m in pkgutil.walk_packages(compcomm.__path__
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name: str) -> None:
-    try:
-        module = importlib.import_module(name)
-    except ImportError as error:
-        pytest.skip(f"needs {error.name}")
+    module = importlib.import_module(name)  # every module imports on a plain install: optional packages come later
     assert doctest.testmod(module).failed == 0

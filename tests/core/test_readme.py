@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import compcomm as cc
+from compcomm.testing.shapes import resnet50
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -68,3 +71,25 @@ def test_the_results_are_those_of_the_json() -> None:
         [sys.executable, "benchmarks/readme.py", "--check"], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_bytes_that_the_text_quotes() -> None:
+    layout = cc.Layout.of(resnet50())
+    four = cc.ErrorFeedback(cc.QSGD(bits=4, rounding="nearest")).cost(layout, 2)
+    assert f"{four.dense / 1e6:.2f} MB -> {four.sent / 1e6:.2f} MB per rank and step ({four.ratio:.1f}x)" in README
+    assert f"sends {cc.ErrorFeedback(cc.SignScale()).cost(layout, 2).ratio:.0f} times less" in README
+    assert f"sends {cc.ErrorFeedback(cc.TopK(ratio=0.01)).cost(layout, 2).ratio:.0f} times less" in README
+    crossing = next(w for w in range(2, 200) if _sent(cc.TopK(ratio=0.01), w) > _sent(cc.Cast(torch.bfloat16), w))
+    assert f"from {crossing} of them on" in README
+
+
+def _sent(compressor: cc.Compressor, world: int) -> int:
+    return compressor.cost(cc.Layout.of(resnet50()), world).sent
+
+
+def test_the_steps_that_the_text_quotes() -> None:
+    rows = json.loads((ROOT / "benchmarks/results/quickstart.json").read_text())["rows"]
+    exact, _, four, one, sparse = (r["steps"] * r["seconds_to_target"] / r["seconds"] for r in rows)
+    assert f"{four:.0f} steps to the loss that took `Exact()` {exact:.0f}" in README
+    assert f"needed {one / exact:.1f} times the steps: at 100" in README
+    assert f"needed {sparse / exact:.1f} times the steps, so" in README
