@@ -52,6 +52,9 @@ class Compressor(Described, ABC, abstract=True):
     """Payloads of several ranks may be summed before decoding, so an all-reduce can carry them."""
     sparse: ClassVar[bool] = False
     """Only some elements are sent; a payload decodes in time proportional to their number."""
+    variable: ClassVar[bool] = False
+    """A section is often shorter than ``section(numel)``, which is then its capacity: it begins with a u32, the bytes
+    that it takes in all, and the routes send no more than those."""
     cure: ClassVar[str] = (
         "Declare delta(numel) if it has one. Use one that has, such as TopK, SignScale() or QSGD(rounding='nearest')."
     )
@@ -94,7 +97,8 @@ class Compressor(Described, ABC, abstract=True):
         return getattr(self, "dense_below", 1024)
 
     def section(self, numel: int) -> int:
-        """Bytes of a coded parameter (or owner's piece) of ``numel`` elements: a function of the shape alone."""
+        """Bytes of a coded parameter (or owner's piece) of ``numel`` elements: a function of the shape alone. Where the
+        size is not known before, the capacity; unused bytes are zero."""
         raise NotImplementedError(f"{type(self).__name__}.section(numel), its bytes, is still to be written.")
 
     def kept(self, numel: int) -> int:
@@ -106,7 +110,8 @@ class Compressor(Described, ABC, abstract=True):
         return 1.0
 
     def slots(self, segment: Segment) -> Mapping[str, Slot]:
-        """Hints that may speed up the next call and never change a result."""
+        """Memory of earlier calls, merged by DROP: a first guess that makes the next one faster, or, where the selection
+        is approximate by design, what it has learnt of the data. What is promised never depends on it."""
         return {}
 
     def contractive(self) -> Compressor:

@@ -5,13 +5,10 @@ Their formulas and wire layouts are in ``reference/``; here each op gets its sch
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-
 from . import checks, native
-from .native import INT, LONG, POINTER
+from .native import INT, LONG
 from .reference.cast import cast_decode, cast_encode
 from .reference.dense import dense_decode, dense_encode
 from .reference.qsgd import qsgd_decode, qsgd_encode
@@ -44,54 +41,34 @@ def _check_sign_decode(op: str, *args: Any) -> None:
     checks.blocks(op, args[6])
 
 
-def _encoder(name: str, *argtypes: type) -> Callable[..., int] | None:
-    f = native.encoder(f"cc_{name}", *argtypes)
-    return None if f is None else lambda *args: native.encode(f, *args)
-
-
-def _decoder(name: str, *argtypes: type) -> Callable[..., int] | None:
-    f = native.decoder(f"cc_{name}", *argtypes)
-    return None if f is None else lambda *args: native.decode(f, *args)
-
-
-def _qsgd_encoder() -> Callable[..., int] | None:
-    f = native.encoder("cc_qsgd_encode", POINTER, INT, INT, INT, INT, LONG, LONG, LONG)
-    if f is None:
-        return None
-
-    def call(*args: Any) -> int:
-        gain: Tensor = args[7]
-        return native.encode(f, *args[:7], gain.data_ptr(), *args[8:])
-
-    return call
-
-
 register(
     f"dense_encode({INPUT.replace('(a!) x', '(a!)? x')}) -> ()",
     dense_encode,
-    _encoder("dense_encode"),
+    native.encodes("dense_encode"),
     checks.encode,
 )
-register(f"dense_decode({OUTPUT}) -> ()", dense_decode, _decoder("dense_decode"), checks.decode)
-register(f"cast_encode({INPUT}, bool half) -> ()", cast_encode, _encoder("cast_encode", INT), checks.encode)
-register(f"cast_decode({OUTPUT}, bool half) -> ()", cast_decode, _decoder("cast_decode", INT), checks.decode)
+register(f"dense_decode({OUTPUT}) -> ()", dense_decode, native.decodes("dense_decode"), checks.decode)
+register(f"cast_encode({INPUT}, bool half) -> ()", cast_encode, native.encodes("cast_encode", INT), checks.encode)
+register(f"cast_decode({OUTPUT}, bool half) -> ()", cast_decode, native.decodes("cast_decode", INT), checks.decode)
 register(
     f"qsgd_encode({INPUT}, Tensor gain, int bits, int levels, bool norm2, bool stochastic, int block, int step, "
     "int rank) -> ()",
     qsgd_encode,
-    _qsgd_encoder(),
+    native.encodes_with_gain("qsgd_encode", INT, INT, INT, INT, LONG, LONG, LONG),
     _check_qsgd_encode,
 )
 register(
     f"qsgd_decode({OUTPUT}, int bits, int levels, int block) -> ()",
     qsgd_decode,
-    _decoder("qsgd_decode", INT, INT, LONG),
+    native.decodes("qsgd_decode", INT, INT, LONG),
     _check_qsgd_decode,
 )
 register(
     f"sign_encode({INPUT}, bool l2, int block) -> ()",
     sign_encode,
-    _encoder("sign_encode", INT, LONG),
+    native.encodes("sign_encode", INT, LONG),
     _check_sign_encode,
 )
-register(f"sign_decode({OUTPUT}, int block) -> ()", sign_decode, _decoder("sign_decode", LONG), _check_sign_decode)
+register(
+    f"sign_decode({OUTPUT}, int block) -> ()", sign_decode, native.decodes("sign_decode", LONG), _check_sign_decode
+)

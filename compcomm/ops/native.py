@@ -159,4 +159,35 @@ def decode(
     )
 
 
-__all__ = ["available", "decode", "decoder", "encode", "encoder", "function", "isa", "isas", "set_isa"]
+def encodes(name: str, *argtypes: type) -> Function | None:
+    """What ``register`` takes for an encoder whose further arguments are numbers; None without the C function."""
+    f = encoder(f"cc_{name}", *argtypes)
+    return None if f is None else lambda *args: encode(f, *args)
+
+
+def encodes_with_gain(name: str, *argtypes: type) -> Function | None:
+    """The same where the first further argument is ``gain``, a float per row."""
+    f = encoder(f"cc_{name}", POINTER, *argtypes)
+    return None if f is None else lambda *args: encode(f, *args[:7], args[7].data_ptr(), *args[8:])
+
+
+def decodes(name: str, *argtypes: type) -> Function | None:
+    """What ``register`` takes for a decoder whose further arguments are numbers; None without the C function."""
+    f = decoder(f"cc_{name}", *argtypes)
+    return None if f is None else lambda *args: decode(f, *args)
+
+
+__all__ = [
+    "available",
+    "decode",
+    "decoder",
+    "decodes",
+    "encode",
+    "encoder",
+    "encodes",
+    "encodes_with_gain",
+    "function",
+    "isa",
+    "isas",
+    "set_isa",
+]

@@ -63,18 +63,6 @@ def _topk_zero() -> Callable[..., int] | None:
     return call
 
 
-def _randk_encode() -> Callable[..., int] | None:
-    f = native.encoder("cc_randk_encode", POINTER, LONG)
-    if f is None:
-        return None
-
-    def call(*args: Any) -> int:
-        gain: Tensor = args[7]
-        return native.encode(f, *args[:7], gain.data_ptr(), args[8])
-
-    return call
-
-
 _draw = native.function("cc_randk_indices", POINTER, LONG, POINTER)
 
 
@@ -91,16 +79,16 @@ def _fake_indices(key: int, numel: int, k: int, offset: int, step: int) -> Tenso
     return torch.empty(k, dtype=torch.int64)
 
 
-def _decoder(name: str, *argtypes: type) -> Callable[..., int] | None:
-    f = native.decoder(f"cc_{name}", *argtypes)
-    return None if f is None else lambda *args: native.decode(f, *args)
-
-
 register(f"topk_encode({INPUT}, Tensor(d!)? hint) -> ()", topk_encode, _topk_encode(), _check_topk_encode)
-register(f"topk_decode({OUTPUT}) -> ()", topk_decode, _decoder("topk_decode"), _check_decode)
+register(f"topk_decode({OUTPUT}) -> ()", topk_decode, native.decodes("topk_decode"), _check_decode)
 register("topk_zero(Tensor wires, Tensor table, Tensor(a!) out) -> ()", topk_zero, _topk_zero(), _check_topk_zero)
-register(f"randk_encode({INPUT}, Tensor gain, int step) -> ()", randk_encode, _randk_encode(), _check_randk_encode)
-register(f"randk_decode({OUTPUT}, int step) -> ()", randk_decode, _decoder("randk_decode", LONG), _check_decode)
+register(
+    f"randk_encode({INPUT}, Tensor gain, int step) -> ()",
+    randk_encode,
+    native.encodes_with_gain("randk_encode", LONG),
+    _check_randk_encode,
+)
+register(f"randk_decode({OUTPUT}, int step) -> ()", randk_decode, native.decodes("randk_decode", LONG), _check_decode)
 register(
     "randk_indices(int key, int numel, int k, int offset, int step) -> Tensor",
     _randk_indices,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tests.ops.formats import discovered
 from tests.ops.sparse_case import make, using
 
 OPS = torch.ops.compcomm
@@ -65,6 +66,7 @@ FORMATS = [
     Format("qsgd", block=2048, stochastic=True, bits=5),
     Format("qsgd", block=48, stochastic=True, bits=3),
     Format("qsgd", bits=8, levels=5, norm2=True),
+    *discovered(),
 ]
 
 
