@@ -22,7 +22,7 @@ class Collective:
 
     @property
     def signature(self) -> tuple[str, str, int]:
-        """(kind, dtype, bytes of the largest buffer): what all ranks must agree on."""
+        """(kind, dtype, bytes of the largest buffer or its capacity): what all ranks must agree on beforehand."""
         raise NotImplementedError
 
 
@@ -50,37 +50,60 @@ class AllReduce(Collective):
 
 
 @dataclass(frozen=True, eq=False)
+class AllReduceMax(Collective):
+    """``buffer`` becomes the element-wise maximum over the ranks. A ring sends 2 (W-1)/W of it."""
+
+    buffer: Tensor
+    axis: str = "all"
+
+    def sent_bytes(self, world: int, rank: int) -> int:
+        return 2 * (_bytes(self.buffer) * (world - 1) // world)
+
+    @property
+    def signature(self) -> tuple[str, str, int]:
+        return "AllReduceMax", _dtype(self.buffer), _bytes(self.buffer)
+
+
+@dataclass(frozen=True, eq=False)
 class AllGather(Collective):
-    """``recv`` (W times as long) becomes every rank's ``send``, in rank order. Each rank sends its own W-1 times."""
+    """``recv`` (W times as long) becomes every rank's ``send``, in rank order. Each rank sends its own W-1 times.
+
+    ``capacity``: where the length was agreed on in this step, the bytes that ``recv`` has at most.
+    """
 
     send: Tensor
     recv: Tensor
     axis: str = "all"
+    capacity: int = 0
 
     def sent_bytes(self, world: int, rank: int) -> int:
         return _bytes(self.send) * (world - 1)
 
     @property
     def signature(self) -> tuple[str, str, int]:
-        return "AllGather", _dtype(self.send), _bytes(self.recv)
+        return "AllGather", _dtype(self.send), self.capacity or _bytes(self.recv)
 
 
 @dataclass(frozen=True, eq=False)
 class AllToAll(Collective):
-    """Part r of ``send`` goes to rank r; ``recv`` holds what every rank sent here. Splits count elements."""
+    """Part r of ``send`` goes to rank r; ``recv`` holds what every rank sent here. Splits count elements.
+
+    ``capacity``: where the lengths were agreed on in this step, the bytes that a rank sends at most.
+    """
 
     send: Tensor
     recv: Tensor
     send_splits: tuple[int, ...]
     recv_splits: tuple[int, ...]
     axis: str = "all"
+    capacity: int = 0
 
     def sent_bytes(self, world: int, rank: int) -> int:
         return _bytes(self.send) - self.send_splits[rank] * self.send.element_size()
 
     @property
     def signature(self) -> tuple[str, str, int]:
-        return "AllToAll", _dtype(self.send), _bytes(self.send)
+        return "AllToAll", _dtype(self.send), self.capacity or _bytes(self.send)
 
 
 @dataclass(frozen=True, eq=False)

@@ -170,7 +170,8 @@ class Reducer(Described, ABC, abstract=True):
         return self
 
     def cost(self, layout: Layout, world: int, rank: int = 0) -> Cost:
-        """Exact bytes that ``rank`` sends per step for a bucket of that layout, from a dry run; link headers apart."""
+        """Exact bytes that ``rank`` sends per step for a bucket of that layout, from a dry run; link headers apart.
+        Where messages vary in length, the most that it may send."""
         from .transports.dry_run import cost
 
         return cost(self, layout, world, rank)
@@ -184,6 +185,11 @@ class Reducer(Described, ABC, abstract=True):
     def needs_names(self) -> bool:
         """Whether it, or a part of it, treats parameters by their names, so that a host must know them first."""
         return any(getattr(part, "needs_names", False) for part in vars(self).values())
+
+    @property
+    def variable(self) -> bool:
+        """Whether messages may be shorter than a dry run lists: it then lists their capacity."""
+        return any(getattr(part, "variable", False) for part in vars(self).values())
 
     def check(self, layout: Layout) -> None:
         """Raises ValueError where this reducer does not fit a model's parameters; a host calls it at attach."""

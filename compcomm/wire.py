@@ -168,18 +168,31 @@ class Flags(NamedTuple):
     bad: bool
     skip: Tensor  # uint8 per segment: its gradient is zero on every rank
     zero: bool  # whether any is
+    lengths: tuple[int, ...] = ()  # of the ranks' messages, in bytes
 
     @staticmethod
-    def clean(count: int) -> Flags:
-        return Flags(False, torch.zeros(count, dtype=torch.uint8), False)
+    def clean(count: int, lengths: tuple[int, ...] = ()) -> Flags:
+        return Flags(False, torch.zeros(count, dtype=torch.uint8), False, lengths)
 
 
-def write_header(message: Tensor, status: Tensor, ctx: Context, *, failed: bool = False) -> None:
-    """Fills in the header of a message from the kernels' ``status`` (uint8: non-finite, then nonzero per segment)."""
-    write_headers((message,), status, ctx, failed=failed)
+def write_header(
+    message: Tensor, status: Tensor, ctx: Context, *, failed: bool = False, length: int | None = None
+) -> None:
+    """Fills in the header of a message from the kernels' ``status`` (uint8: non-finite, then nonzero per segment).
+
+    ``length``: what the header calls the message's length, where ``message`` is another part of it.
+    """
+    write_headers((message,), status, ctx, failed=failed, lengths=None if length is None else (length,))
 
 
-def write_headers(messages: Sequence[Tensor], status: Tensor, ctx: Context, *, failed: bool = False) -> None:
+def write_headers(
+    messages: Sequence[Tensor],
+    status: Tensor,
+    ctx: Context,
+    *,
+    failed: bool = False,
+    lengths: Sequence[int] | None = None,
+) -> None:
     """The same for one message per owner: headers that differ in the length alone."""
     if not messages or messages[0].is_meta:
         return
@@ -190,25 +203,30 @@ def write_headers(messages: Sequence[Tensor], status: Tensor, ctx: Context, *, f
     fields = head[:_FIELDS].view("<u4")
     fields[:] = MAGIC, flags | ctx.rank << 16, ctx.step & 0xFFFFFFFF, ctx.bucket & 0xFFFFFFFF, 0
     head[_FIELDS:size] = np.packbits(bits[1:] == 0, bitorder="little")
-    for message in messages:
-        fields[4] = message.numel()
+    for i, message in enumerate(messages):
+        fields[4] = message.numel() if lengths is None else lengths[i]
         message[: len(head)].copy_(torch.from_numpy(head))
 
 
-def read_headers(messages: Tensor, count: int, ctx: Context, lengths: tuple[int, ...]) -> Flags:
+def read_headers(
+    messages: Tensor, count: int, ctx: Context, lengths: tuple[int, ...], *, shorter: bool = False
+) -> Flags:
     """Checks the headers of all ranks' messages (``[W, stride]``) and combines what they say.
+
+    ``shorter``: ``lengths`` are capacities, and a message may have any length between its header and that.
 
     Raises:
         PeerError: naming the rank that failed or that is at another step, bucket or configuration.
     """
     if messages.is_meta:
-        return Flags.clean(count)
+        return Flags.clean(count, lengths)
     size = _FIELDS + -(-count // 8)
     heads = messages[:, :size].contiguous().cpu().numpy()
     fields = heads[:, :_FIELDS].copy().view("<u4")
-    bad = False
+    bad, found = False, fields[:, 4].tolist()
     for rank, (magic, flags, step, bucket, length) in enumerate(fields.tolist()):
-        here = (MAGIC, rank, ctx.step & 0xFFFFFFFF, ctx.bucket & 0xFFFFFFFF, lengths[rank])
+        due = length if shorter and messages.shape[1] <= length <= lengths[rank] else lengths[rank]
+        here = (MAGIC, rank, ctx.step & 0xFFFFFFFF, ctx.bucket & 0xFFFFFFFF, due)
         if flags & FAILED and (magic, flags >> 16) == (MAGIC, rank):
             raise PeerError(f"rank {rank} failed in step {step}, bucket {bucket}; its own log has the error.")
         if (magic, flags >> 16, step, bucket, length) != here or flags & 0xFFFF & ~(NONFINITE | FAILED):
@@ -219,9 +237,9 @@ def read_headers(messages: Tensor, count: int, ctx: Context, lengths: tuple[int,
         bad |= bool(flags & NONFINITE)
     zero = np.bitwise_and.reduce(heads[:, _FIELDS:], axis=0)
     if not zero.any():
-        return Flags(bad, _zeros(count, messages.device), False)
+        return Flags(bad, _zeros(count, messages.device), False, tuple(found))
     skip = torch.from_numpy(np.unpackbits(zero, count=count, bitorder="little")).to(messages.device)
-    return Flags(bad, skip, bool(skip.any()))
+    return Flags(bad, skip, bool(skip.any()), tuple(found))
 
 
 @lru_cache(maxsize=4096)

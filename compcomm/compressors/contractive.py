@@ -39,6 +39,10 @@ class Contractive(Compressor):
         return self.compressor.sparse
 
     @property
+    def variable(self) -> bool:  # type: ignore[override]
+        return self.compressor.variable
+
+    @property
     def grain(self) -> int:
         return self.compressor.grain
 

@@ -1,7 +1,8 @@
 """What a rank that failed sends for the rest of its step, so that its peers end with an error and not in a hang.
 
 Peers wait for a known sequence of collectives. A failed rank therefore runs the rest of it with content that nobody
-can take for a gradient: messages whose header says "failed", and sums full of NaN.
+can take for a gradient: messages whose header says "failed", sums full of NaN, and maxima full of infinity (a maximum
+may drop a NaN).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..bucket import Bucket, Layout
-from ..collectives import AllToAll, Collective, Commit
+from ..collectives import AllReduceMax, AllToAll, Collective, Commit
 from ..reducer import Arena, Context, Reducer, flow
 from ..store import State, Store
 from ..wire import write_header
@@ -53,7 +54,8 @@ def poisoned(ops: Sequence[Collective], ctx: Context) -> list[Collective]:
 
 def _spoil(op: Collective, ctx: Context) -> Collective:
     def fresh(t: Tensor) -> Tensor:
-        nan = float("nan") if t.dtype.is_floating_point else 0
+        wrong = float("inf") if isinstance(op, AllReduceMax) else float("nan")
+        nan = wrong if t.dtype.is_floating_point else 0
         return torch.full(t.shape, nan, dtype=t.dtype, device=ctx.arena.device)
 
     real = _each(op, fresh)

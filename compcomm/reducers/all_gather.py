@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ..bucket import Bucket, Layout, Segment
-from ..collectives import AllGather as Gather
 from ..compressor import Compressor
 from ..reducer import Context, Flow
 from ..store import Slot, State
-from ..wire import pack, read_headers, write_header
+from ..wire import pack
+from .exchange import to_all
 from .route import Route, finish
 
 
@@ -46,17 +46,12 @@ class AllGather(Route):
     ) -> Flow:
         layout = (add or x).layout
         packing = pack(self.compressor, layout)
-        size = packing.nbytes
         hints = {name: state[name].flat for name in _hints(self.compressor, layout)}
         payload = self.compressor.encode_(
             x, ctx.rng, add=add, decay=decay, add_scale=add_scale, hints=hints,
-            wire=ctx.buffer("sent", size), packing=packing,
+            wire=ctx.buffer("sent", packing.nbytes), packing=packing,
         )  # fmt: skip
-        write_header(payload.wire, payload.status, ctx)
-        gathered = ctx.buffer("gathered", ctx.world * size)
-        yield Gather(payload.wire, gathered)
-        wires = gathered.view(ctx.world, size)
-        flags = read_headers(wires, packing.count, ctx, packing.splits * ctx.world)
+        wires, flags = yield from to_all(payload, ctx, "gathered")
         scale = out_scale / ctx.world
         self.compressor.decode_(
             wires, out, ctx.rng, packing, scale=scale, skip=flags.skip, accumulate=accumulate

@@ -82,6 +82,10 @@ class Partition(Reducer):
     def needs_names(self) -> bool:
         return True
 
+    @property
+    def variable(self) -> bool:
+        return any(p.variable for p in self.parts.values())
+
     def slots(self, segment: Segment, world: int) -> Mapping[str, Slot]:
         return self.part(segment).slots(segment, world)
 

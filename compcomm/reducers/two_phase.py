@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from ..bucket import Bucket, Layout, Segment
-from ..collectives import AllGather, AllToAll
 from ..reducer import Context, Flow, Reduced, Reducer, Sent
 from ..store import Merge, Slot, State
-from ..wire import Packing, pack_rows, pack_shares, read_headers, write_header, write_headers
+from ..wire import Packing, pack_rows, pack_shares
+from .exchange import to_all, to_owners
 from .route import Route, finish
 
 
@@ -93,12 +93,7 @@ class TwoPhase(Route):
             x, ctx.rng, add=add, decay=decay, add_scale=add_scale,
             wire=ctx.buffer("sent", packing.nbytes), packing=packing,
         )  # fmt: skip
-        write_headers(payload.wire.split(packing.splits), payload.status, ctx)
-        mine = packing.splits[ctx.rank]
-        received = ctx.buffer("received", mine * world)
-        yield AllToAll(payload.wire, received, packing.splits, (mine,) * world)
-        wires = received.view(world, mine)
-        flags = read_headers(wires, packing.count, ctx, (mine,) * world)
+        wires, flags = yield from to_owners(payload, ctx, "received")
         if sharded:
             c.decode_(
                 wires, out, ctx.rng, packing,
@@ -116,15 +111,11 @@ class TwoPhase(Route):
             server, noise, add=mean if self.keeps else None, add_scale=unscale,
             wire=ctx.buffer("owned", max(packing.splits)), packing=packing, message=ctx.rank,
         )  # fmt: skip
-        write_header(second.wire[:mine], second.status, ctx)
-        width = max(packing.splits)
-        gathered = ctx.buffer("gathered", width * world)
-        yield AllGather(second.wire, gathered)
-        again = read_headers(gathered.view(world, width), packing.count, ctx, packing.splits)
+        gathered, again = yield from to_all(second, ctx, "gathered")
         flags = flags._replace(bad=flags.bad or again.bad)
         c.decode_(
-            gathered.unsqueeze(0), out, ctx.rng, packing,
-            scale=out_scale / unscale, skip=flags.skip, accumulate=accumulate, stride=width,
+            gathered.view(1, -1), out, ctx.rng, packing,
+            scale=out_scale / unscale, skip=flags.skip, accumulate=accumulate, stride=gathered.shape[1],
         )  # fmt: skip
         result = finish(payload, flags, x, out, ctx)
         if not self.keeps:

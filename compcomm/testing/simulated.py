@@ -67,6 +67,6 @@ def roundoff(r: Reducer, world: int) -> float:
     found = [0.0]
     for at in (0, 1 << 30):
         for p in plan(settle(r, world), model_layout(), world, 0, at):
-            if p.kind in ("AllReduce", "ReduceScatter"):
+            if p.kind in ("AllReduce", "ReduceScatter") and getattr(torch, p.dtype).is_floating_point:
                 found.append(torch.finfo(getattr(torch, p.dtype)).eps / 2)
     return max(found)

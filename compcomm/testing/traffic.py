@@ -83,7 +83,8 @@ def lockstep(
 
 
 def sends_what_the_dry_run_says(r: Reducer) -> None:
-    """``cost`` gives, for every rank, the bytes that the simulator counts; ``Exact`` is never undercut by a bug."""
+    """``cost`` gives, for every rank, the bytes that the simulator counts, or the most where messages vary in length;
+    ``Exact`` is never undercut by a bug."""
     for world in WORLDS:
         for layouts in ((model_layout(),), backwards(0)):
             simulator = Simulator(r, world)
@@ -92,7 +93,8 @@ def sends_what_the_dry_run_says(r: Reducer) -> None:
             for rank in range(world):
                 due = sum(cost(r, layout, world, rank).sent for layout in layouts)
                 found = simulator.sent[rank]
-                demand(due == found, r, f"rank {rank} of {world} sends {found} bytes where cost() says {due}.")
+                fits = found <= due if r.variable else found == due
+                demand(fits, r, f"rank {rank} of {world} sends {found} bytes where cost() says {due}.")
                 demand(world > 1 or due == 0, r, f"sends {due} bytes to nobody.")
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..collectives import AllGather, AllReduce, AllToAll, Broadcast, Collective, ReduceScatter
+from ..collectives import AllGather, AllReduce, AllReduceMax, AllToAll, Broadcast, Collective, ReduceScatter
 from . import compat
 from .messages import Exchange
 from .worker import Worker
@@ -127,6 +127,10 @@ def _all_reduce(t: ProcessGroup, op: AllReduce) -> list[Any]:
     return [dist.all_reduce(op.buffer, group=t.group, async_op=True)]
 
 
+def _all_reduce_max(t: ProcessGroup, op: AllReduceMax) -> list[Any]:
+    return [dist.all_reduce(op.buffer, dist.ReduceOp.MAX, group=t.group, async_op=True)]
+
+
 def _all_gather_whole(t: ProcessGroup, op: AllGather) -> list[Any]:
     assert t.group is not None
     return [compat.all_gather(op.recv, op.send, t.group)]
@@ -172,6 +176,7 @@ def _copy(t: ProcessGroup, op: Any) -> list[Any]:
 _Run = dict[type[Collective], Callable[[ProcessGroup, Any], list[Any]]]
 _WHOLE: _Run = {
     AllReduce: _all_reduce,
+    AllReduceMax: _all_reduce_max,
     AllGather: _all_gather_whole,
     AllToAll: _all_to_all_whole,
     ReduceScatter: _reduce_scatter,
@@ -180,6 +185,7 @@ _WHOLE: _Run = {
 _MESSAGES: _Run = {AllGather: _all_gather, AllToAll: _all_to_all}
 _ALONE: _Run = {
     AllReduce: _nothing,
+    AllReduceMax: _nothing,
     AllGather: _copy,
     AllToAll: _copy,
     ReduceScatter: _copy,

@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from ..bucket import Bucket, Layout
-from ..collectives import AllGather, AllReduce, AllToAll, Broadcast, Collective, Commit, ReduceScatter
+from ..collectives import (
+    AllGather,
+    AllReduce,
+    AllReduceMax,
+    AllToAll,
+    Broadcast,
+    Collective,
+    Commit,
+    ReduceScatter,
+)
 from ..compressor import Compressor
 from ..reducer import Context, Flow, Reducer, flow, settle
 from ..store import State, Store
@@ -103,6 +112,12 @@ def _all_reduce(group: Sequence[AllReduce]) -> None:
         c.buffer.copy_(total)
 
 
+def _all_reduce_max(group: Sequence[AllReduceMax]) -> None:
+    largest = torch.stack([c.buffer for c in group]).amax(0)
+    for c in group:
+        c.buffer.copy_(largest)
+
+
 def _all_gather(group: Sequence[AllGather]) -> None:
     joined = torch.cat([c.send for c in group])
     for c in group:
@@ -131,6 +146,7 @@ def _broadcast(group: Sequence[Broadcast]) -> None:
 
 _RUN: dict[type[Collective], Callable[..., None]] = {
     AllReduce: _all_reduce,
+    AllReduceMax: _all_reduce_max,
     AllGather: _all_gather,
     AllToAll: _all_to_all,
     ReduceScatter: _reduce_scatter,
