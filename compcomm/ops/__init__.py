@@ -6,7 +6,7 @@ of rows is described in ``reference/rows.py``). Results are equal bit for bit on
 
 from __future__ import annotations
 
-from . import dense, native, sparse  # importing registers the ops
+from . import dense, native, sparse, variable  # importing registers the ops
 from .schema import backend, current_backend
 
-__all__ = ["backend", "current_backend", "dense", "native", "sparse"]
+__all__ = ["backend", "current_backend", "dense", "native", "sparse", "variable"]

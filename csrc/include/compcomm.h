@@ -96,6 +96,17 @@ CC_API int64_t cc_randk_decode(CC_DECODE_PARAMS, int64_t step);
 CC_API int64_t cc_randk_indices(const cc_row* row, int64_t step, int64_t* out);  // row->k indices; only numel, k,
                                                                                  // offset and key are read
 
+// Sections of variable length begin with a u32, the bytes they take in all, and lie where their capacity puts them.
+// spans: int64[messages][4] (first byte of the body, end of its exact part, end of the message, number of its rows);
+// the rows of message 0, then of message 1, ...: only their `wire` is read, sections lie back to back.
+// squeeze: bodies (exact part and used bytes) one after the other into out, their bytes into sizes[messages].
+// spread: the reverse, from bodies at places int64[messages][2] (start, size); unused capacity is zeroed. All lengths
+// are checked before the first write; > 0: corrupt, 1 + message*nrows + row.
+CC_API int64_t cc_squeeze(const uint8_t* wire, int64_t wire_bytes, const cc_row* rows, int64_t nrows,
+                          const int64_t* spans, int64_t messages, uint8_t* out, int64_t out_bytes, int64_t* sizes);
+CC_API int64_t cc_spread(const uint8_t* bodies, int64_t bodies_bytes, const int64_t* places, const cc_row* rows,
+                         int64_t nrows, const int64_t* spans, int64_t messages, uint8_t* wires, int64_t wires_bytes);
+
 #ifdef __cplusplus
 }
 #endif
