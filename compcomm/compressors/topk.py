@@ -47,7 +47,8 @@ class TopK(Compressor):
     delta = k/d, and |x - C(x)|^2 = |x|^2 - |C(x)|^2 always. Biased, not linear, positively homogeneous.
 
     Wire, per parameter of d elements: ceil(d/65536) counts (u32), k offsets inside their block of 65,536 (u16,
-    ascending), padding to four bytes, k values (fp32): 48 bits per kept element.
+    ascending), padding to four bytes, k values (fp32): 48 bits per kept element. Decoders take k as a capacity: counts
+    may sum to less, and what is left over is zero bytes.
 
     State: the hint "threshold", last step's k-th magnitude, a first guess that the count verifies (the result never
     depends on it). Source: Aji and Heafield 2017 (arXiv:1704.05021); exact selection and lowest-index ties are ours.

@@ -16,7 +16,7 @@ from . import checks, native
 from .dense import INPUT, OUTPUT
 from .native import LONG, POINTER
 from .reference.randk import randk_decode, randk_encode, randk_indices
-from .reference.topk import topk_decode, topk_encode, topk_zero
+from .reference.topk import topk_decode, topk_encode, topk_keep, topk_zero
 from .schema import current_backend, register
 
 
@@ -25,7 +25,7 @@ def _check_topk_encode(op: str, *args: Any) -> None:
     checks.flat(op, "hint", args[7], checks.F32, args[3].shape[0])
 
 
-def _check_topk_zero(op: str, wires: Tensor, table: Tensor, out: Tensor) -> None:
+def _check_own(op: str, wires: Tensor, table: Tensor, out: Tensor) -> None:
     checks.decode(op, wires, table, torch.empty(0, dtype=torch.uint8), out)
     if wires.shape[0] != 1:
         raise ValueError(f"compcomm.{op}: wires has {wires.shape[0]} messages; pass your own one, wire.unsqueeze(0)")
@@ -52,8 +52,9 @@ def _topk_encode() -> Callable[..., int] | None:
     return call
 
 
-def _topk_zero() -> Callable[..., int] | None:
-    f = native.function("cc_topk_zero", POINTER, LONG, POINTER, LONG, POINTER, LONG)
+def _with_own(name: str) -> Callable[..., int] | None:
+    """An op on one's own message and a dense tensor."""
+    f = native.function(f"cc_{name}", POINTER, LONG, POINTER, LONG, POINTER, LONG)
     if f is None:
         return None
 
@@ -81,7 +82,8 @@ def _fake_indices(key: int, numel: int, k: int, offset: int, step: int) -> Tenso
 
 register(f"topk_encode({INPUT}, Tensor(d!)? hint) -> ()", topk_encode, _topk_encode(), _check_topk_encode)
 register(f"topk_decode({OUTPUT}) -> ()", topk_decode, native.decodes("topk_decode"), _check_decode)
-register("topk_zero(Tensor wires, Tensor table, Tensor(a!) out) -> ()", topk_zero, _topk_zero(), _check_topk_zero)
+register("topk_zero(Tensor wires, Tensor table, Tensor(a!) out) -> ()", topk_zero, _with_own("topk_zero"), _check_own)
+register("topk_keep(Tensor(a!) wires, Tensor table, Tensor mean) -> ()", topk_keep, _with_own("topk_keep"), _check_own)
 register(
     f"randk_encode({INPUT}, Tensor gain, int step) -> ()",
     randk_encode,

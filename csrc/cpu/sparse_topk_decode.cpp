@@ -16,7 +16,7 @@ static bool section_valid(const uint8_t* section, const cc_row& r) {
         if (counts[b] > (room < TOPK_BLOCK ? room : TOPK_BLOCK)) return false;
         sum += counts[b];
     }
-    if (sum != r.k) return false;
+    if (sum > r.k) return false;  // fewer is right: a selection may leave a part of its capacity unused
     for (int64_t b = 0; b < blocks; b++) {
         uint32_t count = counts[b], descents = 0;
         for (uint32_t i = 1; i < count; i++) descents |= offsets[i - 1] >= offsets[i];
@@ -95,6 +95,24 @@ CC_KERNEL(cc_topk_zero,
         float* block = out + r.x;
         for (int64_t b = 0; b < topk_blocks(r); b++, block += TOPK_BLOCK)
             for (uint32_t j = 0; j < counts[b]; j++) block[*offset++] = 0.0f;
+    }
+    return code;
+}
+
+CC_KERNEL(cc_topk_keep,
+          (uint8_t* wire, int64_t wire_bytes, const cc_row* rows, int64_t nrows, const float* mean, int64_t mean_numel),
+          (wire, wire_bytes, rows, nrows, mean, mean_numel)) {
+    int64_t code = check(wire, 1, wire_bytes, wire_bytes, rows, nrows, nullptr, 0, mean_numel);
+    for (int64_t i = 0; code == 0 && i < nrows; i++) {
+        const cc_row& r = rows[i];
+        if (r.x == -1) continue;
+        const loose32* counts = (const loose32*)(wire + r.wire);
+        const loose16* offset = (const loose16*)(wire + r.wire + 4 * topk_blocks(r));
+        loosef* value = (loosef*)(wire + r.wire + topk_values_at(r));
+        const float* block = mean + r.x;
+        for (int64_t b = 0; b < topk_blocks(r); b++, block += TOPK_BLOCK)
+            for (uint32_t j = 0; j < counts[b]; j++, value++)
+                if (block[*offset++] == 0.0f) *value = 0.0f;
     }
     return code;
 }

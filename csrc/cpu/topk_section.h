@@ -1,4 +1,5 @@
-// Where things lie in a top-k section: counts per block of 65,536 elements, 16-bit offsets, values.
+// Where things lie in a top-k section: counts per block of 65,536 elements, 16-bit offsets, values. Row.k is the
+// capacity of the latter two; the counts sum to k or less, and unused bytes are zero.
 #pragma once
 #include "rows.h"
 

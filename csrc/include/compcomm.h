@@ -82,12 +82,15 @@ CC_API int64_t cc_sign_decode(CC_DECODE_PARAMS, int64_t block);
 
 // Top-k: exactly k elements of largest |y| per row, ties to the lowest index; rows of fewer than 2^31 elements.
 // A section: per block of 65,536 elements a u32 count, then k u16 offsets inside the blocks, padded to 4 bytes, then k
-// fp32 values. hint: one float per row or null, last call's k-th largest |y| (0: none), overwritten with this call's.
+// fp32 values. A section may hold fewer: then the counts sum to less than k, nothing moves, and the rest is zero bytes.
+// hint: one float per row or null, last call's k-th largest |y| (0: none), overwritten with this call's.
 // Decoders check counts and offsets of all messages first and write nothing when one is corrupt.
 CC_API int64_t cc_topk_encode(CC_ENCODE_PARAMS, float* hint);
 CC_API int64_t cc_topk_decode(CC_DECODE_PARAMS);
 CC_API int64_t cc_topk_zero(const uint8_t* wire, int64_t wire_bytes, const cc_row* rows, int64_t nrows, float* out,
                             int64_t out_numel);  // out[i] = 0 at the kept indices of one message
+CC_API int64_t cc_topk_keep(uint8_t* wire, int64_t wire_bytes, const cc_row* rows, int64_t nrows, const float* mean,
+                            int64_t mean_numel);  // its value becomes +0 where mean[row.x + index] == 0
 
 // Rand-k: k fp32 values at indices drawn from (key, offset, step), the same on all ranks; none on the wire.
 // gain: one factor per row, applied to the values that are sent.

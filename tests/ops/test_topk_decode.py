@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from compcomm.ops.reference import topk
 from tests.ops.sparse_case import COMPILED, IMPLEMENTATIONS, elements, make, nbytes, same, table_of, topk_encode, using
 
 OPS = torch.ops.compcomm
@@ -65,8 +66,8 @@ def test_decoding_adds_messages_that_overlap(implementation: str) -> None:
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize(
     ("byte", "value"),
-    [(0, 31), (0, 29), (3, 0x80), (4 + 2, 0), (4 + 58, 0xFF), (4 + 59, 0x80)],
-    ids=["count too large", "count too small", "count negative", "repeated", "outside", "far outside"],
+    [(0, 31), (3, 0x80), (4 + 2, 0), (4 + 58, 0xFF), (4 + 59, 0x80)],
+    ids=["count too large", "count negative", "repeated", "outside", "far outside"],
 )
 def test_a_corrupt_message_is_refused_whole(implementation: str, byte: int, value: int) -> None:
     table = table_of([(50, 50), (1000, 30)])
@@ -112,11 +113,99 @@ def test_random_corruption_never_leaves_the_row(implementation: str) -> None:
     assert 0 < refused < 600 and refused % 2 == 0
 
 
+def partial(table: Tensor, sent: list[int], seed: int) -> Tensor:
+    """A message whose rows hold ``sent[row]`` of k elements, every other byte zero."""
+    fewer = table.clone()
+    fewer[:, 6] = torch.tensor(sent)
+    add = make("normal", elements(table), seed)
+    full = topk_encode("reference", torch.zeros(elements(table)), add, fewer)["wire"]
+    wire = torch.zeros(nbytes(table), dtype=torch.uint8)
+    for line, count in zip(table.tolist(), sent, strict=True):
+        row = topk.Row(*line)
+        begin, counts, padding = row.wire, 4 * topk.ceil_div(row.numel, topk.BLOCK), topk.pad4(2 * count)
+        wire[begin : begin + counts + 2 * count] = full[begin : begin + counts + 2 * count]
+        values = full[begin + counts + padding : begin + counts + padding + 4 * count]
+        at = begin + counts + topk.pad4(2 * row.k)
+        wire[at : at + 4 * count] = values
+    return wire
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_section_may_hold_fewer_than_its_capacity(implementation: str) -> None:
+    table = table_of([(1000, 30), (65540, 41), (200_000, 9)])
+    sent = [[0, 41, 4], [30, 0, 0], [7, 8, 9], [0, 0, 0]]
+    wires = torch.stack([partial(table, counts, seed) for seed, counts in enumerate(sent)])
+    due = torch.zeros(elements(table))
+    for seed, counts in enumerate(sent):
+        y = make("normal", elements(table), seed)
+        for line, count in zip(table.tolist(), counts, strict=True):
+            row = topk.Row(*line)
+            values = y[row.add : row.add + row.numel]
+            kept = values.abs().topk(count).indices
+            due[row.x + kept] += values[kept] * 0.5
+    out = torch.zeros(elements(table))
+    with using(implementation):
+        OPS.topk_decode(wires, table, torch.zeros(2, dtype=torch.uint8), out, 0.5, True)
+        assert same(out, due)
+        OPS.topk_zero(wires[:1], table, due)
+        assert int((out != due).sum()) == 45
+        wires[0, int(table[0, 3])] = 31  # one above the capacity
+        with pytest.raises(RuntimeError, match=r"message 0, table row 0: .*corrupt"):
+            OPS.topk_decode(wires, table, torch.zeros(2, dtype=torch.uint8), out, 1.0, True)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_keeping_what_the_mean_kept(implementation: str) -> None:
+    """A value is cleared where the mean is zero of either sign, its index stays, and nothing else changes."""
+    table = table_of([(1000, 30), (65540, 41), (50, 5)])
+    mean = make("normal", elements(table), 9)
+    mean[::3], mean[1::3], mean[100] = 0.0, -0.0, torch.nan
+    for sent in ([30, 41, 5], [11, 40, 0]):
+        wires, skip = partial(table, sent, 3).unsqueeze(0), torch.zeros(2, dtype=torch.uint8)
+        before, after = torch.zeros(elements(table)), torch.zeros(elements(table))
+        chosen = table.clone()
+        chosen[2, 0] = -1  # a row that the mean lacks is passed over
+        original = wires.clone()
+        with using(implementation):
+            OPS.topk_decode(wires, table, skip, before, 1.0, False)
+            OPS.topk_keep(wires, chosen, mean)
+            OPS.topk_decode(wires, table, skip, after, 1.0, False)
+        begin = int(table[2, 0])
+        due = torch.where((mean == 0) & (torch.arange(len(mean)) < begin), 0.0, before)
+        assert same(after, due) and not same(after, before)
+        changed = original != wires
+        for line in table.tolist():
+            row = topk.Row(*line)
+            values_at = row.wire + topk.section(row) - 4 * row.k
+            assert not bool(changed[row.wire : values_at].any())
+        cleared = before[(after == 0) & (before != 0)].numel()
+        with using(implementation):
+            OPS.topk_zero(wires, chosen, before)
+        assert 0 < cleared < sum(sent) and bool((before[:begin] == 0).all())
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_keeping_checks_everything_first(implementation: str) -> None:
+    table = table_of([(50, 50), (1000, 30)])
+    wires, mean = messages(table, 2), torch.zeros(elements(table))
+    with using(implementation):
+        with pytest.raises(ValueError, match=r"topk_keep: wires has 2 messages"):
+            OPS.topk_keep(wires, table, mean)
+        with pytest.raises(ValueError, match=r"topk_keep: table row 1.*outside"):
+            OPS.topk_keep(wires[:1], table, mean[:900])
+        wires[0, int(table[1, 3])] = 31
+        before = wires.clone()
+        with pytest.raises(RuntimeError, match=r"topk_keep: message 0, table row 1: .*corrupt"):
+            OPS.topk_keep(wires[:1], table, mean)
+    assert same(wires, before)
+
+
 def test_opcheck() -> None:
     table = table_of([(1000, 30), (40, 3)])
     wires, out, skip = messages(table, 2), torch.zeros(elements(table)), torch.zeros(2, dtype=torch.uint8)
     tests = ("test_schema", "test_faketensor")
     torch.library.opcheck(OPS.topk_decode, (wires, table, skip, out, 1.0, False), test_utils=tests)
     torch.library.opcheck(OPS.topk_zero, (wires[:1], table, out), test_utils=tests)
+    torch.library.opcheck(OPS.topk_keep, (wires[:1], table, out), test_utils=tests)
     with pytest.raises(ValueError, match=r"topk_zero: wires has 2 messages"):
         OPS.topk_zero(wires, table, out)

@@ -27,8 +27,9 @@ def decode(section: bytes, numel: int, k: int) -> np.ndarray:
     """Zeros, with the values put where the counts and offsets say."""
     blocks = -(-numel // BLOCK)
     counts = np.frombuffer(section, "<u4", blocks)
-    offsets = np.frombuffer(section, "<u2", k, 4 * blocks)
-    values = np.frombuffer(section, "<f4", k, 4 * blocks + (2 * k + 3) // 4 * 4)
+    sent = int(counts.sum())  # k is the capacity
+    offsets = np.frombuffer(section, "<u2", sent, 4 * blocks)
+    values = np.frombuffer(section, "<f4", sent, 4 * blocks + (2 * k + 3) // 4 * 4)
     block_of = [b for b in range(blocks) for _ in range(counts[b])]
     x = np.zeros(numel, np.float32)
     for b, offset, value in zip(block_of, offsets, values, strict=True):

@@ -6,8 +6,11 @@ Section of a row of ``n`` elements (blocks of 65,536), little-endian:
     k x u16                 their offsets inside their block, ascending; padded to 4 bytes
     k x fp32                their values, in the same order
 
-``48 + 32 * ceil(n / 65536) / k`` bits per kept element. The value is ``y`` itself, so ``x`` becomes 0 at the kept
-elements and ``|x - C(x)|^2 <= (1 - k/n) |x|^2`` (Stich, Cordonnier, Jaggi 2018, arXiv:1809.07599, equation 5).
+``k`` is the capacity. The exact selection fills it; an approximate one may send fewer: then the counts sum to less than
+k, the values still begin after k offsets, and what is not used is zero bytes. A sum above k is corrupt.
+
+``48 + 32 * ceil(n / 65536) / k`` bits per element of the capacity. The value is ``y`` itself, so ``x`` becomes 0 at the
+kept elements and ``|x - C(x)|^2 <= (1 - k/n) |x|^2`` (Stich, Cordonnier, Jaggi 2018, arXiv:1809.07599, equation 5).
 Magnitudes are compared as the bits of ``|y|`` (the order of floats, denormals included) and ties go to the lowest
 index, so every backend keeps the same elements. What comes from a peer is checked before it is used as an index.
 """
@@ -85,9 +88,11 @@ def _indices(message: Tensor, row: Row, where: str) -> Tensor:
     counts = take(message, row.wire, ceil_div(row.numel, BLOCK), torch.int32).long()
     block = torch.arange(counts.numel(), device=message.device)
     room = (row.numel - block * BLOCK).clamp(max=BLOCK)
-    if bool(((counts < 0) | (counts > room)).any()) or int(counts.sum()) != row.k:
-        raise RuntimeError(f"{where}: the counts per block do not describe {row.k} of {row.numel} elements")
-    low, high = take(message, row.wire + _offsets_at(row), 2 * row.k, torch.uint8).long().view(-1, 2).unbind(1)
+    if bool(((counts < 0) | (counts > room)).any()) or int(counts.sum()) > row.k:
+        raise RuntimeError(f"{where}: the counts per block do not describe at most {row.k} of {row.numel} elements")
+    low, high = (
+        take(message, row.wire + _offsets_at(row), 2 * int(counts.sum()), torch.uint8).long().view(-1, 2).unbind(1)
+    )
     kept = torch.repeat_interleave(block, counts) * BLOCK + low + 256 * high
     if bool((kept[1:] <= kept[:-1]).any()) or bool((kept >= row.numel).any()):
         raise RuntimeError(f"{where}: the offsets do not ascend inside {row.numel} elements")
@@ -122,15 +127,32 @@ def topk_decode(wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: 
             target.zero_()
         for m, message in enumerate(wires):
             if (at := kept.get((m, r))) is not None:
-                target[at] = target[at] + take(message, row.wire + _values_at(row), row.k, torch.float32) * scale
+                target[at] = target[at] + take(message, row.wire + _values_at(row), at.numel(), torch.float32) * scale
+
+
+def _own_indices(op: str, wires: Tensor, table: Tensor, out: Tensor) -> list[tuple[Row, Tensor]]:
+    """The rows that ``out`` has and what the one message keeps of each; everything is checked."""
+    _check_k(op, table, decoding=True)
+    skip = torch.zeros(1 + max((row.entry for row in rows(table)), default=0), dtype=torch.uint8)
+    check_decode_rows(op, wires, table, skip, out, section)
+    present = [(r, row) for r, row in enumerate(rows(table)) if row.x != -1]
+    return [(row, _indices(wires[0], row, _corrupt(op, 0, r))) for r, row in present]
 
 
 def topk_zero(wires: Tensor, table: Tensor, out: Tensor) -> None:
     """``out[i] = 0`` at the kept elements of the one message: what was sent is cleared, as momentum masks need."""
-    _check_k("topk_zero", table, decoding=True)
-    skip = torch.zeros(1 + max((row.entry for row in rows(table)), default=0), dtype=torch.uint8)
-    check_decode_rows("topk_zero", wires, table, skip, out, section)
-    present = [(r, row) for r, row in enumerate(rows(table)) if row.x != -1]
-    kept = [_indices(wires[0], row, _corrupt("topk_zero", 0, r)) for r, row in present]
-    for (_, row), at in zip(present, kept, strict=True):
+    for row, at in _own_indices("topk_zero", wires, table, out):
         out[row.x : row.x + row.numel][at] = 0.0
+
+
+def topk_keep(wires: Tensor, table: Tensor, mean: Tensor) -> None:
+    """In the one message, the values of kept elements where ``mean`` is zero become +0.0; their indices stay.
+
+    What is left of it is the part of one's own message that took effect on the ranks: where a second selection dropped
+    an element from the mean, nothing of it did.
+    """
+    for row, at in _own_indices("topk_keep", wires, table, mean):
+        begin = row.wire + _values_at(row)
+        values = take(wires[0], begin, at.numel(), torch.float32)
+        dropped = mean[row.x : row.x + row.numel][at] == 0
+        put(wires[0], begin, torch.where(dropped, 0.0, values))
