@@ -25,6 +25,7 @@ from .reducers.all_gather import AllGather
 from .reducers.all_reduce import AllReduce
 from .reducers.exact import Exact
 from .reducers.partition import Partition
+from .reducers.shared_scale import SharedScale
 from .reducers.two_phase import TwoPhase
 from .reducers.warmup import Warmup
 from .rng import Rng
@@ -57,6 +58,7 @@ __all__ = [
     "Reducer",
     "Rng",
     "Segment",
+    "SharedScale",
     "SignScale",
     "Simulator",
     "Slot",

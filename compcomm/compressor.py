@@ -43,6 +43,15 @@ class Inputs(NamedTuple):
     add_scale: float
 
 
+class Uniform(NamedTuple):
+    """Levels -s..s on a step per block of ``block`` elements: norm / levels, under the max norm or the L2 norm."""
+
+    levels: int
+    block: int
+    norm2: bool
+    stochastic: bool
+
+
 @dataclass(frozen=True, repr=False)
 class Compressor(Described, ABC, abstract=True):
     """Base of all compressors. ``dense_below``: parameters of fewer elements, and all 1-D ones, travel exact (fp32);
@@ -92,6 +101,11 @@ class Compressor(Described, ABC, abstract=True):
         return self.small > 0 and (len(segment.shape) <= 1 or prod(segment.shape) < self.small)
 
     @property
+    def uniform(self) -> Uniform | None:
+        """Its levels, where they are equally spaced around zero: ranks that share a scale may then sum integers."""
+        return None
+
+    @property
     def small(self) -> int:
         """Parameters of fewer elements travel exact; a field named ``dense_below`` sets it."""
         return getattr(self, "dense_below", 1024)
@@ -110,8 +124,8 @@ class Compressor(Described, ABC, abstract=True):
         return 1.0
 
     def slots(self, segment: Segment) -> Mapping[str, Slot]:
-        """Memory of earlier calls, merged by DROP: a first guess that makes the next one faster, or, where the selection
-        is approximate by design, what it has learnt of the data. What is promised never depends on it."""
+        """Memory of earlier calls, merged by DROP: a first guess that makes the next one faster, or, where selection is
+        approximate by design, what it has learnt of the data. What is promised never depends on it."""
         return {}
 
     def contractive(self) -> Compressor:

@@ -8,7 +8,7 @@ from math import ceil, inf, log2, sqrt
 
 from torch import Tensor
 
-from ..compressor import Compressor, Inputs, ops
+from ..compressor import Compressor, Inputs, Uniform, ops
 from ..rng import Rng
 from .topk import is_integer
 
@@ -77,6 +77,10 @@ class QSGD(Compressor):
     @property
     def grain(self) -> int:
         return self.block
+
+    @property
+    def uniform(self) -> Uniform | None:
+        return Uniform(self.s, self.block, self.norm == 2, self.unbiased)
 
     @property
     def unbiased(self) -> bool:

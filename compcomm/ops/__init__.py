@@ -6,7 +6,11 @@ of rows is described in ``reference/rows.py``). Results are equal bit for bit on
 
 from __future__ import annotations
 
-from . import dense, native, sparse, variable  # importing registers the ops
-from .schema import backend, current_backend
-
-__all__ = ["backend", "current_backend", "dense", "native", "sparse", "variable"]
+# Importing a module registers its ops.
+from . import dense as dense
+from . import native as native
+from . import shared as shared
+from . import sparse as sparse
+from . import variable as variable
+from .schema import backend as backend
+from .schema import current_backend as current_backend

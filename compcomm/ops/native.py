@@ -171,6 +171,11 @@ def encodes_with_gain(name: str, *argtypes: type) -> Function | None:
     return None if f is None else lambda *args: encode(f, *args[:7], args[7].data_ptr(), *args[8:])
 
 
+def spans(*tensors: Tensor) -> list[int]:
+    """Address and number of elements of each, as C functions take them."""
+    return [n for t in tensors for n in (t.data_ptr(), t.numel())]
+
+
 def decodes(name: str, *argtypes: type) -> Function | None:
     """What ``register`` takes for a decoder whose further arguments are numbers; None without the C function."""
     f = decoder(f"cc_{name}", *argtypes)
@@ -190,4 +195,5 @@ __all__ = [
     "isa",
     "isas",
     "set_isa",
+    "spans",
 ]

@@ -62,7 +62,7 @@ class AllReduce(Route):
         room = ctx.buffer("sum", front + packing.nbytes - packing.header)
         total, message = room[front - 4 * counts :], room[front - packing.header :]
         flags, body = total[: 4 * counts].view(torch.float32), total[4 * counts :]
-        flags[0], flags[1:2], flags[2:] = _place(ctx), payload.status[:1], payload.status[1:]
+        flags[0], flags[1:2], flags[2:] = place(ctx), payload.status[:1], payload.status[1:]
         body.copy_(payload.wire[packing.header :])
         split = 4 * counts + sum(4 * r.segment.numel for r in packing.exact)
         exact, coded = total[:split].view(torch.float32), total[split:].view(self.compressor.dtype)
@@ -73,7 +73,7 @@ class AllReduce(Route):
             if coded.numel():
                 yield Sum(coded)
         found = _flags(flags, packing, ctx)
-        if ctx.watch and not (_finite(exact) and _finite(coded)):
+        if ctx.watch and not (all_finite(exact) and all_finite(coded)):
             found = found._replace(bad=True)
         self.compressor.decode_(
             message.unsqueeze(0), out, ctx.rng, packing,
@@ -82,14 +82,14 @@ class AllReduce(Route):
         return finish(payload, found, x, out, ctx)
 
 
-def _finite(total: Tensor) -> bool:
+def all_finite(total: Tensor) -> bool:
     """Whether a sum of finite payloads fits its type: 40,000 from each of two ranks does not fit float16."""
     if total.is_meta or bool(torch.isfinite(total.sum(dtype=torch.float32))):
         return True
     return bool(torch.isfinite(total).all())
 
 
-def _place(ctx: Context) -> int:
+def place(ctx: Context) -> int:
     """Step and bucket as a number whose sum over up to 4096 ranks fp32 holds exactly."""
     return (ctx.step * 61 + ctx.bucket) % 4093
 
@@ -97,10 +97,10 @@ def _place(ctx: Context) -> int:
 def _flags(flags: Tensor, packing: Packing, ctx: Context) -> Flags:
     if flags.is_meta:
         return Flags.clean(packing.count)
-    place, bad = flags[:2].tolist()
+    at, bad = flags[:2].tolist()
     if isnan(bad):
         raise PeerError(f"a peer failed in step {ctx.step}, bucket {ctx.bucket}; its own log has the error.")
-    if place != ctx.world * _place(ctx):
+    if at != ctx.world * place(ctx):
         raise PeerError(f"in step {ctx.step}, bucket {ctx.bucket}, a peer sent a payload of another step or bucket.")
     skip = (flags[2:] == 0).to(torch.uint8)
     return Flags(bad > 0, skip, bool(skip.any()))

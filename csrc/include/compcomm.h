@@ -110,6 +110,18 @@ CC_API int64_t cc_squeeze(const uint8_t* wire, int64_t wire_bytes, const cc_row*
 CC_API int64_t cc_spread(const uint8_t* bodies, int64_t bodies_bytes, const int64_t* places, const cc_row* rows,
                          int64_t nrows, const int64_t* spans, int64_t messages, uint8_t* wires, int64_t wires_bytes);
 
+// Shared scale: norms of each block first (levels only decide which norms can be scaled); then, under the largest norms
+// of any rank, codes q + levels of `width` bits, 32/width to a word, that an integer all-reduce may sum; then their sum
+// over `world` ranks back into numbers. Column `add` of the rows of encode and decode: first byte of the row's norms.
+CC_API int64_t cc_shared_norms(CC_ENCODE_PARAMS, int levels, int norm2, int64_t block);
+CC_API int64_t cc_shared_encode(float* x, int64_t x_numel, const uint8_t* norms, int64_t norm_bytes, uint8_t* words,
+                                int64_t word_bytes, const cc_row* rows, int64_t nrows, int width, int levels,
+                                int stochastic, int64_t block, int64_t step, int64_t rank);
+CC_API int64_t cc_shared_decode(const uint8_t* words, int64_t word_bytes, const uint8_t* norms, int64_t norm_bytes,
+                                const cc_row* rows, int64_t nrows, const uint8_t* skip, int64_t skip_numel, float* out,
+                                int64_t out_numel, float scale, int accumulate, int width, int levels, int64_t block,
+                                int64_t world);
+
 #ifdef __cplusplus
 }
 #endif

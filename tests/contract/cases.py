@@ -42,7 +42,13 @@ REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
         cc.TwoPhase(cc.Cast(torch.bfloat16)),
         cc.TwoPhase(cc.TopK(ratio=0.05), server=False),
     ],
+    cc.SharedScale: [
+        cc.SharedScale(cc.QSGD(bits=4)),
+        cc.SharedScale(cc.QSGD(levels=5, norm=2, block=64)),
+        cc.SharedScale(cc.QSGD(bits=8, rounding="nearest")),
+    ],
     cc.ErrorFeedback: [
+        cc.ErrorFeedback(cc.SharedScale(cc.QSGD(bits=4, rounding="nearest"))),
         cc.ErrorFeedback(cc.Exact()),
         cc.ErrorFeedback(cc.TopK(ratio=0.01)),
         cc.ErrorFeedback(cc.RandK(ratio=0.1)),
