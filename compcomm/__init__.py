@@ -12,6 +12,7 @@ from .bucket import Bucket, Layout, Segment
 from .compressor import Compressor, Payload
 from .compressors.cast import Cast
 from .compressors.contractive import Contractive
+from .compressors.natural import Natural
 from .compressors.qsgd import QSGD
 from .compressors.randk import RandK
 from .compressors.sign import SignScale
@@ -50,6 +51,7 @@ __all__ = [
     "Exact",
     "Layout",
     "Merge",
+    "Natural",
     "Partition",
     "Payload",
     "PeerError",

@@ -121,6 +121,10 @@ CC_API int64_t cc_shared_decode(const uint8_t* words, int64_t word_bytes, const 
                                 const cc_row* rows, int64_t nrows, const uint8_t* skip, int64_t skip_numel, float* out,
                                 int64_t out_numel, float scale, int accumulate, int width, int levels, int64_t block,
                                 int64_t world);
+// Natural: the exponent field of each element after random rounding to a power of two (a byte), then the signs (a bit,
+// 1: negative), padded to 4 bytes. gain: one factor per row, applied before rounding.
+CC_API int64_t cc_natural_encode(CC_ENCODE_PARAMS, const float* gain, int64_t step, int64_t rank);
+CC_API int64_t cc_natural_decode(CC_DECODE_PARAMS);
 
 #ifdef __cplusplus
 }

@@ -20,6 +20,7 @@ COMPRESSORS: dict[type[cc.Compressor], list[cc.Compressor]] = {
     ],
     cc.SignScale: [cc.SignScale(), cc.SignScale(scale="l2"), cc.SignScale(block=32)],
     cc.Cast: [cc.Cast(torch.bfloat16), cc.Cast(torch.float16)],
+    cc.Natural: [cc.Natural()],
     cc.Contractive: [cc.Contractive(cc.QSGD(bits=4)), cc.Contractive(cc.RandK(ratio=0.1, unbiased=True))],
 }
 
