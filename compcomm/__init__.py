@@ -13,6 +13,7 @@ from .compressor import Compressor, Payload
 from .compressors.cast import Cast
 from .compressors.contractive import Contractive
 from .compressors.natural import Natural
+from .compressors.minmax import MinMax
 from .compressors.qsgd import QSGD
 from .compressors.randk import RandK
 from .compressors.sign import SignScale
@@ -52,6 +53,7 @@ __all__ = [
     "Layout",
     "Merge",
     "Natural",
+    "MinMax",
     "Partition",
     "Payload",
     "PeerError",

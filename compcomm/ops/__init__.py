@@ -18,3 +18,7 @@ from . import dense, native, natural, sparse, variable  # importing registers th
 from .schema import backend, current_backend
 
 __all__ = ["backend", "current_backend", "dense", "native", "natural", "sparse", "variable"]
+from . import dense, minmax, native, sparse  # importing registers the ops
+from .schema import backend, current_backend
+
+__all__ = ["backend", "current_backend", "dense", "minmax", "native", "sparse"]

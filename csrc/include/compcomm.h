@@ -125,6 +125,10 @@ CC_API int64_t cc_shared_decode(const uint8_t* words, int64_t word_bytes, const 
 // 1: negative), padded to 4 bytes. gain: one factor per row, applied before rounding.
 CC_API int64_t cc_natural_encode(CC_ENCODE_PARAMS, const float* gain, int64_t step, int64_t rank);
 CC_API int64_t cc_natural_decode(CC_DECODE_PARAMS);
+// MinMax: per block its least and greatest element (fp32), then one level of `bits` bits (1 to 8) per element.
+CC_API int64_t cc_minmax_encode(CC_ENCODE_PARAMS, const float* gain, int bits, int stochastic, int64_t block,
+                                int64_t step, int64_t rank);
+CC_API int64_t cc_minmax_decode(CC_DECODE_PARAMS, int bits, int64_t block);
 
 #ifdef __cplusplus
 }

@@ -21,6 +21,12 @@ COMPRESSORS: dict[type[cc.Compressor], list[cc.Compressor]] = {
     cc.SignScale: [cc.SignScale(), cc.SignScale(scale="l2"), cc.SignScale(block=32)],
     cc.Cast: [cc.Cast(torch.bfloat16), cc.Cast(torch.float16)],
     cc.Natural: [cc.Natural()],
+    cc.MinMax: [
+        *(cc.MinMax(bits) for bits in (1, 4, 5, 8)),
+        cc.MinMax(3, "nearest", block=16),
+        cc.MinMax(4, "nearest"),
+        cc.MinMax(6, "nearest"),
+    ],
     cc.Contractive: [cc.Contractive(cc.QSGD(bits=4)), cc.Contractive(cc.RandK(ratio=0.1, unbiased=True))],
 }
 
