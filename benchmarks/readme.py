@@ -24,6 +24,8 @@ def section() -> str:
         intro(),
         quickstart(),
         *(exchange(p) for p in sorted(RESULTS.glob("exchange-*.json"))),
+        compressors(),
+        volume(),
         kernels(),
         overhead(),
     ]
@@ -106,6 +108,50 @@ def exchange(path: Path) -> str:
         f"**One gradient of {found['model']}** ({found['numel']:,} elements, DDP's buckets, no backward pass to hide "
         f"behind), {found['link']} (`{command}`). The error is of one step, before feedback makes it good.\n\n"
         f"{table(['reducer', 'seconds', 'bytes sent', 'relative error', 'against Exact()'], rows)}"
+    )
+
+
+def compressors() -> str:
+    """Per family its representative: bytes, error of one step, speed."""
+    if not (RESULTS / "compressors.json").is_file():
+        return ""
+    found = load("compressors.json")
+    errors = {(r["compressor"], r["data"]): r for r in found["rows"]}
+    rows: list[tuple[str, ...]] = []
+    for r in found["speed"]:
+        on = [errors.get((r.get("compressor"), data), {}) for data in ("gaussian", "resnet50", "embedding")]
+        if "compressor" in r:
+            rows.append(
+                (
+                    f"`{r['compressor']}`" if any(on) else f"{r['family']}, {r['compressor']}",
+                    f"{on[0]['bits_per_element']:.3g}" if on[0] else "-",
+                    *(f"{o['relative_error']:.2g}" if "relative_error" in o else "-" for o in on),
+                    *(f"{r[c]:.2f}" if c in r else "-" for c in ("encode_memcpy_ratio", "decode_memcpy_ratio")),
+                )
+            )
+    columns = ["method", "bits per element", "error, Gaussian", "ResNet-50", "embedding", "encode", "decode"]
+    return (
+        "**Compressors.** One step of each family, without feedback: |x - C(x)|²/|x|² on Gaussian numbers and recorded "
+        "gradients, and the time for 25.6 M floats on one core in multiples of `memcpy` (encode adds the gradient and "
+        "leaves the error). More settings, data and what was not measured are in `benchmarks/results/compressors.json` "
+        "(`python benchmarks/compressors.py`).\n\n"
+        f"{table(columns, rows)}\n\n![error against bytes](benchmarks/results/compressors.png)"
+    )
+
+
+def volume() -> str:
+    """What sparse averages send, in multiples of k, and what share of the best energy they select."""
+    found = load("compressors.json")["volume"] if (RESULTS / "compressors.json").is_file() else []
+    if not found:
+        return ""
+    worlds = sorted({r["world_size"] for r in found})
+    cells = {(r["reducer"], r["world_size"]): f"{r['elements']:.2f} ({r['energy']:.2f})" for r in found}
+    rows = [(f"`{name}`", *(cells[name, w] for w in worlds)) for name in dict.fromkeys(r["reducer"] for r in found)]
+    return (
+        "**Sparse averages.** Elements (four bytes, indices and headers counted) that a worker sends per step, in "
+        "multiples of the k that it keeps, for a transformer's gradients in the simulator; in brackets the energy of "
+        "what was selected, against the k largest elements of the exact mean.\n\n"
+        f"{table(['workers', *map(str, worlds)], rows)}"
     )
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures everything that the README quotes, one after the other, on a machine that does nothing else (about 15 minutes):
+# Measures everything that the README quotes, one after the other, on a machine that does nothing else (about 20 minutes):
 #   bash benchmarks/results.sh
 # May be run again: each step overwrites its file in benchmarks/results, and only when it has come to its end. The first
 # step that fails ends the script, with the step's name.
@@ -27,6 +27,8 @@ step="netlab --check" # without shaped links the figures would mean nothing
 $python launch/netlab --check
 
 measure kernels $python benchmarks/kernels.py
+measure compressors $python benchmarks/compressors.py --plot "$runs/compressors.png"
+cp "$runs/compressors.png" "$results/"
 measure overhead $python -m torch.distributed.run --standalone --nproc-per-node 2 benchmarks/overhead.py \
     --reducer "ErrorFeedback(QSGD(bits=4, rounding='nearest'))"
 exchange 2 1gbit

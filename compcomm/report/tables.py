@@ -92,6 +92,51 @@ def exchange(rows: Sequence[Row], title: str, note: str = "") -> Any:
     return table(title, columns, lines, note)
 
 
+def compressors(rows: Sequence[Row], title: str, data: Sequence[str], note: str = "") -> Any:
+    """Rows of ``benchmarks/compressors.py``: error and bits per element of each configuration on each data set."""
+    cells: dict[str, dict[str, str]] = {}
+    for row in rows:
+        error = row.get("relative_error")
+        bits = number(row.get("bits_per_element"))
+        cells.setdefault(row["compressor"], {})[row["data"]] = "-" if error is None else f"{error:.2e} {bits:>5}"
+    columns = ["compressor", *(f"{name}:\nerror   bits" for name in data)]
+    return table(title, columns, ([c, *(found.get(name, "-") for name in data)] for c, found in cells.items()), note)
+
+
+def speeds(rows: Sequence[Row], title: str, note: str = "") -> Any:
+    """Speed of encoding and decoding in multiples of memcpy, beside what is asked for."""
+    columns = ["family", "compressor", "encode", "decode", "goal", "note"]
+    lines = [
+        [
+            row["family"],
+            row.get("compressor", "-"),
+            *(
+                "-" if f"{call}_seconds" not in row else f"{row[f'{call}_memcpy_ratio']:.2f}"
+                for call in ("encode", "decode")
+            ),
+            number(row.get("goal")),
+            row.get("note", ""),
+        ]
+        for row in rows
+    ]
+    return table(title, columns, lines, note)
+
+
+def volumes(rows: Sequence[Row], title: str, note: str = "") -> Any:
+    """Elements sent in multiples of k, the energy of what was selected, and the error of the mean."""
+    columns = ["reducer", "workers", "elements / k", "selected / k", "energy", "relative\nerror"]
+    lines = [
+        [
+            row["reducer"],
+            str(row["world_size"]),
+            *(f"{row[column]:.2f}" for column in ("elements", "selected", "energy")),
+            number(row["relative_error"]),
+        ]
+        for row in rows
+    ]
+    return table(title, columns, lines, note)
+
+
 def digits(value: float | None, scale: float = 1.0) -> str:
     """One digit after the point, so that a column lines up; a dash for None.
 
