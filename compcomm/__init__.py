@@ -28,6 +28,7 @@ from .reducers.all_reduce import AllReduce
 from .reducers.exact import Exact
 from .reducers.partition import Partition
 from .reducers.shared_scale import SharedScale
+from .reducers.sparse_all_reduce import SparseAllReduce
 from .reducers.two_phase import TwoPhase
 from .reducers.warmup import Warmup
 from .rng import Rng
@@ -66,6 +67,7 @@ __all__ = [
     "SignScale",
     "Simulator",
     "Slot",
+    "SparseAllReduce",
     "StateError",
     "Store",
     "TopK",

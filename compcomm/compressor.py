@@ -64,6 +64,8 @@ class Compressor(Described, ABC, abstract=True):
     variable: ClassVar[bool] = False
     """A section is often shorter than ``section(numel)``, which is then its capacity: it begins with a u32, the bytes
     that it takes in all, and the routes send no more than those."""
+    selective: ClassVar[bool] = False
+    """Sparse, its elements travel as they are, and ``keep_rows`` is there: what ``SparseAllReduce`` needs."""
     cure: ClassVar[str] = (
         "Declare delta(numel) if it has one. Use one that has, such as TopK, SignScale() or QSGD(rounding='nearest')."
     )
@@ -196,6 +198,10 @@ class Compressor(Described, ABC, abstract=True):
         for at, _, numel, *_ in table.tolist():
             if at >= 0:
                 out[at : at + numel] = 0
+
+    def keep_rows(self, wire: Tensor, table: Tensor, mean: Tensor) -> None:
+        """In one's own message: zeroes the values of elements that are zero in ``mean``, where nothing took effect."""
+        raise NotImplementedError(f"{type(self).__name__}.keep_rows is still to be written.")
 
     # The public face: buckets in, payloads out.
 

@@ -64,6 +64,7 @@ class TopK(Compressor):
     dense_below: int = 1024
 
     sparse = True
+    selective = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,3 +93,6 @@ class TopK(Compressor):
 
     def zero_rows(self, wire: Tensor, table: Tensor, out: Tensor, rng: Rng) -> None:
         ops.topk_zero(wire.unsqueeze(0), table, out)
+
+    def keep_rows(self, wire: Tensor, table: Tensor, mean: Tensor) -> None:
+        ops.topk_keep(wire.unsqueeze(0), table, mean)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 # Importing a module registers its ops.
 from . import dense as dense
+from . import interleave as interleave
 from . import native as native
 from . import shared as shared
 from . import sparse as sparse

@@ -130,6 +130,11 @@ CC_API int64_t cc_minmax_encode(CC_ENCODE_PARAMS, const float* gain, int bits, i
                                 int64_t step, int64_t rank);
 CC_API int64_t cc_minmax_decode(CC_DECODE_PARAMS, int bits, int64_t block);
 
+// Deals the blocks of rows out to shares, or back: rows int64[nrows][4], (first natural element, first dealt element,
+// elements, ways). Forward: target <- source; inverse: target (+)= scale * source.
+CC_API int64_t cc_interleave(const float* source, int64_t source_numel, float* target, int64_t target_numel,
+                             const int64_t* rows, int64_t nrows, int64_t grain, float scale, int accumulate, int inverse);
+
 #ifdef __cplusplus
 }
 #endif
