@@ -16,13 +16,20 @@ from . import checks, native
 from .dense import INPUT, OUTPUT
 from .native import LONG, POINTER
 from .reference.randk import randk_decode, randk_encode, randk_indices
-from .reference.topk import topk_decode, topk_encode, topk_keep, topk_zero
+from .reference.sampled import topk_sampled_encode
+from .reference.topk import topk_decode, topk_encode, topk_keep, topk_some_encode, topk_zero
 from .schema import current_backend, register
 
 
 def _check_topk_encode(op: str, *args: Any) -> None:
     checks.encode(op, *args[:5])
     checks.flat(op, "hint", args[7], checks.F32, args[3].shape[0])
+
+
+def _check_topk_some_encode(op: str, *args: Any) -> None:
+    checks.encode(op, *args[:5])
+    checks.flat(op, "counts", args[7], checks.I64, args[3].shape[0])
+    checks.flat(op, "bounds", args[8], checks.F32, args[3].shape[0])
 
 
 def _check_own(op: str, wires: Tensor, table: Tensor, out: Tensor) -> None:
@@ -50,6 +57,11 @@ def _topk_encode() -> Callable[..., int] | None:
         return native.encode(f, *args[:7], 0 if hint is None else hint.data_ptr())
 
     return call
+
+
+def _topk_some_encode() -> Callable[..., int] | None:
+    f = native.encoder("cc_topk_some_encode", POINTER, POINTER)
+    return None if f is None else lambda *args: native.encode(f, *args[:7], args[7].data_ptr(), args[8].data_ptr())
 
 
 def _with_own(name: str) -> Callable[..., int] | None:
@@ -81,6 +93,18 @@ def _fake_indices(key: int, numel: int, k: int, offset: int, step: int) -> Tenso
 
 
 register(f"topk_encode({INPUT}, Tensor(d!)? hint) -> ()", topk_encode, _topk_encode(), _check_topk_encode)
+register(
+    f"topk_some_encode({INPUT}, Tensor counts, Tensor bounds) -> ()",
+    topk_some_encode,
+    _topk_some_encode(),
+    _check_topk_some_encode,
+)
+register(
+    f"topk_sampled_encode({INPUT}, int step, int rank) -> ()",
+    topk_sampled_encode,
+    native.encodes("topk_sampled_encode", LONG, LONG),
+    checks.encode,
+)
 register(f"topk_decode({OUTPUT}) -> ()", topk_decode, native.decodes("topk_decode"), _check_decode)
 register("topk_zero(Tensor wires, Tensor table, Tensor(a!) out) -> ()", topk_zero, _with_own("topk_zero"), _check_own)
 register("topk_keep(Tensor(a!) wires, Tensor table, Tensor mean) -> ()", topk_keep, _with_own("topk_keep"), _check_own)

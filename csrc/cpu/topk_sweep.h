@@ -112,10 +112,11 @@ template <bool ADD> CC_INLINE float one_y(const float* x, const float* add, floa
     return is_finite(y) ? y : ADD && is_finite(own) ? own : 0.0f;
 }
 
-// false: fewer than k reached the bound, and x holds y. true: x holds y without the candidates.
+// false: fewer than `need` reached the bound, and x holds y. true: x holds y without the candidates, which are all that
+// reached the bound, or the k largest among them.
 template <bool ADD>
 static bool sweep(float* x, const float* add, size_t n, size_t k, float decay, float add_scale, uint32_t bound,
-                  Candidates& list, Seen& seen) {
+                  Candidates& list, Seen& seen, size_t need) {
     const F16 d = splat(decay), s = splat(add_scale);
     size_t i = 0;
     list.size = 0;
@@ -134,9 +135,14 @@ static bool sweep(float* x, const float* add, size_t n, size_t k, float decay, f
         list.size += take;
         x[i] = take ? 0.0f : y;
     }
-    if (list.size >= k) return true;
+    if (list.size >= need) return true;
     for (size_t j = 0; j < list.size; j++) memcpy(x + list.index[j], list.bits + j, 4);
     return false;
+}
+template <bool ADD>
+static bool sweep(float* x, const float* add, size_t n, size_t k, float decay, float add_scale, uint32_t bound,
+                  Candidates& list, Seen& seen) {
+    return sweep<ADD>(x, add, n, k, decay, add_scale, bound, list, seen, k);
 }
 
 }  // namespace

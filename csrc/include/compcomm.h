@@ -87,6 +87,10 @@ CC_API int64_t cc_sign_decode(CC_DECODE_PARAMS, int64_t block);
 // Decoders check counts and offsets of all messages first and write nothing when one is corrupt.
 CC_API int64_t cc_topk_encode(CC_ENCODE_PARAMS, float* hint);
 CC_API int64_t cc_topk_decode(CC_DECODE_PARAMS);
+// The same for counts[row] <= k elements; bounds[row]: a guess that the counts[row]-th largest |y| reaches (0: none).
+CC_API int64_t cc_topk_some_encode(CC_ENCODE_PARAMS, const int64_t* counts, const float* bounds);
+// The same with a threshold from a sample: the s largest, 0.8 k <= s <= k.
+CC_API int64_t cc_topk_sampled_encode(CC_ENCODE_PARAMS, int64_t step, int64_t rank);
 CC_API int64_t cc_topk_zero(const uint8_t* wire, int64_t wire_bytes, const cc_row* rows, int64_t nrows, float* out,
                             int64_t out_numel);  // out[i] = 0 at the kept indices of one message
 CC_API int64_t cc_topk_keep(uint8_t* wire, int64_t wire_bytes, const cc_row* rows, int64_t nrows, const float* mean,

@@ -7,7 +7,13 @@ import torch
 import compcomm as cc
 
 COMPRESSORS: dict[type[cc.Compressor], list[cc.Compressor]] = {
-    cc.TopK: [cc.TopK(ratio=0.05), cc.TopK(k=37), cc.TopK(ratio=1.0)],
+    cc.TopK: [
+        cc.TopK(ratio=0.05),
+        cc.TopK(k=37),
+        cc.TopK(ratio=1.0),
+        cc.TopK(ratio=0.05, select="sampled"),
+        cc.TopK(k=37, select="sampled"),
+    ],
     cc.RandK: [cc.RandK(ratio=0.1), cc.RandK(k=40), cc.RandK(ratio=0.1, unbiased=True), cc.RandK(k=9, unbiased=True)],
     cc.QSGD: [
         *(cc.QSGD(bits=bits) for bits in (2, 3, 4, 8)),

@@ -158,7 +158,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         assert "parse(" in str(error)
 
 
-@pytest.mark.parametrize("text", ["TopK(ratio=0.1, colour='red')", "TopK(1, 2, 3, 4)", "Exact(1)", "Warmup()"])
+@pytest.mark.parametrize("text", ["TopK(ratio=0.1, colour='red')", "TopK(1, 2, 3, 4, 5)", "Exact(1)", "Warmup()"])
 def test_wrong_arguments_are_named(text: str) -> None:
     with pytest.raises(ValueError, match=r"parse\(.*argument"):
         cc.parse(text)

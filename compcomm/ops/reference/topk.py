@@ -65,22 +65,67 @@ def topk_encode(
 
     ``hint[row] <- the k-th largest |y|`` (0 where k is 0). What it was before may only make a fast kernel faster.
     """
-    _check_k("topk_encode", table, decoding=False)
-    check_encode_rows("topk_encode", x, add, wire, table, status, section)
+    check_topk_rows("topk_encode", x, add, wire, table, status)
     for r, row in enumerate(rows(table)):
         y = load(x, add, row, status, decay, add_scale)
-        magnitude = y.view(torch.int32) & 0x7FFFFFFF
-        largest = torch.sort(magnitude, descending=True, stable=True).indices[: row.k]
+        kept = largest(y, row.k)
         if hint is not None:
-            hint[r] = y[largest[-1]].abs() if row.k else 0.0
-        kept = largest.sort().values
-        counts = torch.bincount(kept // BLOCK, minlength=ceil_div(row.numel, BLOCK)).to(torch.int32)
-        offsets = torch.stack((kept % 256, kept // 256 % 256), dim=1).to(torch.uint8)
-        put(wire, row.wire, counts)
-        put(wire, row.wire + _offsets_at(row), offsets)
-        put(wire, row.wire + _values_at(row), y[kept])
-        y[kept] = 0.0
-        x[row.x : row.x + row.numel] = y
+            hint[r] = y[kept].abs().min() if row.k else 0.0
+        send(x, wire, row, y, kept)
+
+
+def topk_some_encode(
+    x: Tensor,
+    add: Tensor | None,
+    wire: Tensor,
+    table: Tensor,
+    status: Tensor,
+    decay: float,
+    add_scale: float,
+    counts: Tensor,
+    bounds: Tensor,
+) -> None:
+    """``topk_encode`` of ``counts[row]`` elements, at most the capacity k: for selections that chose a count.
+
+    ``bounds[row]``: a magnitude that the chosen elements reach, if the caller knows one (else 0). Only speed depends on
+    it.
+    """
+    check_topk_rows("topk_some_encode", x, add, wire, table, status)
+    numbers = [int(count) for count in counts.cpu()]
+    for r, (row, count) in enumerate(zip(rows(table), numbers, strict=True)):
+        if not 0 <= count <= row.k:
+            raise ValueError(f"compcomm.topk_some_encode: table row {r}: counts is {count}, the capacity k {row.k}")
+    for row, count in zip(rows(table), numbers, strict=True):
+        y = load(x, add, row, status, decay, add_scale)
+        send(x, wire, row, y, largest(y, count))
+
+
+def check_topk_rows(op: str, x: Tensor, add: Tensor | None, wire: Tensor, table: Tensor, status: Tensor) -> None:
+    """ValueError for the first row that does not fit its tensors or has an impossible k."""
+    _check_k(op, table, decoding=False)
+    check_encode_rows(op, x, add, wire, table, status, section)
+
+
+def sizes(y: Tensor) -> Tensor:
+    """Magnitudes as integers that order like them."""
+    return y.view(torch.int32) & 0x7FFFFFFF
+
+
+def largest(y: Tensor, k: int) -> Tensor:
+    """The indices of the k largest magnitudes, ascending; ties go to the lowest."""
+    return torch.sort(sizes(y), descending=True, stable=True).indices[:k].sort().values
+
+
+def send(x: Tensor, wire: Tensor, row: Row, y: Tensor, kept: Tensor) -> None:
+    """Write the section of the kept elements, and y without them to x."""
+    counts = torch.bincount(kept // BLOCK, minlength=ceil_div(row.numel, BLOCK)).to(torch.int32)
+    offsets = torch.stack((kept % 256, kept // 256 % 256), dim=1).to(torch.uint8)
+    wire[row.wire : row.wire + section(row)] = 0
+    put(wire, row.wire, counts)
+    put(wire, row.wire + _offsets_at(row), offsets)
+    put(wire, row.wire + _values_at(row), y[kept])
+    y[kept] = 0.0
+    x[row.x : row.x + row.numel] = y
 
 
 def _indices(message: Tensor, row: Row, where: str) -> Tensor:
