@@ -16,6 +16,7 @@ from .compressors.natural import Natural
 from .compressors.minmax import MinMax
 from .compressors.qsgd import QSGD
 from .compressors.randk import RandK
+from .compressors.rotated import Rotated
 from .compressors.sign import SignScale
 from .compressors.topk import TopK
 from .feedback.error_feedback import ErrorFeedback
@@ -62,6 +63,7 @@ __all__ = [
     "Reduced",
     "Reducer",
     "Rng",
+    "Rotated",
     "Segment",
     "SharedScale",
     "SignScale",

@@ -23,3 +23,7 @@ from . import dense, minmax, native, sparse  # importing registers the ops
 from .schema import backend, current_backend
 
 __all__ = ["backend", "current_backend", "dense", "minmax", "native", "sparse"]
+from . import dense, hadamard, native, sparse  # importing registers the ops
+from .schema import backend, current_backend
+
+__all__ = ["backend", "current_backend", "dense", "hadamard", "native", "sparse"]

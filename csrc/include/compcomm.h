@@ -133,6 +133,10 @@ CC_API int64_t cc_natural_decode(CC_DECODE_PARAMS);
 CC_API int64_t cc_minmax_encode(CC_ENCODE_PARAMS, const float* gain, int bits, int stochastic, int64_t block,
                                 int64_t step, int64_t rank);
 CC_API int64_t cc_minmax_decode(CC_DECODE_PARAMS, int bits, int64_t block);
+// Randomised Hadamard transform in blocks (a power of two, 16..2^20) and descending powers of two at a row's end.
+// Forward: x <- y, and R y as fp32 numbers at the row's place in `wire`. Inverse: R^T of one such vector (messages = 1).
+CC_API int64_t cc_hadamard_forward(CC_ENCODE_PARAMS, int64_t block, int64_t step);
+CC_API int64_t cc_hadamard_inverse(CC_DECODE_PARAMS, int64_t block, int64_t step);
 
 // Deals the blocks of rows out to shares, or back: rows int64[nrows][4], (first natural element, first dealt element,
 // elements, ways). Forward: target <- source; inverse: target (+)= scale * source.

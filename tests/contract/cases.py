@@ -34,6 +34,15 @@ COMPRESSORS: dict[type[cc.Compressor], list[cc.Compressor]] = {
         cc.MinMax(6, "nearest"),
     ],
     cc.Contractive: [cc.Contractive(cc.QSGD(bits=4)), cc.Contractive(cc.RandK(ratio=0.1, unbiased=True))],
+    cc.Rotated: [
+        cc.Rotated(cc.SignScale()),
+        cc.Rotated(cc.SignScale(block=64), block=64),
+        cc.Rotated(cc.QSGD(bits=4), block=128),
+        cc.Rotated(cc.RandK(ratio=0.1)),
+        cc.Rotated(cc.Contractive(cc.RandK(ratio=0.1, unbiased=True)), block=16),
+        cc.Rotated(cc.TopK(ratio=0.05)),
+        cc.Rotated(cc.Cast(torch.bfloat16)),
+    ],
 }
 
 REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
@@ -42,6 +51,7 @@ REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
         cc.AllReduce(cc.RandK(ratio=0.1)),
         cc.AllReduce(cc.RandK(ratio=0.25, unbiased=True)),
         cc.AllReduce(cc.Cast(torch.bfloat16)),
+        cc.AllReduce(cc.Rotated(cc.RandK(ratio=0.25, unbiased=True))),
     ],
     cc.AllGather: [
         cc.AllGather(cc.TopK(ratio=0.05)),
@@ -74,6 +84,7 @@ REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
         cc.ErrorFeedback(cc.AllGather(cc.SignScale())),
         cc.ErrorFeedback(cc.TwoPhase(cc.SignScale(block=64), server=False)),
         cc.ErrorFeedback(cc.AllReduce(cc.Cast(torch.bfloat16))),
+        cc.ErrorFeedback(cc.Rotated(cc.SignScale(), block=64)),
     ],
     cc.Warmup: [
         cc.Warmup(2, cc.ErrorFeedback(cc.TopK(ratio=0.05))),
