@@ -12,8 +12,8 @@ from .bucket import Bucket, Layout, Segment
 from .compressor import Compressor, Payload
 from .compressors.cast import Cast
 from .compressors.contractive import Contractive
-from .compressors.natural import Natural
 from .compressors.minmax import MinMax
+from .compressors.natural import Natural
 from .compressors.qsgd import QSGD
 from .compressors.randk import RandK
 from .compressors.rotated import Rotated
@@ -54,8 +54,8 @@ __all__ = [
     "Exact",
     "Layout",
     "Merge",
-    "Natural",
     "MinMax",
+    "Natural",
     "Partition",
     "Payload",
     "PeerError",

@@ -150,6 +150,11 @@ class Reducer(Described, ABC, abstract=True):
         """The contraction of what is not sent: sum of errors <= (1 - delta)|x|^2; None: no promise."""
         return None
 
+    def conserves(self, segment: Segment) -> bool:
+        """Whether the mean is that of exactly what the ranks count as sent, owners' residuals included: under feedback
+        nothing of this segment is then ever lost."""
+        return True
+
     def contractive(self) -> Reducer:
         """This reducer as error feedback needs it; an error where its compressor is no contraction."""
         raise ValueError(

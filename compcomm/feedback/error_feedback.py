@@ -57,6 +57,9 @@ class ErrorFeedback(Reducer):
     def exact(self, segment: Segment) -> bool:
         return self.reducer.exact(segment)
 
+    def conserves(self, segment: Segment) -> bool:
+        return self._inner.conserves(segment)
+
     def slots(self, segment: Segment, world: int) -> Mapping[str, Slot]:
         inner = self._inner.slots(segment, world)
         return inner if self.exact(segment) else {"residual": Slot(Merge.MEAN), **inner}

@@ -8,22 +8,13 @@ from __future__ import annotations
 
 # Importing a module registers its ops.
 from . import dense as dense
+from . import hadamard as hadamard
 from . import interleave as interleave
+from . import minmax as minmax
 from . import native as native
+from . import natural as natural
 from . import shared as shared
 from . import sparse as sparse
 from . import variable as variable
 from .schema import backend as backend
 from .schema import current_backend as current_backend
-from . import dense, native, natural, sparse, variable  # importing registers the ops
-from .schema import backend, current_backend
-
-__all__ = ["backend", "current_backend", "dense", "native", "natural", "sparse", "variable"]
-from . import dense, minmax, native, sparse  # importing registers the ops
-from .schema import backend, current_backend
-
-__all__ = ["backend", "current_backend", "dense", "minmax", "native", "sparse"]
-from . import dense, hadamard, native, sparse  # importing registers the ops
-from .schema import backend, current_backend
-
-__all__ = ["backend", "current_backend", "dense", "hadamard", "native", "sparse"]

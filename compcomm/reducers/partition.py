@@ -92,6 +92,9 @@ class Partition(Reducer):
     def exact(self, segment: Segment) -> bool:
         return self.parts[self._pattern(segment)].exact(segment)
 
+    def conserves(self, segment: Segment) -> bool:
+        return self.part(segment).conserves(segment)
+
     def delta(self, segment: Segment) -> float | None:
         return self.part(segment).delta(segment)
 

@@ -68,6 +68,9 @@ class TwoPhase(Route):
     def stateful(self) -> bool:
         return self.keeps
 
+    def conserves(self, segment: Segment) -> bool:
+        return self.keeps or self.exact(segment)
+
     def slots(self, segment: Segment, world: int) -> Mapping[str, Slot]:
         if not self.keeps or self.exact(segment):
             return {}

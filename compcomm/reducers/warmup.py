@@ -56,6 +56,9 @@ class Warmup(Reducer):
     def exact(self, segment: Segment) -> bool:
         return self.reducer.exact(segment)
 
+    def conserves(self, segment: Segment) -> bool:
+        return self._inner.conserves(segment)
+
     def delta(self, segment: Segment) -> float | None:
         return self._inner.delta(segment)
 

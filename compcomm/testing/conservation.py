@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..bucket import Layout, Segment
+from ..bucket import Segment
 from ..reducer import Reducer, settle
-from ..transports.dry_run import plan
 from ..transports.simulate import Simulator
 from .inputs import MODEL, model_layout
 from .simulated import Named, backwards, gradients, rebuilt, roundoff, slot, step
@@ -32,15 +31,8 @@ def remembered(simulator: Simulator, name: str, shape: tuple[int, ...]) -> Tenso
 
 
 def keeps_everything(settled: Reducer, world: int, segment: Segment) -> bool:
-    """Whether nothing of this parameter is lost for good: it travels exact, or what is not sent stays in a residual.
-
-    Where an owner encodes the mean again (a plan with an all-to-all), it needs a residual of its own, slot "server".
-    """
-    slots = settled.slots(segment, world)
-    if settled.exact(segment) or {"residual", "server"} <= set(slots):
-        return True
-    alone = Layout.of([(segment.name, segment.shape)])
-    return "residual" in slots and all(p.kind != "AllToAll" for p in plan(settled, alone, world))
+    """Whether nothing of this parameter is lost for good: it travels exact, or what is not sent stays in a residual."""
+    return settled.exact(segment) or ("residual" in settled.slots(segment, world) and settled.conserves(segment))
 
 
 def _conserving(r: Reducer, world: int) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,94 @@
+"""SparseAllReduce: the volume does not grow, the selection is nearly the best one, and nothing is lost."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import compcomm as cc
+from compcomm.testing.conservation import remembered
+
+D, RATIO = 262_144, 0.01
+K = 2622
+
+
+def sent(reducer: cc.Reducer, world: int) -> float:
+    """Elements (32-bit words) that the busiest rank sends in a step, counted by the simulator, in units of k."""
+    g = torch.Generator().manual_seed(world)
+    simulator = cc.Simulator(reducer, world)
+    simulator.mean([{"w": torch.randn(512, 512, generator=g)} for _ in range(world)])
+    return max(simulator.sent) / 4 / K
+
+
+@pytest.mark.parametrize("world", [2, 4, 8, 16, 32, 64])
+def test_a_rank_sends_under_6k_elements(world: int) -> None:
+    """Values and indices counted; an all-gather sends 1.5 k for every other rank."""
+    words = sent(cc.SparseAllReduce(cc.TopK(ratio=RATIO)), world)
+    assert words < 6
+    assert words == pytest.approx(3 * (world - 1) / world, rel=0.25)
+    if world > 4:
+        assert sent(cc.AllGather(cc.TopK(ratio=RATIO)), world) > 2 * words
+
+
+def energy(x: torch.Tensor) -> float:
+    return float(x.double().square().sum())
+
+
+@pytest.mark.parametrize("world", [2, 8, 32])
+@pytest.mark.parametrize("kind", ["spread", "rows", "corner"])
+def test_shares_select_nearly_what_one_would(kind: str, world: int) -> None:
+    """Of a gradient that all ranks share: the energy of what is sent, against the k largest of the whole. Also where
+    all that matters lies in one corner, which contiguous shares would leave to one owner's small part."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(512, 512, generator=g)
+    if kind == "rows":  # an embedding: few rows, of very different size
+        x *= (torch.arange(512) + 1.0).pow(-1)[torch.randperm(512, generator=g)][:, None]
+    if kind == "corner":
+        x[8:] = 0.0
+    best = energy(x.abs().view(-1).topk(K).values)
+    dealt = cc.Simulator(cc.SparseAllReduce(cc.TopK(ratio=RATIO)), world).mean([{"w": x}] * world)[0]["w"]
+    assert energy(dealt) > 0.97 * best
+    if kind == "corner":
+        cut = cc.Simulator(cc.TwoPhase(cc.TopK(ratio=RATIO), server=False), world).mean([{"w": x}] * world)[0]["w"]
+        assert energy(cut) < 0.9 * energy(dealt)
+
+
+@pytest.mark.parametrize("world", [1, 2, 5])
+def test_nothing_is_lost(world: int) -> None:
+    """sum of outs + mean residual = sum of mean inputs, with bad steps in between, and no residual at the owners."""
+    shape = (40, 90)
+    simulator = cc.Simulator(cc.ErrorFeedback(cc.SparseAllReduce(cc.TopK(ratio=0.02))), world)
+    g = torch.Generator().manual_seed(3)
+    applied = torch.zeros(shape, dtype=torch.float64)
+    due = torch.zeros(shape, dtype=torch.float64)
+    drift = torch.randn(shape, generator=g)
+    for t in range(400):
+        xs = [drift + torch.randn(shape, generator=g) for _ in range(world)]
+        if t % 50 == 49:
+            xs[-1][3, 3] = torch.inf
+        out = simulator.mean([{"w": x} for x in xs])[0]["w"]
+        clean = torch.stack([torch.where(x.isfinite(), x, 0.0) for x in xs]).double().mean(0)
+        assert simulator.bad == (t % 50 == 49)
+        if not simulator.bad:
+            applied += out
+        due += clean
+    assert set(simulator.stores[0].state_dict()) == {"residual"}
+    assert torch.allclose(applied + remembered(simulator, "w", shape), due, rtol=0, atol=2e-3)
+    assert float((applied - due).norm() / due.norm()) < 0.35
+
+
+def test_sums_that_cancel_stay_with_the_ranks() -> None:
+    """x and -x: the mean is zero, nothing takes effect, and each rank keeps all of its own."""
+    x = torch.randn(40, 40, generator=torch.Generator().manual_seed(0))
+    simulator = cc.Simulator(cc.ErrorFeedback(cc.SparseAllReduce(cc.TopK(ratio=0.1))), 2)
+    for _ in range(3):
+        assert not simulator.mean([{"w": x}, {"w": -x}])[0]["w"].any()
+    for sign, store in zip((3, -3), simulator.stores, strict=True):
+        assert torch.allclose(store.state_dict()["residual"]["w"], sign * x.view(-1))
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match=r"Use SparseAllReduce\(TopK\(ratio=0.01\)\)"):
+        cc.SparseAllReduce(cc.SignScale())
+    with pytest.raises(ValueError, match="Use ratio"):
+        cc.SparseAllReduce(cc.TopK(k=30))
