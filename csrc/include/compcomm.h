@@ -142,6 +142,10 @@ CC_API int64_t cc_hadamard_inverse(CC_DECODE_PARAMS, int64_t block, int64_t step
 // elements, ways). Forward: target <- source; inverse: target (+)= scale * source.
 CC_API int64_t cc_interleave(const float* source, int64_t source_numel, float* target, int64_t target_numel,
                              const int64_t* rows, int64_t nrows, int64_t grain, float scale, int accumulate, int inverse);
+// Natural dithering: per block one fp32 step, then all codes +-i + s (level i of s = 2^(bits-1) - 1), `bits` bits each.
+CC_API int64_t cc_natural_dither_encode(CC_ENCODE_PARAMS, const float* gain, int bits, int norm2, int64_t block,
+                                        int64_t step, int64_t rank);
+CC_API int64_t cc_natural_dither_decode(CC_DECODE_PARAMS, int bits, int64_t block);
 
 #ifdef __cplusplus
 }
