@@ -14,6 +14,8 @@ from .compressors.cast import Cast
 from .compressors.contractive import Contractive
 from .compressors.minmax import MinMax
 from .compressors.natural import Natural
+from .compressors.grid import Grid
+from .compressors.lloyd_max import LloydMax
 from .compressors.qsgd import QSGD
 from .compressors.randk import RandK
 from .compressors.rotated import Rotated
@@ -52,7 +54,9 @@ __all__ = [
     "DDPState",
     "ErrorFeedback",
     "Exact",
+    "Grid",
     "Layout",
+    "LloydMax",
     "Merge",
     "MinMax",
     "Natural",

@@ -7,6 +7,7 @@ of rows is described in ``reference/rows.py``). Results are equal bit for bit on
 from __future__ import annotations
 
 # Importing a module registers its ops.
+from . import codebook as codebook
 from . import dense as dense
 from . import hadamard as hadamard
 from . import interleave as interleave

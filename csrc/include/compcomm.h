@@ -147,6 +147,14 @@ CC_API int64_t cc_natural_dither_encode(CC_ENCODE_PARAMS, const float* gain, int
                                         int64_t step, int64_t rank);
 CC_API int64_t cc_natural_dither_decode(CC_DECODE_PARAMS, int bits, int64_t block);
 
+// Codebook: per block one fp32 scale S, then `bits` bits per element, the rank of the nearest of 2^bits symmetric
+// levels; in a window of part/65536 of each block one bit more, sent after the others. levels: the positive halves of
+// the codebooks of `bits` bits (bits > 0) and of bits + 1 bits (part > 0). dot: S = |y|^2/<c,y> instead of <c,y>/|c|^2.
+CC_API int64_t cc_codebook_encode(CC_ENCODE_PARAMS, const float* levels, int bits, int part, int dot, int64_t block,
+                                  int64_t step);
+CC_API int64_t cc_codebook_decode(CC_DECODE_PARAMS, const float* levels, int bits, int part, int64_t block,
+                                  int64_t step);
+
 #ifdef __cplusplus
 }
 #endif

@@ -38,6 +38,14 @@ COMPRESSORS: dict[type[cc.Compressor], list[cc.Compressor]] = {
         cc.Contractive(cc.Natural(bits=2)),
     ],
     cc.SignScale: [cc.SignScale(), cc.SignScale(scale="l2"), cc.SignScale(block=32)],
+    cc.LloydMax: [
+        cc.LloydMax(2),
+        cc.LloydMax(2.5),
+        cc.LloydMax(0.5, block=64),
+        cc.LloydMax(3, scale="dot"),
+        cc.LloydMax(7, block=16),
+    ],
+    cc.Grid: [cc.Grid(4), cc.Grid(1), cc.Grid(8, block=64)],
     cc.Cast: [cc.Cast(torch.bfloat16), cc.Cast(torch.float16)],
     cc.MinMax: [
         *(cc.MinMax(bits) for bits in (1, 4, 5, 8)),

@@ -1,0 +1,424 @@
+// Codebook quantisers: c = nearest level of y/sigma, S = <c,y>/|c|^2 or |y|^2/<c,y>, value = S*c, per block.
+// A block is taken three times while the first-level cache holds it: y = decay*x + add_scale*add and its squares; codes
+// and sums; x = y - value, with the decoder's own values. One pass over memory.
+#include "codebook.h"
+
+namespace {
+
+struct Shape {
+    int bits, part;
+    int64_t block;
+    // Elements of a block of n that take one bit more, and the bytes of those bits.
+    int64_t window(int64_t n) const {
+        const int64_t h = (n * part + 32768) >> 16;
+        return part && !bits && !h && n ? 1 : part ? h : 0;
+    }
+    int64_t window_bytes(int64_t n) const { return (window(n) + 7) / 8; }
+    int64_t stream(int64_t numel, int64_t b) const {  // byte of the section at which block b's window begins
+        return 4 * ceil_div(numel, block) + ceil_div(numel * bits, 8) + b * window_bytes(block);
+    }
+    int64_t used(int64_t numel) const { return stream(numel, numel / block) + window_bytes(numel % block); }
+    int64_t section(int64_t numel) const { return 4 * ceil_div(numel, block) + pad4(used(numel) - 4 * ceil_div(numel, block)); }
+};
+
+CC_INLINE Mask mask_of(uint32_t m) {  // bit l to lane l
+#if CC_ISA == 2
+    return {(__mmask16)m};
+#else
+    static const int32_t lane[16] = {1,   2,   4,    8,    16,   32,   64,    128,
+                                     256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
+    return lt(splat(0), splat((int32_t)(m & 0xffff)) & bits(load((const float*)(const void*)lane)));
+#endif
+}
+CC_INLINE uint32_t below(int64_t k) { return k <= 0 ? 0 : k >= 16 ? 0xffff : (1u << k) - 1; }  // lanes 0 .. k-1
+
+// A window of h elements of a block of n, cyclic, from `start`; and its bits, kept in the window's order.
+struct Window {
+    int64_t n = 0, h = 0, start = 0;
+    Window() = default;
+    Window(const Shape& shape, int64_t length, const cc_row& row, int64_t first, int64_t step)
+        : n(length), h(shape.window(length)) {
+        const int64_t number = (row.offset + first) / shape.block;
+        start = (int64_t)((uint64_t)philox((uint32_t)number, (uint32_t)step, 0, 5, row.key).w[0] * (uint64_t)n >> 32);
+    }
+    uint32_t ahead(int64_t j) const {  // lanes j .. j+15 of the block that lie in the window, before its wrap
+        return below((start + h < n ? start + h : n) - j) & ~below(start - j);
+    }
+    uint32_t wrapped(int64_t j) const { return below(start + h - n - j); }
+    uint32_t mask(int64_t j) const { return ahead(j) | wrapped(j); }
+    // Sixteen bits from bit k of the stream of h bits (k may be negative); those beyond it are zero or garbage.
+    uint32_t fetch(const uint8_t* stream, int64_t k) const {
+        const int64_t skip = k < 0 ? -k : 0, bit = k + skip, at = bit / 8, end = (h + 7) / 8;
+        uint32_t w = 0;
+        if (skip > 15) return 0;
+        if (at + 4 <= end) memcpy(&w, stream + at, 4);
+        else if (at < end) memcpy(&w, stream + at, (size_t)(end - at));
+        return (w >> bit % 8) << skip & 0xffff;
+    }
+    uint32_t read(const uint8_t* stream, int64_t j) const {
+        const uint32_t back = wrapped(j);
+        return (fetch(stream, j - start) & ~back) | (back ? fetch(stream, j + n - start) & back : 0);
+    }
+    static void put(uint8_t* stream, int64_t k, uint32_t w) {  // sets bits of a zeroed stream, touching no other byte
+        if (k < 0) w >>= -k, k = 0;
+        w <<= k % 8;
+        for (uint8_t* p = stream + k / 8; w; p++, w >>= 8) *p |= (uint8_t)w;
+    }
+    void write(uint8_t* stream, int64_t j, uint32_t w) const {
+        const uint32_t front = w & ahead(j), back = w & wrapped(j);
+        if (front) put(stream, j - start, front);
+        if (back) put(stream, j + n - start, back);
+    }
+};
+
+// ---- decoding
+
+// All signed levels, and a copy of them times S from which values are picked: all of them where they fit two registers,
+// else the positive half.
+template <int B> struct Levels {
+    enum {
+        COUNT = 1 << B,
+        WHOLE = COUNT <= (CC_ISA == 2 ? 32 : CC_ISA == 1 ? 8 : 256),
+        FROM = WHOLE ? 0 : COUNT / 2,
+        USED = COUNT - FROM,
+        ROOM = USED < 16 ? 16 : USED
+    };
+    struct Scaled {
+        alignas(64) float v[ROOM];
+    };
+    alignas(64) float level[ROOM] = {};
+    explicit Levels(const float* half) {
+        for (int c = FROM; c < COUNT && B; c++) level[c - FROM] = c < COUNT / 2 ? -half[COUNT / 2 - 1 - c] : half[c - COUNT / 2];
+    }
+    void scale(float s, Scaled& to) const {
+        for (int i = 0; i < ROOM; i += 16) store(to.v + i, load(level + i) * splat(s));
+    }
+    CC_INLINE F16 value(const Scaled& t, I16 code) {
+        if constexpr (B == 0) return splat(0.0f);
+        else if constexpr (WHOLE) return pick<COUNT>(t.v, code);
+        else return value_of<B>(t.v, code);
+    }
+};
+
+// Codes of B bits of a tile, from a copy that may be read past its end.
+template <int B> struct Codes {
+    uint8_t raw[TILE + 32];
+    void copy(const uint8_t* from, int64_t n) {
+#if CC_ISA > 0
+        memcpy(raw, from, (size_t)ceil_div(n * B, 8));
+#else
+        if constexpr (B == 8) memcpy(raw, from, (size_t)n);
+        else unpack_codes<B>(from, n, raw);
+        memset(raw + n, 0, 16);
+#endif
+    }
+};
+template <int B> struct CodeReader {
+#if CC_ISA > 0
+    StreamReader reader{B};
+    inline I16 read(const Codes<B>& c, int64_t i) const { return reader.read(c.raw + i / 8 * B); }
+#else
+    inline I16 read(const Codes<B>& c, int64_t i) const { return load_u8(c.raw + i); }
+#endif
+};
+
+template <int B> struct Whole : Shape {
+    Levels<B> levels;
+    CodeReader<B> reader;
+    Whole(const Shape& shape, const float* half, const cc_row&, int64_t) : Shape(shape), levels(half) {}
+    struct Scratch {
+        Codes<B> codes;
+        typename Levels<B>::Scaled values;
+    };
+    struct Source {
+        const Whole* format;
+        const Scratch* s;
+        inline F16 at(int64_t i) const { return format->levels.value(s->values, format->reader.read(s->codes, i)); }
+        inline F16 tail(int64_t i, int) const { return at(i); }
+    };
+    Source source(const uint8_t* section, int64_t blocks, int64_t b, int64_t first, int64_t n, Scratch& scratch) const {
+        float scale;
+        memcpy(&scale, section + 4 * b, 4);
+        levels.scale(scale, scratch.values);
+        scratch.codes.copy(section + 4 * blocks + first * B / 8, n);
+        return {this, &scratch};
+    }
+};
+
+// B bits everywhere, one more in the window.
+template <int B> struct Mixed : Shape {
+    Levels<B> low;
+    Levels<B + 1> high;
+    CodeReader<B ? B : 1> reader;
+    cc_row row;
+    int64_t step;
+    Mixed(const Shape& shape, const float* half, const cc_row& r, int64_t t)
+        : Shape(shape), low(half), high(half + (1 << B >> 1)), row(r), step(t) {}
+    struct Scratch {
+        Codes<B ? B : 1> codes;
+        typename Levels<B>::Scaled low;
+        typename Levels<B + 1>::Scaled high;
+        Window window;
+        int64_t number = -1;  // the block that `window` belongs to
+    };
+    struct Source {
+        const Mixed* format;
+        const Scratch* s;
+        const uint8_t* stream;
+        int64_t first;  // of the tile, in its block
+        inline F16 at(int64_t i) const {
+            const int64_t j = first + i;
+            const uint32_t inside = s->window.mask(j);
+            const I16 code = B ? format->reader.read(s->codes, i) : splat(0);
+            if (!inside) return format->low.value(s->low, code);
+            const I16 fine = twice_plus(code, mask_of(s->window.read(stream, j)));
+            const F16 v = format->high.value(s->high, fine);
+            return inside == 0xffff ? v : select(mask_of(inside), v, format->low.value(s->low, code));
+        }
+        inline F16 tail(int64_t i, int) const { return at(i); }
+    };
+    Source source(const uint8_t* section, int64_t blocks, int64_t b, int64_t first, int64_t n, Scratch& scratch) const {
+        float scale;
+        memcpy(&scale, section + 4 * b, 4);
+        low.scale(scale, scratch.low);
+        high.scale(scale, scratch.high);
+        if (B) scratch.codes.copy(section + 4 * blocks + first * B / 8, n);
+        if (scratch.number != b) {
+            const int64_t at = b * block, length = row.numel - at < block ? row.numel - at : block;
+            scratch.window = Window(*this, length, row, at, step), scratch.number = b;
+        }
+        return {this, &scratch, section + stream(row.numel, b), first - b * block};
+    }
+};
+
+// ---- encoding
+
+struct Sums {
+    F16 product = splat(0.0f), norm = splat(0.0f);
+};
+
+// x <- y, cleaned; returns the sum of squares by the fixed tree.
+template <bool ADD>
+CC_INLINE float prepare(float* x, const float* add, int64_t n, float decay, float add_scale, Seen& seen) {
+    const F16 d = splat(decay), s = splat(add_scale), zero = splat(0.0f);
+    F16 sum = zero;
+    for (int64_t i = 0; i < n; i += 16) {
+        const int m = (int)(n - i < 16 ? n - i : 16);
+        F16 a = m == 16 ? load(x + i) : load(x + i, m), b = a;
+        if (ADD) b = m == 16 ? load(add + i) : load(add + i, m);
+        seen.gradient = seen.gradient | bits(b);
+        const F16 y = keep_finite<ADD>(combine<ADD>(a, b, d, s), a, d, zero, seen.worst);
+        sum = sum + y * y;
+        if (m == 16) store(x + i, y);
+        else store(x + i, y, m);
+    }
+    return sum_lanes(sum);
+}
+
+struct Normal {  // y*power has a sum of squares that fp32 holds; t = y*power*inverse; inverse 0: nothing is sent
+    float power = 1.0f, squares, inverse;
+};
+static Normal normal(const float* y, int64_t n, float squares) {
+    Normal r;
+    if (__builtin_expect(!(squares >= 0x1p-80f) || !is_finite(squares), 0)) {
+        I16 worst = splat(0);
+        F16 sum = splat(0.0f);
+        for (int64_t i = 0; i < n; i += 16)
+            worst = max(worst, magnitude_bits(load(y + i, (int)(n - i < 16 ? n - i : 16))));
+        const float largest = as_float(max_lanes(worst));
+        const int32_t e = 254 - (as_bits(largest) >> 23);
+        r.power = as_float((e < 1 ? 1 : e > 253 ? 253 : e) << 23);
+        for (int64_t i = 0; i < n; i += 16) {
+            const F16 t = load(y + i, (int)(n - i < 16 ? n - i : 16)) * splat(r.power);
+            sum = sum + t * t;
+        }
+        squares = sum_lanes(sum);
+        if (!(largest >= 0x1p-100f)) {
+            r.squares = squares, r.inverse = 0.0f;
+            return r;
+        }
+    }
+    r.squares = squares;
+    r.inverse = 1.0f / __builtin_sqrtf(squares / (float)n);
+    return r;
+}
+
+// One vector: c and code of sixteen elements, sums updated. `real`: its lanes that exist.
+template <int B, bool PART> struct Nearest {
+    Book<B> low;
+    Book<PART ? B + 1 : 0> high;
+    explicit Nearest(const float* half) : low(half), high(half + (1 << B >> 1)) {}
+    CC_INLINE void add(F16 c, F16 scaled, int real, Sums& sums) {
+        if (real < 16) c = select(mask_of(below(real)), c, splat(0.0f));
+        sums.product = sums.product + c * floats(magnitude_bits(scaled));
+        sums.norm = sums.norm + c * c;
+    }
+    inline __attribute__((always_inline)) I16 whole(F16 y, F16 power, F16 inverse, int real, Sums& sums) const {
+        const F16 scaled = y * power;
+        const I16 index = low.nearest(floats(magnitude_bits(scaled * inverse)));
+        add(low.size_of(index), scaled, real, sums);
+        return low.code(index, lt(y, splat(0.0f)));
+    }
+    // The same with one bit more in the lanes `inside`; `last`: their last bits.
+    inline I16 mixed(F16 y, F16 power, F16 inverse, int real, Sums& sums, uint32_t inside, uint32_t& last) const {
+        last = 0;
+        if (B && !inside) return whole(y, power, inverse, real, sums);
+        const F16 scaled = y * power, size = floats(magnitude_bits(scaled * inverse));
+        const Mask negative = lt(y, splat(0.0f)), in = mask_of(inside);
+        I16 index = high.nearest(size);
+        F16 c = high.size_of(index);
+        const I16 fine = high.code(index, negative);
+        I16 code = shr<1>(fine);
+        last = to_bits(lt(splat(0), fine & splat(1))) & inside;
+        if (inside != 0xffff) {
+            index = low.nearest(size);
+            c = select(in, c, low.size_of(index));
+            code = bits(select(in, floats(code), floats(low.code(index, negative))));
+        }
+        add(c, scaled, real, sums);
+        return code;
+    }
+};
+
+template <int B, bool PART>
+static inline Sums quantise(const Nearest<B, PART>& nearest, const float* y, int64_t n, const Normal& scale,
+                            const Window& window, uint8_t* out, uint8_t* stream) {
+    const F16 power = splat(scale.power), inverse = splat(scale.inverse);
+    Sums sums;
+    alignas(64) uint8_t codes[TILE + 64];
+    for (int64_t first = 0; first < n; first += TILE) {
+        const int64_t count = n - first < TILE ? n - first : TILE;
+        for (int64_t i = 0; i < count; i += 64) {
+            I16 c[4] = {splat(0), splat(0), splat(0), splat(0)};
+            auto vector = [&](int v, int real) __attribute__((always_inline)) {
+                const int64_t j = first + i + 16 * v;
+                const F16 a = real == 16 ? load(y + j) : load(y + j, real);
+                if (!PART) {
+                    c[v] = nearest.whole(a, power, inverse, real, sums);
+                    return;
+                }
+                uint32_t last;
+                const uint32_t inside = window.mask(j) & below(n - j);
+                c[v] = nearest.mixed(a, power, inverse, real, sums, inside, last);
+                window.write(stream, j, last);
+            };
+            if (i + 64 <= count) {
+#pragma GCC unroll 4
+                for (int v = 0; v < 4; v++) vector(v, 16);
+            } else {
+                for (int v = 0; i + 16 * v < count; v++) vector(v, count - i - 16 * v < 16 ? (int)(count - i - 16 * v) : 16);
+            }
+            if (B) store_u8x64(codes + i, c);
+        }
+        if (!B) continue;
+        memset(codes + count, 0, (size_t)(ceil_div(count, 64) * 64 - count));
+        pack_codes<B ? B : 1>(codes, count, out + first * B / 8);
+    }
+    return sums;
+}
+
+template <class F>
+static inline void subtract(const F& format, float* x, const uint8_t* section, int64_t blocks, int64_t b, int64_t at,
+                            int64_t n) {
+    typename F::Scratch scratch;
+    for (int64_t first = 0; first < n; first += TILE) {
+        const int64_t count = n - first < TILE ? n - first : TILE;
+        const typename F::Source s = format.source(section, blocks, b, at + first, count, scratch);
+        float* px = x + first;
+        int64_t i = 0;
+        for (; i + 16 <= count; i += 16) store(px + i, load(px + i) - s.at(i));
+        if (i < count) store(px + i, load(px + i, (int)(count - i)) - s.tail(i, (int)(count - i)), (int)(count - i));
+    }
+}
+
+template <int B, bool PART, class F>
+int64_t encode(CC_ENCODE_PARAMS, const float* levels, const Shape& shape, bool dot, int64_t step) {
+    const Nearest<B, PART> nearest(levels);
+    const float top = levels[(1 << B >> 1) + (PART ? 1 << B : 0) - 1];
+    for (int64_t r = 0; r < nrows; r++) {
+        const cc_row row = rows[r];
+        if (!encode_row_fits(row, x_numel, add ? add_numel : 2 * MAX_NUMEL, wire_bytes, status_numel, 0, true) ||
+            !inside(row.wire, shape.section(row.numel), wire_bytes))
+            return CC_BAD_ROW(r);
+        const F format(shape, levels, row, step);
+        const int64_t blocks = ceil_div(row.numel, shape.block);
+        uint8_t* section = wire + row.wire;
+        const int64_t streams = shape.stream(row.numel, 0);
+        memset(section + streams, 0, (size_t)(shape.section(row.numel) - streams));
+        const float* pa = add && row.add >= 0 ? add + row.add : nullptr;
+        Seen seen;
+        for (int64_t b = 0, i = 0; b < blocks; b++, i += shape.block) {
+            const int64_t n = row.numel - i < shape.block ? row.numel - i : shape.block;
+            float* px = x + row.x + i;
+            const float squares = pa ? prepare<true>(px, pa + i, n, decay, add_scale, seen)
+                                     : prepare<false>(px, nullptr, n, decay, add_scale, seen);
+            const Normal scale = normal(px, n, squares);
+            const Window window = PART ? Window(shape, n, row, i, step) : Window();
+            const Sums sums = quantise<B, PART>(nearest, px, n, scale, window, section + 4 * blocks + i * B / 8,
+                                                section + shape.stream(row.numel, b));
+            const float product = sum_lanes(sums.product), norm = sum_lanes(sums.norm);
+            float s = dot ? (product > 0.0f ? scale.squares / product : 0.0f) : product / norm;
+            s = scale.inverse > 0.0f ? s / scale.power : 0.0f;
+            if (!is_finite(s * top)) s = 0.0f, status[0] |= 1;
+            memcpy(section + 4 * b, &s, 4);
+            subtract(format, px, section, blocks, b, i, n);
+        }
+        seen.report(row, status);
+    }
+    return 0;
+}
+
+template <class F> int64_t decode(CC_DECODE_PARAMS, const float* levels, const Shape& shape, int64_t step) {
+    for (int64_t r = 0; r < nrows; r++) {  // a window depends on its row
+        const F format(shape, levels, rows[r], step);
+        const int64_t code = decode_all(format, wires, messages, stride, wire_bytes, rows + r, 1, skip, skip_numel, out,
+                                        out_numel, scale, accumulate);
+        if (code) return CC_BAD_ROW(r);
+    }
+    return 0;
+}
+
+CC_INLINE bool sensible(int bits, int part, int64_t block) {
+    return bits >= 0 && bits <= 8 && part >= 0 && part < 65536 && bits + (part > 0) >= 1 && bits + (part > 0) <= 8 &&
+           block > 0 && block % 16 == 0;
+}
+
+#define CC_WIDTHS(call)                                       \
+    switch (bits + 10 * (part > 0)) {                         \
+        case 1: return call(1, false, Whole<1>);              \
+        case 2: return call(2, false, Whole<2>);              \
+        case 3: return call(3, false, Whole<3>);              \
+        case 4: return call(4, false, Whole<4>);              \
+        case 5: return call(5, false, Whole<5>);              \
+        case 6: return call(6, false, Whole<6>);              \
+        case 7: return call(7, false, Whole<7>);              \
+        case 8: return call(8, false, Whole<8>);              \
+        case 10: return call(0, true, Mixed<0>);              \
+        case 11: return call(1, true, Mixed<1>);              \
+        case 12: return call(2, true, Mixed<2>);              \
+        case 13: return call(3, true, Mixed<3>);              \
+        case 14: return call(4, true, Mixed<4>);              \
+        case 15: return call(5, true, Mixed<5>);              \
+        case 16: return call(6, true, Mixed<6>);              \
+        default: return call(7, true, Mixed<7>);              \
+    }
+
+}  // namespace
+
+CC_KERNEL(cc_codebook_encode,
+          (CC_ENCODE_PARAMS, const float* levels, int bits, int part, int dot, int64_t block, int64_t step),
+          (CC_ENCODE_ARGS, levels, bits, part, dot, block, step)) {
+    if (!sensible(bits, part, block)) return CC_BAD_PARAMETER;
+    const Shape shape{bits, part, block};
+#define CC_ENCODE(B, PART, F) (encode<B, PART, F>(CC_ENCODE_ARGS, levels, shape, dot != 0, step))
+    CC_WIDTHS(CC_ENCODE)
+}
+
+CC_KERNEL(cc_codebook_decode,
+          (CC_DECODE_PARAMS, const float* levels, int bits, int part, int64_t block, int64_t step),
+          (CC_DECODE_ARGS, levels, bits, part, block, step)) {
+    if (!sensible(bits, part, block)) return CC_BAD_PARAMETER;
+    const Shape shape{bits, part, block};
+#define CC_DECODE(B, PART, F) (decode<F>(CC_DECODE_ARGS, levels, shape, step))
+    CC_WIDTHS(CC_DECODE)
+}
