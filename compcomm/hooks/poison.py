@@ -1,8 +1,8 @@
 """What a rank that failed sends for the rest of its step, so that its peers end with an error and not in a hang.
 
 Peers wait for a known sequence of collectives. A failed rank therefore runs the rest of it with content that nobody
-can take for a gradient: messages whose header says "failed", sums full of NaN, and maxima full of infinity (a maximum
-may drop a NaN).
+can take for a gradient: messages whose header says "failed", sums full of NaN, maxima full of infinity (a maximum may
+drop a NaN), and integers that are all zero, which whoever sums integers must be able to tell.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def poisoned(ops: Sequence[Collective], ctx: Context) -> list[Collective]:
 def _spoil(op: Collective, ctx: Context) -> Collective:
     def fresh(t: Tensor) -> Tensor:
         wrong = float("inf") if isinstance(op, AllReduceMax) else float("nan")
-        nan = wrong if t.dtype.is_floating_point else 0
-        return torch.full(t.shape, nan, dtype=t.dtype, device=ctx.arena.device)
+        fill = wrong if t.dtype.is_floating_point else 0
+        return torch.full(t.shape, fill, dtype=t.dtype, device=ctx.arena.device)
 
     real = _each(op, fresh)
     for field in ("send", "buffer"):

@@ -97,12 +97,14 @@ class SharedScale(Route):
             ops.shared_encode(
                 x.flat, norms, sent, coded, form.width, u.levels, u.stochastic, u.block, rng.step, rng.rank
             )
+            sent[-4:].view(torch.int32).fill_(1 + place(ctx))  # the seal: a peer that failed sends another
             total.copy_(sent)
         exact, words = total[: form.split].view(torch.float32), total[form.split :].view(torch.int32)
         if exact.numel():
             yield AllReduce(exact)
-        if words.numel():
-            yield AllReduce(words)
+        yield AllReduce(words)
+        if real and int(words[-1]) != ctx.world * (1 + place(ctx)):
+            raise PeerError(f"a peer failed in step {ctx.step}, bucket {ctx.bucket}; its own log has the error.")
         if ctx.watch and not all_finite(exact):
             flags = flags._replace(bad=True)
         mine = _Sent(form, u, sent, norms, flags.skip)
@@ -129,7 +131,7 @@ def _flags(peaks: Tensor, count: int, ctx: Context) -> Flags:
 
 
 class _Form:
-    """Where everything lies: exact segments (fp32) and then words in one buffer, norms in another."""
+    """Where everything lies: exact segments (fp32), words and a seal in one buffer, norms in another."""
 
     def __init__(self, compressor: Compressor, layout: Layout, world: int, seed: int) -> None:
         uniform = compressor.uniform
@@ -153,6 +155,7 @@ class _Form:
                 self._coded.append((number, s, 4 * self.norms, self.nbytes))
                 self.norms += -(-s.numel // uniform.block)
                 self.nbytes += section(s.numel, self.width)
+        self.nbytes += 4  # the seal
         self._tables: dict[object, Tensor] = {}
 
     def _keep(self, cached: object, rows: list[list[int]]) -> Tensor:

@@ -32,6 +32,36 @@ class Fragile(cc.TopK):
         super().encode_rows(i, gain, rng, hints)
 
 
+@dataclass(frozen=True, repr=False)
+class FragileCodes(cc.QSGD):
+    """QSGD whose payloads vary in length, which raises on rank 1 in step 4 in either encoding."""
+
+    at: int = 4096
+
+    def encode_rows(self, i: Inputs, gain: Any, rng: Any, hints: Any) -> None:
+        if rng.rank in (1, -2) and rng.step == 4 and self.at in i.table[:, 2].tolist():
+            raise ZeroDivisionError("the compressor's own mistake")
+        super().encode_rows(i, gain, rng, hints)
+
+
+@dataclass(frozen=True, repr=False)
+class FragileScale(cc.SharedScale):
+    """Raises on rank 1 in step 4, before its ``after``-th collective."""
+
+    after: int = 0
+
+    def reduce(self, *args: Any, **kwargs: Any) -> Any:
+        ctx = args[3]
+        flow = super().reduce(*args, **kwargs)
+        for number in range(9):
+            if ctx.rank == 1 and ctx.step == 4 and number == self.after:
+                raise ZeroDivisionError("the compressor's own mistake")
+            try:
+                yield next(flow) if number == 0 else flow.send(False)
+            except StopIteration as end:
+                return end.value
+
+
 def raises(rank: int, world: int, reducer: Any, width: int) -> Any:
     model, _ = models.wrap(models.mlp(5, width), reducer, timeout=15)
     xs = models.batches(rank, 6, width)
@@ -42,20 +72,28 @@ def raises(rank: int, world: int, reducer: Any, width: int) -> Any:
     return first, second, time.monotonic() - since
 
 
-@pytest.mark.parametrize("route", ["AllGather", "TwoPhase", "Partition"])
+ROUTES = {
+    "AllGather": cc.ErrorFeedback(cc.AllGather(Fragile(0.1))),
+    "TwoPhase": cc.ErrorFeedback(cc.TwoPhase(Fragile(0.1, at=1365))),
+    "Partition": cc.Partition({"2*": cc.AllGather(Fragile(0.1)), "*": cc.TwoPhase(cc.SignScale())}),
+    "SparseAllReduce": cc.ErrorFeedback(cc.SparseAllReduce(Fragile(0.1, at=1360))),
+    # "AllGather, variable": cc.AllGather(FragileCodes(bits=4, coding="elias")),
+    # "TwoPhase, variable": cc.TwoPhase(FragileCodes(bits=4, block=16, coding="elias", at=1360)),
+    "SharedScale, before the norms": FragileScale(cc.QSGD(bits=4)),
+    "SharedScale, before the sums": FragileScale(cc.QSGD(bits=4), after=1),
+    "SharedScale, before the integers": FragileScale(cc.QSGD(bits=4), after=2),
+}
+
+
+@pytest.mark.parametrize("route", ROUTES)
 def test_a_compressor_that_raises_on_one_rank(three: Workers, route: str) -> None:
-    inner = {
-        "AllGather": cc.ErrorFeedback(cc.AllGather(Fragile(0.1))),
-        "TwoPhase": cc.ErrorFeedback(cc.TwoPhase(Fragile(0.1, at=1365))),
-        "Partition": cc.Partition({"2*": cc.AllGather(Fragile(0.1)), "*": cc.TwoPhase(cc.SignScale())}),
-    }[route]
-    results = three.run(raises, reducer=inner, width=64)
+    results = three.run(raises, reducer=ROUTES[route], width=64)
     for rank, (first, second, seconds) in enumerate(results):
         if rank == 1:
             assert first[:2] == ("ZeroDivisionError", "the compressor's own mistake")
         else:
             assert first[0] == "PeerError"
-            assert "rank 1 failed in step 4" in first[1]
+            assert ("a peer failed" if "SharedScale" in route else "rank 1 failed in step 4") in first[1]
         assert second[0] == "RuntimeError"
         assert "broke in step 4" in second[1]
         assert second[2] == first[0]
