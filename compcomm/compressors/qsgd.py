@@ -29,14 +29,22 @@ class QSGD(Compressor):
     [j bits, (j+1) bits), low bit first; padded to four bytes. 4 bits and blocks of 512: 4.06 bits per element.
     Blocks whose norm is below 2**-100 are sent as zero. Not linear. No state.
 
+    ``coding="elias"``: the same levels in a section of variable length, for links where bytes matter more than time:
+    per block the shortest of sparse (omega codes of gaps and levels), dense (omega codes of all levels) and fixed
+    codes, so at most 4 + ceil(d/(4 block)) bytes more than ``coding="fixed"``. Decoded numbers are those of "fixed" to
+    the bit. It pays where most levels are small: on Gaussian data 4 bits under the L2 norm take 1.55 bits per element
+    (fixed: 4.06) and 22 levels 2.79 (6.06), but 4 bits under the max norm 4.01. Wire:
+    ``compcomm/ops/reference/elias.py``. RuntimeError where a peer's stream is corrupt.
+
     Source: Alistarh et al. 2017 (arXiv:1610.02132), section 3.1; the max norm and nearest rounding are the common
-    variants. Dithers have 16 bits.
+    variants. Dithers have 16 bits. Omega codes: Elias 1975.
 
     Args:
         bits: 2 to 8 bits per element, s = 2**(bits-1) - 1; one bit holds only a sign: ``SignScale``.
         levels: s instead of bits, 1 to 127.
         norm: inf or 2.
         block: elements that share a norm, a multiple of 16; a block never straddles two parameters.
+        coding: "fixed" (codes of fixed width) or "elias".
     """
 
     bits: int | None = None
@@ -45,6 +53,7 @@ class QSGD(Compressor):
     rounding: str = "stochastic"
     block: int = 512
     dense_below: int = 1024
+    coding: str = "fixed"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,7 +71,13 @@ class QSGD(Compressor):
             raise ValueError(f"{self!r}: norm={self.norm!r} is neither 2 nor inf.")
         if self.rounding not in ("stochastic", "nearest"):
             raise ValueError(f"{self!r}: rounding={self.rounding!r} is neither 'stochastic' nor 'nearest'.")
+        if self.coding not in ("fixed", "elias"):
+            raise ValueError(f"{self!r}: coding={self.coding!r} is neither 'fixed' nor 'elias'.")
         check_block(repr(self), self.block)
+
+    @property
+    def variable(self) -> bool:  # type: ignore[override]
+        return self.coding == "elias"
 
     @property
     def width(self) -> int:
@@ -107,17 +122,19 @@ class QSGD(Compressor):
     cure = "Use rounding='nearest' with norm=inf, a contraction."
 
     def section(self, numel: int) -> int:
-        return 4 * -(-numel // self.block) + -(-numel * self.width // 8)
+        blocks = -(-numel // self.block)
+        forms = 4 + -(-blocks // 4) if self.variable else 0
+        return forms + 4 * blocks + -(-numel * self.width // 8)
 
     def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor]) -> None:
-        ops.qsgd_encode(
-            *i, gain, self.width, self.s, self.norm == 2, self.unbiased, self.block, rng.step, rng.rank
-        )  # fmt: skip
+        encode = ops.elias_encode if self.variable else ops.qsgd_encode
+        encode(*i, gain, self.width, self.s, self.norm == 2, self.unbiased, self.block, rng.step, rng.rank)
 
     def decode_rows(
         self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng
     ) -> None:
-        ops.qsgd_decode(wires, table, skip, out, scale, accumulate, self.width, self.s, self.block)
+        decode = ops.elias_decode if self.variable else ops.qsgd_decode
+        decode(wires, table, skip, out, scale, accumulate, self.width, self.s, self.block)
 
 
 def check_block(call: str, block: int) -> None:

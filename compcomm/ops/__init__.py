@@ -19,3 +19,7 @@ from . import sparse as sparse
 from . import variable as variable
 from .schema import backend as backend
 from .schema import current_backend as current_backend
+from . import dense, elias, native, sparse, variable  # importing registers the ops
+from .schema import backend, current_backend
+
+__all__ = ["backend", "current_backend", "dense", "elias", "native", "sparse", "variable"]

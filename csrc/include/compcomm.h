@@ -154,6 +154,11 @@ CC_API int64_t cc_codebook_encode(CC_ENCODE_PARAMS, const float* levels, int bit
                                   int64_t step);
 CC_API int64_t cc_codebook_decode(CC_DECODE_PARAMS, const float* levels, int bits, int part, int64_t block,
                                   int64_t step);
+// QSGD in Elias codes, of variable length: u32 bytes used, one fp32 step per block, two bits of form per block, one bit
+// stream (reference/elias.py has the layout). A corrupt message: 1 + message*nrows + row, and its row is not written.
+CC_API int64_t cc_elias_encode(CC_ENCODE_PARAMS, const float* gain, int bits, int levels, int norm2, int stochastic,
+                               int64_t block, int64_t step, int64_t rank);
+CC_API int64_t cc_elias_decode(CC_DECODE_PARAMS, int bits, int levels, int64_t block);
 
 #ifdef __cplusplus
 }

@@ -23,6 +23,9 @@ COMPRESSORS: dict[type[cc.Compressor], list[cc.Compressor]] = {
         cc.QSGD(levels=5, norm=2, rounding="nearest"),
         cc.QSGD(levels=1, block=64),
         cc.QSGD(levels=100, block=16, rounding="nearest"),
+        cc.QSGD(bits=4, coding="elias"),
+        cc.QSGD(levels=22, norm=2, coding="elias"),
+        cc.QSGD(bits=3, rounding="nearest", block=64, coding="elias"),
     ],
     cc.Natural: [
         cc.Natural(),

@@ -68,14 +68,14 @@ def qsgd_encode(
             continue
         y = load(x, add, row, status, decay, add_scale)
         noise = uniform(row.key, row.offset, row.numel, step, rank, y.device) if stochastic else None
-        steps, q = _quantise(y, factor, levels, norm2, block, status, noise)
+        steps, q = quantise(y, factor, levels, norm2, block, status, noise)
         value = (q.to(torch.float32) * steps[:, None]).view(-1)[: row.numel]
         codes = (q + levels).to(torch.uint8).view(-1)[: row.numel]
         put(wire, row.wire, steps, pack(codes, bits))
         x[row.x : row.x + row.numel] = y - value
 
 
-def _quantise(
+def quantise(
     y: Tensor, gain: Tensor, levels: int, norm2: bool, block: int, status: Tensor, noise: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Steps ``[blocks]`` and signed codes ``[blocks, block]``."""
