@@ -12,8 +12,8 @@ from .plots import COLOURS
 
 MARKERS = "osD^vP*X"
 STYLES = ("-", "--", ":", "-.")
-FLOOR = 1e-5
-"""Relative error below which a point is drawn at the edge of the panel."""
+FLOOR, CEILING = 1e-5, 10.0
+"""Relative errors between which a panel reaches: below, a point is drawn at its edge; above, a line leaves it."""
 
 
 def compressors(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str, data: Sequence[str]) -> Path:
@@ -45,6 +45,7 @@ def compressors(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str,
         axes.set_title(name)
         axes.set_xscale("log")
         axes.set_yscale("log")
+        axes.set_ylim(FLOOR / 1.5, CEILING)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
