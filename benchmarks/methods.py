@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 import compcomm as cc
 
 RATIOS = (0.001, 0.003, 0.01, 0.03, 0.1)
+BITS = (2, 3, 4, 6, 8)
 
 
 @dataclass(frozen=True)
@@ -42,26 +43,28 @@ def over(text: str, values: tuple[object, ...]) -> tuple[str, ...]:
 
 FAMILIES = (
     Family("TopK", "sparse", over("TopK(ratio={})", RATIOS), 2),
-    Family("TopK, sampled", "sparse", over("TopK(ratio={}, select='sampled')", RATIOS), 2, 2.0, 10),
+    Family("TopK, sampled", "sparse", over("TopK(ratio={}, select='sampled')", RATIOS), 2, 2.0),
     Family("Threshold, exponential", "sparse", over("Threshold(ratio={})", RATIOS), 2, None, 50),
     Family("Threshold, Pareto", "sparse", over("Threshold(ratio={}, fit='pareto')", RATIOS), 2, None, 50),
     Family("Threshold, gamma", "sparse", over("Threshold(ratio={}, fit='gamma')", RATIOS), 2, None, 50),
     Family("RandK", "sparse", over("RandK(ratio={})", RATIOS), 2),
     Family("SignScale", "one bit", over("SignScale(block={})", (32, 128, 512, 4096)), 2),
     Family("TwoMeans", "one bit", over("TwoMeans(block={})", (32, 128, 512, 4096)), 2),
-    Family("TernGrad", "levels", over("TernGrad(block={})", (128, 512, 4096)), 1),
-    Family("QSGD, nearest", "levels", over("QSGD(bits={}, rounding='nearest')", (2, 3, 4, 6, 8)), 2),
-    Family("QSGD, random", "levels", over("QSGD(bits={})", (2, 3, 4, 6, 8)), 2),
-    Family("QSGD, random, shrunk", "levels", over("Contractive(QSGD(bits={}))", (2, 3, 4, 6, 8)), 2),
-    Family("QSGD, Elias", "levels", over("QSGD(levels={}, norm=2, coding='elias')", (1, 4, 16, 64)), 2),
-    Family("MinMax, random", "levels", over("MinMax(bits={})", (1, 2, 3, 4, 6, 8)), 3, 2.5),
-    Family("MinMax, nearest", "levels", over("MinMax(bits={}, rounding='nearest')", (1, 2, 3, 4, 6, 8)), 3, 2.5),
-    Family("Natural", "float", ("Natural()",), 0, 2.5),
+    Family("QSGD, nearest", "nearest", over("QSGD(bits={}, rounding='nearest')", BITS), 2),
+    Family("MinMax, nearest", "nearest", over("MinMax(bits={}, rounding='nearest')", BITS), 2, 2.5),
+    Family("LloydMax", "nearest", over("LloydMax(bits={})", (1, *BITS)), 3),
+    Family("Grid", "nearest", over("Grid(bits={})", (1, *BITS)), 3),
+    Family("QSGD, random", "random", over("QSGD(bits={})", BITS), 2),
+    Family("QSGD, random, shrunk", "random", over("Contractive(QSGD(bits={}))", BITS), 2),
+    Family("QSGD, Elias", "random", over("QSGD(levels={}, norm=2, coding='elias')", (1, 4, 16, 64)), 2),
+    Family("MinMax, random", "random", over("MinMax(bits={})", BITS), 2, 2.5),
+    Family("TernGrad", "random", over("TernGrad(block={})", (128, 512, 4096)), 1),
+    Family("Natural", "random", over("Natural(bits={})", (2, 3, 4, 9)), 3, 2.5),
     Family("Cast, 16 bits", "float", over("Cast({})", ("bfloat16", "float16")), 0),
     Family("Cast, 8 bits", "float", over("Cast({})", ("float8_e5m2", "float8_e4m3fn")), 1),
-    Family("Rotated sign", "rotated", ("Rotated(SignScale())",), 0),
-    Family("Rotated LloydMax", "rotated", over("Rotated(LloydMax(bits={}))", (0.5, 1, 1.5, 2, 3, 4)), 5),
-    Family("Rotated Grid", "rotated", over("Rotated(Grid(bits={}))", (1, 2, 3, 4, 6, 8)), 3),
+    Family("Rotated sign", "rotated", over("Rotated(SignScale(block={}))", (128, 512, 4096)), 2),
+    Family("Rotated LloydMax", "rotated", over("Rotated(LloydMax(bits={}))", (0.5, 1, 1.5, *BITS)), 5),
+    Family("Rotated Grid", "rotated", over("Rotated(Grid(bits={}))", (1, *BITS)), 3),
     Family("Sketch, SRHT", "sketch", over("Sketch(ratio={}, kind='srht')", RATIOS), 2),
     Family("Sketch, count", "sketch", over("Sketch(ratio={}, kind='count')", RATIOS), 2),
     Family(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -43,24 +43,23 @@ def resnet50(quick: bool = False) -> Named:
 def transformer(quick: bool = False) -> Named:
     """The gradient of the quickstart's transformer after sixty steps of AdamW."""
     model, later = _transformer(1 if quick else 60)
-    return gradient(model, later(0, 0))
+    return gradient(model, later(0))
 
 
-def ranks(world: int, steps: int, quick: bool = False) -> Iterator[list[Named]]:
-    """What ``world`` workers have to average, step by step: each its own batch, the transformer as above."""
+def ranks(world: int, quick: bool = False) -> list[Named]:
+    """What ``world`` workers have to average: the transformer as above, on a batch for each."""
     model, later = _transformer(1 if quick else 60)
-    for step in range(steps):
-        yield [gradient(model, later(step, rank)) for rank in shown(f"{world} workers", world)]
+    return [gradient(model, later(rank)) for rank in shown(f"{world} workers", world)]
 
 
-def _transformer(steps: int) -> tuple[nn.Module, Callable[[int, int], Batch]]:
+def _transformer(steps: int) -> tuple[nn.Module, Callable[[int], Batch]]:
     task = CharLM()
     model = task.model(0)
     optimizer, schedule = task.optimizer(model)
     for step in shown("transformer", steps):
         descend(model, task.batch(0, step, 0), optimizer)
         schedule.step()
-    return model, lambda step, rank: task.batch(0, steps + step, rank)
+    return model, lambda rank: task.batch(0, steps, rank)
 
 
 def embedding(quick: bool = False) -> Named:

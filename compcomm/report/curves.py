@@ -25,10 +25,10 @@ def compressors(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str,
     need("matplotlib", "curves.compressors").use("Agg")
     pyplot = need("matplotlib.pyplot", "curves.compressors")
     ticker = need("matplotlib.ticker", "curves.compressors")
-    columns = 3
+    columns = 2
     lines = -(-(len(data) + 1) // columns)
     figure, grid = pyplot.subplots(
-        lines, columns, figsize=(16, 5.2 * lines), sharex=True, sharey=True, layout="constrained"
+        lines, columns, figsize=(15, 5.6 * lines), sharex=True, sharey=True, layout="constrained"
     )
     panels = list(grid.flat)
     looks = styles(rows)
@@ -51,6 +51,7 @@ def compressors(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str,
         axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
         axes.tick_params(labelbottom=True, labelleft=True)
         axes.set_xlabel("bits per element")
+    for axes in grid[:, 0]:
         axes.set_ylabel("relative squared error")
     for axes in panels[len(data) :]:
         axes.axis("off")

@@ -104,4 +104,4 @@ def test_the_benchmark_runs_end_to_end(tmp_path: Path, monkeypatch: pytest.Monke
     assert {r["world_size"] for r in found["volume"]} == {2, 4}
     monkeypatch.setattr(readme, "RESULTS", tmp_path)
     assert all(f"`{r['compressor']}`" in readme.compressors() for r in found["speed"] if "(" in r.get("compressor", ""))
-    assert "| `TwoPhase(" in readme.volume()
+    assert all(f"| `{kind}(" in readme.volume() for kind in ("SparseAllReduce", "AllGather", "TwoPhase"))
