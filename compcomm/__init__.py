@@ -12,15 +12,17 @@ from .bucket import Bucket, Layout, Segment
 from .compressor import Compressor, Payload
 from .compressors.cast import Cast
 from .compressors.contractive import Contractive
-from .compressors.minmax import MinMax
-from .compressors.natural import Natural
 from .compressors.grid import Grid
 from .compressors.lloyd_max import LloydMax
+from .compressors.minmax import MinMax
+from .compressors.natural import Natural
 from .compressors.qsgd import QSGD
 from .compressors.randk import RandK
 from .compressors.rotated import Rotated
 from .compressors.sign import SignScale
+from .compressors.terngrad import TernGrad
 from .compressors.topk import TopK
+from .compressors.two_means import TwoMeans
 from .feedback.error_feedback import ErrorFeedback
 from .hooks.attach import attach
 from .hooks.attachment import Attachment
@@ -76,7 +78,9 @@ __all__ = [
     "SparseAllReduce",
     "StateError",
     "Store",
+    "TernGrad",
     "TopK",
+    "TwoMeans",
     "TwoPhase",
     "Warmup",
     "attach",

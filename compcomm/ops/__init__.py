@@ -16,6 +16,8 @@ from . import native as native
 from . import natural as natural
 from . import shared as shared
 from . import sparse as sparse
+from . import ternary as ternary
+from . import two_means as two_means
 from . import variable as variable
 from .schema import backend as backend
 from .schema import current_backend as current_backend

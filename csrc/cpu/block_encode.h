@@ -5,8 +5,10 @@
 //   Scale measure(Input<ADD>, n, gradient)  the first pass: what the block's n elements need; .ok: they can be coded
 //   Scale nothing()                         what codes any finite block as zero
 //   void code(Input<ADD>, b, n, scale)      the second pass: block b's scales and codes; leaves y - value in x
+//   void finish()                           after the last block: what is still to be written, and the padding
 // `F::Row(format, row, r, section)` gets the table's row, its number, and the first byte of its section.
 #pragma once
+#include "codes.h"
 #include "rows.h"
 
 namespace {
@@ -38,6 +40,27 @@ template <bool ADD> struct Reader {
         else store(x + i, left, m);
     }
 };
+
+// vector(i, m): the codes of the sixteen elements from i on, of which m are there. Written as bytes, and zeros up to the
+// next multiple of 64 elements.
+template <class V> CC_INLINE void to_bytes(uint8_t* codes, int64_t count, const V& vector) {
+    int64_t i = 0;
+    for (; i + 64 <= count; i += 64) {
+        I16 c[4];
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; v++) c[v] = vector(i + 16 * v, 16);
+        store_u8x64(codes + i, c);
+    }
+    if (i < count) {
+        I16 c[4] = {splat(0), splat(0), splat(0), splat(0)};
+        for (int v = 0; i + 16 * v < count; v++) {
+            const int64_t j = i + 16 * v;
+            c[v] = vector(j, (int)(count - j < 16 ? count - j : 16));
+        }
+        store_u8x64(codes + i, c);
+        memset(codes + count, 0, (size_t)(i + 64 - count));
+    }
+}
 
 template <bool ADD, class R>
 static inline void encode_block(R& row, int64_t b, const Input<ADD>& in, int64_t n, I16& gradient, uint8_t* status) {

@@ -2,7 +2,6 @@
 //   unit = (high - low) / top;  level = rint((y - low) * top/(high - low)) or floor(that + U), U kept off 0 and 1 by eps;
 //   value = low + unit*level, and high itself for the top level.
 #include "block_encode.h"
-#include "codes.h"
 #include "decode.h"
 #include "dither.h"
 
@@ -122,7 +121,7 @@ template <bool TABLE, bool STOCHASTIC> struct Coder {
             for (int64_t first = 0; first < n; first += TILE) {
                 const int64_t count = n - first < TILE ? n - first : TILE;
                 const float* u = STOCHASTIC ? dither.get(offset + b * block + first, count, end) : nullptr;
-                auto vector = [&](int64_t i, int m) __attribute__((always_inline)) {
+                to_bytes(levels, count, [&](int64_t i, int m) __attribute__((always_inline)) {
                     const F16 y = reader.at(first + i, m), t = (y - low) * inverse;
                     I16 q;
                     if (STOCHASTIC) q = floor_int(t + floats(max(least, min(most, ::bits(load(u + i))))));
@@ -130,23 +129,7 @@ template <bool TABLE, bool STOCHASTIC> struct Coder {
                     q = min(q, last);
                     reader.leave(first + i, m, y - values.of(q));
                     return q;
-                };
-                int64_t i = 0;
-                for (; i + 64 <= count; i += 64) {
-                    I16 c[4];
-#pragma GCC unroll 4
-                    for (int v = 0; v < 4; v++) c[v] = vector(i + 16 * v, 16);
-                    store_u8x64(levels + i, c);
-                }
-                if (i < count) {
-                    I16 c[4] = {splat(0), splat(0), splat(0), splat(0)};
-                    for (int v = 0; i + 16 * v < count; v++) {
-                        const int64_t j = i + 16 * v;
-                        c[v] = vector(j, (int)(count - j < 16 ? count - j : 16));
-                    }
-                    store_u8x64(levels + i, c);
-                    memset(levels + count, 0, (size_t)(i + 64 - count));
-                }
+                });
                 if (bits == 1) pack_ones(levels, count, out + first / 8);
                 else pack_codes(bits, levels, count, out + first * bits / 8);
             }

@@ -160,6 +160,17 @@ CC_API int64_t cc_elias_encode(CC_ENCODE_PARAMS, const float* gain, int bits, in
                                int64_t block, int64_t step, int64_t rank);
 CC_API int64_t cc_elias_decode(CC_DECODE_PARAMS, int bits, int levels, int64_t block);
 
+// Two means: per block the mean of its negative elements and that of the others (fp32), then one bit per element
+// (1: negative).
+CC_API int64_t cc_two_means_encode(CC_ENCODE_PARAMS, int64_t block);
+CC_API int64_t cc_two_means_decode(CC_DECODE_PARAMS, int64_t block);
+
+// Ternary: per block one fp32 size, then five elements -1, 0 or 1 to a byte. clip: 0, or sizes are at most clip times the
+// block's root mean square.
+CC_API int64_t cc_ternary_encode(CC_ENCODE_PARAMS, const float* gain, float clip, int64_t block, int64_t step,
+                                 int64_t rank);
+CC_API int64_t cc_ternary_decode(CC_DECODE_PARAMS, int64_t block);
+
 #ifdef __cplusplus
 }
 #endif

@@ -65,6 +65,9 @@ COMPRESSORS: dict[type[cc.Compressor], list[cc.Compressor]] = {
         cc.Rotated(cc.TopK(ratio=0.05)),
         cc.Rotated(cc.Cast(torch.bfloat16)),
     ],
+    cc.TernGrad: [cc.TernGrad(), cc.TernGrad(block=16), cc.TernGrad(clip=2.5)],
+    cc.TwoMeans: [cc.TwoMeans(), cc.TwoMeans(block=32)],
+    cc.Contractive: [cc.Contractive(cc.QSGD(bits=4)), cc.Contractive(cc.RandK(ratio=0.1, unbiased=True))],
 }
 
 REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
