@@ -9,6 +9,7 @@ from __future__ import annotations
 # Importing a module registers its ops.
 from . import codebook as codebook
 from . import dense as dense
+from . import elias as elias
 from . import hadamard as hadamard
 from . import interleave as interleave
 from . import minmax as minmax
@@ -21,7 +22,3 @@ from . import two_means as two_means
 from . import variable as variable
 from .schema import backend as backend
 from .schema import current_backend as current_backend
-from . import dense, elias, native, sparse, variable  # importing registers the ops
-from .schema import backend, current_backend
-
-__all__ = ["backend", "current_backend", "dense", "elias", "native", "sparse", "variable"]

@@ -83,6 +83,24 @@ def test_the_bytes_that_the_text_quotes() -> None:
     assert f"from {crossing} of them on" in README
 
 
+def test_the_table_of_routes() -> None:
+    layout = cc.Layout.of(resnet50())
+    rows = [
+        [c.strip(" `") for c in line.strip("|").split("|")] for line in README.splitlines() if "MB per rank" in line
+    ]
+    start = README.splitlines().index("| " + " | ".join(rows[0]) + " |")
+    found = 0
+    for line in README.splitlines()[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        call, _, megabytes, _ = (c.strip(" `") for c in line.strip("|").split("|"))
+        assert megabytes == f"{cc.parse(call).cost(layout, 64).sent / 1e6:.2f}", call
+        found += 1
+    assert found == 5
+    ratios = {round(cc.SparseAllReduce(cc.TopK(0.01)).cost(layout, w).ratio) for w in (4, 8, 16)}
+    assert ratios == {58} and "sends 58 times less whatever their number" in README
+
+
 def _sent(compressor: cc.Compressor, world: int) -> int:
     return compressor.cost(cc.Layout.of(resnet50()), world).sent
 
