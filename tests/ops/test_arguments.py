@@ -12,14 +12,18 @@ from torch import Tensor
 
 from compcomm.ops import backend, current_backend, native
 from tests.ops.dense_case import Format, case
+from tests.ops.formats import Coded, discovered
 from tests.ops.sparse_case import using
 
 OPS = torch.ops.compcomm
 BACKENDS = ("reference", *native.isas()[-1:])
-FORMS = [Format("dense"), Format("cast"), Format("sign"), Format("qsgd"), Format("qsgd", bits=3, stochastic=True)]
+FORMS = [
+    *(Format("dense"), Format("cast"), Format("sign"), Format("qsgd"), Format("qsgd", bits=3, stochastic=True)),
+    *{form.name: form for form in discovered()}.values(),  # one of each family
+]
 
 
-def encode_call(form: Format) -> dict[str, Any]:
+def encode_call(form: Format | Coded) -> dict[str, Any]:
     c = case(form, sizes=(40, 600))
     return {
         "op": getattr(OPS, f"{form.name}_encode"),
@@ -32,7 +36,7 @@ def encode_call(form: Format) -> dict[str, Any]:
     }
 
 
-def decode_call(form: Format) -> dict[str, Any]:
+def decode_call(form: Format | Coded) -> dict[str, Any]:
     c = case(form, sizes=(40, 600))
     return {
         "op": getattr(OPS, f"{form.name}_decode"),
@@ -59,7 +63,7 @@ def changed(table: Tensor, row: int, column: int, value: int) -> Tensor:
 @pytest.mark.parametrize("form", FORMS, ids=str)
 class TestEncode:
     @pytest.mark.parametrize("tensor", ["x", "add", "wire", "status", "table"])
-    def test_dtype_and_shape(self, form: Format, name: str, tensor: str) -> None:
+    def test_dtype_and_shape(self, form: Format | Coded, name: str, tensor: str) -> None:
         call = encode_call(form)
         good = call[tensor]
         bad = [good.to(torch.float16), good.repeat_interleave(2, -1)[..., ::2], good.reshape(1, 1, -1)]
@@ -81,12 +85,12 @@ class TestEncode:
             (7, 5, "index"),
         ],
     )
-    def test_rows_outside(self, form: Format, name: str, column: int, value: int, reason: str) -> None:
+    def test_rows_outside(self, form: Format | Coded, name: str, column: int, value: int, reason: str) -> None:
         call = encode_call(form)
         with using(name), pytest.raises(ValueError, match=rf"compcomm.{form.name}_encode: table row 1 .*{reason}"):
             run(call, table=changed(call["table"], 1, column, value))
 
-    def test_the_last_byte_must_fit(self, form: Format, name: str) -> None:
+    def test_the_last_byte_must_fit(self, form: Format | Coded, name: str) -> None:
         call = encode_call(form)
         end = int(call["table"][-1, 3]) + form.section(600)
         with using(name):
@@ -94,7 +98,7 @@ class TestEncode:
             with pytest.raises(ValueError, match="ends outside the wire"):
                 run(call, wire=call["wire"][: end - 1])
 
-    def test_no_input(self, form: Format, name: str) -> None:
+    def test_no_input(self, form: Format | Coded, name: str) -> None:
         call = encode_call(form)
         table = changed(changed(call["table"], 0, 0, -1), 0, 1, -1)
         with using(name), pytest.raises(ValueError, match="no input"):
@@ -105,14 +109,14 @@ class TestEncode:
 @pytest.mark.parametrize("form", FORMS, ids=str)
 class TestDecode:
     @pytest.mark.parametrize("tensor", ["wires", "table", "skip", "out"])
-    def test_dtype_and_shape(self, form: Format, name: str, tensor: str) -> None:
+    def test_dtype_and_shape(self, form: Format | Coded, name: str, tensor: str) -> None:
         call = decode_call(form)
         good = call[tensor]
         for value in (good.to(torch.float16), good.reshape(1, 1, -1), good.repeat_interleave(2, -1)[..., ::2]):
             with using(name), pytest.raises((TypeError, ValueError), match=rf"compcomm.{form.name}_decode: "):
                 run(call, **{tensor: value})
 
-    def test_no_message(self, form: Format, name: str) -> None:
+    def test_no_message(self, form: Format | Coded, name: str) -> None:
         call = decode_call(form)
         with using(name), pytest.raises(ValueError, match="at least one message"):
             run(call, wires=call["wires"][:0])
@@ -127,7 +131,7 @@ class TestDecode:
             (7, 5, "index"),
         ],
     )
-    def test_rows_outside(self, form: Format, name: str, column: int, value: int, reason: str) -> None:
+    def test_rows_outside(self, form: Format | Coded, name: str, column: int, value: int, reason: str) -> None:
         call = decode_call(form)
         with using(name), pytest.raises(ValueError, match=rf"compcomm.{form.name}_decode: table row 1 .*{reason}"):
             run(call, table=changed(call["table"], 1, column, value))
