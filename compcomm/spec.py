@@ -15,7 +15,13 @@ from typing import Any, ClassVar
 
 import torch
 
-_VALUES: dict[str, Any] = {"inf": math.inf, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_VALUES: dict[str, Any] = {
+    "inf": math.inf,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float8_e4m3fn": torch.float8_e4m3fn,
+    "float8_e5m2": torch.float8_e5m2,
+}
 
 
 class Described:

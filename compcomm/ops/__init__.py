@@ -10,6 +10,7 @@ from __future__ import annotations
 from . import codebook as codebook
 from . import dense as dense
 from . import elias as elias
+from . import float8 as float8
 from . import hadamard as hadamard
 from . import interleave as interleave
 from . import minmax as minmax

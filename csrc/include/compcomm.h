@@ -146,6 +146,9 @@ CC_API int64_t cc_interleave(const float* source, int64_t source_numel, float* t
 CC_API int64_t cc_natural_dither_encode(CC_ENCODE_PARAMS, const float* gain, int bits, int norm2, int64_t block,
                                         int64_t step, int64_t rank);
 CC_API int64_t cc_natural_dither_decode(CC_DECODE_PARAMS, int bits, int64_t block);
+// Float8: per block one fp32 step, then a byte per element in E4M3FN, or E5M2 (e5m2 != 0); round to nearest even.
+CC_API int64_t cc_float8_encode(CC_ENCODE_PARAMS, int e5m2, int64_t block);
+CC_API int64_t cc_float8_decode(CC_DECODE_PARAMS, int e5m2, int64_t block);
 
 // Codebook: per block one fp32 scale S, then `bits` bits per element, the rank of the nearest of 2^bits symmetric
 // levels; in a window of part/65536 of each block one bit more, sent after the others. levels: the positive halves of

@@ -49,7 +49,13 @@ COMPRESSORS: dict[type[cc.Compressor], list[cc.Compressor]] = {
         cc.LloydMax(7, block=16),
     ],
     cc.Grid: [cc.Grid(4), cc.Grid(1), cc.Grid(8, block=64)],
-    cc.Cast: [cc.Cast(torch.bfloat16), cc.Cast(torch.float16)],
+    cc.Cast: [
+        cc.Cast(torch.bfloat16),
+        cc.Cast(torch.float16),
+        cc.Cast(torch.float8_e4m3fn),
+        cc.Cast(torch.float8_e5m2),
+        cc.Cast(torch.float8_e4m3fn, block=16),
+    ],
     cc.MinMax: [
         *(cc.MinMax(bits) for bits in (1, 4, 5, 8)),
         cc.MinMax(3, "nearest", block=16),
@@ -67,7 +73,6 @@ COMPRESSORS: dict[type[cc.Compressor], list[cc.Compressor]] = {
     ],
     cc.TernGrad: [cc.TernGrad(), cc.TernGrad(block=16), cc.TernGrad(clip=2.5)],
     cc.TwoMeans: [cc.TwoMeans(), cc.TwoMeans(block=32)],
-    cc.Contractive: [cc.Contractive(cc.QSGD(bits=4)), cc.Contractive(cc.RandK(ratio=0.1, unbiased=True))],
 }
 
 REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
@@ -82,10 +87,12 @@ REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
         cc.AllGather(cc.TopK(ratio=0.05)),
         cc.AllGather(cc.QSGD(bits=4)),
         cc.AllGather(cc.SignScale()),
+        cc.AllGather(cc.Natural()),
         cc.AllGather(cc.Cast(torch.bfloat16)),
     ],
     cc.TwoPhase: [
         cc.TwoPhase(cc.QSGD(bits=4)),
+        cc.TwoPhase(cc.Natural()),
         cc.TwoPhase(cc.SignScale(), server=cc.ErrorFeedback),
         cc.TwoPhase(cc.Cast(torch.bfloat16)),
         cc.TwoPhase(cc.TopK(ratio=0.05), server=False),
@@ -106,6 +113,8 @@ REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
         cc.ErrorFeedback(cc.QSGD(bits=4, rounding="nearest")),
         cc.ErrorFeedback(cc.QSGD(bits=3, block=16)),
         cc.ErrorFeedback(cc.SignScale()),
+        cc.ErrorFeedback(cc.Natural(bits=4)),
+        cc.ErrorFeedback(cc.Cast(torch.float8_e4m3fn)),
         cc.ErrorFeedback(cc.AllGather(cc.SignScale())),
         cc.ErrorFeedback(cc.TwoPhase(cc.SignScale(block=64), server=False)),
         cc.ErrorFeedback(cc.AllReduce(cc.Cast(torch.bfloat16))),
