@@ -21,6 +21,7 @@ from .compressors.randk import RandK
 from .compressors.rotated import Rotated
 from .compressors.sign import SignScale
 from .compressors.terngrad import TernGrad
+from .compressors.threshold import Threshold
 from .compressors.topk import TopK
 from .compressors.two_means import TwoMeans
 from .feedback.error_feedback import ErrorFeedback
@@ -79,6 +80,7 @@ __all__ = [
     "StateError",
     "Store",
     "TernGrad",
+    "Threshold",
     "TopK",
     "TwoMeans",
     "TwoPhase",

@@ -96,6 +96,13 @@ CC_API int64_t cc_topk_zero(const uint8_t* wire, int64_t wire_bytes, const cc_ro
 CC_API int64_t cc_topk_keep(uint8_t* wire, int64_t wire_bytes, const cc_row* rows, int64_t nrows, const float* mean,
                             int64_t mean_numel);  // its value becomes +0 where mean[row.x + index] == 0
 
+// Statistics of magnitudes, five doubles per row: count, sum, sum of squares, smallest, sum of log2; sums by fixed trees.
+// The first also writes x <- y and uses no wire. The second copies |x| above threshold[row] to the row's place in `list`
+// (first != 0), or goes on with what the list holds; NaN as a threshold leaves a row alone.
+CC_API int64_t cc_magnitude_stats(CC_ENCODE_PARAMS, double* stats, int squares, int logs);
+CC_API int64_t cc_tail_stats(const float* x, int64_t x_numel, float* list, int64_t list_numel, const cc_row* rows,
+                             int64_t nrows, const float* threshold, double* stats, int first, int squares);
+
 // Rand-k: k fp32 values at indices drawn from (key, offset, step), the same on all ranks; none on the wire.
 // gain: one factor per row, applied to the values that are sent.
 CC_API int64_t cc_randk_encode(CC_ENCODE_PARAMS, const float* gain, int64_t step);

@@ -14,6 +14,12 @@ COMPRESSORS: dict[type[cc.Compressor], list[cc.Compressor]] = {
         cc.TopK(ratio=0.05, select="sampled"),
         cc.TopK(k=37, select="sampled"),
     ],
+    cc.Threshold: [
+        cc.Threshold(ratio=0.05),
+        cc.Threshold(ratio=0.01, fit="pareto"),
+        cc.Threshold(ratio=0.1, fit="gamma", capacity=2),
+        cc.Threshold(ratio=0.3, stages=1),
+    ],
     cc.RandK: [cc.RandK(ratio=0.1), cc.RandK(k=40), cc.RandK(ratio=0.1, unbiased=True), cc.RandK(k=9, unbiased=True)],
     cc.QSGD: [
         *(cc.QSGD(bits=bits) for bits in (2, 3, 4, 8)),
