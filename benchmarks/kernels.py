@@ -100,7 +100,7 @@ def dense_cases() -> None:
 
     def sign_decoder(b: Buffers, messages: int) -> Call:
         nbytes = 4 * -(-b.numel // BLOCK) + -(-b.numel // 32) * 4
-        return b.decoder("sign", messages, nbytes, b.encoder("sign", False, BLOCK), BLOCK)
+        return b.decoder("sign", messages, nbytes, b.encoder("sign", 0, BLOCK), BLOCK)
 
     for bits in (4, 8, 2, 3):
         case(f"qsgd{bits}_encode nearest")(lambda b, bits=bits: qsgd(b, bits))
@@ -108,7 +108,7 @@ def dense_cases() -> None:
         for messages in (1, 2, 4, 8) if bits == 4 else (1,):
             case(f"qsgd{bits}_decode W={messages}")(lambda b, bits=bits, w=messages: qsgd_decoder(b, bits, w))
     case("qsgd4_encode nearest, L2 norm")(lambda b: qsgd(b, 4, norm2=True))
-    case("sign_encode")(lambda b: b.encoder("sign", False, BLOCK))
+    case("sign_encode")(lambda b: b.encoder("sign", 0, BLOCK))
     for messages in (1, 4, 8):
         case(f"sign_decode W={messages}")(lambda b, w=messages: sign_decoder(b, w))
     for half, name in ((False, "bfloat16"), (True, "float16")):

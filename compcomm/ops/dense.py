@@ -33,6 +33,8 @@ def _check_qsgd_decode(op: str, *args: Any) -> None:
 
 def _check_sign_encode(op: str, *args: Any) -> None:
     checks.encode(op, *args[:5])
+    if not 0 <= args[7] <= 2:
+        raise ValueError(f"compcomm.{op}: kind={args[7]}; scales are 0 (mean), 1 (root mean square), 2 (dot)")
     checks.blocks(op, args[8])
 
 
@@ -64,7 +66,7 @@ register(
     _check_qsgd_decode,
 )
 register(
-    f"sign_encode({INPUT}, bool l2, int block) -> ()",
+    f"sign_encode({INPUT}, int kind, int block) -> ()",
     sign_encode,
     native.encodes("sign_encode", INT, LONG),
     _check_sign_encode,

@@ -18,15 +18,14 @@ struct Shape {
         return 4 * ceil_div(numel, block) + ceil_div(numel * bits, 8) + b * window_bytes(block);
     }
     int64_t used(int64_t numel) const { return stream(numel, numel / block) + window_bytes(numel % block); }
-    int64_t section(int64_t numel) const { return 4 * ceil_div(numel, block) + pad4(used(numel) - 4 * ceil_div(numel, block)); }
+    int64_t section(int64_t numel) const { return pad4(used(numel)); }  // the scales are whole words already
 };
 
 CC_INLINE Mask mask_of(uint32_t m) {  // bit l to lane l
 #if CC_ISA == 2
     return {(__mmask16)m};
 #else
-    static const int32_t lane[16] = {1,   2,   4,    8,    16,   32,   64,    128,
-                                     256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
+    static const int32_t lane[16] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
     return lt(splat(0), splat((int32_t)(m & 0xffff)) & bits(load((const float*)(const void*)lane)));
 #endif
 }
@@ -78,7 +77,9 @@ struct Window {
 template <int B> struct Levels {
     enum {
         COUNT = 1 << B,
-        WHOLE = COUNT <= (CC_ISA == 2 ? 32 : CC_ISA == 1 ? 8 : 256),
+        WHOLE = COUNT <= (CC_ISA == 2   ? 32
+                          : CC_ISA == 1 ? 8
+                                        : 256),
         FROM = WHOLE ? 0 : COUNT / 2,
         USED = COUNT - FROM,
         ROOM = USED < 16 ? 16 : USED
@@ -88,7 +89,8 @@ template <int B> struct Levels {
     };
     alignas(64) float level[ROOM] = {};
     explicit Levels(const float* half) {
-        for (int c = FROM; c < COUNT && B; c++) level[c - FROM] = c < COUNT / 2 ? -half[COUNT / 2 - 1 - c] : half[c - COUNT / 2];
+        for (int c = FROM; c < COUNT && B; c++)
+            level[c - FROM] = c < COUNT / 2 ? -half[COUNT / 2 - 1 - c] : half[c - COUNT / 2];
     }
     void scale(float s, Scaled& to) const {
         for (int i = 0; i < ROOM; i += 16) store(to.v + i, load(level + i) * splat(s));
@@ -125,7 +127,7 @@ template <int B> struct CodeReader {
 template <int B> struct Whole : Shape {
     Levels<B> levels;
     CodeReader<B> reader;
-    Whole(const Shape& shape, const float* half, const cc_row&, int64_t) : Shape(shape), levels(half) {}
+    Whole(const Shape& shape, const float* half) : Shape(shape), levels(half) {}
     struct Scratch {
         Codes<B> codes;
         typename Levels<B>::Scaled values;
@@ -145,50 +147,78 @@ template <int B> struct Whole : Shape {
     }
 };
 
-// B bits everywhere, one more in the window.
-template <int B> struct Mixed : Shape {
-    Levels<B> low;
-    Levels<B + 1> high;
-    CodeReader<B ? B : 1> reader;
+// Wider codes, and windows: a tile's values are first written to scratch memory by a function of the width, so that the
+// decoding loops are compiled once for all of them.
+struct Filled : Shape {
+    typedef void Fill(const Filled&, float scale, const uint8_t* codes, const uint8_t* stream, const Window&,
+                      int64_t first, int64_t n, float* out);
+    const void* tables;
+    Fill* fill;
     cc_row row;
     int64_t step;
-    Mixed(const Shape& shape, const float* half, const cc_row& r, int64_t t)
-        : Shape(shape), low(half), high(half + (1 << B >> 1)), row(r), step(t) {}
     struct Scratch {
-        Codes<B ? B : 1> codes;
-        typename Levels<B>::Scaled low;
-        typename Levels<B + 1>::Scaled high;
+        alignas(64) float values[TILE + 16];
         Window window;
         int64_t number = -1;  // the block that `window` belongs to
     };
     struct Source {
-        const Mixed* format;
-        const Scratch* s;
-        const uint8_t* stream;
-        int64_t first;  // of the tile, in its block
-        inline F16 at(int64_t i) const {
-            const int64_t j = first + i;
-            const uint32_t inside = s->window.mask(j);
-            const I16 code = B ? format->reader.read(s->codes, i) : splat(0);
-            if (!inside) return format->low.value(s->low, code);
-            const I16 fine = twice_plus(code, mask_of(s->window.read(stream, j)));
-            const F16 v = format->high.value(s->high, fine);
-            return inside == 0xffff ? v : select(mask_of(inside), v, format->low.value(s->low, code));
-        }
+        const float* p;
+        inline F16 at(int64_t i) const { return load(p + i); }
         inline F16 tail(int64_t i, int) const { return at(i); }
     };
     Source source(const uint8_t* section, int64_t blocks, int64_t b, int64_t first, int64_t n, Scratch& scratch) const {
         float scale;
         memcpy(&scale, section + 4 * b, 4);
-        low.scale(scale, scratch.low);
-        high.scale(scale, scratch.high);
-        if (B) scratch.codes.copy(section + 4 * blocks + first * B / 8, n);
-        if (scratch.number != b) {
-            const int64_t at = b * block, length = row.numel - at < block ? row.numel - at : block;
-            scratch.window = Window(*this, length, row, at, step), scratch.number = b;
+        const int64_t at = b * block;
+        if (part && scratch.number != b) {
+            scratch.window = Window(*this, row.numel - at < block ? row.numel - at : block, row, at, step);
+            scratch.number = b;
         }
-        return {this, &scratch, section + stream(row.numel, b), first - b * block};
+        const uint8_t* codes = section + 4 * blocks + first * bits / 8;
+        fill(*this, scale, codes, section + stream(row.numel, b), scratch.window, first - at, n, scratch.values);
+        return {scratch.values};
     }
+};
+
+template <int B, bool PART> struct Tables {
+    Levels<B> low;
+    Levels<PART ? B + 1 : 0> high;
+    CodeReader<B ? B : 1> reader;
+    Tables(const float* half) : low(half), high(half + (1 << B >> 1)) {}
+    static __attribute__((noinline)) void fill(const Filled& format, float scale, const uint8_t* from,
+                                               const uint8_t* stream, const Window& window, int64_t first, int64_t n,
+                                               float* out) {
+        const Tables& t = *(const Tables*)format.tables;
+        typename Levels<B>::Scaled low;
+        typename Levels<PART ? B + 1 : 0>::Scaled high;
+        Codes<B ? B : 1> codes;
+        t.low.scale(scale, low);
+        t.high.scale(scale, high);
+        if (B) codes.copy(from, n);
+        for (int64_t i = 0; i < n; i += 16) {
+            const I16 code = B ? t.reader.read(codes, i) : splat(0);
+            const uint32_t in = PART ? window.mask(first + i) : 0;
+            F16 v = in == 0xffff ? splat(0.0f) : t.low.value(low, code);
+            if (PART && in) {
+                const I16 fine = twice_plus(code, mask_of(window.read(stream, first + i)));
+                v = select(mask_of(in), t.high.value(high, fine), v);
+            }
+            store(out + i, v);
+        }
+    }
+};
+
+// The decoding format of B bits: `of` a row.
+template <int B, bool PART, bool SMALL = !PART && B <= 5> struct Format {
+    Shape shape;
+    Tables<B, PART> tables;
+    Format(const Shape& s, const float* half) : shape(s), tables(half) {}
+    Filled of(const cc_row& row, int64_t step) const { return {shape, &tables, &Tables<B, PART>::fill, row, step}; }
+};
+template <int B> struct Format<B, false, true> {
+    Whole<B> whole;
+    Format(const Shape& s, const float* half) : whole(s, half) {}
+    const Whole<B>& of(const cc_row&, int64_t) const { return whole; }
 };
 
 // ---- encoding
@@ -198,8 +228,8 @@ struct Sums {
 };
 
 // x <- y, cleaned; returns the sum of squares by the fixed tree.
-template <bool ADD>
-CC_INLINE float prepare(float* x, const float* add, int64_t n, float decay, float add_scale, Seen& seen) {
+template <bool ADD> static __attribute__((noinline)) float prepare(float* x, const float* add, int64_t n, float decay,
+                                                                   float add_scale, Seen& seen) {
     const F16 d = splat(decay), s = splat(add_scale), zero = splat(0.0f);
     F16 sum = zero;
     for (int64_t i = 0; i < n; i += 16) {
@@ -260,7 +290,8 @@ template <int B, bool PART> struct Nearest {
         return low.code(index, lt(y, splat(0.0f)));
     }
     // The same with one bit more in the lanes `inside`; `last`: their last bits.
-    inline I16 mixed(F16 y, F16 power, F16 inverse, int real, Sums& sums, uint32_t inside, uint32_t& last) const {
+    __attribute__((noinline)) I16 mixed(F16 y, F16 power, F16 inverse, int real, Sums& sums, uint32_t inside,
+                                        uint32_t& last) const {
         last = 0;
         if (B && !inside) return whole(y, power, inverse, real, sums);
         const F16 scaled = y * power, size = floats(magnitude_bits(scaled * inverse));
@@ -280,9 +311,9 @@ template <int B, bool PART> struct Nearest {
     }
 };
 
-template <int B, bool PART>
-static inline Sums quantise(const Nearest<B, PART>& nearest, const float* y, int64_t n, const Normal& scale,
-                            const Window& window, uint8_t* out, uint8_t* stream) {
+template <int B, bool PART> static inline Sums quantise(const Nearest<B, PART>& nearest, const float* y, int64_t n,
+                                                        const Normal& scale, const Window& window, uint8_t* out,
+                                                        uint8_t* stream) {
     const F16 power = splat(scale.power), inverse = splat(scale.inverse);
     Sums sums;
     alignas(64) uint8_t codes[TILE + 64];
@@ -306,7 +337,8 @@ static inline Sums quantise(const Nearest<B, PART>& nearest, const float* y, int
 #pragma GCC unroll 4
                 for (int v = 0; v < 4; v++) vector(v, 16);
             } else {
-                for (int v = 0; i + 16 * v < count; v++) vector(v, count - i - 16 * v < 16 ? (int)(count - i - 16 * v) : 16);
+                for (int v = 0; i + 16 * v < count; v++)
+                    vector(v, count - i - 16 * v < 16 ? (int)(count - i - 16 * v) : 16);
             }
             if (B) store_u8x64(codes + i, c);
         }
@@ -317,9 +349,8 @@ static inline Sums quantise(const Nearest<B, PART>& nearest, const float* y, int
     return sums;
 }
 
-template <class F>
-static inline void subtract(const F& format, float* x, const uint8_t* section, int64_t blocks, int64_t b, int64_t at,
-                            int64_t n) {
+template <class F> static inline void subtract(const F& format, float* x, const uint8_t* section, int64_t blocks,
+                                               int64_t b, int64_t at, int64_t n) {
     typename F::Scratch scratch;
     for (int64_t first = 0; first < n; first += TILE) {
         const int64_t count = n - first < TILE ? n - first : TILE;
@@ -331,16 +362,17 @@ static inline void subtract(const F& format, float* x, const uint8_t* section, i
     }
 }
 
-template <int B, bool PART, class F>
+template <int B, bool PART>
 int64_t encode(CC_ENCODE_PARAMS, const float* levels, const Shape& shape, bool dot, int64_t step) {
     const Nearest<B, PART> nearest(levels);
+    const Format<B, PART> formats(shape, levels);
     const float top = levels[(1 << B >> 1) + (PART ? 1 << B : 0) - 1];
     for (int64_t r = 0; r < nrows; r++) {
         const cc_row row = rows[r];
         if (!encode_row_fits(row, x_numel, add ? add_numel : 2 * MAX_NUMEL, wire_bytes, status_numel, 0, true) ||
             !inside(row.wire, shape.section(row.numel), wire_bytes))
             return CC_BAD_ROW(r);
-        const F format(shape, levels, row, step);
+        const auto& format = formats.of(row, step);
         const int64_t blocks = ceil_div(row.numel, shape.block);
         uint8_t* section = wire + row.wire;
         const int64_t streams = shape.stream(row.numel, 0);
@@ -368,13 +400,12 @@ int64_t encode(CC_ENCODE_PARAMS, const float* levels, const Shape& shape, bool d
     return 0;
 }
 
-template <class F> int64_t decode(CC_DECODE_PARAMS, const float* levels, const Shape& shape, int64_t step) {
-    for (int64_t r = 0; r < nrows; r++) {  // a window depends on its row
-        const F format(shape, levels, rows[r], step);
-        const int64_t code = decode_all(format, wires, messages, stride, wire_bytes, rows + r, 1, skip, skip_numel, out,
-                                        out_numel, scale, accumulate);
-        if (code) return CC_BAD_ROW(r);
-    }
+template <int B, bool PART> int64_t decode(CC_DECODE_PARAMS, const float* levels, const Shape& shape, int64_t step) {
+    const Format<B, PART> formats(shape, levels);
+    for (int64_t r = 0; r < nrows; r++)  // a window depends on its row
+        if (decode_all(formats.of(rows[r], step), wires, messages, stride, wire_bytes, rows + r, 1, skip, skip_numel,
+                       out, out_numel, scale, accumulate))
+            return CC_BAD_ROW(r);
     return 0;
 }
 
@@ -383,24 +414,24 @@ CC_INLINE bool sensible(int bits, int part, int64_t block) {
            block > 0 && block % 16 == 0;
 }
 
-#define CC_WIDTHS(call)                                       \
-    switch (bits + 10 * (part > 0)) {                         \
-        case 1: return call(1, false, Whole<1>);              \
-        case 2: return call(2, false, Whole<2>);              \
-        case 3: return call(3, false, Whole<3>);              \
-        case 4: return call(4, false, Whole<4>);              \
-        case 5: return call(5, false, Whole<5>);              \
-        case 6: return call(6, false, Whole<6>);              \
-        case 7: return call(7, false, Whole<7>);              \
-        case 8: return call(8, false, Whole<8>);              \
-        case 10: return call(0, true, Mixed<0>);              \
-        case 11: return call(1, true, Mixed<1>);              \
-        case 12: return call(2, true, Mixed<2>);              \
-        case 13: return call(3, true, Mixed<3>);              \
-        case 14: return call(4, true, Mixed<4>);              \
-        case 15: return call(5, true, Mixed<5>);              \
-        case 16: return call(6, true, Mixed<6>);              \
-        default: return call(7, true, Mixed<7>);              \
+#define CC_WIDTHS(call)                \
+    switch (bits + 10 * (part > 0)) {  \
+        case 1: return call(1, false); \
+        case 2: return call(2, false); \
+        case 3: return call(3, false); \
+        case 4: return call(4, false); \
+        case 5: return call(5, false); \
+        case 6: return call(6, false); \
+        case 7: return call(7, false); \
+        case 8: return call(8, false); \
+        case 10: return call(0, true); \
+        case 11: return call(1, true); \
+        case 12: return call(2, true); \
+        case 13: return call(3, true); \
+        case 14: return call(4, true); \
+        case 15: return call(5, true); \
+        case 16: return call(6, true); \
+        default: return call(7, true); \
     }
 
 }  // namespace
@@ -410,15 +441,14 @@ CC_KERNEL(cc_codebook_encode,
           (CC_ENCODE_ARGS, levels, bits, part, dot, block, step)) {
     if (!sensible(bits, part, block)) return CC_BAD_PARAMETER;
     const Shape shape{bits, part, block};
-#define CC_ENCODE(B, PART, F) (encode<B, PART, F>(CC_ENCODE_ARGS, levels, shape, dot != 0, step))
+#define CC_ENCODE(B, PART) (encode<B, PART>(CC_ENCODE_ARGS, levels, shape, dot != 0, step))
     CC_WIDTHS(CC_ENCODE)
 }
 
-CC_KERNEL(cc_codebook_decode,
-          (CC_DECODE_PARAMS, const float* levels, int bits, int part, int64_t block, int64_t step),
+CC_KERNEL(cc_codebook_decode, (CC_DECODE_PARAMS, const float* levels, int bits, int part, int64_t block, int64_t step),
           (CC_DECODE_ARGS, levels, bits, part, block, step)) {
     if (!sensible(bits, part, block)) return CC_BAD_PARAMETER;
     const Shape shape{bits, part, block};
-#define CC_DECODE(B, PART, F) (decode<F>(CC_DECODE_ARGS, levels, shape, step))
+#define CC_DECODE(B, PART) (decode<B, PART>(CC_DECODE_ARGS, levels, shape, step))
     CC_WIDTHS(CC_DECODE)
 }

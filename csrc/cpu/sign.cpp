@@ -1,5 +1,5 @@
-// Sign: one scale per block (mean |y|, or root mean square) and one bit per element. Two passes over a block that fits
-// the first-level cache, one pass over memory.
+// Sign: one scale per block (mean |y|, root mean square, or sum y^2 / sum |y|) and one bit per element. Two passes over
+// a block that fits the first-level cache, one pass over memory.
 #include "decode.h"
 
 namespace {
@@ -44,19 +44,26 @@ struct Sign {
     }
 };
 
-template <bool ADD, bool L2>
-CC_INLINE float total(const float* x, const float* add, int64_t n, float decay, float add_scale, I16& gradient) {
+enum { L1, L2, DOT };  // which scale
+
+struct Total {
+    float sizes, squares;  // sum |y|, sum y^2: those that the scale needs, else 0
+    bool finite() const { return is_finite(sizes) && is_finite(squares); }
+};
+template <bool ADD, int KIND>
+CC_INLINE Total total(const float* x, const float* add, int64_t n, float decay, float add_scale, I16& gradient) {
     const F16 d = splat(decay), s = splat(add_scale);
-    F16 sum = splat(0.0f);
+    F16 sizes = splat(0.0f), squares = splat(0.0f);
     for (int64_t i = 0; i < n; i += 16) {
         const int m = (int)(n - i < 16 ? n - i : 16);
         F16 a = m == 16 ? load(x + i) : load(x + i, m), b = a;
         if (ADD) b = m == 16 ? load(add + i) : load(add + i, m);
         gradient = gradient | bits(b);
         F16 y = combine<ADD>(a, b, d, s);
-        sum = sum + (L2 ? y * y : floats(magnitude_bits(y)));
+        if (KIND != L2) sizes = sizes + floats(magnitude_bits(y));
+        if (KIND != L1) squares = squares + y * y;
     }
-    return sum_lanes(sum);
+    return {KIND == L2 ? 0.0f : sum_lanes(sizes), KIND == L1 ? 0.0f : sum_lanes(squares)};
 }
 
 template <bool ADD>
@@ -80,17 +87,17 @@ CC_INLINE void split(float* x, const float* add, int64_t n, float decay, float a
     }
 }
 
-template <bool L2> CC_INLINE float scale_of(float sum, int64_t n) {
-    float mean = sum / (float)n;
-    return L2 ? __builtin_sqrtf(mean) : mean;
+template <int KIND> CC_INLINE float scale_of(const Total& t, int64_t n) {
+    if (KIND == DOT) return t.sizes > 0.0f ? t.squares / t.sizes : 0.0f;
+    return KIND == L2 ? __builtin_sqrtf(t.squares / (float)n) : t.sizes / (float)n;
 }
 
-template <bool ADD, bool L2> static inline float encode_block(float* x, const float* add, int64_t n, float decay,
-                                                              float add_scale, uint8_t* out, I16& gradient,
-                                                              uint8_t* status) {
-    float sum = total<ADD, L2>(x, add, n, decay, add_scale, gradient);
-    if (__builtin_expect(is_finite(sum), 1)) {
-        float scale = scale_of<L2>(sum, n);
+template <bool ADD, int KIND> static inline float encode_block(float* x, const float* add, int64_t n, float decay,
+                                                               float add_scale, uint8_t* out, I16& gradient,
+                                                               uint8_t* status) {
+    Total sums = total<ADD, KIND>(x, add, n, decay, add_scale, gradient);
+    if (__builtin_expect(sums.finite(), 1)) {
+        float scale = scale_of<KIND>(sums, n);
         split<ADD>(x, add, n, decay, add_scale, scale, out);
         return scale;
     }
@@ -99,13 +106,13 @@ template <bool ADD, bool L2> static inline float encode_block(float* x, const fl
     I16 unused = splat(0);
     write_y<ADD>(x, add, n, decay, add_scale, seen);
     status[0] |= 1;
-    sum = total<false, L2>(x, nullptr, n, 1.0f, 1.0f, unused);
-    float scale = is_finite(sum) ? scale_of<L2>(sum, n) : 0.0f;
+    sums = total<false, KIND>(x, nullptr, n, 1.0f, 1.0f, unused);
+    float scale = sums.finite() ? scale_of<KIND>(sums, n) : 0.0f;
     split<false>(x, nullptr, n, 1.0f, 1.0f, scale, out);
     return scale;
 }
 
-template <bool L2> int64_t encode(CC_ENCODE_PARAMS, int64_t block) {
+template <int KIND> int64_t encode(CC_ENCODE_PARAMS, int64_t block) {
     for (int64_t r = 0; r < nrows; r++) {
         const cc_row row = rows[r];
         const Sign format{block};
@@ -120,8 +127,8 @@ template <bool L2> int64_t encode(CC_ENCODE_PARAMS, int64_t block) {
         for (int64_t b = 0, i = 0; b < blocks; b++, i += block) {
             const int64_t n = row.numel - i < block ? row.numel - i : block;
             float scale =
-                pa ? encode_block<true, L2>(px + i, pa + i, n, decay, add_scale, codes + i / 8, gradient, status)
-                   : encode_block<false, L2>(px + i, nullptr, n, decay, add_scale, codes + i / 8, gradient, status);
+                pa ? encode_block<true, KIND>(px + i, pa + i, n, decay, add_scale, codes + i / 8, gradient, status)
+                   : encode_block<false, KIND>(px + i, nullptr, n, decay, add_scale, codes + i / 8, gradient, status);
             memcpy(scales + 4 * b, &scale, 4);
         }
         memset(codes + bytes, 0, (size_t)(pad4(bytes) - bytes));
@@ -132,9 +139,10 @@ template <bool L2> int64_t encode(CC_ENCODE_PARAMS, int64_t block) {
 
 }  // namespace
 
-CC_KERNEL(cc_sign_encode, (CC_ENCODE_PARAMS, int l2, int64_t block), (CC_ENCODE_ARGS, l2, block)) {
-    if (block <= 0 || block % 16) return CC_BAD_PARAMETER;
-    return l2 ? encode<true>(CC_ENCODE_ARGS, block) : encode<false>(CC_ENCODE_ARGS, block);
+CC_KERNEL(cc_sign_encode, (CC_ENCODE_PARAMS, int kind, int64_t block), (CC_ENCODE_ARGS, kind, block)) {
+    if (block <= 0 || block % 16 || kind < L1 || kind > DOT) return CC_BAD_PARAMETER;
+    if (kind == DOT) return encode<DOT>(CC_ENCODE_ARGS, block);
+    return kind == L2 ? encode<L2>(CC_ENCODE_ARGS, block) : encode<L1>(CC_ENCODE_ARGS, block);
 }
 CC_KERNEL(cc_sign_decode, (CC_DECODE_PARAMS, int64_t block), (CC_DECODE_ARGS, block)) {
     if (block <= 0 || block % 16) return CC_BAD_PARAMETER;

@@ -76,8 +76,9 @@ CC_API int64_t cc_qsgd_encode(CC_ENCODE_PARAMS, const float* gain, int bits, int
                               int64_t block, int64_t step, int64_t rank);
 CC_API int64_t cc_qsgd_decode(CC_DECODE_PARAMS, int bits, int levels, int64_t block);
 
-// Sign: per block one fp32 scale, then one bit per element (1: negative).
-CC_API int64_t cc_sign_encode(CC_ENCODE_PARAMS, int l2, int64_t block);
+// Sign: per block one fp32 scale, then one bit per element (1: negative). kind: 0 mean |y|, 1 root mean square, 2
+// sum y^2 / sum |y|.
+CC_API int64_t cc_sign_encode(CC_ENCODE_PARAMS, int kind, int64_t block);
 CC_API int64_t cc_sign_decode(CC_DECODE_PARAMS, int64_t block);
 
 // Top-k: exactly k elements of largest |y| per row, ties to the lowest index; rows of fewer than 2^31 elements.

@@ -46,7 +46,7 @@ COMPRESSORS: dict[type[cc.Compressor], list[cc.Compressor]] = {
         cc.Contractive(cc.Natural()),
         cc.Contractive(cc.Natural(bits=2)),
     ],
-    cc.SignScale: [cc.SignScale(), cc.SignScale(scale="l2"), cc.SignScale(block=32)],
+    cc.SignScale: [cc.SignScale(), cc.SignScale(scale="l2"), cc.SignScale(scale="dot"), cc.SignScale(block=32)],
     cc.LloydMax: [
         cc.LloydMax(2),
         cc.LloydMax(2.5),
@@ -71,6 +71,7 @@ COMPRESSORS: dict[type[cc.Compressor], list[cc.Compressor]] = {
     cc.Rotated: [
         cc.Rotated(cc.SignScale()),
         cc.Rotated(cc.SignScale(block=64), block=64),
+        cc.Rotated(cc.LloydMax(1.5, block=64), block=64),
         cc.Rotated(cc.QSGD(bits=4), block=128),
         cc.Rotated(cc.RandK(ratio=0.1)),
         cc.Rotated(cc.Contractive(cc.RandK(ratio=0.1, unbiased=True)), block=16),
@@ -121,6 +122,7 @@ REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
         cc.ErrorFeedback(cc.SignScale()),
         cc.ErrorFeedback(cc.Natural(bits=4)),
         cc.ErrorFeedback(cc.Cast(torch.float8_e4m3fn)),
+        cc.ErrorFeedback(cc.Rotated(cc.LloydMax(2))),
         cc.ErrorFeedback(cc.AllGather(cc.SignScale())),
         cc.ErrorFeedback(cc.TwoPhase(cc.SignScale(block=64), server=False)),
         cc.ErrorFeedback(cc.AllReduce(cc.Cast(torch.bfloat16))),

@@ -24,7 +24,7 @@ class Format(NamedTuple):
     bits: int = 4
     norm2: bool = False
     stochastic: bool = False
-    flag: bool = False  # cast: float16; sign: l2
+    flag: bool = False  # cast: float16; sign: kind 1, l2
     levels: int = 0
 
     @property
@@ -43,7 +43,7 @@ class Format(NamedTuple):
     def encode_tail(self, gain: Tensor, step: int, rank: int) -> tuple[object, ...]:
         if self.name == "qsgd":
             return (gain, self.bits, self.top, self.norm2, self.stochastic, self.block, step, rank)
-        return {"dense": (), "cast": (self.flag,), "sign": (self.flag, self.block)}[self.name]
+        return {"dense": (), "cast": (self.flag,), "sign": (int(self.flag), self.block)}[self.name]
 
     def decode_tail(self) -> tuple[object, ...]:
         tails = {"dense": (), "cast": (self.flag,), "sign": (self.block,), "qsgd": (self.bits, self.top, self.block)}

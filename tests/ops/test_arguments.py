@@ -158,7 +158,9 @@ def test_parameters(name: str) -> None:
                 with pytest.raises(ValueError, match=reason):
                     run(call, tail=tail)
         with pytest.raises(ValueError, match="multiple of 16"):
-            run(encode_call(Format("sign")), tail=(1.0, 1.0, False, 8))
+            run(encode_call(Format("sign")), tail=(1.0, 1.0, 0, 8))
+        with pytest.raises(ValueError, match="kind=3"):
+            run(encode_call(Format("sign")), tail=(1.0, 1.0, 3, 16))
         call = encode_call(Format("qsgd"))
         with pytest.raises(ValueError, match="gain has 3 elements"):
             run(call, tail=(1.0, 1.0, torch.ones(3), *call["tail"][3:]))

@@ -93,21 +93,21 @@ class TestLayout:
 
     def test_sign(self, backend: str) -> None:
         """Zero and negative zero count as positive; the mean is over three elements, not over the block."""
-        wire, left, _ = send(backend, "sign_encode", 8, [-3.0, 0.0, 6.0], False, 16)
+        wire, left, _ = send(backend, "sign_encode", 8, [-3.0, 0.0, 6.0], 0, 16)
         assert wire == struct.pack("<f", 3.0) + bytes([0b001, 0, 0, 0]) and left == [0.0, -3.0, 3.0]
         assert receive(backend, "sign_decode", [wire, wire], 3, 16) == [-6.0, 6.0, 6.0]
-        wire, _, _ = send(backend, "sign_encode", 8, [-0.0] * 8 + [-1.0], False, 16)
+        wire, _, _ = send(backend, "sign_encode", 8, [-0.0] * 8 + [-1.0], 0, 16)
         assert wire[4:] == bytes([0, 1, 0, 0])
 
     def test_sign_l2(self, backend: str) -> None:
-        wire, _, _ = send(backend, "sign_encode", 8, [3.0, -5.0, 4.0, 0.0], True, 16)
+        wire, _, _ = send(backend, "sign_encode", 8, [3.0, -5.0, 4.0, 0.0], 1, 16)
         assert wire == struct.pack("<f", 12.5**0.5) + bytes([0b0010, 0, 0, 0])
 
 
 ENCODERS = {
     "dense_encode": (64, ()),
     "cast_encode": (64, (False,)),
-    "sign_encode": (64, (False, 16)),
+    "sign_encode": (64, (0, 16)),
     "qsgd_encode": (64, (torch.ones(1), 4, 7, False, False, 16, 0, 0)),
 }
 
@@ -162,7 +162,7 @@ class TestScales:
             assert torch.isfinite(torch.tensor([sent, left])).all()
 
     def test_an_overflowing_sum_of_signs(self, backend: str) -> None:
-        wire, left, status = send(backend, "sign_encode", 8, [3e38, -3e38], False, 16)
+        wire, left, status = send(backend, "sign_encode", 8, [3e38, -3e38], 0, 16)
         assert wire == bytes([0, 0, 0, 0, 0b10, 0, 0, 0]) and status == [1, 1]
         assert left == pytest.approx([3e38, -3e38])
 

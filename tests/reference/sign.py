@@ -10,13 +10,14 @@ from .sums import tree
 F = np.float32
 
 
-def encode(y: np.ndarray, l2: bool, block: int) -> bytes:
+def encode(y: np.ndarray, scale: str, block: int) -> bytes:
     """Scales (fp32) of all blocks, then a bit per element, 1 for negative; zero of either sign counts as positive."""
     scales = []
     for start in range(0, len(y), block):
         part = y[start : start + block]
         n = F(len(part))
-        scales.append(np.sqrt(tree(part * part) / n) if l2 else tree(np.abs(part)) / n)
+        one, two = tree(np.abs(part)), tree(part * part)
+        scales.append({"l1": one / n, "l2": np.sqrt(two / n), "dot": two / one if one else F(0)}[scale])
     return np.array(scales, "<f4").tobytes() + pack_bits((y < 0).astype(np.int64), 1)
 
 

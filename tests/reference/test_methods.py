@@ -83,10 +83,10 @@ def test_contractive_writes_shrunken_steps(y: np.ndarray, rng: cc.Rng) -> None:
     assert_equal(run(cc.Contractive(inner), y, rng), section, qsgd.decode(section, len(y), 7, 4, 512))
 
 
-@given(floats(), st.sampled_from(["l1", "l2"]), st.sampled_from([16, 64, 512]))
+@given(floats(), st.sampled_from(["l1", "l2", "dot"]), st.sampled_from([16, 64, 512]))
 def test_sign(y: np.ndarray, scale: str, block: int) -> None:
     y = np.clip(y, -1e17, 1e17)
-    section = sign.encode(y, scale == "l2", block)
+    section = sign.encode(y, scale, block)
     assert_equal(run(cc.SignScale(scale, block), y, cc.Rng()), section, sign.decode(section, len(y), block))
 
 

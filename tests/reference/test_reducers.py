@@ -29,7 +29,7 @@ def _qsgd(rounding: str) -> Code:
 
 
 def _sign(y: np.ndarray, offset: int, rank: int, step: int) -> np.ndarray:
-    return sign.decode(sign.encode(y, False, 128), len(y), 128)
+    return sign.decode(sign.encode(y, "l1", 128), len(y), 128)
 
 
 def _topk(y: np.ndarray, offset: int, rank: int, step: int) -> np.ndarray:

@@ -20,7 +20,7 @@ offsets = st.sampled_from([0, 4096, 3 * 4096])
 def test_rotated_signs(y: np.ndarray, block: int, rng: cc.Rng, offset: int) -> None:
     y = np.clip(y, -1e17, 1e17)
     s = rotated.signs(philox_key(rng), offset, len(y), rng.step)
-    section = sign.encode(rotated.rotate(y, block, s), False, 128)
+    section = sign.encode(rotated.rotate(y, block, s), "l1", 128)
     value = rotated.rotate_back(sign.decode(section, len(y), 128), block, s)
     assert_equal(run(cc.Rotated(cc.SignScale(block=128), block), y, rng, offset), section, value)
 

@@ -1,11 +1,13 @@
 """Sign: one bit per element and one scale per block.
 
-    scale = (sum|y|) / n   (Karimireddy et al. 2019, arXiv:1901.09847)   or   sqrt((sum y^2) / n)
+    scale = (sum|y|) / n   (kind 0, Karimireddy et al. 2019, arXiv:1901.09847)   or   sqrt((sum y^2) / n)   (kind 1)
+            or   (sum y^2) / (sum|y|)   (kind 2, zero for zeros; Vargaftik et al. 2021, arXiv:2105.08339)
     value = -scale where y < 0, else +scale;   x <- y - value
 
 Section: one fp32 scale per block, then the bits (1: negative), padded to 4 bytes: ``1 + 32/block`` bits per element.
 ``n`` counts the elements really in the block, so padding never enters a scale. The L1 scale is the best one for the
-signs and makes a contraction; the L2 scale keeps the norm and promises nothing. A scale that overflows fp32 is sent as
+signs and makes a contraction; the L2 scale keeps the norm, the third one the product <y, value> = |y|^2, and they
+promise nothing. A scale that overflows fp32 is sent as
 zero and sets ``status[0]``.
 """
 
@@ -46,7 +48,7 @@ def sign_encode(
     status: Tensor,
     decay: float,
     add_scale: float,
-    l2: bool,
+    kind: int,
     block: int,
 ) -> None:
     """``wire <- (scales, bits)`` of ``y = decay*x + add_scale*add``, ``x <- y - value``."""
@@ -56,11 +58,11 @@ def sign_encode(
             continue
         y = load(x, add, row, status, decay, add_scale)
         padded = blocks(y, block)
-        total = lane_sum(padded * padded if l2 else padded.abs())
-        elements = torch.full_like(total, block)
-        elements[-1] = row.numel - (len(total) - 1) * block
-        scale = total / elements
-        scale = root(scale) if l2 else scale
+        sizes, squares = lane_sum(padded.abs()), lane_sum(padded * padded)
+        elements = torch.full_like(sizes, block)
+        elements[-1] = row.numel - (len(sizes) - 1) * block
+        dot = torch.where(sizes > 0, squares / sizes, 0.0)
+        scale = (sizes / elements, root(squares / elements), dot)[kind]
         flag(status, 0, ~torch.isfinite(scale))
         scale = torch.where(torch.isfinite(scale), scale, 0.0)
         negative = y < 0
