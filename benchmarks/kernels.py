@@ -17,12 +17,15 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import torch
 from common import write
 from torch import Tensor
 
+import compcomm as cc
+from compcomm.compressor import Inputs
 from compcomm.ops import backend, native
 from compcomm.report.metrics import timing
 from compcomm.testing.shapes import resnet50
@@ -152,6 +155,19 @@ def sparse_cases() -> None:
     case("topk_encode 0.1 %, warm")(lambda b: topk(b, 0.001, warm=True))
     case("topk_encode 1 %, ResNet-50 cold")(lambda b: topk(b, 0.01, False, b.resnet50(0.01)))
     case("topk_encode 1 %, ResNet-50 warm")(lambda b: topk(b, 0.01, True, b.resnet50(0.01)))
+
+    def sampled(b: Buffers) -> Call:
+        steps, call, table = count(), OPS.topk_sampled_encode.default, b.table(b.numel // 100)
+        return lambda: call(b.x, b.add, b.wire, table, b.status, 1.0, 1.0, next(steps), 0)
+
+    def threshold(b: Buffers, fit: str) -> Call:
+        c = cc.Threshold(0.01, fit=fit)
+        inputs = Inputs(b.x, b.add, b.wire, b.table(c.kept(b.numel)), b.status, 1.0, 1.0)
+        return lambda: c.encode_rows(inputs, b.gain, cc.Rng(), {})
+
+    case("topk_encode 1 %, sampled")(sampled)
+    for fit in ("exponential", "pareto", "gamma"):
+        case(f"threshold encode 1 %, {fit}")(lambda b, fit=fit: threshold(b, fit))
     case("topk_decode 1 % W=2, no sum")(lambda b: topk_decoder(b, 0.01, 2, accumulate=False))
     case("topk_decode 1 % W=1")(lambda b: topk_decoder(b, 0.01, 1))
     case("topk_decode 1 % W=8")(lambda b: topk_decoder(b, 0.01, 8))

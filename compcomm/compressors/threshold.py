@@ -48,7 +48,8 @@ class Threshold(Compressor):
     exceeded the threshold as multiples of ratio * d.
 
     Source: Abdelmoniem, Elzanaty, Alouini, Canini 2021 (arXiv:2101.10761), SIDCo. Theirs normalises by |x| first, which
-    changes nothing, begins with M = 1 and has neither capacity nor least count. A magnitude below 2^-126 counts as that
+    changes nothing, begins with M = 1 (from there the rule above may never leave 1 and 2) and has neither capacity nor
+    least count. A magnitude below 2^-126 counts as that
     in the logarithms of the gamma fit; where squares leave the range of fp32, "pareto" selects exactly.
 
     Args:
@@ -74,8 +75,8 @@ class Threshold(Compressor):
             raise ValueError(f"{self!r}: fit={self.fit!r} is no distribution. Choose one of {', '.join(FITS)}.")
         if self.stages is not None and (not is_integer(self.stages) or not 1 <= self.stages <= self.most):
             raise ValueError(
-                f"{self!r}: stages={self.stages!r} is not in 1..{self.most}: with more, a stage would select over half "
-                "of what it is given. Leave it out to adapt it."
+                f"{self!r}: stages={self.stages!r} is not in 1..{self.most}; more stages than log2(1/ratio) would each "
+                "drop less than half of what they are given. Leave it out to adapt it."
             )
         number = isinstance(self.capacity, int | float) and not isinstance(self.capacity, bool)
         if not (number and 1 <= self.capacity < float("inf")):

@@ -115,6 +115,7 @@ REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
         cc.ErrorFeedback(cc.SharedScale(cc.QSGD(bits=4, rounding="nearest"))),
         cc.ErrorFeedback(cc.Exact()),
         cc.ErrorFeedback(cc.TopK(ratio=0.01)),
+        cc.ErrorFeedback(cc.Threshold(ratio=0.05, fit="gamma")),
         cc.ErrorFeedback(cc.RandK(ratio=0.1)),
         cc.ErrorFeedback(cc.QSGD(bits=4)),
         cc.ErrorFeedback(cc.QSGD(bits=4, rounding="nearest")),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -80,6 +82,32 @@ def test_supports_that_overlap_add_up() -> None:
             assert torch.equal(mean[rank]["w"].view(-1), (kept[0] + kept[1]) * 0.5)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"ratio": 0.0}, "ratio=0.0 is not in"),
+        ({"ratio": 1.5}, "ratio=1.5 is not in"),
+        ({"ratio": True}, "ratio=True is not in"),
+        ({"ratio": 0.1, "fit": "normal"}, "fit='normal' is no distribution. Choose one of exponential, pareto, gamma"),
+        ({"ratio": 0.1, "stages": 0}, r"stages=0 is not in 1\.\.4"),
+        ({"ratio": 0.1, "stages": 5}, r"stages=5 is not in 1\.\.4"),
+        ({"ratio": 0.1, "stages": True}, "stages=True is not in"),
+        ({"ratio": 0.1, "capacity": 0.9}, "capacity=0.9 is not a multiple of the target, 1 or above"),
+        ({"ratio": 0.1, "capacity": float("inf")}, "capacity=inf"),
+        ({"ratio": 0.1, "dense_below": -1}, "dense_below=-1"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_explained(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=rf"Threshold\(.*{words}"):
+        cc.Threshold(**arguments)
+
+
+def test_selections_have_names() -> None:
+    with pytest.raises(ValueError, match=r"select='best' is no selection. Choose 'exact' or 'sampled'"):
+        cc.TopK(ratio=0.1, select="best")
+
+
 SELECTIONS = [cc.TopK(ratio=0.05, select="sampled"), *(cc.Threshold(ratio=0.05, fit=fit) for fit in FITS)]
 
 
@@ -112,15 +140,20 @@ def test_where_a_fit_is_wrong_stages_help(kind: str, due: dict[int, float]) -> N
         assert achieved(c, x, stages) == pytest.approx(value, rel=0.08, abs=0.003)
 
 
-@pytest.mark.parametrize("fit", FITS)
-@pytest.mark.parametrize(("ratio", "first"), [(0.01, 0), (0.001, 0), (0.01, 1), (0.001, 1), (0.01, 7), (0.001, 10)])
+@pytest.mark.parametrize(
+    ("fit", "ratio", "first"),
+    [
+        *((fit, ratio, first) for fit in FITS for ratio, first in ((0.01, 0), (0.001, 0), (0.01, 7), (0.001, 10))),
+        *(("exponential", ratio, 1) for ratio in (0.01, 0.001)),
+    ],
+)
 def test_stages_adapt_to_gaussian_data(fit: str, ratio: float, first: int) -> None:
-    """Within [0.8, 1.2] after at most 50 calls, from the number of stages to begin with, and from both ends.
+    """Within [0.8, 1.2] after at most 50 calls, from the usual number of stages, and from both ends.
 
-    Not from one stage with fits that send too much at one and too little at none: there is no fewer.
+    From one stage the exponential fit alone gets there. With one, the Pareto fit selects too much, and there are no
+    fewer; the gamma fit selects too little with one stage and too much with two, and goes to and fro. That is why the
+    usual number is where a row begins, and not one.
     """
-    if first == 1 and fit != "exponential":
-        pytest.skip("the published rule stays at one stage, or goes to and fro between one and two")
     x, c = draw("gaussian", 300_000, 9), cc.Threshold(ratio=ratio, fit=fit)
     layout = cc.Layout.of([("w", (1, len(x)))])
     memory = torch.tensor([float(first), 0.0, 0.0])
