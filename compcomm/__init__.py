@@ -22,6 +22,7 @@ from .compressors.rotated import Rotated
 from .compressors.sign import SignScale
 from .compressors.terngrad import TernGrad
 from .compressors.threshold import Threshold
+from .compressors.sketch import Sketch
 from .compressors.topk import TopK
 from .compressors.two_means import TwoMeans
 from .feedback.error_feedback import ErrorFeedback
@@ -75,6 +76,7 @@ __all__ = [
     "SharedScale",
     "SignScale",
     "Simulator",
+    "Sketch",
     "Slot",
     "SparseAllReduce",
     "StateError",

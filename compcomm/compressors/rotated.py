@@ -35,8 +35,8 @@ class Rotated(Compressor):
     - ``Rotated(SignScale(block=n), n)`` is DRIVE (Vargaftik et al. 2021, arXiv:2105.08339) with its biased scale;
       theirs is one rotation and scale for the whole vector, padded to a power of two, ours per block.
     - ``Rotated(LloydMax(bits))`` is EDEN (Vargaftik et al. 2022, arXiv:2108.08842), likewise by blocks.
-    - ``Rotated(Grid(bits))`` has the grid of QuEST (Panferov et al. 2025, arXiv:2502.05003), which rotates without
-      random signs, in blocks of 128; its backward mask has no use here.
+    - ``Rotated(Grid(bits))`` has the grid of QuEST (Panferov et al. 2025, arXiv:2502.05003), which rotates in blocks of
+      128; its mask for the backward pass has no use here.
 
     Wire: C's, for R x. A block with a number of 2^64 or more is rotated to zero, flagged and stays in x.
 

@@ -17,6 +17,7 @@ from . import minmax as minmax
 from . import native as native
 from . import natural as natural
 from . import shared as shared
+from . import sketch as sketch
 from . import sparse as sparse
 from . import ternary as ternary
 from . import two_means as two_means

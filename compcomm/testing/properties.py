@@ -120,7 +120,8 @@ def is_linear_as_declared(c: Compressor) -> None:
         if c.linear:
             total, apart, eps = _sums(c, n, a, b, rng)
             gain = max(1.0, c.gain(n))
-            bound = 2 * eps * gain * (a.abs() + b.abs()).max()  # the largest element's: transforms mix them
+            largest = gain * (a.abs() + b.abs()).max() + 2 * apart.abs().max()  # transforms mix the elements
+            bound = 2 * eps * largest
             demand(((total - apart).abs() <= bound).all(), c, f"payloads of {n} elements do not decode to their sum.")
             joint = trip(c, a + b, rng).value
             demand(((joint - apart).abs() <= bound).all(), c, f"C(a) + C(b) is not C(a + b) on {n} elements.")

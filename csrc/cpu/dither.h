@@ -12,7 +12,8 @@ struct Dither {
     int64_t lo = 0, hi = 0;  // elements that `u` holds
     alignas(64) float u[SUPERBLOCK * (AHEAD + 1)];
 
-    Dither(int64_t key, int64_t step, int64_t rank) : stream((uint32_t)step, (uint32_t)rank, 0, key) {}
+    Dither(int64_t key, int64_t step, int64_t rank, uint32_t kind = 0)
+        : stream((uint32_t)step, (uint32_t)rank, kind, key) {}
 
     // The dithers of elements j .. j+n-1 (n <= 512) of a piece that ends at `end`. Draws ahead for short blocks.
     const float* get(int64_t j, int64_t n, int64_t end) {

@@ -181,6 +181,13 @@ CC_API int64_t cc_two_means_decode(CC_DECODE_PARAMS, int64_t block);
 CC_API int64_t cc_ternary_encode(CC_ENCODE_PARAMS, const float* gain, float clip, int64_t block, int64_t step,
                                  int64_t rank);
 CC_API int64_t cc_ternary_decode(CC_DECODE_PARAMS, int64_t block);
+// Sketches: k sums per row (column k), the same random numbers on all ranks. Count: one sum and sign per element, drawn
+// from (key, element, step). Gauss: every element in every sum, times one of 65536 numbers (quantiles) over sqrt k.
+// gain: one factor per row.
+CC_API int64_t cc_count_encode(CC_ENCODE_PARAMS, const float* gain, int64_t step);
+CC_API int64_t cc_count_decode(CC_DECODE_PARAMS, int64_t step);
+CC_API int64_t cc_gauss_encode(CC_ENCODE_PARAMS, const float* gain, const float* quantiles, int64_t step);
+CC_API int64_t cc_gauss_decode(CC_DECODE_PARAMS, const float* quantiles, int64_t step);
 
 #ifdef __cplusplus
 }

@@ -68,6 +68,13 @@ COMPRESSORS: dict[type[cc.Compressor], list[cc.Compressor]] = {
         cc.MinMax(4, "nearest"),
         cc.MinMax(6, "nearest"),
     ],
+    cc.Contractive: [cc.Contractive(cc.QSGD(bits=4)), cc.Contractive(cc.RandK(ratio=0.1, unbiased=True))],
+    cc.Sketch: [
+        cc.Sketch(ratio=0.2),
+        cc.Sketch(size=17, block=64),
+        cc.Sketch(ratio=0.2, kind="count"),
+        cc.Sketch(size=8, kind="gaussian"),
+    ],
     cc.Rotated: [
         cc.Rotated(cc.SignScale()),
         cc.Rotated(cc.SignScale(block=64), block=64),
@@ -89,6 +96,8 @@ REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
         cc.AllReduce(cc.RandK(ratio=0.25, unbiased=True)),
         cc.AllReduce(cc.Cast(torch.bfloat16)),
         cc.AllReduce(cc.Rotated(cc.RandK(ratio=0.25, unbiased=True))),
+        cc.AllReduce(cc.Sketch(ratio=0.2)),
+        cc.AllReduce(cc.Sketch(ratio=0.2, kind="count")),
     ],
     cc.AllGather: [
         cc.AllGather(cc.TopK(ratio=0.05)),
@@ -128,6 +137,7 @@ REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
         cc.ErrorFeedback(cc.TwoPhase(cc.SignScale(block=64), server=False)),
         cc.ErrorFeedback(cc.AllReduce(cc.Cast(torch.bfloat16))),
         cc.ErrorFeedback(cc.Rotated(cc.SignScale(), block=64)),
+        cc.ErrorFeedback(cc.Sketch(ratio=0.2, kind="count")),
     ],
     cc.Warmup: [
         cc.Warmup(2, cc.ErrorFeedback(cc.TopK(ratio=0.05))),
