@@ -68,7 +68,6 @@ COMPRESSORS: dict[type[cc.Compressor], list[cc.Compressor]] = {
         cc.MinMax(4, "nearest"),
         cc.MinMax(6, "nearest"),
     ],
-    cc.Contractive: [cc.Contractive(cc.QSGD(bits=4)), cc.Contractive(cc.RandK(ratio=0.1, unbiased=True))],
     cc.Sketch: [
         cc.Sketch(ratio=0.2),
         cc.Sketch(size=17, block=64),
