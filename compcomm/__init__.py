@@ -20,9 +20,9 @@ from .compressors.qsgd import QSGD
 from .compressors.randk import RandK
 from .compressors.rotated import Rotated
 from .compressors.sign import SignScale
+from .compressors.sketch import Sketch
 from .compressors.terngrad import TernGrad
 from .compressors.threshold import Threshold
-from .compressors.sketch import Sketch
 from .compressors.topk import TopK
 from .compressors.two_means import TwoMeans
 from .feedback.error_feedback import ErrorFeedback

@@ -19,9 +19,9 @@ from . import natural as natural
 from . import shared as shared
 from . import sketch as sketch
 from . import sparse as sparse
+from . import tails as tails
 from . import ternary as ternary
 from . import two_means as two_means
-from . import tails as tails
 from . import variable as variable
 from .schema import backend as backend
 from .schema import current_backend as current_backend
