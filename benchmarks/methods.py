@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 import compcomm as cc
 
 RATIOS = (0.001, 0.003, 0.01, 0.03, 0.1)
+SHARES = (0.03, 0.1, 0.3, 0.6)  # of a sketch, which loses 1/share times |x|^2
 BITS = (2, 3, 4, 6, 8)
 
 
@@ -44,9 +45,9 @@ def over(text: str, values: tuple[object, ...]) -> tuple[str, ...]:
 FAMILIES = (
     Family("TopK", "sparse", over("TopK(ratio={})", RATIOS), 2),
     Family("TopK, sampled", "sparse", over("TopK(ratio={}, select='sampled')", RATIOS), 2, 2.0),
-    Family("Threshold, exponential", "sparse", over("Threshold(ratio={})", RATIOS), 2, None, 50),
-    Family("Threshold, Pareto", "sparse", over("Threshold(ratio={}, fit='pareto')", RATIOS), 2, None, 50),
-    Family("Threshold, gamma", "sparse", over("Threshold(ratio={}, fit='gamma')", RATIOS), 2, None, 50),
+    Family("Threshold, exponential", "sparse", over("Threshold(ratio={})", RATIOS), 2, learns=30),
+    Family("Threshold, Pareto", "sparse", over("Threshold(ratio={}, fit='pareto')", RATIOS), 2, learns=30),
+    Family("Threshold, gamma", "sparse", over("Threshold(ratio={}, fit='gamma')", RATIOS), 2, learns=30),
     Family("RandK", "sparse", over("RandK(ratio={})", RATIOS), 2),
     Family("SignScale", "one bit", over("SignScale(block={})", (32, 128, 512, 4096)), 2),
     Family("TwoMeans", "one bit", over("TwoMeans(block={})", (32, 128, 512, 4096)), 2),
@@ -65,11 +66,11 @@ FAMILIES = (
     Family("Rotated sign", "rotated", over("Rotated(SignScale(block={}))", (128, 512, 4096)), 2),
     Family("Rotated LloydMax", "rotated", over("Rotated(LloydMax(bits={}))", (0.5, 1, 1.5, *BITS)), 5),
     Family("Rotated Grid", "rotated", over("Rotated(Grid(bits={}))", (1, *BITS)), 3),
-    Family("Sketch, SRHT", "sketch", over("Sketch(ratio={}, kind='srht')", RATIOS), 2),
-    Family("Sketch, count", "sketch", over("Sketch(ratio={}, kind='count')", RATIOS), 2),
+    Family("Sketch, SRHT", "sketch", over("Sketch(ratio={})", SHARES), 1),
+    Family("Sketch, count", "sketch", over("Sketch(ratio={}, kind='count')", SHARES), 1),
     Family(
-        "Sketch, Gaussian", "sketch", over("Sketch(ratio={}, kind='gaussian')", (0.01, 0.03, 0.1)),
-        limit=4096, why="every element meets a normal number per row of the sketch",
+        "Sketch, Gaussian", "sketch", over("Sketch(ratio={}, kind='gaussian')", SHARES),
+        limit=4096, why="every element meets as many normal numbers as the sketch has rows",
     ),
 )  # fmt: skip
 
