@@ -71,7 +71,7 @@ static bool take_dense(BitReader& in, int64_t n, uint8_t* out) {
             w >>= d.count_length & 15;
         }
         in.at += done;
-        if (tables.dense[w & ones(LOOKUP)].count_length) continue;
+        if (i == n || tables.dense[w & ones(LOOKUP)].count_length) continue;
         if (!(out[i++] = (uint8_t)read_dense(in))) return false;  // a long word stands next
     }
     for (; i < n; i++)
