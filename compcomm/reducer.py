@@ -194,7 +194,7 @@ class Reducer(Described, ABC, abstract=True):
     @property
     def variable(self) -> bool:
         """Whether messages may be shorter than a dry run lists: it then lists their capacity."""
-        return any(getattr(part, "variable", False) for part in vars(self).values())
+        return any(getattr(part, "variable", False) is True for part in vars(self).values())
 
     def check(self, layout: Layout) -> None:
         """Raises ValueError where this reducer does not fit a model's parameters; a host calls it at attach."""
