@@ -155,7 +155,7 @@ def test_corrupted_indices_of_a_peer_are_no_addresses() -> None:
     layout = cc.Layout.of([("w", (10, 10))])
     payload = c.encode_(cc.Bucket(torch.randn(100), layout), cc.Rng())
     (row,) = payload.packing.coded
-    for at, value in ((0, 4), (0, 2), (3, 1), (4, 200), (9, 1)):
+    for at, value in ((0, 4), (3, 1), (4, 200), (9, 1)):
         wire = payload.wire.clone()
         wire[row.wire + at] = value
         out = cc.Bucket(torch.zeros(100), layout)

@@ -188,6 +188,8 @@ def test_any_table_is_safe(form: int, row: int, column: int, value: int) -> None
             run(call, out=out[32:-32], table=changed(call["table"], row, column, value))
         except ValueError as error:
             assert f"table row {row}" in str(error)
+        except RuntimeError as error:  # zeros are no code of variable length
+            assert "corrupt" in str(error)
         assert (out[:32] == 7).all() and (out[-32:] == 7).all()
 
 
