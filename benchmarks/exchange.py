@@ -38,17 +38,20 @@ DEFAULT = (
     "ErrorFeedback(SignScale())",
     "ErrorFeedback(TopK(ratio=0.01))",
 )
+CROWD = ("SharedScale(QSGD(bits=4))", "ErrorFeedback(SparseAllReduce(TopK(ratio=0.01)))")
+"""Routes that have a meaning of their own among more than two ranks."""
 WARM_UP = 3  # steps that are not counted: memory is touched, PowerSGD has begun
 Row = dict[str, Any]
 
 
 def main() -> None:
     options = arguments()
-    reducers = [cc.parse(text) for text in options.reducer or DEFAULT]
     model = Shapes(find(options.model))
     numel = sum(p.numel() for p in model.parameters())
     with ranks() as here:
         rows: list[Row] = []
+        default = DEFAULT + (CROWD if here.world > 2 else ())
+        reducers = [cc.parse(text) for text in options.reducer or default]
         buckets = cut(model)
         if here.first:
             sizes = ", ".join(f"{4 * b.flat.numel() / 2**20:.1f}" for b in buckets)
@@ -155,7 +158,10 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--model", default="resnet50", help="resnet50, gpt2, or a .py or .pt file")
     parser.add_argument(
-        "--reducer", nargs="+", action="extend", help="as in Python, one or more (default: five of them)"
+        "--reducer",
+        nargs="+",
+        action="extend",
+        help="as in Python, one or more (default: five of them, seven for more than two ranks)",
     )
     parser.add_argument("--repeats", type=int, default=15, help="measured steps of each (default: 15)")
     parser.add_argument(

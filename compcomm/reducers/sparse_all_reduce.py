@@ -29,8 +29,8 @@ class SparseAllReduce(Route):
 
     m_j = (1/W) sum over the ranks that sent j;  out = C(m), one share per owner. With k elements kept of d, a rank
     sends (W-1)/W k elements to owners and (W-1)/W k to all: 2 (W-1)/W times 48 bits per element, 3 (W-1)/W k words of
-    32 bits whatever W is, and what rounding up in every share and W counts and headers add (3.7 k words with 64 ranks
-    for a transformer of 0.8 M elements). ``AllGather`` sends (W-1) k elements, but loses nothing after the ranks' own selections.
+    32 bits whatever W is, and what rounding up in every share, counts and headers add (``benchmarks/volume.py`` counts
+    it). ``AllGather`` sends (W-1) k elements, but loses nothing after the ranks' own selections.
 
     Blocks of 16 elements are dealt out to the owners in turn, so that every share looks like the whole: the k/W largest
     of each share are nearly the k largest of all, also where the large ones lie together (embeddings). Each owner's
