@@ -111,3 +111,6 @@ class TopK(Compressor):
 
     def keep_rows(self, wire: Tensor, table: Tensor, mean: Tensor) -> None:
         ops.topk_keep(wire.unsqueeze(0), table, mean)
+
+    def undeal_rows(self, wire: Tensor, table: Tensor, deals: Tensor, out: Tensor, scale: float, grain: int) -> None:
+        ops.topk_undeal(wire.unsqueeze(0), table, deals, out, scale, grain)

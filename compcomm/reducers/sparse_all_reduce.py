@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from ..bucket import Bucket, Layout, Segment
-from ..compressor import Compressor, Payload, ops
-from ..ops.reference.interleave import bounds
+from ..compressor import Compressor, ops
+from ..ops.reference.interleave import bounds, first_block
 from ..reducer import Context, Flow, Reduced, Reducer
-from ..scratch import scratch
 from ..store import State
 from ..wire import Packing
 from .exchange import to_all, to_owners
@@ -86,50 +85,42 @@ class SparseAllReduce(Route):
                     add=add, decay=decay, add_scale=add_scale, out_scale=out_scale, accumulate=accumulate,
                 )
             )  # fmt: skip
-        deal = _deal(c, layout, world)
-        packing = deal.packing
-        held = deal.held(x.layout)
-        z = deal.forward(x, Bucket(ctx.buffer("dealt", held.numel, torch.float32), held))
-        g = None
-        if add is not None:
-            g = deal.forward(add, Bucket(ctx.buffer("dealt add", deal.whole.numel, torch.float32), deal.whole))
-        payload = c.encode_(
-            z, ctx.rng, add=g, decay=decay, add_scale=add_scale,
-            wire=ctx.buffer("sent", packing.nbytes), packing=packing,
-        )  # fmt: skip
+        deal, rng = _deal(c, layout, world, ctx.seed), ctx.rng
+        packing, z = deal.packing, Bucket(ctx.buffer("dealt", deal.whole.numel, torch.float32), deal.whole)
+        status = torch.zeros(1 + packing.count, dtype=torch.uint8, device=x.flat.device)
+        if not z.flat.is_meta:
+            flat, at = (None, None) if add is None else add
+            table = deal.rows(x.layout, at)
+            ops.deal(x.flat, flat, z.flat.view(torch.uint8), table, status, decay, add_scale, GRAIN)
+        payload = c.encode_(z, rng, wire=ctx.buffer("sent", packing.nbytes), packing=packing)._replace(status=status)
         wires, flags = yield from to_owners(payload, ctx, "received")
         owned = deal.owned[ctx.rank]
         mean = Bucket(ctx.buffer("mean", owned.numel, torch.float32), owned)
-        c.decode_(wires, mean, ctx.rng, packing, scale=1.0 / world, skip=flags.skip, message=ctx.rank)
+        c.decode_(wires, mean, rng, packing, scale=1.0 / world, skip=flags.skip, message=ctx.rank)
         second = c.encode_(
-            mean, ctx.rng._replace(rank=-1 - ctx.rank),
+            mean, rng._replace(rank=-1 - ctx.rank),
             wire=ctx.buffer("owned", max(packing.splits)), packing=packing, message=ctx.rank,
         )  # fmt: skip
         gathered, again = yield from to_all(second, ctx, "gathered")
-        total = Bucket(ctx.buffer("total", deal.whole.numel, torch.float32), deal.whole)
-        c.decode_(
-            gathered.view(1, -1), total, ctx.rng, packing, skip=flags.skip, stride=gathered.shape[1]
-        )  # fmt: skip
-        if not total.flat.is_meta:
-            payload.decode_add_(z)  # z is y again, and then without what took effect
-            c.keep_rows(payload.wire, packing.table(True, deal.whole, seed=ctx.seed), total.flat)
-            payload.decode_add_(z, -1.0)
-            deal.inverse(z, x)
-            deal.inverse(total, out, out_scale, accumulate)  # out may be x
+        if not z.flat.is_meta:
+            c.decode_(gathered.view(1, -1), z, rng, packing, skip=flags.skip, stride=gathered.shape[1])
+            c.keep_rows(payload.wire, packing.table(True, deal.whole, seed=ctx.seed), z.flat)
+            deal.add(payload.wire, x, -1.0)
+            if not accumulate:
+                out.fill_(0.0)  # out may be x
+            deal.add(gathered.view(-1), out, out_scale, gathered.shape[1])
             if flags.bad or again.bad:
                 ctx.bad = True
                 out.fill_(float("nan"))
-        return Reduced(_Sent(payload, deal), x)
+        return Reduced(_Sent(payload.wire, deal), x)
 
 
 class _Deal:
     """A layout's coded segments dealt out to W owners, exact ones in W contiguous shares."""
 
-    def __init__(self, compressor: Compressor, layout: Layout, world: int) -> None:
-        self.world = world
+    def __init__(self, compressor: Compressor, layout: Layout, world: int, seed: int) -> None:
+        self.compressor, self.layout, self.world, self.seed = compressor, layout, world, seed
         self.whole = layout.packed()
-        self._held: dict[Layout, Layout] = {}
-        self._exact = {s.name for s in layout.segments if compressor.exact(s)}
         parts: list[list[tuple[int, Segment]]] = [[] for _ in range(world)]
         for number, s in enumerate(self.whole.segments):
             edges = bounds(s.numel, GRAIN, world)
@@ -138,36 +129,39 @@ class _Deal:
                 parts[rank].append((number, share))
         self.packing = Packing(compressor, tuple(map(tuple, parts)), len(layout.segments))
         self.owned = [Layout((s for _, s in part), self.whole.numel).packed() for part in parts]
-        self._tables: dict[tuple[Layout, Layout], Tensor] = {}
+        self._tables: dict[object, tuple[Tensor, ...]] = {}
 
-    def _table(self, natural: Layout, dealt: Layout) -> Tensor:
-        table = self._tables.get((natural, dealt))
-        if table is None:
-            rows = [
-                [natural.position(s), s.start, s.numel, 1 if s.name in self._exact else self.world]
-                for s in dealt.segments
-            ]
-            table = self._tables[natural, dealt] = torch.tensor(rows, dtype=torch.int64).view(-1, 4)
-        return table
+    def rows(self, x: Layout, add: Layout | None) -> Tensor:
+        """The table that deals ``x`` (or the sum with ``add``) out."""
+        if ("out", x, add) not in self._tables:
+            rows: list[list[int]] = []
+            for number, s in enumerate(self.whole.segments):
+                at = [-1 if layout is None else layout.position(s) for layout in (x, add)]
+                ways = 1 if self.compressor.exact(s) else self.world
+                rows.append([*at, s.numel, 4 * s.start, 0, 0, ways, number])
+            self._tables["out", x, add] = (torch.tensor(rows, dtype=torch.int64).view(-1, 8),)
+        return self._tables["out", x, add][0]
 
-    def held(self, x: Layout) -> Layout:
-        """What ``x`` has of the segments, packed: a residual has no exact ones."""
-        found = self._held.get(x)
+    def add(self, wire: Tensor, natural: Bucket, scale: float, stride: int | None = None) -> None:
+        """natural += scale * what the messages in ``wire`` (end to end, or ``stride`` bytes apart) hold."""
+        coded, deals, exact, none = self._back(natural.layout, stride)
+        ops.dense_decode(wire.unsqueeze(0), exact, none, natural.flat, scale, True)
+        self.compressor.undeal_rows(wire, coded, deals, natural.flat, scale, GRAIN)
+
+    def _back(self, natural: Layout, stride: int | None) -> tuple[Tensor, ...]:
+        found = self._tables.get(("back", natural, stride))
         if found is None:
-            found = self._held[x] = self.whole.select(lambda s: x.position(s) >= 0).packed()
+            packing, deals = self.packing, list[tuple[int, int, int]]()
+            coded = packing.table(True, self.whole, seed=self.seed, stride=stride).clone()
+            for line, row in zip(coded, packing.coded, strict=True):
+                s = self.whole.segments[row.number]
+                line[0] = natural.position(s)
+                deals.append((s.numel, first_block(s.numel, GRAIN, self.world, row.message), self.world))
+            exact = packing.table(False, natural, seed=self.seed, stride=stride)
+            none = torch.zeros(packing.count, dtype=torch.uint8)
+            found = coded, torch.tensor(deals, dtype=torch.int64).view(-1, 3), exact, none
+            self._tables["back", natural, stride] = found
         return found
-
-    def forward(self, natural: Bucket, dealt: Bucket) -> Bucket:
-        """``dealt``, filled from ``natural``."""
-        if not dealt.flat.is_meta:
-            table = self._table(natural.layout, dealt.layout)
-            ops.interleave(natural.flat, table, dealt.flat, GRAIN, 1.0, False, False)
-        return dealt
-
-    def inverse(self, dealt: Bucket, natural: Bucket, scale: float = 1.0, accumulate: bool = False) -> None:
-        """natural (+)= scale * dealt, for the segments that ``natural`` has."""
-        table = self._table(natural.layout, dealt.layout)
-        ops.interleave(dealt.flat, table, natural.flat, GRAIN, scale, accumulate, True)
 
 
 _deal = lru_cache(maxsize=4096)(_Deal)
@@ -176,23 +170,17 @@ _deal = lru_cache(maxsize=4096)(_Deal)
 class _Sent:
     """An ``Update``: of what this rank sent, the part that took effect."""
 
-    def __init__(self, payload: Payload, deal: _Deal) -> None:
-        self.payload, self.deal = payload, deal
-
-    def _dealt(self) -> Bucket:
-        layout = self.deal.whole
-        whole = Bucket(scratch("sparse all-reduce", layout.numel, device=self.payload.wire.device).zero_(), layout)
-        self.payload.decode_add_(whole)
-        return whole
+    def __init__(self, wire: Tensor, deal: _Deal) -> None:
+        self._wire, self._deal = wire, deal
 
     def add_(self, into: Bucket, scale: float = 1.0) -> None:
-        self.deal.inverse(self._dealt(), into, scale, True)
+        self._deal.add(self._wire, into, scale)
 
     def zero_(self, into: Bucket) -> None:
         sent = self.dense(into.layout)
         into.flat[sent.flat != 0] = 0.0
 
     def dense(self, layout: Layout) -> Bucket:
-        bucket = Bucket(torch.zeros(layout.numel, device=self.payload.wire.device), layout)
+        bucket = Bucket(torch.zeros(layout.numel, device=self._wire.device), layout)
         self.add_(bucket)
         return bucket

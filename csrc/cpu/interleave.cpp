@@ -1,47 +1,59 @@
 // Blocks dealt out like cards: block i of a row goes to share (i + first) % ways, and the shares lie one after the other.
+// One pass: y = decay*x + add_scale*add goes to x, as it is, and dealt out to z.
 #include "rows.h"
 
 namespace {
 
-// Shares of a row: how many blocks come before share s.
-struct Deal {
-    int64_t ways, blocks, first;
-    Deal(int64_t numel, int64_t grain, int64_t w)
-        : ways(w), blocks(ceil_div(numel, grain)), first((w - blocks % w) % w) {}
-    // Block i as a place among the shares. Every share has blocks/ways, and the last blocks%ways shares one more.
-    int64_t place(int64_t i) const {
-        const int64_t each = blocks / ways, share = (i + first) % ways, turn = (i + first) / ways;
-        const int64_t more = share > first ? share - first : 0;
-        const bool full = first != 0;  // then shares before `first` miss turn 0
-        return share * each + (full ? more : 0) + turn - (full && share < first ? 1 : 0);
+enum : int64_t { MAX_WAYS = 4096 };
+
+template <bool X, bool ADD>
+static void deal(float* x, const float* add, uint8_t* z, int64_t n, int64_t ways, int64_t grain, float decay,
+                 float add_scale, Seen& seen) {
+    const int64_t blocks = ceil_div(n, grain), each = blocks / ways, more = blocks % ways, first = more ? ways - more : 0;
+    const F16 d = splat(decay), s = splat(add_scale), zero = splat(0.0f);
+    int64_t next[MAX_WAYS];  // the place of each share's next block; the last `more` shares have one block more
+    for (int64_t w = 0; w < ways; w++) next[w] = 4 * grain * (w * each + (w > first && more ? w - first : 0));
+    for (int64_t begin = 0, share = first; begin < n; begin += grain) {
+        uint8_t* to = z + next[share];
+        next[share] += 4 * grain;
+        share = share + 1 == ways ? 0 : share + 1;
+        const int64_t end = n - begin < grain ? n : begin + grain;
+        for (int64_t i = begin; i < end; i += 16, to += 64) {
+            const int m = (int)(end - i < 16 ? end - i : 16);
+            F16 a = zero, b = zero, y;
+            if (X) a = m == 16 ? load(x + i) : load(x + i, m);
+            if (ADD) b = m == 16 ? load(add + i) : load(add + i, m);
+            seen.gradient = seen.gradient | bits(ADD ? b : a);
+            if (X) y = keep_finite<ADD>(combine<ADD>(a, b, d, s), a, d, zero, seen.worst);
+            else y = keep_finite<false>(s * b, b, s, zero, seen.worst);
+            if (m == 16) {
+                store((float*)(void*)to, y);
+                if (X) store(x + i, y);
+            } else {
+                store((float*)(void*)to, y, m);
+                if (X) store(x + i, y, m);
+            }
+        }
     }
-};
+}
 
 }  // namespace
 
-// rows: int64[nrows][4], (first natural element, first dealt element, elements, ways); a negative start: row absent.
-CC_KERNEL(cc_interleave,
-          (const float* source, int64_t source_numel, float* target, int64_t target_numel, const int64_t* rows,
-           int64_t nrows, int64_t grain, float scale, int accumulate, int inverse),
-          (source, source_numel, target, target_numel, rows, nrows, grain, scale, accumulate, inverse)) {
-    if (grain <= 0) return CC_BAD_PARAMETER;
-    for (int64_t r = 0; r < nrows; r++, rows += 4) {
-        const int64_t n = rows[2], ways = rows[3], from = inverse ? rows[1] : rows[0], to = inverse ? rows[0] : rows[1];
-        if (from < 0 || to < 0) continue;
-        if (n < 0 || n > MAX_NUMEL || ways < 1 || !inside(from, n, source_numel) || !inside(to, n, target_numel))
+CC_KERNEL(cc_deal, (CC_ENCODE_PARAMS, int64_t grain), (CC_ENCODE_ARGS, grain)) {
+    if (grain <= 0 || grain % 16) return CC_BAD_PARAMETER;
+    for (int64_t r = 0; r < nrows; r++) {
+        const cc_row row = rows[r];
+        const bool has_x = x && row.x >= 0, has_add = add && row.add >= 0;
+        if (!encode_row_fits(row, x ? x_numel : MAX_NUMEL * 2, add ? add_numel : MAX_NUMEL * 2, wire_bytes,
+                             status_numel, 4 * row.numel, false) ||
+            (!has_x && !has_add) || row.k < 1 || row.k > MAX_WAYS)
             return CC_BAD_ROW(r);
-        const Deal deal(n, grain, ways);
-        for (int64_t i = 0; i < deal.blocks; i++) {
-            const int64_t natural = i * grain, dealt = deal.place(i) * grain;
-            const int64_t count = n - natural < grain ? n - natural : grain;
-            const float* p = source + from + (inverse ? dealt : natural);
-            float* q = target + to + (inverse ? natural : dealt);
-            if (!accumulate && scale == 1.0f) memcpy(q, p, 4 * (size_t)count);
-            else if (!accumulate)
-                for (int64_t j = 0; j < count; j++) q[j] = p[j] * scale;
-            else
-                for (int64_t j = 0; j < count; j++) q[j] = q[j] + p[j] * scale;
-        }
+        Seen seen;
+        uint8_t* z = wire + row.wire;
+        if (has_x && has_add) deal<true, true>(x + row.x, add + row.add, z, row.numel, row.k, grain, decay, add_scale, seen);
+        else if (has_x) deal<true, false>(x + row.x, nullptr, z, row.numel, row.k, grain, decay, add_scale, seen);
+        else deal<false, true>(nullptr, add + row.add, z, row.numel, row.k, grain, decay, add_scale, seen);
+        seen.report(row, status);
     }
     return 0;
 }

@@ -146,17 +146,11 @@ CC_API int64_t cc_minmax_decode(CC_DECODE_PARAMS, int bits, int64_t block);
 CC_API int64_t cc_hadamard_forward(CC_ENCODE_PARAMS, int64_t block, int64_t step);
 CC_API int64_t cc_hadamard_inverse(CC_DECODE_PARAMS, int64_t block, int64_t step);
 
-// Deals the blocks of rows out to shares, or back: rows int64[nrows][4], (first natural element, first dealt element,
-// elements, ways). Forward: target <- source; inverse: target (+)= scale * source.
-CC_API int64_t cc_interleave(const float* source, int64_t source_numel, float* target, int64_t target_numel,
-                             const int64_t* rows, int64_t nrows, int64_t grain, float scale, int accumulate, int inverse);
-// Natural dithering: per block one fp32 step, then all codes +-i + s (level i of s = 2^(bits-1) - 1), `bits` bits each.
-CC_API int64_t cc_natural_dither_encode(CC_ENCODE_PARAMS, const float* gain, int bits, int norm2, int64_t block,
-                                        int64_t step, int64_t rank);
-CC_API int64_t cc_natural_dither_decode(CC_DECODE_PARAMS, int bits, int64_t block);
-// Float8: per block one fp32 step, then a byte per element in E4M3FN, or E5M2 (e5m2 != 0); round to nearest even.
-CC_API int64_t cc_float8_encode(CC_ENCODE_PARAMS, int e5m2, int64_t block);
-CC_API int64_t cc_float8_decode(CC_DECODE_PARAMS, int e5m2, int64_t block);
+// Deals the blocks of `grain` elements of each row out to row.k shares: y goes to x, and dealt out to `wire` (fp32).
+// Back: adds scale times the kept elements of one top-k message over shares to a tensor in natural order.
+CC_API int64_t cc_deal(CC_ENCODE_PARAMS, int64_t grain);
+CC_API int64_t cc_topk_undeal(const uint8_t* wire, int64_t wire_bytes, const cc_row* rows, int64_t nrows,
+                              const int64_t* deals, float* out, int64_t out_numel, float scale, int64_t grain);
 
 // Codebook: per block one fp32 scale S, then `bits` bits per element, the rank of the nearest of 2^bits symmetric
 // levels; in a window of part/65536 of each block one bit more, sent after the others. levels: the positive halves of

@@ -28,18 +28,18 @@ MAX_NUMEL = 2**31 - 1
 
 def section(row: Row) -> int:
     """Bytes of a row."""
-    return _values_at(row) + 4 * row.k
+    return values_at(row) + 4 * row.k
 
 
 def _offsets_at(row: Row) -> int:
     return 4 * ceil_div(row.numel, BLOCK)
 
 
-def _values_at(row: Row) -> int:
+def values_at(row: Row) -> int:
     return _offsets_at(row) + pad4(2 * row.k)
 
 
-def _check_k(op: str, table: Tensor, *, decoding: bool) -> None:
+def check_k(op: str, table: Tensor, *, decoding: bool) -> None:
     for r, row in enumerate(rows(table)):
         if decoding and row.x == -1:
             continue
@@ -102,7 +102,7 @@ def topk_some_encode(
 
 def check_topk_rows(op: str, x: Tensor, add: Tensor | None, wire: Tensor, table: Tensor, status: Tensor) -> None:
     """ValueError for the first row that does not fit its tensors or has an impossible k."""
-    _check_k(op, table, decoding=False)
+    check_k(op, table, decoding=False)
     check_encode_rows(op, x, add, wire, table, status, section)
 
 
@@ -123,12 +123,12 @@ def send(x: Tensor, wire: Tensor, row: Row, y: Tensor, kept: Tensor) -> None:
     wire[row.wire : row.wire + section(row)] = 0
     put(wire, row.wire, counts)
     put(wire, row.wire + _offsets_at(row), offsets)
-    put(wire, row.wire + _values_at(row), y[kept])
+    put(wire, row.wire + values_at(row), y[kept])
     y[kept] = 0.0
     x[row.x : row.x + row.numel] = y
 
 
-def _indices(message: Tensor, row: Row, where: str) -> Tensor:
+def indices(message: Tensor, row: Row, where: str) -> Tensor:
     """The kept indices of a section, ascending; RuntimeError where the section cannot be true."""
     counts = take(message, row.wire, ceil_div(row.numel, BLOCK), torch.int32).long()
     block = torch.arange(counts.numel(), device=message.device)
@@ -156,12 +156,12 @@ def topk_decode(wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: 
 
     All sections are checked before the first write. RuntimeError names the message and the row of a corrupt one.
     """
-    _check_k("topk_decode", table, decoding=True)
+    check_k("topk_decode", table, decoding=True)
     check_decode_rows("topk_decode", wires, table, skip, out, section)
     skipped = [int(entry) for entry in skip.cpu()]
     present = [(r, row) for r, row in enumerate(rows(table)) if row.x != -1]
     kept = {
-        (m, r): _indices(message, row, _corrupt("topk_decode", m, r))
+        (m, r): indices(message, row, _corrupt("topk_decode", m, r))
         for r, row in present
         if not skipped[row.entry]
         for m, message in enumerate(wires)
@@ -172,16 +172,16 @@ def topk_decode(wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: 
             target.zero_()
         for m, message in enumerate(wires):
             if (at := kept.get((m, r))) is not None:
-                target[at] = target[at] + take(message, row.wire + _values_at(row), at.numel(), torch.float32) * scale
+                target[at] = target[at] + take(message, row.wire + values_at(row), at.numel(), torch.float32) * scale
 
 
 def _own_indices(op: str, wires: Tensor, table: Tensor, out: Tensor) -> list[tuple[Row, Tensor]]:
     """The rows that ``out`` has and what the one message keeps of each; everything is checked."""
-    _check_k(op, table, decoding=True)
+    check_k(op, table, decoding=True)
     skip = torch.zeros(1 + max((row.entry for row in rows(table)), default=0), dtype=torch.uint8)
     check_decode_rows(op, wires, table, skip, out, section)
     present = [(r, row) for r, row in enumerate(rows(table)) if row.x != -1]
-    return [(row, _indices(wires[0], row, _corrupt(op, 0, r))) for r, row in present]
+    return [(row, indices(wires[0], row, _corrupt(op, 0, r))) for r, row in present]
 
 
 def topk_zero(wires: Tensor, table: Tensor, out: Tensor) -> None:
@@ -197,7 +197,7 @@ def topk_keep(wires: Tensor, table: Tensor, mean: Tensor) -> None:
     an element from the mean, nothing of it did.
     """
     for row, at in _own_indices("topk_keep", wires, table, mean):
-        begin = row.wire + _values_at(row)
+        begin = row.wire + values_at(row)
         values = take(wires[0], begin, at.numel(), torch.float32)
         dropped = mean[row.x : row.x + row.numel][at] == 0
         put(wires[0], begin, torch.where(dropped, 0.0, values))
