@@ -12,19 +12,20 @@ import torch
 from torch import Tensor
 
 from ..bucket import Segment
-from ..compressor import Compressor, Inputs, ops
+from ..compressor import Inputs, ops
 from ..rng import Rng
 from ..scratch import scratch
 from ..store import Merge, Slot
 from . import fits
-from .topk import BLOCK, check_density, count, is_integer
+from .selection import Selection
+from .topk import check_density, count, is_integer
 
 FITS = ("exponential", "pareto", "gamma")
 FIRST, PERIOD = 0.25, 5
 
 
 @dataclass(frozen=True, repr=False)
-class Threshold(Compressor):
+class Threshold(Selection):
     """C(x) keeps the elements with |x_j| > eta_M, where eta_M is fitted in M stages so that about ratio * d do.
 
     Stage 1 fits all magnitudes and takes the threshold that a quarter of them should exceed (M = 1: that ratio of them
@@ -49,8 +50,8 @@ class Threshold(Compressor):
 
     Source: Abdelmoniem, Elzanaty, Alouini, Canini 2021 (arXiv:2101.10761), SIDCo. Theirs normalises by |x| first, which
     changes nothing, begins with M = 1 (from there the rule above may never leave 1 and 2) and has neither capacity nor
-    least count. A magnitude below 2^-126 counts as that
-    in the logarithms of the gamma fit; where squares leave the range of fp32, "pareto" selects exactly.
+    least count. A magnitude below 2^-126 counts as that in the logarithms of the gamma fit; where squares leave the
+    range of fp32, "pareto" selects exactly.
 
     Args:
         ratio: target density in (0, 1], per parameter.
@@ -65,8 +66,6 @@ class Threshold(Compressor):
     stages: int | None = None
     capacity: float = 1.2
     dense_below: int = 1024
-
-    sparse = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,10 +101,6 @@ class Threshold(Compressor):
     def delta(self, numel: int) -> float | None:
         return -(-self.target(numel) // 4) / numel if numel else 1.0
 
-    def section(self, numel: int) -> int:
-        k = self.kept(numel)
-        return 4 * -(-numel // BLOCK) + -(-2 * k // 4) * 4 + 4 * k
-
     def slots(self, segment: Segment) -> Mapping[str, Slot]:
         return {} if self.stages else {"stages": Slot(Merge.DROP, numel=3)}
 
@@ -121,14 +116,6 @@ class Threshold(Compressor):
         bounds = torch.where(few | (found > room), 0.0, limit)
         seen = torch.zeros_like(i.status)  # the gradient was reported already, and is not in x any more
         ops.topk_some_encode(i.x, None, i.wire, i.table, seen, 1.0, 1.0, counts, bounds)
-
-    def decode_rows(
-        self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng
-    ) -> None:
-        ops.topk_decode(wires, table, skip, out, scale, accumulate)
-
-    def zero_rows(self, wire: Tensor, table: Tensor, out: Tensor, rng: Rng) -> None:
-        ops.topk_zero(wire.unsqueeze(0), table, out)
 
     def exceeding(self, i: Inputs, stages: Tensor) -> tuple[Tensor, Tensor]:
         """Thresholds (fp32) and how many elements exceed them, per row; x becomes y. 0 where a fit breaks down."""

@@ -10,11 +10,10 @@ from math import ceil
 from torch import Tensor
 
 from ..bucket import Segment
-from ..compressor import Compressor, Inputs, ops
+from ..compressor import Inputs, ops
 from ..rng import Rng
 from ..store import Merge, Slot
-
-BLOCK = 65536
+from .selection import Selection
 
 
 def is_integer(value: object) -> bool:
@@ -41,7 +40,7 @@ def count(call: str, ratio: float | None, k: int | None, numel: int) -> int:
 
 
 @dataclass(frozen=True, repr=False)
-class TopK(Compressor):
+class TopK(Selection):
     """C(x) keeps the k = max(1, ceil(ratio * d)) elements of largest |x_j| of each parameter, lowest index on ties.
 
     delta = k/d, and |x - C(x)|^2 = |x|^2 - |C(x)|^2 always. Biased, not linear, positively homogeneous.
@@ -71,9 +70,6 @@ class TopK(Compressor):
     dense_below: int = 1024
     select: str = "exact"
 
-    sparse = True
-    selective = True
-
     def __post_init__(self) -> None:
         super().__post_init__()
         check_density(repr(self), self.ratio, self.k)
@@ -88,10 +84,6 @@ class TopK(Compressor):
     def kept(self, numel: int) -> int:
         return count(repr(self), self.ratio, self.k, numel)
 
-    def section(self, numel: int) -> int:
-        k = self.kept(numel)
-        return 4 * -(-numel // BLOCK) + -(-2 * k // 4) * 4 + 4 * k
-
     def slots(self, segment: Segment) -> Mapping[str, Slot]:
         return {"threshold": Slot(Merge.DROP, numel=1)} if self.select == "exact" else {}
 
@@ -100,17 +92,3 @@ class TopK(Compressor):
             ops.topk_encode(*i, hints.get("threshold"))
         else:
             ops.topk_sampled_encode(*i, rng.step, rng.rank)
-
-    def decode_rows(
-        self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng
-    ) -> None:
-        ops.topk_decode(wires, table, skip, out, scale, accumulate)
-
-    def zero_rows(self, wire: Tensor, table: Tensor, out: Tensor, rng: Rng) -> None:
-        ops.topk_zero(wire.unsqueeze(0), table, out)
-
-    def keep_rows(self, wire: Tensor, table: Tensor, mean: Tensor) -> None:
-        ops.topk_keep(wire.unsqueeze(0), table, mean)
-
-    def undeal_rows(self, wire: Tensor, table: Tensor, deals: Tensor, out: Tensor, scale: float, grain: int) -> None:
-        ops.topk_undeal(wire.unsqueeze(0), table, deals, out, scale, grain)

@@ -120,9 +120,14 @@ REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
         cc.SharedScale(cc.QSGD(levels=5, norm=2, block=64)),
         cc.SharedScale(cc.QSGD(bits=8, rounding="nearest")),
     ],
-    cc.SparseAllReduce: [cc.SparseAllReduce(cc.TopK(ratio=0.05)), cc.SparseAllReduce(cc.TopK(ratio=1.0))],
+    cc.SparseAllReduce: [
+        cc.SparseAllReduce(cc.TopK(ratio=0.05)),
+        cc.SparseAllReduce(cc.TopK(ratio=1.0)),
+        cc.SparseAllReduce(cc.Threshold(ratio=0.1)),
+    ],
     cc.ErrorFeedback: [
         cc.ErrorFeedback(cc.SparseAllReduce(cc.TopK(ratio=0.05))),
+        cc.ErrorFeedback(cc.SparseAllReduce(cc.TopK(ratio=0.05, select="sampled"))),
         cc.ErrorFeedback(cc.SharedScale(cc.QSGD(bits=4, rounding="nearest"))),
         cc.ErrorFeedback(cc.Exact()),
         cc.ErrorFeedback(cc.TopK(ratio=0.01)),

@@ -1,0 +1,44 @@
+"""What the compressors that select elements share: one wire format and its decoders."""
+
+from __future__ import annotations
+
+from abc import ABC
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..compressor import Compressor, ops
+from ..rng import Rng
+
+BLOCK = 65536
+
+
+@dataclass(frozen=True, repr=False)
+class Selection(Compressor, ABC, abstract=True):
+    """Sends some elements as they are, with their places; a subclass says how many at most (``kept``) and which.
+
+    Wire, per parameter of d elements with room for k: ceil(d/65536) counts (u32), k offsets inside their block of
+    65,536 (u16, ascending), padding to four bytes, k values (fp32): 48 bits per element of room. Counts may sum to less
+    than k, and what is left over is zero bytes.
+    """
+
+    sparse = True
+    selective = True
+
+    def section(self, numel: int) -> int:
+        k = self.kept(numel)
+        return 4 * -(-numel // BLOCK) + -(-2 * k // 4) * 4 + 4 * k
+
+    def decode_rows(
+        self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng
+    ) -> None:
+        ops.topk_decode(wires, table, skip, out, scale, accumulate)
+
+    def zero_rows(self, wire: Tensor, table: Tensor, out: Tensor, rng: Rng) -> None:
+        ops.topk_zero(wire.unsqueeze(0), table, out)
+
+    def keep_rows(self, wire: Tensor, table: Tensor, mean: Tensor) -> None:
+        ops.topk_keep(wire.unsqueeze(0), table, mean)
+
+    def undeal_rows(self, wire: Tensor, table: Tensor, deals: Tensor, out: Tensor, scale: float, grain: int) -> None:
+        ops.topk_undeal(wire.unsqueeze(0), table, deals, out, scale, grain)
