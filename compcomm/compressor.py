@@ -65,8 +65,7 @@ class Compressor(Described, ABC, abstract=True):
     """A section is often shorter than ``section(numel)``, which is then its capacity: it begins with a u32, the bytes
     that it takes in all, and the routes send no more than those."""
     selective: ClassVar[bool] = False
-    """Sparse, its elements travel as they are, and ``keep_rows`` and ``undeal_rows`` are there: what
-    ``SparseAllReduce`` needs."""
+    """Sparse, its elements travel as they are, and ``undeal_rows`` is there: for ``SparseAllReduce``."""
     cure: ClassVar[str] = (
         "Declare delta(numel) if it has one. Use one that has, such as TopK, SignScale() or QSGD(rounding='nearest')."
     )
@@ -199,10 +198,6 @@ class Compressor(Described, ABC, abstract=True):
         for at, _, numel, *_ in table.tolist():
             if at >= 0:
                 out[at : at + numel] = 0
-
-    def keep_rows(self, wire: Tensor, table: Tensor, mean: Tensor) -> None:
-        """In one's own message: zeroes the values of elements that are zero in ``mean``, where nothing took effect."""
-        raise NotImplementedError(f"{type(self).__name__}.keep_rows is still to be written.")
 
     def undeal_rows(self, wire: Tensor, table: Tensor, deals: Tensor, out: Tensor, scale: float, grain: int) -> None:
         """Adds a message over dealt shares to ``out`` in natural order: see ``ops/reference/interleave.py``."""

@@ -155,6 +155,10 @@ class Reducer(Described, ABC, abstract=True):
         nothing of this segment is then ever lost."""
         return True
 
+    def in_order(self, slot: str, segment: Segment, joined: Tensor) -> Tensor:
+        """A SHARDED slot, all ranks' shares joined, in the order of the parameter's elements."""
+        return joined
+
     def contractive(self) -> Reducer:
         """This reducer as error feedback needs it; an error where its compressor is no contraction."""
         raise ValueError(

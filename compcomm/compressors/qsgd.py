@@ -95,7 +95,7 @@ class QSGD(Compressor):
 
     @property
     def uniform(self) -> Uniform | None:
-        return Uniform(self.s, self.block, self.norm == 2, self.unbiased)
+        return None if self.variable else Uniform(self.s, self.block, self.norm == 2, self.unbiased)
 
     @property
     def unbiased(self) -> bool:

@@ -37,8 +37,5 @@ class Selection(Compressor, ABC, abstract=True):
     def zero_rows(self, wire: Tensor, table: Tensor, out: Tensor, rng: Rng) -> None:
         ops.topk_zero(wire.unsqueeze(0), table, out)
 
-    def keep_rows(self, wire: Tensor, table: Tensor, mean: Tensor) -> None:
-        ops.topk_keep(wire.unsqueeze(0), table, mean)
-
     def undeal_rows(self, wire: Tensor, table: Tensor, deals: Tensor, out: Tensor, scale: float, grain: int) -> None:
         ops.topk_undeal(wire.unsqueeze(0), table, deals, out, scale, grain)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from ..bucket import Bucket, Segment
 from ..compressor import Compressor
 from ..reducer import Context, Flow, Reduced, Reducer, settle
@@ -56,6 +58,9 @@ class ErrorFeedback(Reducer):
 
     def exact(self, segment: Segment) -> bool:
         return self.reducer.exact(segment)
+
+    def in_order(self, slot: str, segment: Segment, joined: Tensor) -> Tensor:
+        return self._inner.in_order(slot, segment, joined)
 
     def conserves(self, segment: Segment) -> bool:
         return self._inner.conserves(segment)

@@ -3,6 +3,9 @@
 Where a compressor's sections vary in length (``Compressor.variable``), a rank cannot know what its peers will send. Its
 message then travels in two collectives: the header, which has the message's length, and the body, squeezed to what is
 used. All lengths are checked against the capacity before memory is touched; a dry run lists the capacity.
+
+Between header and body nothing may fail on one rank alone: its peers wait for a body of the length that they were told,
+and what a failed rank sends is as long as the capacity. So all memory is fetched before the first collective.
 """
 
 from __future__ import annotations
@@ -36,17 +39,17 @@ def to_all(payload: Payload, ctx: Context, tag: str) -> Exchange:
         yield AllGather(wire, gathered)
         return wires, read_headers(wires, packing.count, ctx, lengths)
     head = packing.header
-    body = ctx.buffer(tag + " body", width - head)
+    messages = tuple(range(world)) if payload.message is not None else (0,) * world
+    body, heads = ctx.buffer(tag + " body", width - head), ctx.buffer(tag + " heads", head * world)
+    bodies = ctx.buffer(tag + " bodies", (width - head) * world)
+    _arrange(packing, messages, width)
     (used,) = _squeeze(packing, (own,), (0,), payload, body)
     write_header(wire[:head], payload.status, ctx, length=head + used)
-    heads = ctx.buffer(tag + " heads", head * world)
     yield AllGather(wire[:head], heads)
     flags = read_headers(heads.view(world, head), packing.count, ctx, lengths, shorter=True)
     wide = max(flags.lengths) - head
-    bodies = ctx.buffer(tag + " bodies", (width - head) * world)
     yield AllGather(body[:wide], bodies[: wide * world], capacity=bodies.numel())
     places = [(rank * wide, length - head) for rank, length in enumerate(flags.lengths)]
-    messages = tuple(range(world)) if payload.message is not None else (0,) * world
     _spread(packing, messages, width, bodies, places, gathered)
     return wires, flags
 
@@ -63,15 +66,14 @@ def to_owners(payload: Payload, ctx: Context, tag: str) -> Exchange:
         return wires, read_headers(wires, packing.count, ctx, (mine,) * world)
     head, starts = packing.header, tuple(accumulate((0, *packing.splits[:-1])))
     room = packing.nbytes - head * world
-    body = ctx.buffer(tag + " body", room)
+    body, bodies = ctx.buffer(tag + " body", room), ctx.buffer(tag + " bodies", (mine - head) * world)
+    mixed, heads = ctx.buffer(tag + " heads out", head * world), ctx.buffer(tag + " heads", head * world)
+    _arrange(packing, (ctx.rank,) * world, mine)
     used = _squeeze(packing, tuple(range(world)), starts, payload, body)
-    mixed = ctx.buffer(tag + " heads out", head * world)
     write_headers(mixed.split(head), payload.status, ctx, lengths=[head + n for n in used])
-    heads = ctx.buffer(tag + " heads", head * world)
     yield AllToAll(mixed, heads, (head,) * world, (head,) * world)
     flags = read_headers(heads.view(world, head), packing.count, ctx, (mine,) * world, shorter=True)
     sizes = tuple(length - head for length in flags.lengths)
-    bodies = ctx.buffer(tag + " bodies", (mine - head) * world)
     yield AllToAll(body[: sum(used)], bodies[: sum(sizes)], used, sizes, capacity=room)
     places = list(zip(accumulate((0, *sizes[:-1])), sizes, strict=True))
     _spread(packing, (ctx.rank,) * world, mine, bodies, places, received)
@@ -93,6 +95,11 @@ def _spans(packing: Packing, messages: tuple[int, ...], starts: tuple[int, ...])
     return torch.cat(tables), torch.tensor(lines, dtype=torch.int64)
 
 
+def _arrange(packing: Packing, messages: tuple[int, ...], stride: int) -> tuple[Tensor, Tensor]:
+    """``_spans`` of messages that lie ``stride`` bytes apart."""
+    return _spans(packing, messages, tuple(stride * i for i in range(len(messages))))
+
+
 def _squeeze(
     packing: Packing, messages: tuple[int, ...], starts: tuple[int, ...], payload: Payload, body: Tensor
 ) -> tuple[int, ...]:
@@ -108,6 +115,4 @@ def _spread(
     packing: Packing, messages: tuple[int, ...], stride: int, bodies: Tensor, places: list[tuple[int, int]], to: Tensor
 ) -> None:
     if not to.is_meta:
-        starts = tuple(range(0, stride * len(messages), stride)) if stride else (0,) * len(messages)
-        where = torch.tensor(places, dtype=torch.int64)
-        ops.spread(bodies, where, *_spans(packing, messages, starts), to)
+        ops.spread(bodies, torch.tensor(places, dtype=torch.int64), *_arrange(packing, messages, stride), to)

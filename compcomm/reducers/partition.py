@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any, NoReturn, cast
 
 import torch
+from torch import Tensor
 
 from ..bucket import Bucket, Layout, Segment
 from ..compressor import Compressor
@@ -91,6 +92,9 @@ class Partition(Reducer):
 
     def exact(self, segment: Segment) -> bool:
         return self.parts[self._pattern(segment)].exact(segment)
+
+    def in_order(self, slot: str, segment: Segment, joined: Tensor) -> Tensor:
+        return self.part(segment).in_order(slot, segment, joined)
 
     def conserves(self, segment: Segment) -> bool:
         return self.part(segment).conserves(segment)

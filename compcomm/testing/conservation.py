@@ -26,7 +26,8 @@ def remembered(simulator: Simulator, name: str, shape: tuple[int, ...]) -> Tenso
     shares = [slot(simulator, rank, "server").get(name) for rank in range(world)]
     held = [s for s in shares if s is not None]
     if held:
-        total += torch.cat(held).double()
+        segment = Segment(name, shape, 0, total.numel())
+        total += simulator.reducer.in_order("server", segment, torch.cat(held)).double()
     return total.view(shape)
 
 

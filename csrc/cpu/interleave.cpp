@@ -1,40 +1,37 @@
-// Blocks dealt out like cards: block i of a row goes to share (i + first) % ways, and the shares lie one after the other.
+// Blocks dealt out like cards: see deal.h for the order.
 // One pass: y = decay*x + add_scale*add goes to x, as it is, and dealt out to z.
-#include "rows.h"
+#include "deal.h"
 
 namespace {
 
-enum : int64_t { MAX_WAYS = 4096 };
-
 template <bool X, bool ADD>
-static void deal(float* x, const float* add, uint8_t* z, int64_t n, int64_t ways, int64_t grain, float decay,
+static void deal(float* x, const float* add, uint8_t* to, int64_t n, int64_t ways, int64_t grain, float decay,
                  float add_scale, Seen& seen) {
-    const int64_t blocks = ceil_div(n, grain), each = blocks / ways, more = blocks % ways, first = more ? ways - more : 0;
+    const Deal order(n, ways, grain);
     const F16 d = splat(decay), s = splat(add_scale), zero = splat(0.0f);
-    int64_t next[MAX_WAYS];  // the place of each share's next block; the last `more` shares have one block more
-    for (int64_t w = 0; w < ways; w++) next[w] = 4 * grain * (w * each + (w > first && more ? w - first : 0));
-    for (int64_t begin = 0, share = first; begin < n; begin += grain) {
-        uint8_t* to = z + next[share];
-        next[share] += 4 * grain;
-        share = share + 1 == ways ? 0 : share + 1;
-        const int64_t end = n - begin < grain ? n : begin + grain;
-        for (int64_t i = begin; i < end; i += 16, to += 64) {
-            const int m = (int)(end - i < 16 ? end - i : 16);
-            F16 a = zero, b = zero, y;
-            if (X) a = m == 16 ? load(x + i) : load(x + i, m);
-            if (ADD) b = m == 16 ? load(add + i) : load(add + i, m);
-            seen.gradient = seen.gradient | bits(ADD ? b : a);
-            if (X) y = keep_finite<ADD>(combine<ADD>(a, b, d, s), a, d, zero, seen.worst);
-            else y = keep_finite<false>(s * b, b, s, zero, seen.worst);
-            if (m == 16) {
-                store((float*)(void*)to, y);
-                if (X) store(x + i, y);
-            } else {
-                store((float*)(void*)to, y, m);
-                if (X) store(x + i, y, m);
+    // written in order, read from as many places as a hand has blocks
+    for (int64_t place = 0, hand = 0; place <= ways; place++, hand = order.after(hand))
+        for (int64_t turn = 0; turn < (place < ways ? order.each : order.rest); turn++) {
+            const int64_t block = place < ways ? hand + ways * turn : ways * order.each + turn;
+            const int64_t begin = block * grain, end = n - begin < grain ? n : begin + grain;
+            for (int64_t i = begin; i < end; i += 16) {
+                const int m = (int)(end - i < 16 ? end - i : 16);
+                F16 a = zero, b = zero, y;
+                if (X) a = m == 16 ? load(x + i) : load(x + i, m);
+                if (ADD) b = m == 16 ? load(add + i) : load(add + i, m);
+                seen.gradient = seen.gradient | bits(ADD ? b : a);
+                if (X) y = keep_finite<ADD>(combine<ADD>(a, b, d, s), a, d, zero, seen.worst);
+                else y = keep_finite<false>(s * b, b, s, zero, seen.worst);
+                if (m == 16) {
+                    store((float*)(void*)to, y);
+                    if (X) store(x + i, y);
+                } else {
+                    store((float*)(void*)to, y, m);
+                    if (X) store(x + i, y, m);
+                }
+                to += 4 * m;
             }
         }
-    }
 }
 
 }  // namespace
@@ -46,7 +43,7 @@ CC_KERNEL(cc_deal, (CC_ENCODE_PARAMS, int64_t grain), (CC_ENCODE_ARGS, grain)) {
         const bool has_x = x && row.x >= 0, has_add = add && row.add >= 0;
         if (!encode_row_fits(row, x ? x_numel : MAX_NUMEL * 2, add ? add_numel : MAX_NUMEL * 2, wire_bytes,
                              status_numel, 4 * row.numel, false) ||
-            (!has_x && !has_add) || row.k < 1 || row.k > MAX_WAYS)
+            (!has_x && !has_add) || row.k < 1 || row.k > MAX_NUMEL)
             return CC_BAD_ROW(r);
         Seen seen;
         uint8_t* z = wire + row.wire;

@@ -96,7 +96,7 @@ static void add_up(const uint8_t* from, const cc_row& r, const uint8_t* norms, f
             const int m = (int)(r.numel - i < 16 ? r.numel - i : 16);
             const Scale s(norms, i / block, levels);
             const I16 q = (shift_right(word, k * words.width) & mask) - zero;
-            F16 v = to_float(q) * s.step * factor;
+            F16 v = to_float(q) * (s.step * factor);  // a sum may overflow where the mean does not
             if (m == 16) store(out + i, ADD ? load(out + i) + v : v);
             else store(out + i, ADD ? load(out + i, m) + v : v, m);
         }

@@ -94,8 +94,6 @@ CC_API int64_t cc_topk_some_encode(CC_ENCODE_PARAMS, const int64_t* counts, cons
 CC_API int64_t cc_topk_sampled_encode(CC_ENCODE_PARAMS, int64_t step, int64_t rank);
 CC_API int64_t cc_topk_zero(const uint8_t* wire, int64_t wire_bytes, const cc_row* rows, int64_t nrows, float* out,
                             int64_t out_numel);  // out[i] = 0 at the kept indices of one message
-CC_API int64_t cc_topk_keep(uint8_t* wire, int64_t wire_bytes, const cc_row* rows, int64_t nrows, const float* mean,
-                            int64_t mean_numel);  // its value becomes +0 where mean[row.x + index] == 0
 
 // Statistics of magnitudes, five doubles per row: count, sum, sum of squares, smallest, sum of log2; sums by fixed trees.
 // The first also writes x <- y and uses no wire. The second copies |x| above threshold[row] to the row's place in `list`
@@ -146,8 +144,8 @@ CC_API int64_t cc_minmax_decode(CC_DECODE_PARAMS, int bits, int64_t block);
 CC_API int64_t cc_hadamard_forward(CC_ENCODE_PARAMS, int64_t block, int64_t step);
 CC_API int64_t cc_hadamard_inverse(CC_DECODE_PARAMS, int64_t block, int64_t step);
 
-// Deals the blocks of `grain` elements of each row out to row.k shares: y goes to x, and dealt out to `wire` (fp32).
-// Back: adds scale times the kept elements of one top-k message over shares to a tensor in natural order.
+// Deals the blocks of `grain` elements of each row out to row.k hands: y goes to x, and dealt out to `wire` (fp32).
+// Back: adds scale times the kept elements of one top-k message, over pieces of the dealt order, in natural order.
 CC_API int64_t cc_deal(CC_ENCODE_PARAMS, int64_t grain);
 CC_API int64_t cc_topk_undeal(const uint8_t* wire, int64_t wire_bytes, const cc_row* rows, int64_t nrows,
                               const int64_t* deals, float* out, int64_t out_numel, float scale, int64_t grain);

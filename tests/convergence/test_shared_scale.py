@@ -81,6 +81,14 @@ def test_feedback_takes_the_aggregate_contraction_and_refuses_the_rest() -> None
 
 
 def test_only_what_has_equal_levels_shares_a_scale() -> None:
-    for compressor in (cc.TopK(ratio=0.1), cc.SignScale(), cc.Cast(torch.bfloat16)):
+    codes = cc.QSGD(bits=4, coding="elias")
+    for compressor in (cc.TopK(ratio=0.1), cc.SignScale(), cc.Cast(torch.bfloat16), cc.TernGrad(clip=2.5), codes):
         with pytest.raises(ValueError, match=r"not equally spaced.*Use SharedScale\(QSGD\(bits=4\)\)"):
             cc.SharedScale(compressor)
+
+
+def test_a_mean_that_fits_is_finite() -> None:
+    """The sum of two numbers of 3e38 does not fit fp32, their mean does."""
+    x = torch.full(SHAPE, 3e38)
+    simulator = cc.Simulator(cc.SharedScale(cc.QSGD(bits=8, rounding="nearest", block=64)), 2)
+    assert torch.allclose(simulator.mean([{"w": x}] * 2)[0]["w"], x) and not simulator.bad

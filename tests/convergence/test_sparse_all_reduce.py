@@ -47,7 +47,7 @@ def test_shares_select_nearly_what_one_would(kind: str, world: int) -> None:
         x[8:] = 0.0
     best = energy(x.abs().view(-1).topk(K).values)
     dealt = cc.Simulator(cc.SparseAllReduce(cc.TopK(ratio=RATIO)), world).mean([{"w": x}] * world)[0]["w"]
-    assert energy(dealt) > 0.97 * best
+    assert energy(dealt) > 0.95 * best, energy(dealt) / best
     if kind == "corner":
         cut = cc.Simulator(cc.TwoPhase(cc.TopK(ratio=RATIO), server=False), world).mean([{"w": x}] * world)[0]["w"]
         assert energy(cut) < 0.9 * energy(dealt)
@@ -55,7 +55,7 @@ def test_shares_select_nearly_what_one_would(kind: str, world: int) -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 5])
 def test_nothing_is_lost(world: int) -> None:
-    """sum of outs + mean residual = sum of mean inputs, with bad steps in between, and no residual at the owners."""
+    """sum of outs + mean residual + owners' = sum of mean inputs, with bad steps in between."""
     shape = (40, 90)
     simulator = cc.Simulator(cc.ErrorFeedback(cc.SparseAllReduce(cc.TopK(ratio=0.02))), world)
     g = torch.Generator().manual_seed(3)
@@ -72,19 +72,27 @@ def test_nothing_is_lost(world: int) -> None:
         if not simulator.bad:
             applied += out
         due += clean
-    assert set(simulator.stores[0].state_dict()) == {"residual"}
+    assert set(simulator.stores[0].state_dict()) == {"residual", "server"}
     assert torch.allclose(applied + remembered(simulator, "w", shape), due, rtol=0, atol=2e-3)
     assert float((applied - due).norm() / due.norm()) < 0.35
 
 
-def test_sums_that_cancel_stay_with_the_ranks() -> None:
-    """x and -x: the mean is zero, nothing takes effect, and each rank keeps all of its own."""
-    x = torch.randn(40, 40, generator=torch.Generator().manual_seed(0))
-    simulator = cc.Simulator(cc.ErrorFeedback(cc.SparseAllReduce(cc.TopK(ratio=0.1))), 2)
-    for _ in range(3):
-        assert not simulator.mean([{"w": x}, {"w": -x}])[0]["w"].any()
-    for sign, store in zip((3, -3), simulator.stores, strict=True):
-        assert torch.allclose(store.state_dict()["residual"]["w"], sign * x.view(-1))
+def test_what_cancels_does_not_starve_the_rest() -> None:
+    """+-1 on 200 elements of two ranks, whose mean is zero, and small numbers elsewhere, where the mean is not. If what
+    the owners drop came back to the ranks, the 200 would be all that is ever selected."""
+    g = torch.Generator().manual_seed(0)
+    shared = 0.1 * torch.randn(64, 64, generator=g)
+    apart = torch.zeros(4096)
+    apart[torch.randperm(4096, generator=g)[:200]] = 1.0
+    apart = apart.view(64, 64)
+    off = {}
+    for reducer in (cc.SparseAllReduce(cc.TopK(ratio=RATIO)), cc.AllGather(cc.TopK(ratio=RATIO))):
+        simulator = cc.Simulator(cc.ErrorFeedback(reducer), 2)
+        applied = torch.zeros(64, 64, dtype=torch.float64)
+        for _ in range(400):
+            applied += simulator.mean([{"w": shared + apart}, {"w": shared - apart}])[0]["w"]
+        off[type(reducer)] = float((applied / 400 - shared).norm() / shared.norm())
+    assert off[cc.SparseAllReduce] < 1.5 * off[cc.AllGather] < 0.5
 
 
 def test_refusals() -> None:

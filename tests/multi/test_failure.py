@@ -76,7 +76,7 @@ ROUTES = {
     "AllGather": cc.ErrorFeedback(cc.AllGather(Fragile(0.1))),
     "TwoPhase": cc.ErrorFeedback(cc.TwoPhase(Fragile(0.1, at=1365))),
     "Partition": cc.Partition({"2*": cc.AllGather(Fragile(0.1)), "*": cc.TwoPhase(cc.SignScale())}),
-    "SparseAllReduce": cc.ErrorFeedback(cc.SparseAllReduce(Fragile(0.1, at=1360))),
+    "SparseAllReduce": cc.ErrorFeedback(cc.SparseAllReduce(Fragile(0.1, at=1365))),
     "AllGather, variable": cc.AllGather(FragileCodes(bits=4, coding="elias")),
     "TwoPhase, variable": cc.TwoPhase(FragileCodes(bits=4, block=16, coding="elias", at=1360)),
     "SharedScale, before the norms": FragileScale(cc.QSGD(bits=4)),

@@ -1,5 +1,4 @@
-"""Blocks dealt out to shares, and selections brought back: a permutation with shares of nearly one size, equal on every
-instruction set."""
+"""Blocks dealt out to hands, and selections brought back: a permutation, equal on every instruction set."""
 
 from __future__ import annotations
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 
 from compcomm.ops import native
-from compcomm.ops.reference.interleave import bounds, first_block, order
+from compcomm.ops.reference.interleave import hands, order
 from compcomm.ops.reference.topk import Row, section
 from tests.ops.sparse_case import KINDS, make, same, using
 
@@ -19,16 +18,25 @@ SIZES = (0, 1, 33, 512, 1000, 4099)
 
 @pytest.mark.parametrize("ways", [1, 2, 3, 5, 64])
 @pytest.mark.parametrize("numel", [0, 1, 15, 16, 17, 160, 1000, 4099])
-def test_shares_are_dealt_in_turn(numel: int, ways: int) -> None:
-    places, edges = order(numel, 16, ways), bounds(numel, 16, ways)
+def test_hands_are_dealt_in_turn(numel: int, ways: int) -> None:
+    places = order(numel, 16, ways)
     assert sorted(places.tolist()) == list(range(numel))
-    assert edges[0] == 0 and edges[-1] == numel and len(edges) == ways + 1
-    blocks = -(-numel // 16)
-    for share in range(ways):
-        own = places[edges[share] : edges[share + 1]] // 16
-        assert len(own.unique()) in (blocks // ways, blocks // ways + 1)
-        assert ((own - own[:1]) % ways == 0).all() and (own.diff() >= 0).all()
-        assert not len(own) or int(own[0]) == first_block(numel, 16, ways, share)
+    assert numel == 0 or int(places[-1]) == numel - 1, "the last block, which may be short, stays last"
+    blocks = (places // 16).unique_consecutive().tolist()
+    each = max(0, len(blocks) - 1) // ways
+    for hand in range(ways):
+        own = blocks[hand * each : (hand + 1) * each]
+        assert own == list(range(own[0], ways * each, ways)) if own else not each
+    assert blocks[ways * each :] == list(range(ways * each, len(blocks)))
+
+
+@pytest.mark.parametrize("numel", [4099, 100_000, 10**6])
+def test_every_stretch_has_a_part_of_every_region(numel: int) -> None:
+    """Of each of 8 stretches of the dealt order, every eighth of the parameter has nearly an eighth."""
+    places = order(numel, 16, hands(numel, 16))
+    for stretch in places.chunk(8):
+        share = torch.bincount(stretch * 8 // numel, minlength=8) / len(stretch)
+        assert float(share.max()) < 0.26 and float(share.min()) > 0.06
 
 
 def tables(ways: int) -> tuple[Tensor, int, int]:
@@ -54,7 +62,7 @@ def dealt(backend: str, ways: int, kind: str) -> tuple[Tensor, Tensor, Tensor]:
 def test_dealing_gives_the_same_bits_everywhere(kind: str, ways: int) -> None:
     due = dealt("reference", ways, kind)
     assert due[0].isfinite().all()
-    table, numel, _ = tables(ways)
+    table, *_ = tables(ways)
     for x_at, _, n, to, *_ in table.tolist():
         if x_at >= 0:
             z = due[1][to : to + 4 * n].clone().view(torch.float32)
@@ -66,26 +74,26 @@ def test_dealing_gives_the_same_bits_everywhere(kind: str, ways: int) -> None:
 @pytest.mark.parametrize("ways", [1, 2, 5])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_selections_come_back_to_their_places(backend: str, ways: int) -> None:
-    """The k largest of each share of 1000 elements, and of 4099: added to a tensor in natural order."""
+    """The largest of each third of 1000 dealt elements, and of 4099: added to a tensor in natural order."""
     lines, deals, byte, sources = [], [], 4, []
     starts = {1000: 5, 4099: 1010}
     for n in (1000, 4099):
         source = make("normal", n, n)
         sources.append(source)
-        for share in range(ways):
-            low, high = bounds(n, 16, ways)[share : share + 2]
+        for share in range(3):
+            low, high = n * share // 3, n * (share + 1) // 3
             row = Row(0, -1, high - low, byte, 0, 0, 7, 0)
             lines.append((row, source[order(n, 16, ways)][low:high]))
-            deals.append([n, first_block(n, 16, ways, share), ways])
+            deals.append([n, low, ways])
             byte += section(row) + 4
     wire, status = torch.zeros(byte, dtype=torch.uint8), torch.zeros(2, dtype=torch.uint8)
     due = torch.ones(5200)
     with using(backend):
         for row, part in lines:
             OPS.topk_encode(part.clone(), None, wire, torch.tensor([list(row)]), status, 1.0, 1.0, None)
-        for (row, part), (n, first, _) in zip(lines, deals, strict=True):
+        for (_, part), (n, low, _) in zip(lines, deals, strict=True):
             for j in part.abs().topk(7).indices.tolist():
-                natural = (first + ways * (j // 16)) * 16 + j % 16
+                natural = int(order(n, 16, ways)[low + j])
                 assert sources[n == 4099][natural] == part[j]
                 due[starts[n] + natural] += part[j] * 0.5
         table = torch.tensor([list(row) for row, _ in lines])
@@ -103,7 +111,7 @@ def test_what_does_not_fit_is_refused(backend: str) -> None:
     x, z, status = torch.zeros(100), torch.zeros(400, dtype=torch.uint8), torch.zeros(2, dtype=torch.uint8)
     good = torch.tensor([[0, -1, 90, 0, 0, 0, 2, 0]])
     with using(backend):
-        for column, value in ((0, 20), (0, 2**62), (0, -1), (2, -1), (3, 44), (6, 0), (6, 5000), (7, 3)):
+        for column, value in ((0, 20), (0, 2**62), (0, -1), (2, -1), (3, 44), (6, 0), (6, -3), (7, 3)):
             bad = good.clone()
             bad[0, column] = value
             with pytest.raises(ValueError, match="row 0"):
@@ -112,7 +120,7 @@ def test_what_does_not_fit_is_refused(backend: str) -> None:
             OPS.deal(x, None, z, good, status, 1.0, 1.0, 8)
         wire = torch.zeros(1, 100, dtype=torch.uint8)
         row = torch.tensor([[0, -1, 64, 0, 0, 0, 2, 0]])
-        for deal in ([200, 0, 2], [100, 3, 1], [100, 0, 2], [-1, 0, 2], [100, -1, 1], [100, 0, 0]):
+        for deal in ([200, 0, 2], [100, 40, 1], [60, 0, 2], [-1, 0, 2], [100, -1, 1], [100, 0, 0]):
             with pytest.raises(ValueError, match="row 0"):
                 OPS.topk_undeal(wire, row, torch.tensor([deal]), torch.zeros(110), 1.0, 16)
         with pytest.raises(ValueError, match=r"\[rows, 3\]"):

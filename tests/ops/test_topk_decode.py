@@ -154,58 +154,11 @@ def test_a_section_may_hold_fewer_than_its_capacity(implementation: str) -> None
             OPS.topk_decode(wires, table, torch.zeros(2, dtype=torch.uint8), out, 1.0, True)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_keeping_what_the_mean_kept(implementation: str) -> None:
-    """A value is cleared where the mean is zero of either sign, its index stays, and nothing else changes."""
-    table = table_of([(1000, 30), (65540, 41), (50, 5)])
-    mean = make("normal", elements(table), 9)
-    mean[::3], mean[1::3], mean[100] = 0.0, -0.0, torch.nan
-    for sent in ([30, 41, 5], [11, 40, 0]):
-        wires, skip = partial(table, sent, 3).unsqueeze(0), torch.zeros(2, dtype=torch.uint8)
-        before, after = torch.zeros(elements(table)), torch.zeros(elements(table))
-        chosen = table.clone()
-        chosen[2, 0] = -1  # a row that the mean lacks is passed over
-        original = wires.clone()
-        with using(implementation):
-            OPS.topk_decode(wires, table, skip, before, 1.0, False)
-            OPS.topk_keep(wires, chosen, mean)
-            OPS.topk_decode(wires, table, skip, after, 1.0, False)
-        begin = int(table[2, 0])
-        due = torch.where((mean == 0) & (torch.arange(len(mean)) < begin), 0.0, before)
-        assert same(after, due) and not same(after, before)
-        changed = original != wires
-        for line in table.tolist():
-            row = topk.Row(*line)
-            values_at = row.wire + topk.section(row) - 4 * row.k
-            assert not bool(changed[row.wire : values_at].any())
-        cleared = before[(after == 0) & (before != 0)].numel()
-        with using(implementation):
-            OPS.topk_zero(wires, chosen, before)
-        assert 0 < cleared < sum(sent) and bool((before[:begin] == 0).all())
-
-
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_keeping_checks_everything_first(implementation: str) -> None:
-    table = table_of([(50, 50), (1000, 30)])
-    wires, mean = messages(table, 2), torch.zeros(elements(table))
-    with using(implementation):
-        with pytest.raises(ValueError, match=r"topk_keep: wires has 2 messages"):
-            OPS.topk_keep(wires, table, mean)
-        with pytest.raises(ValueError, match=r"topk_keep: table row 1.*outside"):
-            OPS.topk_keep(wires[:1], table, mean[:900])
-        wires[0, int(table[1, 3])] = 31
-        before = wires.clone()
-        with pytest.raises(RuntimeError, match=r"topk_keep: message 0, table row 1: .*corrupt"):
-            OPS.topk_keep(wires[:1], table, mean)
-    assert same(wires, before)
-
-
 def test_opcheck() -> None:
     table = table_of([(1000, 30), (40, 3)])
     wires, out, skip = messages(table, 2), torch.zeros(elements(table)), torch.zeros(2, dtype=torch.uint8)
     tests = ("test_schema", "test_faketensor")
     torch.library.opcheck(OPS.topk_decode, (wires, table, skip, out, 1.0, False), test_utils=tests)
     torch.library.opcheck(OPS.topk_zero, (wires[:1], table, out), test_utils=tests)
-    torch.library.opcheck(OPS.topk_keep, (wires[:1], table, out), test_utils=tests)
     with pytest.raises(ValueError, match=r"topk_zero: wires has 2 messages"):
         OPS.topk_zero(wires, table, out)

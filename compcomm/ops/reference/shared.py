@@ -147,5 +147,5 @@ def shared_decode(
         codes = (packed >> shifts[:, None]) & ((1 << width) - 1)
         q = (codes.reshape(-1)[: row.numel] - levels * world).to(torch.float32)
         steps, _ = _scales(norms, row, levels, block)
-        value = q * steps.repeat_interleave(block)[: row.numel] * scale
+        value = q * (steps * scale).repeat_interleave(block)[: row.numel]  # a sum may overflow where the mean does not
         target.copy_(target + value if accumulate else value)

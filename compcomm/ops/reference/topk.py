@@ -188,16 +188,3 @@ def topk_zero(wires: Tensor, table: Tensor, out: Tensor) -> None:
     """``out[i] = 0`` at the kept elements of the one message: what was sent is cleared, as momentum masks need."""
     for row, at in _own_indices("topk_zero", wires, table, out):
         out[row.x : row.x + row.numel][at] = 0.0
-
-
-def topk_keep(wires: Tensor, table: Tensor, mean: Tensor) -> None:
-    """In the one message, the values of kept elements where ``mean`` is zero become +0.0; their indices stay.
-
-    What is left of it is the part of one's own message that took effect on the ranks: where a second selection dropped
-    an element from the mean, nothing of it did.
-    """
-    for row, at in _own_indices("topk_keep", wires, table, mean):
-        begin = row.wire + values_at(row)
-        values = take(wires[0], begin, at.numel(), torch.float32)
-        dropped = mean[row.x : row.x + row.numel][at] == 0
-        put(wires[0], begin, torch.where(dropped, 0.0, values))
