@@ -1,8 +1,8 @@
 """The closed vocabulary in which reducers speak to a transport.
 
 A reducer yields one of these and is resumed when the result lies in the collective's receiving tensor. All tensors
-are contiguous and one-dimensional. Every rank yields the same sequence of (kind, dtype, bytes); no value that only
-one rank knows may change it.
+are contiguous and one-dimensional. Every rank yields the same sequence of (kind, dtype, bytes), where a body whose
+length the ranks agreed on in this step counts with its capacity; no value that only one rank knows may change it.
 """
 
 from __future__ import annotations

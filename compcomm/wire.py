@@ -1,7 +1,8 @@
 """Payloads as one uint8 buffer: where each parameter's bytes lie, and the header that goes in front.
 
 A message is ``header | exact segments | coded segments``, everything little-endian, every section a multiple of four
-bytes long. All lengths follow from the configuration and the shapes, never from a peer.
+bytes long. Where the sections lie, and how long a message is at most, follows from the configuration and the shapes. A
+peer only says how long a message of variable length is, and that is checked before it is used.
 
 ====== ===== ==========================================================================
 offset bytes header field
@@ -12,7 +13,7 @@ offset bytes header field
 6      2     rank of the sender
 8      4     step (modulo 2**32)
 12     4     number of the bucket
-16     4     length of the message in bytes
+16     4     length of the message in bytes, as far as it is sent
 20     n/8   one bit per segment of the bucket: its gradient is all zero on the sender
 ====== ===== ==========================================================================
 """

@@ -80,7 +80,7 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$sum" ]; then
     quiet=()
     [ -t 2 ] && [ -z "${CI:-}" ] || quiet=(--quiet --quiet --progress-bar off) # errors alone
     .venv/bin/python -m pip install "${quiet[@]}" --no-input --disable-pip-version-check --root-user-action ignore \
-        -c launch/constraints.txt -e ".[$extras]" >&2
+        -c launch/constraints.txt -e ".${extras:+[$extras]}" >&2
     printf '%s\n' "$sum" >"$stamp"
     grep -L "$sum" .venv/compcomm-*.sha256 | xargs -r rm # what other extras came with is overwritten now
 fi

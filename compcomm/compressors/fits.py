@@ -1,8 +1,8 @@
 """Thresholds of fitted distributions: which magnitude a share ``ratio`` of the data exceeds.
 
 All functions take fp64 vectors, one entry per parameter, and give NaN where the data do not determine a fit (all
-magnitudes alike, sums that left the range of fp32). Method of moments throughout, as in Abdelmoniem, Elzanaty, Alouini,
-Canini 2021 (arXiv:2101.10761), section 3.
+magnitudes alike, sums that left the range of fp32). By moments (gamma: of the values and
+their logarithms), as in Abdelmoniem, Elzanaty, Alouini, Canini 2021 (arXiv:2101.10761), section 3.
 """
 
 from __future__ import annotations

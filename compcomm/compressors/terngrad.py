@@ -47,7 +47,7 @@ class TernGrad(Compressor):
     block: int = 512
     dense_below: int = 1024
 
-    cure = "Use TernGrad() without clip, which feedback shrinks to Contractive(...), or TwoMeans() at fewer bits."
+    cure = "Use TernGrad(clip=2.5) without feedback, or TwoMeans(), a contraction at fewer bits."
 
     def __post_init__(self) -> None:
         super().__post_init__()

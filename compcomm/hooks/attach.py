@@ -106,8 +106,11 @@ def _line(reducer: Reducer, everything: Layout, world: int) -> str:
     if world == 1:
         return f"{text}: nothing to send"
     found = breakeven(reducer, everything, world)
-    text += f": {_size(found.dense)} -> {_size(found.sent)} per rank and step ({found.ratio:.1f}x)"
-    if found.seconds:
+    most, least = ("at most ", "at least ") if reducer.variable else ("", "")
+    text += f": {_size(found.dense)} -> {most}{_size(found.sent)} per rank and step ({least}{found.ratio:.1f}x)"
+    if found.seconds and found.sent >= found.dense:
+        text += ", which saves nothing: use Exact()"
+    elif found.seconds:
         text += f", should pay below {_rate(found.bits_per_second)} (kernels {found.seconds * 1e3:.1f} ms per step)"
     return text
 

@@ -42,9 +42,9 @@ class SharedScale(Route):
         super().__post_init__()
         if self.compressor.uniform is None:
             raise ValueError(
-                f"SharedScale({self.compressor!r}): its levels are not equally spaced around zero under one norm, or "
-                f"its codes vary in length, so codes of several ranks cannot be summed. Use SharedScale(QSGD(bits=4)) "
-                f"or SharedScale(TernGrad())."
+                f"SharedScale({self.compressor!r}): its levels are not equally spaced around zero under one norm (or "
+                f"are clipped on each rank by itself), or its codes vary in length, so codes of several ranks cannot be "
+                f"summed. Use SharedScale(QSGD(bits=4)) or SharedScale(TernGrad())."
             )
 
     @property

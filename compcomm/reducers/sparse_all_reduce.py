@@ -39,9 +39,9 @@ class SparseAllReduce(Owners):
     in dealt order). Giving that back to the ranks instead, as Ok-Topk does, would starve: what cancels between the
     ranks comes back larger in each step, until nothing else is selected.
 
-    Source: Li and Hoefler 2022 (arXiv:2201.07598, Ok-Topk): split, sum at owners, select again, gather. Ours deals
-    blocks instead of moving the regions' borders, and selects exactly (as fast as with thresholds that are reused),
-    so that every message has a fixed length.
+    Source: Li and Hoefler 2022 (arXiv:2201.07598, Ok-Topk), section 3.1: split, sum at owners, select again, gather.
+    Ours deals blocks instead of moving the regions' borders, and selects exactly instead of by reused thresholds, so
+    that every message has a fixed length (cold and warm selection take the same time: ``benchmarks/results/kernels.json``).
     """
 
     def __post_init__(self) -> None:

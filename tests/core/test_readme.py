@@ -52,6 +52,17 @@ def test_the_table_of_methods(call: str, cells: list[str]) -> None:
         assert made.linear is (not linear.startswith("no")), linear
     assert made.unbiased is unbiased.startswith("yes"), unbiased
     assert (made.delta(1 << 20) is None) is (delta == "none" or "where positive" in delta), delta
+    match = re.fullmatch(r"([\d.]+|bits)( \+ (\d+)/(\d+))?", cells[2])
+    if match:
+        code = 4.0 if match[1] == "bits" else float(match[1])
+        due = code + (int(match[3]) / int(match[4]) if match[2] else 0)
+        assert made.section(1 << 20) * 8 / (1 << 20) == pytest.approx(due, abs=1e-3), cells[2]
+    omega = re.search(r"omega ([\d./]+)( at 4 bits)?\)", unbiased)
+    if omega:
+        assert made.omega(1 << 20) == pytest.approx(eval(omega[1]), rel=0.01), unbiased
+    promise = re.match(r"([\d./]+)( at 4 bits)?( \(|$)", delta)
+    if promise:
+        assert made.delta(1 << 20) == pytest.approx(eval(promise[1]), rel=0.02), delta
     routes = {"all-reduce": cc.AllReduce, "all-gather": cc.AllGather, "two-phase": cc.TwoPhase, "as c": cc.TwoPhase}
     assert isinstance(cc.settle(made, 8), routes[route]), route
 
