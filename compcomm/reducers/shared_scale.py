@@ -43,8 +43,8 @@ class SharedScale(Route):
         if self.compressor.uniform is None:
             raise ValueError(
                 f"SharedScale({self.compressor!r}): its levels are not equally spaced around zero under one norm (or "
-                f"are clipped on each rank by itself), or its codes vary in length, so codes of several ranks cannot be "
-                f"summed. Use SharedScale(QSGD(bits=4)) or SharedScale(TernGrad())."
+                f"are clipped on each rank by itself), or its codes vary in length, so codes of several ranks cannot "
+                f"be summed. Use SharedScale(QSGD(bits=4)) or SharedScale(TernGrad())."
             )
 
     @property

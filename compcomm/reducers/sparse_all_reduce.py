@@ -41,7 +41,7 @@ class SparseAllReduce(Owners):
 
     Source: Li and Hoefler 2022 (arXiv:2201.07598, Ok-Topk), section 3.1: split, sum at owners, select again, gather.
     Ours deals blocks instead of moving the regions' borders, and selects exactly instead of by reused thresholds, so
-    that every message has a fixed length (cold and warm selection take the same time: ``benchmarks/results/kernels.json``).
+    that every message has a fixed length (``benchmarks/results/kernels.json``: a cold selection takes no longer).
     """
 
     def __post_init__(self) -> None:

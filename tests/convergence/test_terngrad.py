@@ -90,7 +90,7 @@ def test_clipping_is_no_contraction() -> None:
     lost = float(_errors(_coder(2.5, 512), x, 200).mean()) / float(x.square().sum())
     assert lost == pytest.approx(1.62, abs=0.05)
     assert cc.TernGrad(2.5).delta(n) is None
-    with pytest.raises(ValueError, match=r"Use TernGrad\(\) without clip"):
+    with pytest.raises(ValueError, match=r"Use TernGrad\(clip=2.5\) without feedback"):
         cc.ErrorFeedback(cc.TernGrad(clip=2.5))
     assert repr(cc.ErrorFeedback(cc.TernGrad())) == "ErrorFeedback(Contractive(TernGrad()))"
 
