@@ -150,6 +150,15 @@ CC_API int64_t cc_deal(CC_ENCODE_PARAMS, int64_t grain);
 CC_API int64_t cc_topk_undeal(const uint8_t* wire, int64_t wire_bytes, const cc_row* rows, int64_t nrows,
                               const int64_t* deals, float* out, int64_t out_numel, float scale, int64_t grain);
 
+// Natural dithering: per block one fp32 step, then all codes +-i + s (level i of s = 2^(bits-1) - 1), `bits` bits each.
+CC_API int64_t cc_natural_dither_encode(CC_ENCODE_PARAMS, const float* gain, int bits, int norm2, int64_t block,
+                                        int64_t step, int64_t rank);
+CC_API int64_t cc_natural_dither_decode(CC_DECODE_PARAMS, int bits, int64_t block);
+
+// Float8: per block one fp32 step, then a byte per element in E4M3FN, or E5M2 (e5m2 != 0); round to nearest even.
+CC_API int64_t cc_float8_encode(CC_ENCODE_PARAMS, int e5m2, int64_t block);
+CC_API int64_t cc_float8_decode(CC_DECODE_PARAMS, int e5m2, int64_t block);
+
 // Codebook: per block one fp32 scale S, then `bits` bits per element, the rank of the nearest of 2^bits symmetric
 // levels; in a window of part/65536 of each block one bit more, sent after the others. levels: the positive halves of
 // the codebooks of `bits` bits (bits > 0) and of bits + 1 bits (part > 0). dot: S = |y|^2/<c,y> instead of <c,y>/|c|^2.
