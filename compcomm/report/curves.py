@@ -12,7 +12,7 @@ from .plots import COLOURS
 
 MARKERS = "osD^vP*X"
 STYLES = ("-", "--", ":", "-.")
-FLOOR, CEILING = 1e-5, 10.0
+FLOOR, CEILING = 1e-6, 10.0
 """Relative errors between which a panel reaches: below, a point is drawn at its edge; above, a line leaves it."""
 
 

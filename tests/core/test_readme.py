@@ -110,6 +110,31 @@ def test_the_table_of_routes() -> None:
     assert ratios == {58} and "sends 58 times less whatever their number" in README
 
 
+def test_the_comparison_that_the_text_quotes() -> None:
+    results = ROOT / "benchmarks/results"
+    found = json.loads((results / "compressors.json").read_text())
+    rows = {(r["data"], r["compressor"]): r for r in found["rows"]}
+    two = [rows[data, "Rotated(LloydMax(2))"]["relative_error"] for data in found["data"]]
+    assert {f"{error:.2f}" for error in two} == {"0.12"} and "(0.12 of the square at 2 bits)" in README
+    cost = {
+        r["compressor"]: r["encode_memcpy_ratio"] + r["decode_memcpy_ratio"]
+        for r in found["speed"]
+        if r.get("goal", 1) != 3
+    }
+    rotated, plain = cost["Rotated(LloydMax(4))"], cost["QSGD(bits=4, rounding='nearest')"]
+    assert f"costs {rotated:.1f} times `memcpy` to code and decode, 4 bits of `QSGD` cost {plain:.1f}" in README
+    elias = rows["embedding", "QSGD(levels=64, norm=2, coding='elias')"]
+    quoted = f"takes {elias['bits_per_element']:.2f} bits per element for an error of {elias['relative_error']:.3f}"
+    assert quoted in README
+    hosts = json.loads((results / "exchange-4-hosts-1gbit.json").read_text())["rows"]
+    seconds = {r["reducer"]: r["seconds"] for r in hosts}
+    dealt, gathered = (
+        seconds["ErrorFeedback(SparseAllReduce(TopK(ratio=0.01)))"],
+        seconds["ErrorFeedback(TopK(ratio=0.01))"],
+    )
+    assert f"({dealt:.3f} s against {gathered:.3f} s for ResNet-50)" in README
+
+
 def _sent(compressor: cc.Compressor, world: int) -> int:
     return compressor.cost(cc.Layout.of(resnet50()), world).sent
 

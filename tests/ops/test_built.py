@@ -31,4 +31,5 @@ def test_every_kernel_is_exported() -> None:
     asked = {
         n for f in (CSRC.parent / "compcomm/ops").glob("*.py") for n in re.findall(r'"(?:cc_)?(\w+)"', f.read_text())
     }
-    assert sorted(name for name in defined if name.removeprefix("cc_") not in asked) == []
+    inner = {"cc_philox"}  # for the tests alone
+    assert sorted(name for name in defined - inner if name.removeprefix("cc_") not in asked) == []
