@@ -39,6 +39,10 @@ def main() -> None:
     options = arguments()
     torch.set_num_threads(1)
     families = [f for f in FAMILIES if not options.only or f.name.startswith(tuple(options.only))]
+    unknown = [name for name in options.only or () if not any(f.name.startswith(name) for f in FAMILIES)]
+    if unknown:
+        known = ", ".join(sorted(f.name for f in FAMILIES))
+        sys.exit(f"compressors.py: --only {' '.join(unknown)}: no family begins so. There are: {known}.")
     console = need("rich.console", "compressors.py").Console(width=None if sys.stdout.isatty() else 160)
     pace: dict[str, float] = {}
     rows: list[Row] = []

@@ -174,6 +174,11 @@ class Compressor(Described, ABC, abstract=True):
             y = torch.where(finite, y, torch.nan_to_num(old, 0.0, 0.0, 0.0) if i.add is not None else 0.0)
             code = self.encode_segment(y * g, rng, key, offset).clone(memory_format=torch.contiguous_format)
             code = code.view(torch.uint8)
+            if len(code) > self.section(numel):
+                raise ValueError(
+                    f"{self!r}: encode_segment gave {len(code)} bytes for {numel} elements, and section({numel}) says "
+                    f"{self.section(numel)}. Both follow from the number of elements alone; make them agree."
+                )
             i.wire[wire : wire + len(code)] = code
             i.wire[wire + len(code) : wire + -(-len(code) // 4) * 4] = 0
             x.copy_(y - self.decode_segment(code, numel, rng, key, offset))

@@ -34,5 +34,7 @@ def check_compressor(c: Compressor) -> None:
     Raises:
         ContractError: the first promise that is not kept.
     """
+    if not isinstance(c, Compressor):
+        raise TypeError(f"check_compressor({c!r}): give a compressor, made by its call: check_compressor(TopK(0.01)).")
     for check in COMPRESSOR_CHECKS:
         check(c)

@@ -33,5 +33,7 @@ def check_reducer(r: Reducer) -> None:
     Raises:
         ContractError: the first promise that is not kept.
     """
+    if not isinstance(r, Reducer):
+        raise TypeError(f"check_reducer({r!r}): give a reducer, made by its call: check_reducer(Exact()).")
     for check in REDUCER_CHECKS:
         check(r)

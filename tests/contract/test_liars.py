@@ -52,6 +52,21 @@ def test_an_honest_compressor_passes() -> None:
     check_compressor(_compressor())
 
 
+def test_what_is_no_compressor_is_told_so() -> None:
+    for wrong in (cc.TopK, cc.Exact(), None):
+        with pytest.raises(TypeError, match="give a compressor, made by its call"):
+            check_compressor(wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="give a reducer, made by its call"):
+        check_reducer(cc.TopK(0.01))  # type: ignore[arg-type]
+
+
+def test_a_section_of_another_length_is_explained() -> None:
+    short = _compressor(section=lambda self, numel: numel)
+    layout = cc.Layout.of([("w", (1, 10))])
+    with pytest.raises(ValueError, match=r"gave 20 bytes for 10 elements, and section\(10\) says 10"):
+        short.encode_(cc.Bucket(torch.ones(10), layout), cc.Rng())
+
+
 def test_an_honest_compressor_serves_every_route() -> None:
     c = _compressor()
     for reducer in (
