@@ -3,7 +3,7 @@
 // t without its mantissa is the number sent. Section: the exponent fields (a byte each), then the signs (a bit each).
 #include "codes.h"
 #include "decode.h"
-#include "dither_bits.h"
+#include "dither.h"
 
 namespace {
 

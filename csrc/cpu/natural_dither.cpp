@@ -4,7 +4,7 @@
 // Two passes over a block that fits the first-level cache, one pass over memory.
 #include "codes.h"
 #include "decode.h"
-#include "dither_bits.h"
+#include "dither.h"
 
 namespace {
 
