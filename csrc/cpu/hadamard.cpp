@@ -75,13 +75,15 @@ template <bool ADD> struct Forward {
 
 template <bool ADD>
 static inline void forward(float* x, const float* add, int64_t n, float decay, float add_scale, Signs& signs,
-                           int64_t offset, Seen& seen, float* z, uint8_t* status) {
+                           int64_t offset, Seen& seen, float* t, float* z, uint8_t* status) {
     const float c = (float)(1.0 / sqrt((double)n));
     Forward<ADD> source{x, add, splat(decay), splat(add_scale), splat(c), signs, offset, seen};
-    transform(source, n, z);
+    transform(source, n, t);
     if (max_lanes(source.largest) >= as_bits(LIMIT)) {
         status[0] |= 1;
         memset(z, 0, 4 * (size_t)n);
+    } else if (t != z) {
+        memcpy(z, t, 4 * (size_t)n);
     }
 }
 
@@ -161,9 +163,11 @@ CC_KERNEL(cc_hadamard_forward, (CC_ENCODE_PARAMS, int64_t block, int64_t step), 
         const float* pa = add && row.add >= 0 ? add + row.add : nullptr;
         Signs signs(row.key, step);
         Seen seen;
+        alignas(64) float own[L1];  // passes over z itself would wait for its cache lines
         each_block(row.numel, block, [&](int64_t at, int64_t n) {
-            if (pa) forward<true>(px + at, pa + at, n, decay, add_scale, signs, row.offset + at, seen, z + at, status);
-            else forward<false>(px + at, nullptr, n, decay, add_scale, signs, row.offset + at, seen, z + at, status);
+            float* t = n <= L1 ? own : z + at;
+            if (pa) forward<true>(px + at, pa + at, n, decay, add_scale, signs, row.offset + at, seen, t, z + at, status);
+            else forward<false>(px + at, nullptr, n, decay, add_scale, signs, row.offset + at, seen, t, z + at, status);
         });
         seen.report(row, status);
     }
