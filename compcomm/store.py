@@ -18,6 +18,7 @@ from torch import Tensor
 from .bucket import Bucket, Layout, Segment
 
 if TYPE_CHECKING:
+    from .compressor import Compressor
     from .reducer import Reducer
 
 
@@ -38,7 +39,13 @@ class Merge(Enum):
 class Slot:
     """A tensor per parameter: ``numel`` elements (None: as many as the segment has) of ``dtype``, first ``fill``.
 
-    ``grain`` belongs to SHARDED slots: a rank holds ``segment.share(rank, world, grain)``.
+    Args:
+        grain: of SHARDED slots: a rank holds ``segment.share(rank, world, grain)``.
+        into: of SHARDED slots: the slot of the same parameter that takes this one's value up when the workers change,
+            as the mean residual takes up what an owner still owed; "": joined and cut anew.
+        codec: the slot holds no numbers but that compressor's section of as many fp32 numbers as the segment has
+            (``compcomm.coded``): bytes, ``numel`` of them or, if None, what the section takes, rounded up to four.
+        pending: gradient that is still to be applied: rescaled where the learning rate changes.
     """
 
     merge: Merge
@@ -46,6 +53,21 @@ class Slot:
     dtype: torch.dtype = torch.float32
     fill: float = 0.0
     grain: int = 1
+    into: str = ""
+    codec: Compressor | None = None
+    pending: bool = False
+
+    def __post_init__(self) -> None:
+        if self.into and self.merge is not Merge.SHARDED:
+            raise ValueError(f"{self!r}: only what is SHARDED goes into another slot. Leave into={self.into!r} out.")
+        if self.codec is not None and (self.dtype != torch.uint8 or self.fill != 0.0):
+            raise ValueError(f"{self!r}: a codec's section is bytes, first zero. Give dtype=torch.uint8 and no fill.")
+
+    def size(self, numel: int) -> int:
+        """Elements of ``dtype`` for ``numel`` elements of a parameter."""
+        if self.numel is not None:
+            return self.numel
+        return numel if self.codec is None else -(-self.codec.section(numel) // 4) * 4
 
 
 class StateError(ValueError):
@@ -83,8 +105,9 @@ class Store:
             slot = self.reducer.slots(s, self.world).get(name) if s.numel else None
             if slot is not None:
                 held = s.share(self.rank, self.world, slot.grain) if slot.merge is Merge.SHARDED else s
-                numel = held.numel if slot.numel is None else slot.numel
-                shape, offset = (s.shape, held.offset) if slot.numel is None else ((numel,), 0)
+                numel = slot.size(held.numel)
+                plain = slot.numel is None and slot.codec is None
+                shape, offset = (s.shape, held.offset) if plain else ((numel,), 0)
                 segments.append(Segment(s.name, shape, start, start + numel, offset))
                 slots.append(slot)
                 keys.append((s.name, s.offset))

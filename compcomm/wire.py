@@ -56,12 +56,15 @@ class Row(NamedTuple):
 class Packing:
     """How the segments of a layout travel: as one message, or cut into one message per owner.
 
-    ``splits`` are the messages' lengths in bytes; ``exact`` and ``coded`` the rows of either kind.
+    ``splits`` are the messages' lengths in bytes; ``exact`` and ``coded`` the rows of either kind. ``bare``: nothing
+    but the sections, for what stays here.
     """
 
-    def __init__(self, compressor: Compressor, parts: tuple[tuple[tuple[int, Segment], ...], ...], count: int) -> None:
+    def __init__(
+        self, compressor: Compressor, parts: tuple[tuple[tuple[int, Segment], ...], ...], count: int, bare: bool = False
+    ) -> None:
         self.count = count
-        self.header = -(-(_FIELDS + -(-count // 8)) // 4) * 4
+        self.header = 0 if bare else -(-(_FIELDS + -(-count // 8)) // 4) * 4
         self.exact: list[Row] = []
         self.coded: list[Row] = []
         splits: list[int] = []
@@ -73,7 +76,7 @@ class Packing:
                         (self.exact if exact else self.coded).append(Row(message, index, segment, position))
                         size = segment.numel * 4 if exact else _section(compressor, segment)
                         position += -(-size // 4) * 4
-            if position >= 1 << 32:
+            if position >= 1 << 32 and not bare:
                 raise ValueError(
                     f"{compressor!r}: a message of {position} bytes; the header counts to 4 GiB. Use smaller buckets."
                 )
@@ -137,6 +140,18 @@ def _section(compressor: Compressor, segment: Segment) -> int:
 def pack(compressor: Compressor, layout: Layout) -> Packing:
     """The whole layout in one message."""
     return Packing(compressor, (tuple(enumerate(layout.segments)),), len(layout.segments))
+
+
+@lru_cache(maxsize=4096)
+def pack_bare(compressor: Compressor, layout: Layout) -> Packing:
+    """The sections of all segments end to end, without a header: how a coded slot lies in memory."""
+    for s in layout.segments:
+        if compressor.variable or compressor.exact(s):
+            raise ValueError(
+                f"{compressor!r} keeps no memory of {s.name!r}: sections of fixed length are needed, of every "
+                f"parameter. Use one such as QSGD(bits=8, rounding='nearest', dense_below=0)."
+            )
+    return Packing(compressor, (tuple(enumerate(layout.segments)),), len(layout.segments), bare=True)
 
 
 @lru_cache(maxsize=4096)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -67,7 +67,12 @@ class ErrorFeedback(Reducer):
 
     def slots(self, segment: Segment, world: int) -> Mapping[str, Slot]:
         inner = self._inner.slots(segment, world)
-        return inner if self.exact(segment) else {"residual": Slot(Merge.MEAN), **inner}
+        if self.exact(segment):
+            return inner
+        if self.conserves(segment):  # what an owner still owes counts as the mean residual does
+            owed = {n: replace(s, into="residual") for n, s in inner.items() if s.merge is Merge.SHARDED}
+            inner = {**inner, **owed}
+        return {"residual": Slot(Merge.MEAN, pending=True), **inner}
 
     def reduce(
         self,

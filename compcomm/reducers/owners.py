@@ -65,7 +65,7 @@ class Owners(Route, ABC, abstract=True):
     def slots(self, segment: Segment, world: int) -> Mapping[str, Slot]:
         if not self.keeps or self.exact(segment):
             return {}
-        return {"server": Slot(Merge.SHARDED, grain=self.compressor.grain)}
+        return {"server": Slot(Merge.SHARDED, grain=self.compressor.grain, pending=True)}
 
 
 class Phases(NamedTuple):

@@ -35,7 +35,7 @@ def declares_its_slots(r: Reducer) -> None:
                     demand(found is not None, r, f"slot {name!r} of {s.name} is declared and not made.")
                     assert found is not None
                     held = s.share(rank, world, slot.grain) if slot.merge is Merge.SHARDED else s
-                    due = held.numel if slot.numel is None else slot.numel
+                    due = slot.size(held.numel)
                     fits = found.numel() == due and found.dtype == slot.dtype
                     demand(fits, r, f"slot {name!r} of {s.name} has {found.numel()} elements of {found.dtype}.")
                     demand((found == slot.fill).all(), r, f"slot {name!r} of {s.name} does not begin at {slot.fill}.")
