@@ -7,6 +7,7 @@ ErrorFeedback(TopK(ratio=0.01))
 
 from __future__ import annotations
 
+from . import checkpoint as checkpoint
 from . import ops as ops  # registers the operators
 from .bucket import Bucket, Layout, Segment
 from .compressor import Compressor, Payload

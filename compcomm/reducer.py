@@ -159,6 +159,10 @@ class Reducer(Described, ABC, abstract=True):
         """A SHARDED slot, all ranks' shares joined, in the order of the parameter's elements."""
         return joined
 
+    def weight(self, segment: Segment, rank: int, world: int) -> float:
+        """What a rank's part of a MEAN slot counts for in the mean; over the ranks they sum to 1."""
+        return 1.0 / world
+
     def contractive(self) -> Reducer:
         """This reducer as error feedback needs it; an error where its compressor is no contraction."""
         raise ValueError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,8 +60,12 @@ class Slot:
     def __post_init__(self) -> None:
         if self.into and self.merge is not Merge.SHARDED:
             raise ValueError(f"{self!r}: only what is SHARDED goes into another slot. Leave into={self.into!r} out.")
+        if self.numel is not None and self.merge is Merge.SHARDED:
+            raise ValueError(f"{self!r}: owners share what has a number per element. Leave numel={self.numel} out.")
         if self.codec is not None and (self.dtype != torch.uint8 or self.fill != 0.0):
             raise ValueError(f"{self!r}: a codec's section is bytes, first zero. Give dtype=torch.uint8 and no fill.")
+        if self.merge is Merge.MEAN and self.codec is None and not self.dtype.is_floating_point:
+            raise ValueError(f"{self!r}: {self.dtype} has no mean. Use REPLICATED, or a floating-point dtype.")
 
     def size(self, numel: int) -> int:
         """Elements of ``dtype`` for ``numel`` elements of a parameter."""
@@ -72,6 +76,22 @@ class Slot:
 
 class StateError(ValueError):
     """A state dict does not fit this model or reducer. The running state is as it was before the call."""
+
+
+class Entry(NamedTuple):
+    """One slot of one parameter on this rank: ``tensor`` holds what ``slot`` says of the segment ``held``, which is the
+    whole ``segment`` or this rank's share of it."""
+
+    name: str
+    slot: Slot
+    segment: Segment
+    held: Segment
+    tensor: Tensor
+
+    @property
+    def key(self) -> str:
+        """What the parameter, or the piece of it, is called in state dicts."""
+        return _text(self.segment.name, self.segment.offset)
 
 
 class Store:
@@ -85,6 +105,7 @@ class Store:
         self.reducer, self.rank, self.world, self.device = reducer, rank, world, torch.device(device)
         self._home: dict[str, dict[tuple[str, int], Tensor]] = {}  # slot -> (name, offset) -> view of a slab
         self._slabs: dict[tuple[str, Layout], Bucket] = {}
+        self._segments: dict[tuple[str, int], Segment] = {}
 
     def declare(self, layout: Layout) -> None:
         """Makes every slot of every segment now, so that all ranks hold the same keys whatever comes first."""
@@ -111,6 +132,7 @@ class Store:
                 segments.append(Segment(s.name, shape, start, start + numel, offset))
                 slots.append(slot)
                 keys.append((s.name, s.offset))
+                self._segments[s.name, s.offset] = s
                 start += numel
         dtype = slots[0].dtype if slots else torch.float32
         slab = Bucket(torch.empty(start, dtype=dtype, device=self.device), Layout(segments, start))
@@ -135,9 +157,23 @@ class Store:
         """Bytes of all slabs."""
         return sum(b.flat.numel() * b.flat.element_size() for b in self._slabs.values())
 
+    def entries(self) -> list[Entry]:
+        """Everything that is held, by slot and parameter: in the same order on every rank."""
+        found: list[Entry] = []
+        for name, home in sorted(self._home.items()):
+            for key, tensor in sorted(home.items()):
+                segment = self._segments[key]
+                slot = self.reducer.slots(segment, self.world)[name]
+                sharded = slot.merge is Merge.SHARDED
+                held = segment.share(self.rank, self.world, slot.grain) if sharded else segment
+                found.append(Entry(name, slot, segment, held, tensor))
+        return found
+
     def rename(self, names: Mapping[str, str]) -> None:
         """Gives parameters their real names; the values stay."""
         self._home = {s: {(names.get(n, n), o): t for (n, o), t in e.items()} for s, e in self._home.items()}
+        segments = [s._replace(name=names.get(s.name, s.name)) for s in self._segments.values()]
+        self._segments = {(s.name, s.offset): s for s in segments}
         self._slabs = {}
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:

@@ -36,8 +36,14 @@ def gather(transport: ProcessGroup, content: bytes, device: torch.device) -> lis
     return [raw[r * width : r * width + n] for r, n in enumerate(sizes)]
 
 
-def agree(transport: ProcessGroup, facts: Mapping[str, Any], error: Exception | None, device: torch.device) -> None:
-    """Compares ``facts`` (values that JSON can hold) over the ranks; a rank that cannot attach says so.
+def agree(
+    transport: ProcessGroup,
+    facts: Mapping[str, Any],
+    error: Exception | None,
+    device: torch.device,
+    call: str = "attach",
+) -> None:
+    """Compares ``facts`` (values that JSON can hold) over the ranks; a rank that cannot do ``call`` says so.
 
     Raises:
         AgreementError: naming every fact that differs, and who has which value. Equal on all ranks.
@@ -54,17 +60,18 @@ def agree(transport: ProcessGroup, facts: Mapping[str, Any], error: Exception | 
         except ValueError:
             said = None
         if not isinstance(said, dict):
-            raise AgreementError(f"attach: rank {rank} sent {text[:40]!r}, which is no set of facts.")
+            raise AgreementError(f"{call}: rank {rank} sent {text[:40]!r}, which is no set of facts.")
         all_facts.append(said)  # type: ignore[arg-type]
+    verb = call if call == "attach" else "do it"
     failed = {r: f["failed"] for r, f in enumerate(all_facts) if "failed" in f}
     if failed:
-        raise AgreementError("attach: " + "; ".join(f"rank {r} could not attach: {e}" for r, e in failed.items()))
+        raise AgreementError(f"{call}: " + "; ".join(f"rank {r} could not {verb}: {e}" for r, e in failed.items()))
     faults = [_compare(name, [f.get(name) for f in all_facts]) for name in mine]
     faults = [f for f in faults if f]
     if faults:
-        raise AgreementError(
-            "attach: the ranks are configured differently. " + " ".join(faults) + " Give every rank the same arguments."
-        )
+        differ = "are configured differently." if call == "attach" else "are not in the same state."
+        cure = "Give every rank the same arguments." if call == "attach" else "Call it on every rank at the same step."
+        raise AgreementError(f"{call}: the ranks {differ} " + " ".join(faults) + f" {cure}")
 
 
 def _compare(name: str, values: Sequence[Any]) -> str:

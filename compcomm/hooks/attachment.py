@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .. import portable
 from ..bucket import Layout
 from ..reducer import Arena, Reducer, settle
 from ..reducers.exact import Exact
@@ -21,15 +22,12 @@ from ..store import StateError, Store
 from ..transports import compat
 from ..transports.process_group import ProcessGroup
 from ..transports.worker import Worker
-from . import divergence
+from . import divergence, resume
 from .agree import agree
 from .flight import Flight
 from .options import Options
 from .report import Report, relative_errors
 from .scheduler import Job, Scheduler, Step
-
-VERSION = 1
-"""Of the checkpoint's form."""
 
 
 def decline(error: Exception, group: dist.ProcessGroup | None, device: torch.device) -> NoReturn:
@@ -233,44 +231,96 @@ class Attachment:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """This rank's state, exact: tensors, integers and strings. Save one per rank.
+        """This rank's state, exact: tensors, integers and strings. Save every rank's.
+
+        All of it lies under one key, "rank 2 of 4": ``torch.distributed.checkpoint`` keeps one of several equal keys.
 
         Raises:
             StateError: parameters have no names yet: ``bind(model)`` first; or a backward pass has not ended.
         """
-        self._between_steps("state_dict")
-        if not self.named:
-            raise StateError("state_dict: parameters have no names yet. Call state.bind(model) first.")
-        return {**self._identity(), "step": self._scheduler.number, "slots": self._store.state_dict()}
+        self._ready("state_dict")
+        content = {**self._identity(), "step": self._scheduler.number, "slots": self._store.state_dict()}
+        return {self._place: content}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resumes bit for bit from this rank's ``state_dict``.
+        """Resumes bit for bit from this rank's ``state_dict``; what other ranks saved may lie beside it.
 
         Raises:
             StateError: it is of another reducer, rank, number of ranks, seed or model, or a backward pass has not
                 ended. The running state is unchanged.
         """
-        self._between_steps("load_state_dict")
-        if not self.named:
-            raise StateError("load_state_dict: parameters have no names yet. Call state.bind(model) first.")
-        if not {"version", "reducer", "slots"} <= set(state):
-            raise StateError(
-                f"load_state_dict: keys {sorted(map(str, state))[:4]} are not those of an attachment's state_dict(). "
-                f"Is it the model's? Give what this rank's attachment.state_dict() returned."
-            )
-        for name, here in self._identity().items():
-            if state.get(name) != here:
-                raise StateError(
-                    f"load_state_dict: {name} is {state.get(name)!r} in the checkpoint and {here!r} here. "
-                    f"Checkpoints are per rank; load each rank's own, into the same configuration."
+        self._ready("load_state_dict")
+        step, slots = resume.exact(state, self._place, self._identity())
+        self._store.load_state_dict(slots)
+        self._resume(step)
+
+    def portable_state_dict(self) -> dict[str, Any]:
+        """The state of all ranks, merged: for another number of workers. Collective: call it on every rank, at the same
+        step; every rank gets the same.
+
+        Keys: "version", "reducer", "seed", "step", and "slots", ``{slot: {parameter: tensor}}``: residuals become their
+        mean over the ranks, and what owners still owe is added to it (``compcomm.portable`` has the rules). It knows
+        nothing of ranks and buckets. Never more than two copies of the state are in memory, this one and the running.
+
+        Raises:
+            StateError: parameters have no names yet: ``bind(model)`` first; or a backward pass has not ended.
+            AgreementError: another rank cannot, or is at another step.
+        """
+        failure: Exception | None = None
+        try:
+            self._ready("portable_state_dict")
+        except StateError as error:
+            failure = error
+        agree(self._transport, {"step": self._scheduler.number}, failure, self._device, "portable_state_dict")
+        flow = portable.merge(self._store)
+        try:
+            collective = next(flow)
+            while True:
+                self._transport.start(collective).wait()
+                collective = flow.send(False)
+        except StopIteration as end:
+            slots: portable.Portable = end.value
+        return {**self._origin(), "step": self._scheduler.number, "slots": slots}
+
+    def load_portable_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resumes from a ``portable_state_dict`` of any number of workers: every rank takes its part. Local; call it on
+        every rank, with the same state.
+
+        Raises:
+            StateError: it is of another reducer, seed or model, or a backward pass has not ended. The running state is
+                unchanged.
+        """
+        self._ready("load_portable_state_dict")
+        step, slots = resume.portable(state, self._origin())
+        portable.adopt(self._store, slots)
+        self._resume(step)
+
+    def rescale_error(self, old_lr: float, new_lr: float) -> None:
+        """Says that the learning rate goes from ``old_lr`` to ``new_lr``, before the next step. Local: nothing is sent;
+        call it on every rank at the same step.
+
+        Residuals hold gradients, and what they will move the parameters by is the learning rate times that. With a new
+        rate they would move them by another amount than at the time when they were held back. This multiplies every
+        slot that is declared ``pending`` by old_lr/new_lr, so that what is still to be applied keeps its size: error
+        feedback is then the published form, which keeps rate times gradient (the rate inside the memory). Without it a
+        schedule's change scales what is pending too: a small and usual deviation.
+
+        Pending are ``ErrorFeedback``'s residual and owners' residuals. Estimates of the gradient itself, as EF21
+        keeps, are not, and stay as they are.
+
+        Raises:
+            ValueError: a rate is not a positive number.
+            StateError: a backward pass has not ended.
+        """
+        for name, rate in (("old_lr", old_lr), ("new_lr", new_lr)):
+            if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < float("inf"):
+                raise ValueError(
+                    f"rescale_error(old_lr={old_lr!r}, new_lr={new_lr!r}): {name} is not a positive number. What is "
+                    f"pending at a rate of zero cannot be kept in size: call it with the next rate above zero."
                 )
-        step, slots = state.get("step"), state.get("slots")
-        if not isinstance(step, int) or step < 0 or not isinstance(slots, Mapping):
-            raise StateError(f"load_state_dict: step={step!r} or the slots are not what state_dict() writes.")
-        self._store.load_state_dict(slots)  # pyright: ignore[reportUnknownArgumentType]
-        self._scheduler.resume(step)
-        self._wire_before, self._exposed = self._transport.seconds, 0.0
-        self._last = []
+        self._between_steps("rescale_error")
+        if old_lr != new_lr:
+            portable.rescale(self._store, old_lr / new_lr)
 
     def detach(self) -> None:
         """Stops the worker. A step that is under way is given up; the model needs a new DDP(...) to train on."""
@@ -294,12 +344,27 @@ class Attachment:
 
     # Inside.
 
+    @property
+    def _place(self) -> str:
+        return f"rank {self._transport.rank} of {self._transport.world}"
+
+    def _origin(self) -> dict[str, Any]:
+        return {"version": resume.VERSION, "reducer": repr(self.options.reducer), "seed": self.options.seed}
+
     def _identity(self) -> dict[str, Any]:
         t = self._transport
-        return {
-            "version": VERSION, "reducer": repr(self.reducer), "world": t.world, "rank": t.rank,
-            "seed": self.options.seed,
-        }  # fmt: skip
+        return {**self._origin(), "reducer": repr(self.reducer), "world": t.world, "rank": t.rank}
+
+    def _ready(self, call: str) -> None:
+        """Between two steps, with parameters that have names."""
+        self._between_steps(call)
+        if not self.named:
+            raise StateError(f"{call}: parameters have no names yet. Call state.bind(model) first.")
+
+    def _resume(self, step: int) -> None:
+        self._scheduler.resume(step)
+        self._wire_before, self._exposed = self._transport.seconds, 0.0
+        self._last = []
 
     def _do(self, task: Callable[[], None]) -> None:
         if self._worker is not None:

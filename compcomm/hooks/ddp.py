@@ -115,6 +115,18 @@ class DDPState:
         """See ``Attachment.load_state_dict``."""
         self._opened("load_state_dict").load_state_dict(state)
 
+    def portable_state_dict(self) -> dict[str, Any]:
+        """See ``Attachment.portable_state_dict``. Collective: call it on every rank."""
+        return self._opened("portable_state_dict").portable_state_dict()
+
+    def load_portable_state_dict(self, state: dict[str, Any]) -> None:
+        """See ``Attachment.load_portable_state_dict``."""
+        self._opened("load_portable_state_dict").load_portable_state_dict(state)
+
+    def rescale_error(self, old_lr: float, new_lr: float) -> None:
+        """See ``Attachment.rescale_error``."""
+        self._opened("rescale_error").rescale_error(old_lr, new_lr)
+
     def _opened(self, call: str) -> Attachment:
         if self._bound is None:
             raise StateError(f"{call}: parameters have no names yet. Call state.bind(model) first.")

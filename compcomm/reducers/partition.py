@@ -96,6 +96,9 @@ class Partition(Reducer):
     def in_order(self, slot: str, segment: Segment, joined: Tensor) -> Tensor:
         return self.part(segment).in_order(slot, segment, joined)
 
+    def weight(self, segment: Segment, rank: int, world: int) -> float:
+        return self.part(segment).weight(segment, rank, world)
+
     def conserves(self, segment: Segment) -> bool:
         return self.part(segment).conserves(segment)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..bucket import Bucket, Layout, Segment
 from ..compressor import Compressor, ops
-from ..ops.reference.interleave import hands, order
+from ..ops.reference.interleave import cards_dealt, hands
 from ..reducer import Context, Flow, Reduced
 from ..store import State
 from ..wire import pack_shares
@@ -58,8 +58,11 @@ class SparseAllReduce(Owners):
             )
 
     def in_order(self, slot: str, segment: Segment, joined: Tensor) -> Tensor:
-        natural = torch.empty_like(joined)
-        natural[order(segment.numel, GRAIN, hands(segment.numel, GRAIN), joined.device)] = joined
+        natural, full = torch.empty_like(joined), segment.numel // GRAIN
+        if full:  # whole cards at once: an index per element would be twice as large as the parameter
+            cards = cards_dealt(segment.numel, GRAIN, hands(segment.numel, GRAIN), joined.device)[:full]
+            natural[: full * GRAIN].view(full, GRAIN)[cards] = joined[: full * GRAIN].view(full, GRAIN)
+        natural[full * GRAIN :] = joined[full * GRAIN :]  # a short card stays last
         return natural
 
     def reduce(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..reducer import Reducer
-from . import conservation, description, state, traffic, worlds
+from . import conservation, description, elastic, state, traffic, worlds
 
 REDUCER_CHECKS: tuple[Callable[[Reducer], None], ...] = (
     description.is_its_own_call,
@@ -22,6 +22,7 @@ REDUCER_CHECKS: tuple[Callable[[Reducer], None], ...] = (
     state.declares_its_slots,
     state.resumes_bit_for_bit,
     state.can_change_its_buckets_at_any_step,
+    elastic.survives_a_change_of_workers,
     traffic.sends_what_the_dry_run_says,
     traffic.keeps_to_one_sequence_of_collectives,
 )

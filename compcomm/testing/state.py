@@ -14,7 +14,7 @@ from .verdict import demand, same_bits
 
 
 def declares_its_slots(r: Reducer) -> None:
-    """Every slot is there after ``declare``, of the declared size and dtype, under the same names on every rank, and no
+    """Every slot is there after ``declare``, of the declared size and dtype and to the byte, under the same names on every rank, and no
     step adds another; segments called exact have none called "residual"."""
     layout = model_layout()
     for world in (1, 3):
@@ -25,6 +25,7 @@ def declares_its_slots(r: Reducer) -> None:
             store.declare(layout)
             state = store.state_dict()
             keys.append({slot: list(entries) for slot, entries in state.items()})
+            declared_bytes = 0
             for s in layout.segments:
                 declared = settled.slots(s, world)
                 demand(not settled.exact(s) or "residual" not in declared, r, f"{s.name} is exact, with a residual.")
@@ -36,9 +37,12 @@ def declares_its_slots(r: Reducer) -> None:
                     assert found is not None
                     held = s.share(rank, world, slot.grain) if slot.merge is Merge.SHARDED else s
                     due = slot.size(held.numel)
+                    declared_bytes += due * slot.dtype.itemsize
                     fits = found.numel() == due and found.dtype == slot.dtype
                     demand(fits, r, f"slot {name!r} of {s.name} has {found.numel()} elements of {found.dtype}.")
                     demand((found == slot.fill).all(), r, f"slot {name!r} of {s.name} does not begin at {slot.fill}.")
+            held_bytes = store.nbytes()
+            demand(held_bytes == declared_bytes, r, f"{held_bytes} bytes of state, and {declared_bytes} declared.")
         demand(all(k == keys[0] for k in keys), r, f"the ranks hold different slots: {keys}.")
         simulator = Simulator(r, world)
         step(simulator, gradients(world, 0), backwards(0))

@@ -19,6 +19,7 @@ from ..collectives import (
     ReduceScatter,
 )
 from ..compressor import Compressor
+from ..portable import merge
 from ..reducer import Context, Flow, Reducer, flow, settle
 from ..store import State, Store
 
@@ -74,6 +75,23 @@ class Simulator:
                 raise RuntimeError("Simulator: a flow yielded after its Commit.")
         self.steps += 1
         return means
+
+    def merged(self) -> list[dict[str, dict[str, Tensor]]]:
+        """The ranks' memory, merged for another number of workers (``compcomm.portable``), as each rank has it."""
+        flows = [merge(store) for store in self.stores]
+        ends: list[dict[str, dict[str, Tensor]]] = []
+        while not ends:
+            pending: list[Collective] = []
+            for f in flows:
+                try:
+                    pending.append(next(f))
+                except StopIteration as end:
+                    ends.append(end.value)
+            if pending:
+                if ends or len({c.signature for c in pending}) != 1:
+                    raise RuntimeError("Simulator: the ranks merge different slots.")
+                perform(pending)
+        return ends
 
     def mean(self, tensors: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
         """One step on named tensors, one dictionary per rank, as a single bucket."""

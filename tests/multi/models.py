@@ -67,6 +67,17 @@ def grads(model: nn.Module) -> Tensor:
     return torch.cat([p.grad.reshape(-1).double() for p in model.parameters() if p.grad is not None])
 
 
+def own(state: Any) -> Any:
+    """What lies under the one key of an exact state dict: this rank's."""
+    (content,) = state.values()
+    return content
+
+
+def slots(attachment: Any) -> Any:
+    """This rank's memory, ``{slot: {parameter: tensor}}``."""
+    return own(attachment.state_dict())["slots"]
+
+
 def caught(call: Any) -> tuple[str, str, str]:
     """(type, message, cause) of what a call raises; a test wants it raised."""
     try:

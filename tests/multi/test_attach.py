@@ -131,14 +131,20 @@ def resumes(rank: int, world: int, reducer: str) -> Any:
     again.module.load_state_dict(saved["model"])
     second.load_state_dict(saved["hook"])
     found = models.train(again, xs[4:])
-    final = second.state_dict()
+    final = models.own(second.state_dict())
+    second.load_state_dict({**second.state_dict(), "rank 17 of 18": None})  # others' may lie beside it
+    ((place, kept),) = saved["hook"].items()
     wrong: dict[str, Any] = {}
-    for name, value in {"reducer": "Exact()", "world": 9, "rank": 7, "seed": 6, "version": 2, "step": -1}.items():
-        wrong[name] = models.caught(lambda n=name, v=value: second.load_state_dict({**saved["hook"], n: v}))
-    slots = dict(saved["hook"]["slots"])
+    for name, value in {"reducer": "Exact()", "world": 9, "rank": 7, "seed": 6, "version": 1, "step": -1}.items():
+        wrong[name] = models.caught(lambda n=name, v=value: second.load_state_dict({place: {**kept, n: v}}))
+    slots = dict(kept["slots"])
     slots["residual"] = {**slots["residual"], "0.weight": torch.zeros(7)}
-    wrong["model"] = models.caught(lambda: second.load_state_dict({**saved["hook"], "slots": slots}))
-    after = second.state_dict()
+    wrong["model"] = models.caught(lambda: second.load_state_dict({place: {**kept, "slots": slots}}))
+    other = f"rank {(rank + 1) % world} of {world}"
+    wrong["another's"] = models.caught(lambda: second.load_state_dict({other: kept}))
+    wrong["not ours"] = models.caught(lambda: second.load_state_dict(again.state_dict()))
+    wrong["merged"] = models.caught(lambda: second.load_state_dict(kept))
+    after = models.own(second.state_dict())
     same = all(torch.equal(final["slots"][s][n], t) for s, e in after["slots"].items() for n, t in e.items())
     return expected, found, wrong, same and final["step"] == after["step"], attached.step, second.step
 
@@ -153,6 +159,9 @@ def test_a_checkpoint_resumes_bit_for_bit(three: Workers, reducer: str) -> None:
         assert same
         for name, (kind, message, _) in wrong.items():
             assert kind == "StateError", (name, kind, message)
+        assert "of 3, and this is rank" in wrong["another's"][1]
+        assert "Is it the model's?" in wrong["not ours"][1]
+        assert "load_portable_state_dict()" in wrong["merged"][1]
 
 
 def checks(rank: int, world: int) -> Any:
@@ -175,7 +184,7 @@ def toggles(rank: int, world: int) -> Any:
     model, attachment = models.wrap(models.mlp(), cc.parse(EF))
     xs = models.batches(rank, 6)
     models.train(model, xs[:2])
-    before = attachment.state_dict()["slots"]["residual"]
+    before = models.slots(attachment)["residual"]
     attachment.enabled = False
     start = models.flat(model)
     exact = models.train(model, xs[2:4])
@@ -183,10 +192,10 @@ def toggles(rank: int, world: int) -> Any:
     with torch.no_grad():
         nn.utils.vector_to_parameters(start, plain.parameters())
     expected = models.train(plain, xs[2:4])
-    after = attachment.state_dict()["slots"]["residual"]
+    after = models.slots(attachment)["residual"]
     attachment.enabled = True
     models.train(model, xs[4:])
-    moved = attachment.state_dict()["slots"]["residual"]
+    moved = models.slots(attachment)["residual"]
     return exact, expected, _same(before, after), _same(after, moved), attachment.step
 
 

@@ -83,7 +83,7 @@ def overflows(rank: int, world: int, reducer: str, scale: float) -> Any:
         keep = {n: g * (step != 4 or "weight" in n) for n, g in grads.items()}
         true = true + torch.cat([g.double().view(-1) for g in keep.values()])
     Spoiled.at = False
-    slots = attachment.state_dict()["slots"]
+    slots = models.slots(attachment)
     zero = {n: torch.zeros_like(p) for n, p in module.named_parameters()}
     residual = torch.cat([slots["residual"].get(n, zero[n]).double().view(-1) for n in zero])
     server = torch.zeros_like(residual)
@@ -148,7 +148,7 @@ def unused(rank: int, world: int) -> Any:
         for (n, p), q in zip(module.named_parameters(), own.parameters(), strict=True):
             applied[n] += 0 if p.grad is None else p.grad
             true[n] += 0 if q.grad is None else q.grad
-    residual = attachment.state_dict()["slots"]["residual"]
+    residual = models.slots(attachment)["residual"]
     return applied, true, residual, absent
 
 
@@ -174,7 +174,7 @@ def scales(rank: int, world: int) -> Any:
             model.zero_grad()
             (model(x).pow(2).mean() * factor).backward()
             found.append(models.grads(model) / factor)
-        found.append(torch.cat([t.view(-1) for t in attachment.state_dict()["slots"]["residual"].values()]))
+        found.append(torch.cat([t.view(-1) for t in models.slots(attachment)["residual"].values()]))
     return found
 
 

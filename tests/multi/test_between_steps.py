@@ -45,7 +45,8 @@ def resumes(rank: int, world: int) -> Any:
     model, attachment = models.wrap(models.mlp(), cc.parse(EF))
     models.train(model, models.batches(rank, 4))
     before = attachment.report().as_dict()
-    attachment.load_state_dict({**attachment.state_dict(), "step": 10_000})
+    ((place, saved),) = attachment.state_dict().items()
+    attachment.load_state_dict({place: {**saved, "step": 10_000}})
     fresh = attachment.report().as_dict()
     models.train(model, models.batches(rank, 2))
     return before, fresh, attachment.report().as_dict(), attachment.step
@@ -80,8 +81,9 @@ def stops_in_the_middle(rank: int, world: int) -> Any:
     model.reducer._reset_state()
     models.train(model, [torch.zeros_like(xs[0])], lr=0.0)
     attachment.load_state_dict(saved)
-    back = attachment.state_dict()
+    back = models.own(attachment.state_dict())
     models.train(model, xs[4:])
+    saved = models.own(saved)
     same = all(torch.equal(saved["slots"]["residual"][n], t) for n, t in back["slots"]["residual"].items())
     return trapped, told, report.steps, report.relative_error, same, saved["step"] == back["step"], models.flat(model)
 
@@ -113,7 +115,7 @@ def unnamed(rank: int, world: int) -> Any:
         model.reducer._reset_state()
         state.bind(model)
         models.train(model, models.batches(rank, 4))
-        residuals = state.state_dict()["slots"].get("residual", {})
+        residuals = models.slots(state).get("residual", {})
         told.append((state.attachment.report().steps, sorted(residuals), len(state.attachment.parameters)))
     return told
 

@@ -96,7 +96,7 @@ def ties(rank: int, world: int) -> Any:
     hooked, _ = models.wrap(Tied(), cc.Exact())
     packed, attachment = models.wrap(Tied(), cc.ErrorFeedback(cc.TopK(ratio=0.1)))
     found = models.train(packed, inputs)
-    names = sorted(attachment.state_dict()["slots"]["residual"])
+    names = sorted(models.slots(attachment)["residual"])
     return models.train(plain, inputs), models.train(hooked, inputs), found, names
 
 
@@ -170,7 +170,7 @@ def unbound(rank: int, world: int) -> Any:
     refused = models.caught(state.state_dict)
     before = _sums(state.attachment._store.state_dict())
     state.bind(model)
-    saved = state.state_dict()
+    saved = models.own(state.state_dict())
     after, names = _sums(saved["slots"]), sorted(saved["slots"]["residual"])
     named, _ = models.wrap(models.mlp(), reducer)
     return refused, before, after, names, models.train(model, inputs[3:]), models.train(named, inputs)

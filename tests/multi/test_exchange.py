@@ -10,6 +10,7 @@ import torch
 import compcomm as cc
 from compcomm.hooks.options import Options
 
+from . import models
 from .harness import Workers
 
 pytestmark = pytest.mark.multi
@@ -39,7 +40,7 @@ def exchange(rank: int, world: int, reducer: str, steps: int) -> Any:
             attachment.submit(flat, layout, b, b == len(means) - 1)
         attachment.end_step()
     report = attachment.report()
-    state = attachment.state_dict()["slots"]
+    state = models.slots(attachment)
     attachment.detach()
     return means, state, report.bytes_sent, report.relative_error
 

@@ -174,7 +174,7 @@ def interrupted(rank: int, world: int) -> Any:
     model, attachment = models.wrap(module, cc.ErrorFeedback(cc.TopK(ratio=0.1)), megabytes=0.02)
     xs = models.batches(rank, 6)
     models.train(model, xs[:3])
-    before = attachment.state_dict()["slots"]["residual"]
+    before = models.slots(attachment)["residual"]
     module.broken = True
     found = models.caught(lambda: models.train(model, xs[3:4]))
     module.broken = False
@@ -184,7 +184,7 @@ def interrupted(rank: int, world: int) -> Any:
         model.zero_grad()
         model(x).pow(2).mean().backward()
         grads.append(models.grads(model))
-    after = attachment.state_dict()["slots"]["residual"]
+    after = models.slots(attachment)["residual"]
     own = Interrupted()
     with torch.no_grad():
         for p, q in zip(own.parameters(), model.parameters(), strict=True):

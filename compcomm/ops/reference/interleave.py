@@ -30,15 +30,20 @@ def hands(numel: int, grain: int) -> int:
     return max(1, blocks // max(1, min(256, isqrt(blocks))))
 
 
-def order(numel: int, grain: int, ways: int, device: torch.device | None = None) -> Tensor:
-    """The natural index of every dealt element."""
+def cards_dealt(numel: int, grain: int, ways: int, device: torch.device | None = None) -> Tensor:
+    """The natural number of every dealt block; the last one is the last."""
     blocks = ceil_div(numel, grain)
     each, stride = max(0, blocks - 1) // ways, max(1, ways * 633 >> 10)
     while gcd(stride, ways) != 1:
         stride += 1
     hand = torch.arange(ways, device=device) * stride % ways
     cards = hand[:, None] + ways * torch.arange(each, device=device)
-    dealt = torch.cat((cards.reshape(-1), torch.arange(ways * each, blocks, device=device)))
+    return torch.cat((cards.reshape(-1), torch.arange(ways * each, blocks, device=device)))
+
+
+def order(numel: int, grain: int, ways: int, device: torch.device | None = None) -> Tensor:
+    """The natural index of every dealt element."""
+    dealt = cards_dealt(numel, grain, ways, device)
     flat = (dealt[:, None] * grain + torch.arange(grain, device=device)).reshape(-1)
     return flat[flat < numel]
 

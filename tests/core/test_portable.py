@@ -1,0 +1,186 @@
+"""Merging slots of every kind over W stores, and cutting the result anew: no process group, the simulator's sums."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import compcomm as cc
+from compcomm import coded, portable
+from compcomm.reducer import Flow
+from compcomm.spec import Described
+from compcomm.store import Entry
+
+SHAPES = {"a": (40, 5), "b": (7,), "c": (3, 11)}
+LAYOUT = cc.Layout.of(SHAPES.items())
+CODEC = cc.QSGD(bits=8, rounding="nearest", block=64, dense_below=0)
+
+
+@dataclass(frozen=True, repr=False)
+class _Every(cc.Reducer):
+    """A slot of each kind. Rank 0 counts for half, the others for the rest."""
+
+    def slots(self, segment: cc.Segment, world: int) -> Mapping[str, cc.Slot]:
+        return {
+            "mean": cc.Slot(cc.Merge.MEAN, pending=True),
+            "half": cc.Slot(cc.Merge.MEAN, dtype=torch.bfloat16),
+            "bytes": cc.Slot(cc.Merge.MEAN, dtype=torch.uint8, codec=CODEC, pending=True),
+            "count": cc.Slot(cc.Merge.REPLICATED, numel=2, dtype=torch.int64, fill=3),
+            "owned": cc.Slot(cc.Merge.SHARDED, grain=4),
+            "owned bytes": cc.Slot(cc.Merge.SHARDED, grain=64, dtype=torch.uint8, codec=CODEC),
+            "owed": cc.Slot(cc.Merge.SHARDED, grain=4, into="mean", pending=True),
+            "owed bytes": cc.Slot(cc.Merge.SHARDED, grain=64, dtype=torch.uint8, codec=CODEC, into="bytes"),
+            "hint": cc.Slot(cc.Merge.DROP, numel=1, fill=9.0),
+        }
+
+    def weight(self, segment: cc.Segment, rank: int, world: int) -> float:
+        return 1.0 if world == 1 else 0.5 if rank == 0 else 0.5 / (world - 1)
+
+    def reduce(self, *args: object, **options: object) -> Flow:  # type: ignore[override]
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, repr=False)
+class _Backwards(_Every):
+    """Its owners hold everything in the opposite order."""
+
+    def in_order(self, slot: str, segment: cc.Segment, joined: torch.Tensor) -> torch.Tensor:
+        return joined.flip(0)
+
+
+Described.registry.pop("_Every", None)
+Described.registry.pop("_Backwards", None)
+
+
+def _numbers(entry: Entry) -> torch.Tensor:
+    """What an entry stands for."""
+    if entry.slot.codec is None:
+        return entry.tensor.double()
+    return _decoded(entry.tensor, entry.held.numel)
+
+
+def _decoded(section: torch.Tensor, numel: int) -> torch.Tensor:
+    out, layout = torch.zeros(numel), cc.Layout.of([("x", (numel,))])
+    coded.decode_(section, layout, CODEC, cc.Bucket(out, layout))
+    return out.double()
+
+
+def _filled(reducer: cc.Reducer, world: int, seed: int = 0) -> cc.Simulator:
+    simulator = cc.Simulator(reducer, world)
+    generator = torch.manual_seed(seed)
+    for store in simulator.stores:
+        store.declare(LAYOUT)
+        for e in store.entries():
+            x = torch.randn(e.held.numel, generator=generator)
+            if e.slot.codec is not None:
+                layout = cc.Layout.of([("x", (x.numel(),))])
+                coded.encode_(cc.Bucket(x, layout), e.tensor, e.slot.codec)
+            elif e.slot.merge is cc.Merge.REPLICATED:
+                e.tensor.copy_(torch.tensor([7, 8]))
+            else:
+                e.tensor.copy_(x[: e.tensor.numel()])
+    return simulator
+
+
+def _expected(simulator: cc.Simulator, slot: str, name: str) -> torch.Tensor:
+    """The merged value by the rule's words, in double precision."""
+    segment = next(s for s in LAYOUT.segments if s.name == name)
+    ranks = [{(e.name, e.segment.name): e for e in store.entries()} for store in simulator.stores]
+
+    def joined(which: str) -> torch.Tensor:
+        return simulator.reducer.in_order(which, segment, torch.cat([_numbers(r[which, name]) for r in ranks]))
+
+    if slot.startswith("owned"):
+        return joined(slot)
+    weights = [simulator.reducer.weight(segment, r, len(ranks)) for r in range(len(ranks))]
+    mean = torch.stack([w * _numbers(r[slot, name]) for w, r in zip(weights, ranks, strict=True)]).sum(0)
+    return mean + joined({"mean": "owed", "bytes": "owed bytes"}[slot]) if slot != "half" else mean
+
+
+@pytest.mark.parametrize("reducer", [_Every(), _Backwards()])
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_every_slot_merges_by_its_rule(reducer: cc.Reducer, world: int) -> None:
+    simulator = _filled(reducer, world)
+    merged = simulator.merged()
+    for rank in merged[1:]:
+        assert all(torch.equal(rank[s][n], t) for s, e in merged[0].items() for n, t in e.items())
+    assert sorted(merged[0]) == ["bytes", "count", "half", "mean", "owned", "owned bytes"]
+    for name, shape in SHAPES.items():
+        numel = torch.Size(shape).numel()
+        assert merged[0]["count"][name].tolist() == [7, 8]
+        for slot, tolerance in (("mean", 1e-5), ("half", 2e-2), ("bytes", 0.03), ("owned", 0), ("owned bytes", 0.02)):
+            found = merged[0][slot][name]
+            coded_ = slot.endswith("bytes")
+            assert found.shape == (shape if not coded_ else (-(-CODEC.section(numel) // 4) * 4,))
+            values = _decoded(found, numel) if coded_ else found.double().view(-1)
+            assert (values - _expected(simulator, slot, name)).abs().max() <= tolerance, (slot, name)
+
+
+@pytest.mark.parametrize("reducer", [_Every(), _Backwards()])
+@pytest.mark.parametrize(("old", "new"), [(4, 2), (2, 3), (3, 1), (1, 5)])
+def test_what_is_cut_anew_merges_to_the_same(reducer: cc.Reducer, old: int, new: int) -> None:
+    merged = _filled(reducer, old).merged()[0]
+    other = _filled(reducer, new, seed=1)
+    for store in other.stores:
+        portable.adopt(store, merged)
+        for e in store.entries():
+            if e.name == "hint":
+                assert e.tensor.tolist() == [9.0]
+            elif e.name.startswith("owed"):
+                assert not e.tensor.any(), "what was owed went into the mean"
+            elif e.slot.merge is not cc.Merge.SHARDED:
+                assert torch.equal(e.tensor, merged[e.name][e.key].view(-1))
+    again = other.merged()[0]
+    for slot, entries in merged.items():
+        for name, tensor in entries.items():
+            if slot.endswith("bytes"):
+                numel = torch.Size(SHAPES[name]).numel()
+                a, b = _decoded(tensor, numel), _decoded(again[slot][name], numel)
+            else:
+                a, b = tensor.double(), again[slot][name].double()
+            assert (a - b).abs().max() <= (0.03 if slot.endswith("bytes") else 1e-6 if slot == "mean" else 0.0), slot
+
+
+def test_only_what_is_pending_is_rescaled() -> None:
+    (store,) = _filled(_Every(), 1).stores
+    before = {(e.name, e.key): _numbers(e).clone() for e in store.entries()}
+    portable.rescale(store, 0.25)
+    for e in store.entries():
+        due = before[e.name, e.key] * (0.25 if e.slot.pending else 1.0)
+        assert (_numbers(e) - due).abs().max() <= (1e-5 if e.slot.codec is not None else 0.0), e.name
+
+
+def test_pieces_of_a_parameter_keep_their_keys() -> None:
+    layout = cc.Layout([cc.Segment("a", (40, 5), 0, 80, 0), cc.Segment("a", (40, 5), 80, 200, 80)])
+    simulator = cc.Simulator(cc.ErrorFeedback(cc.TopK(ratio=0.1, dense_below=0)), 2)
+    for rank, store in enumerate(simulator.stores):
+        store.declare(layout)
+        store.bucket("residual", layout).flat.copy_(torch.arange(200.0) + rank)
+    merged = simulator.merged()[0]["residual"]
+    assert {n: tuple(t.shape) for n, t in merged.items()} == {"a": (80,), "a@80": (120,)}
+    assert torch.equal(torch.cat([merged["a"], merged["a@80"]]), torch.arange(200.0) + 0.5)
+
+
+def test_owners_without_a_place_before_begin_at_zero() -> None:
+    two, three = (cc.Simulator(cc.ErrorFeedback(cc.QSGD(bits=4, rounding="nearest", dense_below=0)), w) for w in (2, 3))
+    for store in (*two.stores, *three.stores):
+        store.declare(LAYOUT)
+        for e in store.entries():
+            e.tensor.fill_(1.0)
+    merged = two.merged()[0]
+    assert sorted(merged) == ["residual"]
+    for store in three.stores:
+        portable.adopt(store, merged)
+        assert all(e.tensor.eq(float(e.name == "residual")).all() for e in store.entries())
+    back = three.merged()[0]
+    assert sorted(back) == ["residual"]
+
+
+def test_slots_that_make_no_sense() -> None:
+    with pytest.raises(ValueError, match="has no mean"):
+        cc.Slot(cc.Merge.MEAN, dtype=torch.int64)
+    with pytest.raises(ValueError, match="Leave numel=3 out"):
+        cc.Slot(cc.Merge.SHARDED, numel=3)
