@@ -35,6 +35,7 @@ from .reducers.all_gather import AllGather
 from .reducers.all_reduce import AllReduce
 from .reducers.exact import Exact
 from .reducers.partition import Partition
+from .reducers.powersgd import PowerSGD
 from .reducers.shared_scale import SharedScale
 from .reducers.sparse_all_reduce import SparseAllReduce
 from .reducers.two_phase import TwoPhase
@@ -68,6 +69,7 @@ __all__ = [
     "Partition",
     "Payload",
     "PeerError",
+    "PowerSGD",
     "RandK",
     "Reduced",
     "Reducer",

@@ -12,7 +12,7 @@ from ..bucket import Bucket
 from ..collectives import AllReduce as Sum
 from ..reducer import Context, Flow
 from ..store import State
-from ..wire import Flags, Packing, PeerError, pack
+from ..wire import Flags, PeerError, pack
 from .route import Route, finish
 
 
@@ -72,7 +72,7 @@ class AllReduce(Route):
             yield Sum(exact)
             if coded.numel():
                 yield Sum(coded)
-        found = _flags(flags, packing, ctx)
+        found = read_flags(flags, packing.count, ctx)
         if ctx.watch and not (all_finite(exact) and all_finite(coded)):
             found = found._replace(bad=True)
         self.compressor.decode_(
@@ -94,9 +94,10 @@ def place(ctx: Context) -> int:
     return (ctx.step * 61 + ctx.bucket) % 4093
 
 
-def _flags(flags: Tensor, packing: Packing, ctx: Context) -> Flags:
+def read_flags(flags: Tensor, count: int, ctx: Context) -> Flags:
+    """What the summed header says: place, non-finite values met, nonzero gradients of ``count`` segments."""
     if flags.is_meta:
-        return Flags.clean(packing.count)
+        return Flags.clean(count)
     at, bad = flags[:2].tolist()
     if isnan(bad):
         raise PeerError(f"a peer failed in step {ctx.step}, bucket {ctx.bucket}; its own log has the error.")

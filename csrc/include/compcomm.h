@@ -190,6 +190,37 @@ CC_API int64_t cc_count_decode(CC_DECODE_PARAMS, int64_t step);
 CC_API int64_t cc_gauss_encode(CC_ENCODE_PARAMS, const float* gain, const float* quantiles, int64_t step);
 CC_API int64_t cc_gauss_decode(CC_DECODE_PARAMS, const float* quantiles, int64_t step);
 
+// Low rank: matrices M (rows x columns) of a bucket and their factors P and Q, M = P Q^T, kept transposed: rank lines of
+// `rows` numbers each, and of `columns` each.
+typedef struct cc_matrix {  // int64[8]; places count elements
+    int64_t residual;       // M
+    int64_t bucket;         // the matrix's gradient, or its place in out (-1: not wanted)
+    int64_t rows, columns, rank;
+    int64_t p, q;   // first elements of its factors
+    int64_t index;  // entry in status[1 + index] and skip[index]
+} cc_matrix;
+#define CC_LOWRANK_PARAMS \
+    float *residual, int64_t residual_numel, const cc_matrix *matrices, int64_t count
+#define CC_LOWRANK_ARGS residual, residual_numel, matrices, count
+// M <- M + scale * gradient (elements that would not be finite stay; status as for encoders), then P = M Q, or Q = M^T P.
+CC_API int64_t cc_lowrank_project(CC_LOWRANK_PARAMS, const float* gradient, int64_t gradient_numel, float* p,
+                                  int64_t p_numel, const float* q, int64_t q_numel, uint8_t* status,
+                                  int64_t status_numel, float scale);
+CC_API int64_t cc_lowrank_backproject(CC_LOWRANK_PARAMS, const float* gradient, int64_t gradient_numel, const float* p,
+                                      int64_t p_numel, float* q, int64_t q_numel, uint8_t* status,
+                                      int64_t status_numel, float scale);
+// out = scale * P Q^T (or added to it; null: not wanted), and M <- M - sign * p_sent q_sent^T, which have the sizes of p
+// and q. A skipped matrix: out = 0, and M stays.
+CC_API int64_t cc_lowrank_reconstruct(CC_LOWRANK_PARAMS, float* out, int64_t out_numel, const float* p, int64_t p_numel,
+                                      const float* q, int64_t q_numel, const float* p_sent, const float* q_sent,
+                                      const uint8_t* skip, int64_t skip_numel, float scale, int accumulate, float sign);
+// Factors: rows of the table give k lines of numel numbers from element x on. Orthonormal lines (Gram-Schmidt in double
+// precision; a line of no more than 1e-6 of its norm outside those before it becomes zero). Zero lines drawn anew from
+// N(0, 1): the quantile whose number is the 16-bit dither of the element, with the line in the place of the rank, stream 6.
+CC_API int64_t cc_lowrank_orthonormal(float* factor, int64_t numel, const cc_row* rows, int64_t nrows);
+CC_API int64_t cc_lowrank_refresh(float* factor, int64_t numel, const cc_row* rows, int64_t nrows,
+                                  const float* quantiles, int64_t step);
+
 #ifdef __cplusplus
 }
 #endif

@@ -147,11 +147,22 @@ REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
         cc.ErrorFeedback(cc.Rotated(cc.SignScale(), block=64)),
         cc.ErrorFeedback(cc.Sketch(ratio=0.2, kind="count")),
     ],
+    cc.PowerSGD: [
+        cc.PowerSGD(),
+        cc.PowerSGD(rank=1, error="local"),
+        cc.PowerSGD(rank=2, warm_start=False),
+        cc.PowerSGD(rank=6, min_ratio=1),
+        cc.PowerSGD(rank=2, alternate=True),
+        cc.PowerSGD(rank=5, min_ratio=1.5, alternate=True, error="local"),
+        cc.PowerSGD(rank=3, warm_start=False, alternate=True),
+    ],
     cc.Warmup: [
+        cc.Warmup(1, cc.PowerSGD(rank=2, alternate=True)),
         cc.Warmup(2, cc.ErrorFeedback(cc.TopK(ratio=0.05))),
         cc.Warmup(1, cc.QSGD(bits=8)),
     ],
     cc.Partition: [
+        cc.Partition({"layer.*": cc.PowerSGD(rank=2), "head": cc.PowerSGD(alternate=True), "*": cc.Exact()}),
         cc.Partition({"layer.*": cc.ErrorFeedback(cc.SignScale()), "head": cc.TopK(ratio=0.1), "*": cc.Exact()}),
         cc.Partition({"emb*": cc.ErrorFeedback(cc.RandK(ratio=0.2)), "*": cc.ErrorFeedback(cc.QSGD(bits=4))}),
     ],
