@@ -14,8 +14,8 @@ from .verdict import demand, same_bits
 
 
 def declares_its_slots(r: Reducer) -> None:
-    """Every slot is there after ``declare``, of the declared size and dtype and to the byte, under the same names on every rank, and no
-    step adds another; segments called exact have none called "residual"."""
+    """Every slot is there after ``declare``, of the declared size (state in all to the byte) and dtype, under the same
+    names on every rank, and no step adds another; segments called exact have none called "residual"."""
     layout = model_layout()
     for world in (1, 3):
         settled = settle(r, world)
