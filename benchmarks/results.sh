@@ -31,6 +31,7 @@ measure compressors $python benchmarks/compressors.py --plot "$runs/compressors.
 cp "$runs/compressors.png" "$results/"
 measure overhead $python -m torch.distributed.run --standalone --nproc-per-node 2 benchmarks/overhead.py \
     --reducer "ErrorFeedback(QSGD(bits=4, rounding='nearest'))"
+measure memory $python -m torch.distributed.run --standalone --nproc-per-node 4 benchmarks/memory.py
 exchange 2 1gbit
 exchange 2 100mbit --repeats 5
 exchange 4 1gbit --repeats 9

@@ -1,8 +1,10 @@
 """Memory in fewer bytes: slabs whose segments are a compressor's sections, end to end, with nothing between them.
 
-A slot with ``codec=c`` holds, instead of d fp32 numbers, the ``c.section(d)`` bytes that stand for them, rounded up to
-four: 1.07 d bytes for ``QSGD(bits=8, rounding="nearest", block=64, dense_below=0)``, 2 d for ``Cast(torch.bfloat16,
-dense_below=0)``. A slab of zeros stands for zeros, so a slot begins as others do. One kernel call treats a whole slab.
+A slot with ``codec=c`` holds, instead of d fp32 numbers, the sections that stand for them, one per 2**20 elements and
+one for the rest, each rounded up to four bytes: 1.07 d bytes in all for ``QSGD(bits=8, rounding="nearest", block=64,
+dense_below=0)``, 2 d for ``Cast(torch.bfloat16, dense_below=0)``. A slab of zeros stands for zeros, so a slot begins as
+others do. One kernel call treats a whole slab; ``read`` and ``write`` treat a part of one parameter, so that large ones
+need no copy in fp32.
 
 What rounding loses is lost: |e - decode(encode(e))|^2 <= (1 - delta)|e|^2 with the codec's delta, each time that the
 slot is written.
@@ -10,12 +12,13 @@ slot is written.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from .bucket import Bucket, Layout
+from .bucket import Bucket, Layout, Segment
 from .compressor import Compressor
 from .rng import Rng
-from .wire import pack_bare
+from .wire import PIECE, bare_bytes, pack_bare
 
 _RNG = Rng(0, 0, 0)
 """Codecs of memory round to nearest: they draw nothing."""
@@ -68,6 +71,40 @@ def encode_(
     _check("encode_", slab, packing.nbytes, layout, codec)
     payload = codec.encode_(x, _RNG, add=add, decay=decay, add_scale=add_scale, wire=slab, packing=packing)
     return payload.status
+
+
+def read(section: Tensor, codec: Compressor, numel: int, low: int, high: int) -> Tensor:
+    """Elements ``[low, high)`` of a parameter of ``numel`` elements as fp32 numbers."""
+    out = torch.empty(high - low, device=section.device)
+    for start, stop in _pieces(numel, low, high):
+        piece = torch.empty(stop - start, device=section.device)
+        layout = _alone(stop - start)
+        decode_(_bytes(section, codec, start, stop), layout, codec, Bucket(piece, layout))
+        first, last = max(low, start), min(high, stop)
+        out[first - low : last - low] = piece[first - start : last - start]
+    return out
+
+
+def write(flat: Tensor, section: Tensor, codec: Compressor, low: int = 0, *, decay: float = 1.0) -> None:
+    """Makes elements from ``low`` on, a multiple of 2**20, stand for ``decay * flat``, up to the end of a piece. Leaves
+    the content of ``flat`` unspecified."""
+    for start, stop in _pieces(low + flat.numel(), low, low + flat.numel()):
+        part, layout = flat[start - low : stop - low], _alone(stop - start)
+        encode_(Bucket(part, layout), _bytes(section, codec, start, stop), codec, decay=decay)
+
+
+def _pieces(numel: int, low: int, high: int) -> list[tuple[int, int]]:
+    """Those of a parameter that overlap with ``[low, high)``."""
+    return [(start, min(start + PIECE, numel)) for start in range(low // PIECE * PIECE, high, PIECE)]
+
+
+def _bytes(section: Tensor, codec: Compressor, start: int, stop: int) -> Tensor:
+    first = start // PIECE * bare_bytes(codec, PIECE)
+    return section[first : first + bare_bytes(codec, stop - start)]
+
+
+def _alone(numel: int) -> Layout:
+    return Layout([Segment("", (numel,), 0, numel)])
 
 
 def _check(call: str, slab: Tensor, due: int, layout: Layout, codec: Compressor) -> None:

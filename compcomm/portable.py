@@ -14,27 +14,23 @@ So what is still to be applied, sum of weight(r) e_r + the owners' residuals, is
 feedback conservation holds over a change of workers, also where another number of workers takes another route (between
 two ranks there is no owner, and so no owner's residual). Coded slots are decoded, merged and coded again.
 
-``merge`` is a generator of collectives, as a reducer is. It sums in place, so that there are never more than two copies
-of the state: the running one and the result, and for a moment one parameter where it is coded, or dealt out to owners.
+``merge`` is a generator of collectives, as a reducer is. It goes through the state in pieces of 2**20 elements, so that
+there are never more than two copies of it: the running one and the result. (Where owners hold a parameter in an order
+of their own, two vectors of the size of that parameter come for a moment.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from math import prod
 
 import torch
 from torch import Tensor
 
 from . import coded
-from .bucket import Bucket, Layout, Segment
+from .bucket import Segment
 from .collectives import AllReduce, Collective
-from .compressor import Compressor
-from .reducer import Reducer
 from .store import Entry, Merge, Slot, StateError, Store
-
-CHUNK = 1 << 22
-"""Elements that one collective sums: a transport may want as much memory again."""
+from .wire import PIECE
 
 Portable = dict[str, dict[str, Tensor]]
 
@@ -49,21 +45,28 @@ def merge(store: Store) -> Generator[Collective, bool, Portable]:
         if e.slot.into and (e.slot.into, e.key) in held:
             owed.setdefault((e.slot.into, e.key), []).append(e)
     found: Portable = {}
+    room = torch.empty(0)
     for e in every:
         if e.slot.merge is Merge.DROP or (e.slot.into and (e.slot.into, e.key) in held):
             continue
         if e.slot.merge is Merge.REPLICATED:
             merged = e.tensor.clone()
         else:
-            flat = _part(e, store)
-            for other in owed.get((e.name, e.key), ()):
-                part, at = _share(other, store)
-                flat[at : at + part.numel()] += part.to(flat.dtype)
-                del part
-            for chunk in flat.split(CHUNK):
-                yield AllReduce(chunk)
-            merged = _packed(flat, e)
-            del flat
+            sources = [_Source(e, store), *(_Source(other, store) for other in owed.get((e.name, e.key), ()))]
+            merged = torch.empty(e.slot.size(e.segment.numel), dtype=e.slot.dtype, device=e.tensor.device)
+            plain = e.slot.codec is None and merged.dtype == _wide(e.slot)
+            if not plain and room.numel() < e.segment.numel:
+                room = torch.empty(min(PIECE, e.segment.numel), device=e.tensor.device)
+            for low in range(0, e.segment.numel, PIECE):
+                high = min(low + PIECE, e.segment.numel)
+                piece = merged[low:high] if plain else room[: high - low]
+                piece.zero_()
+                for source in sources:
+                    source.add_(piece, low, high)
+                yield AllReduce(piece)
+                if not plain:
+                    _put(piece, merged, e.slot, low)
+            sources.clear()
         found.setdefault(e.name, {})[e.key] = merged.view(_shape(e.slot, e.segment))
     return found
 
@@ -116,7 +119,7 @@ def adopt(store: Store, slots: Mapping[str, Mapping[str, Tensor]]) -> None:
         given = slots.get(e.name, {}).get(e.key)
         if given is None:
             e.tensor.fill_(e.slot.fill)
-        elif e.slot.merge is Merge.SHARDED and e.slot.numel is None:
+        elif e.slot.merge is Merge.SHARDED:
             _cut(given.reshape(-1), e, store)
         else:
             e.tensor.copy_(given.reshape(-1))
@@ -125,92 +128,83 @@ def adopt(store: Store, slots: Mapping[str, Mapping[str, Tensor]]) -> None:
 def rescale(store: Store, factor: float) -> None:
     """Multiplies what is pending."""
     for e in store.entries():
-        if e.slot.pending and e.tensor.numel():
-            if e.slot.codec is None:
-                e.tensor.mul_(factor)
-            else:
-                flat = _unpacked(e.tensor, e.held.numel, e.slot.codec)
-                _repack(flat, e.tensor, e.slot.codec, factor)
+        if e.slot.pending and e.slot.codec is None:
+            e.tensor.mul_(factor)
+        elif e.slot.pending and e.slot.codec is not None:
+            for low in range(0, e.held.numel, PIECE):
+                high = min(low + PIECE, e.held.numel)
+                piece = coded.read(e.tensor, e.slot.codec, e.held.numel, low, high)
+                coded.write(piece, e.tensor, e.slot.codec, low, decay=factor)
 
 
-def _part(e: Entry, store: Store) -> Tensor:
-    """What this rank adds to the sum over the ranks: a new vector, in the parameter's own order."""
-    if e.slot.merge is Merge.MEAN:
-        weight = store.reducer.weight(e.segment, store.rank, store.world)
-        if e.slot.codec is not None:
-            return _unpacked(e.tensor, e.segment.numel, e.slot.codec).mul_(weight)
-        wide = e.tensor.dtype if e.tensor.element_size() >= 4 else torch.float32
-        return e.tensor.to(wide).mul_(weight) if wide != e.tensor.dtype else e.tensor * weight
-    part, at = _share(e, store)
-    if part.numel() == e.segment.numel and e.slot.codec is None and part.data_ptr() != e.tensor.data_ptr():
-        return part
-    whole = part.new_zeros(e.segment.numel)
-    whole[at : at + part.numel()] = part
-    return whole
+class _Source:
+    """What this rank adds to the sum over the ranks, in the parameter's own order."""
+
+    def __init__(self, e: Entry, store: Store) -> None:
+        self.e, self.at, self.weight = e, e.held.offset - e.segment.offset, 1.0
+        self.natural: Tensor | None = None
+        if e.slot.merge is Merge.MEAN:
+            self.weight = store.reducer.weight(e.segment, store.rank, store.world)
+        elif _dealt(e, store):
+            share = _get(e.tensor, e.slot, e.held.numel, 0, e.held.numel)
+            joined = share.new_zeros(e.segment.numel)
+            joined[self.at : self.at + share.numel()] = share
+            self.natural = store.reducer.in_order(e.name, e.segment, joined)
+
+    def add_(self, piece: Tensor, low: int, high: int) -> None:
+        """piece += elements ``[low, high)`` of the parameter, as far as they are here."""
+        if self.natural is not None:
+            piece += self.natural[low:high]
+            return
+        first, last = max(low, self.at), min(high, self.at + self.e.held.numel)
+        if first < last:
+            held = _get(self.e.tensor, self.e.slot, self.e.held.numel, first - self.at, last - self.at)
+            piece[first - low : last - low].add_(held, alpha=self.weight)
 
 
-def _share(e: Entry, store: Store) -> tuple[Tensor, int]:
-    """This rank's share as numbers, and where in the parameter it lies; all of the parameter where it is dealt out."""
-    share = e.tensor if e.slot.codec is None else _unpacked(e.tensor, e.held.numel, e.slot.codec)
-    at = e.held.offset - e.segment.offset
-    if not _dealt(e, store.reducer):
-        return share, at
-    joined = share.new_zeros(e.segment.numel)
-    joined[at : at + share.numel()] = share
-    return store.reducer.in_order(e.name, e.segment, joined), 0
-
-
-def _dealt(e: Entry, reducer: Reducer) -> bool:
+def _dealt(e: Entry, store: Store) -> bool:
     """Whether the joined shares are in another order than the parameter."""
     probe = torch.empty(e.segment.numel, device="meta")
-    return reducer.in_order(e.name, e.segment, probe) is not probe
+    return store.reducer.in_order(e.name, e.segment, probe) is not probe
 
 
 def _cut(natural: Tensor, e: Entry, store: Store) -> None:
     """This rank's share of a merged tensor."""
-    codec = e.slot.codec
-    if codec is not None:
-        natural = _unpacked(natural, e.segment.numel, codec)
-    if _dealt(e, store.reducer):
-        numbers = torch.arange(e.segment.numel, device=natural.device)
-        places, joined = store.reducer.in_order(e.name, e.segment, numbers), torch.empty_like(natural)
-        joined[places] = natural
-        natural = joined
-    at = e.held.offset - e.segment.offset
-    share = natural[at : at + e.held.numel]
-    if codec is None:
-        e.tensor.copy_(share)
-    elif share.numel():
-        _repack(share.clone(), e.tensor, codec)
+    total, at = e.segment.numel, e.held.offset - e.segment.offset
+    if _dealt(e, store):
+        numbers = torch.arange(total, device=natural.device)
+        joined = torch.empty(total, dtype=_wide(e.slot), device=natural.device)
+        joined[store.reducer.in_order(e.name, e.segment, numbers)] = _get(natural, e.slot, total, 0, total)
+    else:
+        joined = None
+    for low in range(0, e.held.numel, PIECE):
+        high = min(low + PIECE, e.held.numel)
+        found = _get(natural, e.slot, total, at + low, at + high) if joined is None else joined[at + low : at + high]
+        _put(found, e.tensor, e.slot, low)
 
 
-def _packed(flat: Tensor, e: Entry) -> Tensor:
-    """Numbers in the form in which the slot keeps them."""
-    if e.slot.codec is None:
-        return flat.to(e.slot.dtype)
-    made = torch.zeros(e.slot.size(flat.numel()), dtype=torch.uint8, device=flat.device)
-    _repack(flat, made, e.slot.codec)
-    return made
+def _get(held: Tensor, slot: Slot, numel: int, low: int, high: int) -> Tensor:
+    """Elements ``[low, high)`` of the ``numel`` that a slot's tensor stands for, as numbers."""
+    if slot.codec is not None:
+        return coded.read(held, slot.codec, numel, low, high)
+    return held[low:high].to(_wide(slot))
 
 
-def _unpacked(section: Tensor, numel: int, codec: Compressor) -> Tensor:
-    flat = torch.zeros(numel, device=section.device)
-    layout = _alone(numel)
-    coded.decode_(section, layout, codec, Bucket(flat, layout))
-    return flat
+def _put(numbers: Tensor, held: Tensor, slot: Slot, low: int) -> None:
+    """Makes the elements from ``low`` on stand for these numbers."""
+    if slot.codec is not None:
+        coded.write(numbers, held, slot.codec, low)
+    else:
+        held[low : low + numbers.numel()] = numbers
 
 
-def _repack(flat: Tensor, section: Tensor, codec: Compressor, factor: float = 1.0) -> None:
-    layout = _alone(flat.numel())
-    coded.encode_(Bucket(flat, layout), section, codec, decay=factor)
-
-
-def _alone(numel: int) -> Layout:
-    return Layout([Segment("", (numel,), 0, numel)])
+def _wide(slot: Slot) -> torch.dtype:
+    """In what its numbers are summed."""
+    return slot.dtype if slot.codec is None and slot.dtype.itemsize >= 4 else torch.float32
 
 
 def _shape(slot: Slot, segment: Segment) -> tuple[int, ...]:
     """Of the merged tensor: the parameter's, where it has a number per element of a whole parameter."""
-    if slot.numel is not None or slot.codec is not None or segment.numel != prod(segment.shape):
+    if slot.numel is not None or slot.codec is not None or not segment.whole:
         return (slot.size(segment.numel),)
     return segment.shape

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .bucket import Bucket, Layout, Segment
+from .wire import bare_bytes
 
 if TYPE_CHECKING:
     from .compressor import Compressor
@@ -43,8 +44,8 @@ class Slot:
         grain: of SHARDED slots: a rank holds ``segment.share(rank, world, grain)``.
         into: of SHARDED slots: the slot of the same parameter that takes this one's value up when the workers change,
             as the mean residual takes up what an owner still owed; "": joined and cut anew.
-        codec: the slot holds no numbers but that compressor's section of as many fp32 numbers as the segment has
-            (``compcomm.coded``): bytes, ``numel`` of them or, if None, what the section takes, rounded up to four.
+        codec: the slot holds no numbers but bytes, that compressor's sections of as many fp32 numbers as the segment
+            has (``compcomm.coded``).
         pending: gradient that is still to be applied: rescaled where the learning rate changes.
     """
 
@@ -62,8 +63,11 @@ class Slot:
             raise ValueError(f"{self!r}: only what is SHARDED goes into another slot. Leave into={self.into!r} out.")
         if self.numel is not None and self.merge is Merge.SHARDED:
             raise ValueError(f"{self!r}: owners share what has a number per element. Leave numel={self.numel} out.")
-        if self.codec is not None and (self.dtype != torch.uint8 or self.fill != 0.0):
-            raise ValueError(f"{self!r}: a codec's section is bytes, first zero. Give dtype=torch.uint8 and no fill.")
+        if self.codec is not None and (self.dtype != torch.uint8 or self.fill != 0.0 or self.numel is not None):
+            raise ValueError(
+                f"{self!r}: a codec's sections are bytes, first zero, and it knows how many. Give dtype=torch.uint8, "
+                f"no fill and no numel."
+            )
         if self.merge is Merge.MEAN and self.codec is None and not self.dtype.is_floating_point:
             raise ValueError(f"{self!r}: {self.dtype} has no mean. Use REPLICATED, or a floating-point dtype.")
 
@@ -71,7 +75,7 @@ class Slot:
         """Elements of ``dtype`` for ``numel`` elements of a parameter."""
         if self.numel is not None:
             return self.numel
-        return numel if self.codec is None else -(-self.codec.section(numel) // 4) * 4
+        return numel if self.codec is None else bare_bytes(self.codec, numel)
 
 
 class StateError(ValueError):

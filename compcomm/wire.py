@@ -142,16 +142,33 @@ def pack(compressor: Compressor, layout: Layout) -> Packing:
     return Packing(compressor, (tuple(enumerate(layout.segments)),), len(layout.segments))
 
 
+PIECE = 1 << 20
+"""Elements of a parameter that share a section of a coded slot, so that a slot can be read in parts."""
+
+
+def bare_bytes(compressor: Compressor, numel: int) -> int:
+    """Bytes of a parameter of ``numel`` elements in a coded slot."""
+    whole, rest = divmod(numel, PIECE)
+    sizes = (compressor.section(PIECE) if whole else 0, compressor.section(rest) if rest else 0)
+    return whole * (-(-sizes[0] // 4) * 4) + -(-sizes[1] // 4) * 4
+
+
 @lru_cache(maxsize=4096)
 def pack_bare(compressor: Compressor, layout: Layout) -> Packing:
-    """The sections of all segments end to end, without a header: how a coded slot lies in memory."""
+    """The sections of all segments end to end, without a header, one per piece of ``PIECE`` elements: how a coded slot
+    lies in memory."""
     for s in layout.segments:
         if compressor.variable or compressor.exact(s):
             raise ValueError(
                 f"{compressor!r} keeps no memory of {s.name!r}: sections of fixed length are needed, of every "
                 f"parameter. Use one such as QSGD(bits=8, rounding='nearest', dense_below=0)."
             )
-    return Packing(compressor, (tuple(enumerate(layout.segments)),), len(layout.segments), bare=True)
+    pieces = tuple(
+        (i, s.piece(low, min(low + PIECE, s.numel)))
+        for i, s in enumerate(layout.segments)
+        for low in range(0, s.numel, PIECE)
+    )
+    return Packing(compressor, (pieces,), len(layout.segments), bare=True)
 
 
 @lru_cache(maxsize=4096)

@@ -7,7 +7,7 @@ import torch
 
 import compcomm as cc
 from compcomm import coded
-from compcomm.wire import pack_bare
+from compcomm.wire import PIECE, bare_bytes, pack_bare
 
 CODECS: list[cc.Compressor] = [
     cc.QSGD(bits=8, rounding="nearest", block=64, dense_below=0),
@@ -73,6 +73,7 @@ def test_a_slab_of_some_segments_of_a_bucket() -> None:
 def test_the_8_bit_form_takes_1_07_bytes_per_element() -> None:
     slot = cc.Slot(cc.Merge.MEAN, dtype=torch.uint8, codec=CODECS[0])
     assert slot.size(1_000_000) == 1_000_000 + 4 * 15_625
+    assert slot.size(100_000_000) <= 1.07e8
     assert slot.size(1_000_000) / 1e6 <= 1.07
 
 
@@ -98,3 +99,25 @@ def test_what_cannot_be_kept_so() -> None:
         cc.Slot(cc.Merge.MEAN, into="residual")
     with pytest.raises(ValueError, match="Give dtype=torch"):
         cc.Slot(cc.Merge.MEAN, codec=CODECS[0])
+
+
+@pytest.mark.parametrize("codec", CODECS[:3], ids=repr)
+def test_a_large_parameter_is_read_and_written_in_parts(codec: cc.Compressor) -> None:
+    numel = 2 * PIECE + 1000
+    layout = cc.Layout.of([("before", (5,)), ("large", (numel,))])
+    x = torch.randn(layout.numel, generator=torch.manual_seed(4))
+    slab = _slab(codec, layout)
+    coded.encode_(cc.Bucket(x.clone(), layout), slab, codec)
+    section = slab[bare_bytes(codec, 5) :]
+    assert section.numel() == bare_bytes(codec, numel)
+    whole = torch.zeros(layout.numel)
+    coded.decode_(slab, layout, codec, cc.Bucket(whole, layout))
+    for low, high in ((0, numel), (17, 99), (PIECE - 3, PIECE + 3), (2 * PIECE, numel), (5, numel - 5)):
+        assert torch.equal(coded.read(section, codec, numel, low, high), whole[5 + low : 5 + high])
+    again = torch.zeros_like(section)
+    for low in range(0, numel, PIECE):
+        coded.write(x[5 + low : 5 + min(low + PIECE, numel)].clone(), again, codec, low)
+    assert torch.equal(again, section)
+    at_once = torch.zeros_like(section)
+    coded.write(x[5:].clone(), at_once, codec)
+    assert torch.equal(at_once, section)

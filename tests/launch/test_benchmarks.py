@@ -132,3 +132,16 @@ def test_a_commit_is_marked_where_code_differs_and_not_where_results_do(tmp_path
     assert common.commit(tmp_path) == common.commit(tmp_path / "benchmarks") == head
     (tmp_path / "benchmarks" / "kernels.py").write_text("after")
     assert common.commit(tmp_path) == head + "+"
+
+
+@pytest.mark.multi
+def test_memory_measures_state_and_merging_it(tmp_path: Path) -> None:
+    torchrun("memory.py", "--width=128", "--layers=2", "--words=5000", f"--json={tmp_path / 'm.json'}")
+    top, quantised, sparse = rows(tmp_path / "m.json", "memory")
+    for row in (top, quantised, sparse):
+        coded = 5000 * 128 + 2 * 12 * 128 * 128
+        assert row["parameters"] == coded + 5 * 128 and row["world_size"] == 2
+        assert row["slot_bytes"]["residual"] == row["merged_bytes"] == 4 * coded
+        assert row["state_bytes"] == sum(row["slot_bytes"].values())
+        assert row["merged_bytes"] <= row["peak_bytes"] + 4e6
+    assert "server" in sparse["slot_bytes"] and "server" not in quantised["slot_bytes"]

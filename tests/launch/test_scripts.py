@@ -129,14 +129,20 @@ def test_results_keep_what_they_had_when_a_step_fails(checkout: Path) -> None:
     assert (code, calls) == (0, ["readme"]), said
     exchanges = {f"exchange-{name}.json" for name in ("2-hosts-1gbit", "2-hosts-100mbit", "4-hosts-1gbit")}
     assert {file.name for file in results.iterdir()} == exchanges | {
-        "compressors.json", "compressors.png", "kernels.json", "overhead.json", "quickstart.json", "quickstart.png",
+        "compressors.json", "compressors.png", "kernels.json", "memory.json", "overhead.json", "quickstart.json", "quickstart.png",
     }  # fmt: skip
     before = {file.name: file.read_text() for file in results.iterdir()}
     (checkout / "fails").touch()
     code, said, calls = bash(checkout, script)
     assert (code, calls) == (3, []) and "results: exchange-2-hosts-100mbit failed with exit code 3" in said
     changed = {file.name for file in results.iterdir() if file.read_text() != before[file.name]}
-    assert changed == {"kernels.json", "compressors.json", "overhead.json", "exchange-2-hosts-1gbit.json"}
+    assert changed == {
+        "kernels.json",
+        "compressors.json",
+        "overhead.json",
+        "memory.json",
+        "exchange-2-hosts-1gbit.json",
+    }
 
 
 def test_what_ci_runs_and_what_is_pinned() -> None:

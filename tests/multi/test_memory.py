@@ -3,6 +3,7 @@ distributed checkpoints."""
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 import compcomm as cc
-from compcomm.portable import CHUNK
 
 from . import models
 from .harness import Workers
@@ -147,7 +147,7 @@ def peak(rank: int, world: int, shapes: list[tuple[str, tuple[int, ...]]]) -> An
     store = attachment._store
     for entry in store.entries():
         entry.tensor.fill_(rank + 1.0)
-    attachment.portable_state_dict()  # what the transport allocates once
+    ctypes.CDLL(None).malloc_trim(0)  # what lies free would be used again, and hide what is needed
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM, the peak, becomes what is resident now
     before = memory("VmRSS")
     state = attachment.portable_state_dict()
@@ -166,9 +166,9 @@ def test_merging_needs_one_copy_beside_the_running_state(four: Workers) -> None:
     for held, result, grown, values in four.run(peak, timeout=100, shapes=shapes):
         assert held >= 1.24 * 80e6, "residuals and a quarter of the owners'"
         assert result == 4 * 19_922_944
-        assert grown >= 0.8 * result, "the measurement sees the result itself"
+        assert grown >= 0.95 * result, "the measurement sees the result itself"
         assert held + grown <= 2 * held
-        assert grown <= result + 4 * CHUNK + 4e6
+        assert grown <= result + 8e6
         assert values <= {2.5 + rank for rank in (1, 2, 3, 4)}, "the mean residual and one owner's"
 
 
