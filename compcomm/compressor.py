@@ -130,8 +130,9 @@ class Compressor(Described, ABC, abstract=True):
         approximate by design, what it has learnt of the data. What is promised never depends on it."""
         return {}
 
-    def contractive(self) -> Compressor:
-        """This compressor as error feedback needs it: itself if a contraction, shrunk if unbiased, else an error."""
+    def contractive(self, scheme: str = "ErrorFeedback") -> Compressor:
+        """This compressor as the feedback scheme of that name needs it: itself if a contraction, shrunk if unbiased,
+        else an error."""
         from .compressors.contractive import Contractive
 
         if self.delta(_TYPICAL) is not None:
@@ -139,7 +140,7 @@ class Compressor(Described, ABC, abstract=True):
         if self.unbiased:
             return Contractive(self)
         raise ValueError(
-            f"ErrorFeedback({self!r}): {self!r} is no contraction: it promises no delta with E|x - C(x)|^2 <= "
+            f"{scheme}({self!r}): {self!r} is no contraction: it promises no delta with E|x - C(x)|^2 <= "
             f"(1 - delta)|x|^2, so its residual may grow without bound. {self.cure}"
         )
 
@@ -226,12 +227,12 @@ class Compressor(Described, ABC, abstract=True):
         """Codes ``y = decay*x + add_scale*add`` and leaves in ``x`` what was not sent.
 
         Args:
-            x: fp32; holds the error on return. Where ``add`` is given it may lack the exact segments.
-            add: fp32, read only.
+            x: holds the error on return. fp32; float64 is coded in fp32, at the price of several passes more.
+            add: of the same dtype, read only. One of the two may lack the exact segments.
             wire: uint8 buffer to write into (its header bytes are left alone).
             packing, message: how the payload is cut, and which message alone to write; default: one message.
         """
-        source = add or x
+        source = _widest(x, add)
         packing = packing or pack(self, source.layout)
         size = packing.nbytes if message is None else packing.splits[message]
         device = source.flat.device
@@ -241,6 +242,12 @@ class Compressor(Described, ABC, abstract=True):
         payload = Payload(self, packing, wire, status, rng, message)
         if wire.is_meta:
             return payload
+        if x.flat.dtype == torch.float64:
+            y = _sum_of(x, add, decay, add_scale, source.layout)
+            single = Bucket(y.flat.float(), y.layout)
+            coded = self.encode_(single, rng, hints=hints, wire=wire, packing=packing, message=message)
+            _leave(x, y, coded)
+            return coded
         add_flat, add_layout = (None, None) if add is None else add
         table = packing.table(False, x.layout, add_layout, seed=rng.seed, message=message)
         if len(table):
@@ -270,6 +277,9 @@ class Compressor(Described, ABC, abstract=True):
             return
         if skip is None:
             skip = torch.zeros(packing.count, dtype=torch.uint8, device=wires.device)
+        if out.flat.dtype == torch.float64:
+            self._decode_double(wires, out, rng, packing, scale, skip, accumulate, message, stride)
+            return
         table = packing.table(False, out.layout, seed=rng.seed, message=message, stride=stride)
         if len(table):
             ops.dense_decode(wires, table, skip, out.flat, scale, accumulate)
@@ -277,8 +287,58 @@ class Compressor(Described, ABC, abstract=True):
         if len(table):
             self.decode_rows(wires, table, skip, out.flat, scale, accumulate, rng)
 
+    def _decode_double(
+        self, wires: Tensor, out: Bucket, rng: Rng, packing: Packing, scale: float, skip: Tensor, accumulate: bool,
+        message: int | None, stride: int | None,
+    ) -> None:  # fmt: skip
+        """Every message by itself in fp32, which is what it holds; their sum in double precision."""
+        count, width, wires = len(wires), out.layout.numel, wires.contiguous().view(1, -1)
+        single = torch.zeros(count * width, device=wires.device)
+        for coded in (False, True):
+            table, spans = packing.stacked(
+                coded, out.layout, count, wires.numel() // count, seed=rng.seed, message=message, stride=stride
+            )  # fmt: skip
+            if not spans:
+                continue
+            if coded:
+                self.decode_rows(wires, table, skip, single, 1.0, False, rng)
+            else:
+                ops.dense_decode(wires, table, skip, single, 1.0, False)
+            for start, stop in spans:
+                total = single.view(count, width)[:, start:stop].sum(0, dtype=torch.float64).mul_(scale)
+                part = out.flat[start:stop]
+                part.copy_(part + total if accumulate else total)
+
 
 _TYPICAL = 1 << 20
+
+
+def _widest(x: Bucket, add: Bucket | None) -> Bucket:
+    """The one of the two that has all segments."""
+    return x if add is None or len(x.layout.segments) > len(add.layout.segments) else add
+
+
+def _sum_of(x: Bucket, add: Bucket | None, decay: float, add_scale: float, layout: Layout) -> Bucket:
+    """y = decay*x + add_scale*add in double precision."""
+    y = Bucket(torch.zeros(layout.numel, dtype=torch.float64, device=x.flat.device), layout)
+    for s in layout.segments:
+        for bucket, scale in ((x, decay), (add, add_scale)):
+            at = -1 if bucket is None else bucket.layout.position(s)
+            if bucket is not None and at >= 0:
+                y.flat[s.start : s.stop].add_(bucket.flat[at : at + s.numel], alpha=scale)
+    return y
+
+
+def _leave(x: Bucket, y: Bucket, payload: Payload) -> None:
+    """x <- y - decode(payload) for the segments of x: exact ones leave nothing, and a bad number leaves nothing."""
+    error = torch.where(y.flat.isfinite(), y.flat, 0.0)
+    payload.decode_add_(Bucket(error, y.layout), -1.0)
+    for row in (*payload.packing.exact, *payload.packing.coded):
+        at = x.layout.position(row.segment)
+        if at >= 0 and (payload.message is None or row.message == payload.message):
+            s = row.segment
+            left = error[s.start : s.stop] if row in payload.packing.coded else 0.0
+            x.flat[at : at + s.numel] = left
 
 
 class Payload(NamedTuple):

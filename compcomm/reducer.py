@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from .bucket import Bucket, Segment
+from .bucket import Bucket, Layout, Segment
 from .collectives import Collective, Commit
 from .compressor import Compressor, Payload
 from .rng import Rng
@@ -22,7 +22,6 @@ from .spec import Described
 from .store import Slot, State
 
 if TYPE_CHECKING:
-    from .bucket import Layout
     from .transports.dry_run import Cost
 
 
@@ -32,6 +31,7 @@ class Arena:
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self._buffers: dict[tuple[int, str, torch.dtype], Tensor] = {}
+        self._free: list[Tensor] = []
 
     def buffer(self, bucket: int, tag: str, numel: int, dtype: torch.dtype = torch.uint8) -> Tensor:
         """``numel`` elements whose content is whatever was left there."""
@@ -41,9 +41,23 @@ class Arena:
             found = self._buffers[key] = torch.zeros(numel, dtype=dtype, device=self.device)
         return found
 
+    def lend(self, numel: int) -> Tensor:
+        """``numel`` fp32 elements until ``take_back``: flows of several buckets share what each needs for a moment."""
+        best = min((t for t in self._free if t.numel() >= numel), key=Tensor.numel, default=None)
+        if best is None:
+            self._free = self._free[1:]  # too small: let go
+            best = torch.zeros(numel, dtype=torch.float32, device=self.device)
+        else:
+            self._free = [t for t in self._free if t is not best]
+        return best[:numel]
+
+    def take_back(self, lent: Tensor) -> None:
+        """Ends a loan."""
+        self._free.append(lent if lent._base is None else lent._base)
+
     def nbytes(self) -> int:
         """Bytes held."""
-        return sum(b.numel() * b.element_size() for b in self._buffers.values())
+        return sum(b.numel() * b.element_size() for b in (*self._buffers.values(), *self._free))
 
 
 @dataclass
@@ -51,7 +65,11 @@ class Context:
     """Where a flow runs: which rank of how many, which step, which bucket of the step.
 
     ``watch``: whether anything in this attachment must know of non-finite results. ``unscale``: 1/loss-scale.
-    ``bad`` is the flow's answer: it met a non-finite value on some rank.
+    ``bad`` is the flow's answer: it met a non-finite value on some rank. ``participating``: whether this rank is one of
+    the ``present`` (None: all) in this step.
+
+    What a scheme around a route tells it: ``status`` (as the kernels write it: non-finite, then nonzero per segment) of
+    the gradient, where what is coded is not it; ``weights`` of the ranks, where their sum replaces the mean.
     """
 
     rank: int = 0
@@ -62,6 +80,9 @@ class Context:
     unscale: float = 1.0
     watch: bool = True
     participating: bool = True
+    present: int | None = None
+    status: Tensor | None = None
+    weights: tuple[float, ...] | None = None
     arena: Arena = field(default_factory=Arena)
     bad: bool = False
     tag: str = ""
@@ -122,13 +143,27 @@ class Reduced:
     """What ``reduce`` returns.
 
     ``sent``: this rank's own payload, None where everything went (``Exact``). ``error``: what this rank failed to
-    send (aliases x), None when nothing was lost. ``undo``: gives back what this step took from memory, for a step
-    that the optimizer skips.
+    send (aliases x), None when nothing was lost. ``undo``: gives back what this step took from memory, and takes what
+    it added from an ``out`` that accumulates, for a step that the optimizer skips. ``keep``: what is left to do where
+    the step counts. ``bad``: a rank met a non-finite value in this bucket. ``dead``: uint8 per segment, 1 where every
+    rank's gradient is zero; None where there is no such segment.
     """
 
     sent: Update | None = None
     error: Bucket | None = None
     undo: Callable[[], None] = _nothing
+    keep: Callable[[], None] = _nothing
+    bad: bool = False
+    dead: Tensor | None = None
+
+    def after(self, undo: Callable[[], None]) -> Reduced:
+        """The same, where ``undo`` comes before its own."""
+
+        def both() -> None:
+            undo()
+            self.undo()
+
+        return replace(self, undo=both)
 
 
 Flow = Generator[Collective, bool, Reduced]
@@ -155,28 +190,37 @@ class Reducer(Described, ABC, abstract=True):
         nothing of this segment is then ever lost."""
         return True
 
+    def weight(self, segment: Segment, rank: int, world: int) -> float:
+        """The part of a rank in the mean of MEAN slots; they add up to 1."""
+        return 1.0 / world
+
     def in_order(self, slot: str, segment: Segment, joined: Tensor) -> Tensor:
         """A SHARDED slot, all ranks' shares joined, in the order of the parameter's elements."""
         return joined
 
-    def weight(self, segment: Segment, rank: int, world: int) -> float:
-        """What a rank's part of a MEAN slot counts for in the mean; over the ranks they sum to 1."""
-        return 1.0 / world
-
-    def contractive(self) -> Reducer:
-        """This reducer as error feedback needs it; an error where its compressor is no contraction."""
-        raise ValueError(
-            f"ErrorFeedback({self!r}): {type(self).__name__} gives no error to feed back. {self.feedback_cure}"
-        )
+    def contractive(self, scheme: str) -> Reducer:
+        """This reducer as the feedback scheme of that name needs it; an error where its compressor is no
+        contraction."""
+        raise ValueError(f"{scheme}({self!r}): {type(self).__name__} gives no error to feed back. {self.feedback_cure}")
 
     @property
     def feedback_cure(self) -> str:
         """How feedback goes together with this reducer."""
         return "Use it as it is."
 
-    def under_feedback(self) -> Reducer:
-        """This settled reducer, as it runs inside error feedback."""
+    def under_feedback(self, scheme: type[Reducer] | None) -> Reducer:
+        """This settled reducer as it runs inside a feedback scheme whose owners use ``scheme``; None: inside none."""
         return self
+
+    @property
+    def weighs(self) -> bool:
+        """Whether it heeds ``Context.weights``."""
+        return False
+
+    @property
+    def absence(self) -> bool:
+        """Whether ranks may sit a step out (``Context.participating``)."""
+        return False
 
     def settle(self, world: int) -> Reducer:
         """This reducer with every route chosen for ``world`` ranks."""
@@ -232,13 +276,22 @@ class Reducer(Described, ABC, abstract=True):
         """out = (out if accumulate) + out_scale * mean over the ranks of y, y = decay*x + add_scale*add.
 
         On return x holds y minus what was sent. ``out`` may be ``add``, and may be ``x`` where nobody needs the error.
-        ``out.layout`` says what is wanted: all of it, or only this rank's row of a sharded host's buffer.
+        ``out.layout`` says what is wanted: all of it, or only this rank's row of a sharded host's buffer. One of ``x``
+        and ``add`` may lack the segments that travel exact. Where a rank met a non-finite value, ``out`` is NaN; where
+        it accumulates, the finite part is added, and ``Reduced.undo`` takes it back.
         """
         raise NotImplementedError
 
 
-def settle(reducer: Reducer | Compressor, world: int) -> Reducer:
+def source(x: Bucket, add: Bucket | None) -> Layout:
+    """All segments of what is averaged: one of the two has them all."""
+    return x.layout if add is None or len(x.layout.segments) > len(add.layout.segments) else add.layout
+
+
+def settle(reducer: Reducer | Compressor, world: int, scheme: type[Reducer] | None = None) -> Reducer:
     """A reducer that can run among ``world`` ranks; a compressor gets the route that fits it.
+
+    ``scheme``: what the owners of the feedback scheme around it use; None: there is none around it.
 
     =================== ==========================================================================
     all-reduce          the compressor is linear and loses nothing in fp32 sums
@@ -250,7 +303,7 @@ def settle(reducer: Reducer | Compressor, world: int) -> Reducer:
     if isinstance(world, bool) or not isinstance(world, int) or world < 1:
         raise ValueError(f"settle({reducer!r}, world={world!r}): the number of ranks is an integer, 1 or more.")
     if isinstance(reducer, Reducer):
-        return reducer.settle(world)
+        return reducer.settle(world).under_feedback(scheme)
     from .reducers.all_gather import AllGather
     from .reducers.all_reduce import AllReduce
     from .reducers.two_phase import TwoPhase
@@ -259,12 +312,14 @@ def settle(reducer: Reducer | Compressor, world: int) -> Reducer:
         return AllReduce(reducer)
     if reducer.sparse or world <= 2:
         return AllGather(reducer)
-    return TwoPhase(reducer)
+    return TwoPhase(reducer).under_feedback(scheme)
 
 
 def flow(reducer: Reducer, bucket: Bucket, state: State, ctx: Context, out: Bucket | None = None) -> Flow:
-    """The whole life of a bucket in a step: reduce, then Commit, then undo where the step was bad."""
+    """The whole life of a bucket in a step: reduce, then Commit, then keep or, where the step was bad, undo."""
     result = yield from reducer.reduce(bucket, out or bucket, state, ctx)
     if (yield Commit()):
         result.undo()
+    else:
+        result.keep()
     return result

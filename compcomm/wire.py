@@ -86,6 +86,7 @@ class Packing:
         self.splits = tuple(splits)
         self.nbytes = sum(splits)
         self._tables: dict[tuple[object, ...], Tensor] = {}
+        self._stacked: dict[tuple[object, ...], tuple[Tensor, tuple[tuple[int, int], ...]]] = {}
         self._gains: dict[int | None, Tensor] = {}
 
     def table(
@@ -118,6 +119,24 @@ class Packing:
             table = torch.tensor(rows, dtype=torch.int64).view(-1, 8).to(device)
             self._tables[cached] = table
         return table
+
+    def stacked(
+        self, coded: bool, out: Layout, count: int, nbytes: int, *, seed: int, message: int | None, stride: int | None
+    ) -> tuple[Tensor, tuple[tuple[int, int], ...]]:
+        """The table that decodes ``count`` messages of ``nbytes``, end to end, each into a vector of its own; and the
+        spans of elements that a message fills."""
+        cached = (coded, out, count, nbytes, seed, message, stride)
+        found = self._stacked.get(cached)
+        if found is None:
+            table = self.table(coded, out, seed=seed, message=message, stride=stride)
+            table = table[table[:, 0] >= 0]
+            many = table.repeat(count, 1, 1)
+            each = torch.arange(count).view(-1, 1)
+            many[:, :, 0] += each * out.numel
+            many[:, :, 3] += each * nbytes
+            spans = tuple((int(at), int(at + numel)) for at, numel in table[:, [0, 2]].tolist())
+            found = self._stacked[cached] = many.view(-1, 8), spans
+        return found
 
     def gains(self, message: int | None = None) -> Tensor:
         """The factor by which each coded row's decoded values are shrunk or scaled up, fp32."""

@@ -14,6 +14,7 @@ from . import float8 as float8
 from . import hadamard as hadamard
 from . import interleave as interleave
 from . import lowrank as lowrank
+from . import memory as memory
 from . import minmax as minmax
 from . import native as native
 from . import natural as natural

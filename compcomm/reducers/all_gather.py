@@ -8,11 +8,11 @@ from functools import lru_cache
 
 from ..bucket import Bucket, Layout, Segment
 from ..compressor import Compressor
-from ..reducer import Context, Flow
+from ..reducer import Context, Flow, source
 from ..store import Slot, State
 from ..wire import pack
 from .exchange import to_all
-from .route import Route, finish
+from .route import Route, adder, finish, hear
 
 
 @dataclass(frozen=True, repr=False)
@@ -27,6 +27,10 @@ class AllGather(Route):
 
     State: the compressor's hints. Works with every compressor.
     """
+
+    @property
+    def weighs(self) -> bool:
+        return True
 
     def slots(self, segment: Segment, world: int) -> Mapping[str, Slot]:
         return {} if self.exact(segment) else self.compressor.slots(segment)
@@ -44,19 +48,17 @@ class AllGather(Route):
         out_scale: float = 1.0,
         accumulate: bool = False,
     ) -> Flow:
-        layout = (add or x).layout
+        layout = source(x, add)
         packing = pack(self.compressor, layout)
         hints = {name: state[name].flat for name in _hints(self.compressor, layout)}
         payload = self.compressor.encode_(
             x, ctx.rng, add=add, decay=decay, add_scale=add_scale, hints=hints,
             wire=ctx.buffer("sent", packing.nbytes), packing=packing,
         )  # fmt: skip
+        hear(payload.status, ctx)
         wires, flags = yield from to_all(payload, ctx, "gathered")
-        scale = out_scale / ctx.world
-        self.compressor.decode_(
-            wires, out, ctx.rng, packing, scale=scale, skip=flags.skip, accumulate=accumulate
-        )  # fmt: skip
-        return finish(payload, flags, x, out, ctx)
+        decode = adder(self.compressor, wires, out, ctx, packing, out_scale / ctx.world, flags.skip)
+        return finish(payload, flags, x, out, ctx, decode, accumulate)
 
 
 @lru_cache(maxsize=4096)

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..bucket import Bucket
 from ..collectives import AllReduce as Sum
-from ..reducer import Context, Flow
+from ..reducer import Context, Flow, source
 from ..store import State
 from ..wire import Flags, PeerError, pack
-from .route import Route, finish
+from .route import Route, finish, hear
 
 
 @dataclass(frozen=True, repr=False)
@@ -28,6 +28,10 @@ class AllReduce(Route):
     The order in which a ring adds depends on how it cuts the buffer, so results agree over bucket cuts within
     W * 2**-24 * sum|x_i| (of the payload's precision), and to the bit over the ranks.
     """
+
+    @property
+    def weighs(self) -> bool:
+        return self.compressor.dtype == torch.float32
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,20 +56,24 @@ class AllReduce(Route):
         out_scale: float = 1.0,
         accumulate: bool = False,
     ) -> Flow:
-        packing = pack(self.compressor, (add or x).layout)
+        packing = pack(self.compressor, source(x, add))
         payload = self.compressor.encode_(
             x, ctx.rng, add=add, decay=decay, add_scale=add_scale,
             wire=ctx.buffer("sent", packing.nbytes), packing=packing,
         )  # fmt: skip
+        hear(payload.status, ctx)
         counts = 2 + packing.count
         front = max(4 * counts, packing.header)  # the sums, seen from the header's place on, are a message to decode
         room = ctx.buffer("sum", front + packing.nbytes - packing.header)
         total, message = room[front - 4 * counts :], room[front - packing.header :]
         flags, body = total[: 4 * counts].view(torch.float32), total[4 * counts :]
-        flags[0], flags[1:2], flags[2:] = place(ctx), payload.status[:1], payload.status[1:]
         body.copy_(payload.wire[packing.header :])
         split = 4 * counts + sum(4 * r.segment.numel for r in packing.exact)
         exact, coded = total[:split].view(torch.float32), total[split:].view(self.compressor.dtype)
+        if ctx.weights is not None:  # numbers, so the payload of w*y is w times that of y
+            exact.mul_(ctx.weights[ctx.rank] * ctx.world)
+            coded.mul_(ctx.weights[ctx.rank] * ctx.world)
+        flags[0], flags[1:2], flags[2:] = place(ctx), payload.status[:1], payload.status[1:]
         if self.compressor.dtype == torch.float32:
             yield Sum(total.view(torch.float32))
         else:
@@ -75,11 +83,15 @@ class AllReduce(Route):
         found = read_flags(flags, packing.count, ctx)
         if ctx.watch and not (all_finite(exact) and all_finite(coded)):
             found = found._replace(bad=True)
-        self.compressor.decode_(
-            message.unsqueeze(0), out, ctx.rng, packing,
-            scale=out_scale / ctx.world, skip=found.skip, accumulate=accumulate,
-        )  # fmt: skip
-        return finish(payload, found, x, out, ctx)
+            body.zero_()  # what accumulates must not take in an infinity
+
+        def decode(sign: float, accumulate: bool) -> None:
+            self.compressor.decode_(
+                message.unsqueeze(0), out, ctx.rng, packing,
+                scale=sign * out_scale / ctx.world, skip=found.skip, accumulate=accumulate,
+            )  # fmt: skip
+
+        return finish(payload, found, x, out, ctx, decode, accumulate)
 
 
 def all_finite(total: Tensor) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..bucket import Bucket, Layout, Segment
 from ..collectives import AllReduce, ReduceScatter
-from ..reducer import Context, Flow, Reduced, Reducer
+from ..reducer import Context, Flow, Reduced, Reducer, source
 from ..store import State
 
 
@@ -27,8 +27,10 @@ class Exact(Reducer):
     def delta(self, segment: Segment) -> float | None:
         return 1.0
 
-    def contractive(self) -> Reducer:
-        return self
+    def contractive(self, scheme: str) -> Reducer:
+        if scheme == "ErrorFeedback":
+            return self
+        raise ValueError(f"{scheme}(Exact()): Exact() loses nothing, so there is nothing to feed back. Use Exact().")
 
     def native(self, step: int) -> bool:
         return True
@@ -46,7 +48,7 @@ class Exact(Reducer):
         out_scale: float = 1.0,
         accumulate: bool = False,
     ) -> Flow:
-        layout = (add or x).layout
+        layout = source(x, add)
         in_place = out.flat is (add or x).flat and layout.covers and out.layout == layout and not accumulate
         plain = decay == 1.0 if add is None else (add_scale == 1.0 and not x.layout.segments)
         dtype = (add or x).flat.dtype
@@ -66,16 +68,26 @@ class Exact(Reducer):
         else:
             yield AllReduce(y)
             total, where = y, layout.packed()
-        if ctx.watch and not total.is_meta and not bool(torch.isfinite(total.sum())):
-            ctx.bad |= not bool(torch.isfinite(total).all())
-        if not in_place:
+        bad = ctx.watch and not total.is_meta and not bool(torch.isfinite(total.sum()))
+        bad = bad and not bool(torch.isfinite(total).all())
+        ctx.bad |= bad
+        if bad and accumulate:  # what accumulates must not take in an infinity
+            total.zero_()
+
+        def add_to_out(sign: float) -> None:
             for s in where.segments:
                 at = out.layout.position(s)
                 if at >= 0:
-                    part = out.flat[at : at + s.numel]
-                    mean = total[s.start : s.stop]
-                    part.copy_(part + mean if accumulate else mean)
-        return Reduced()
+                    part, mean = out.flat[at : at + s.numel], total[s.start : s.stop]
+                    part.copy_(torch.add(part, mean, alpha=sign) if accumulate else mean)
+
+        def undo() -> None:
+            if accumulate:
+                add_to_out(-1.0)
+
+        if not in_place:
+            add_to_out(1.0)
+        return Reduced(undo=undo, bad=bad)
 
 
 def _gather(y: Tensor, layout: Layout, x: Bucket, add: Bucket | None, decay: float, add_scale: float) -> None:

@@ -18,7 +18,7 @@ from ..reducer import Context, Reducer, Sent
 from ..store import Merge, Slot
 from ..wire import Flags, Packing, pack_shares
 from .exchange import to_all, to_owners
-from .route import Route
+from .route import Route, adder, hear
 
 
 @dataclass(frozen=True, repr=False)
@@ -29,30 +29,40 @@ class Owners(Route, ABC, abstract=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        from ..feedback.error_feedback import ErrorFeedback
+        from ..feedback.scheme import Scheme
 
-        if self.server not in (None, False, ErrorFeedback):
+        name = getattr(self.server, "__name__", repr(self.server))
+        call = f"{type(self).__name__}({self.compressor!r}, server={name})"
+        if self.server is None or self.server is False:
+            return
+        if not (isinstance(self.server, type) and issubclass(self.server, Scheme) and self.server.owner is self.server):
             raise ValueError(
-                f"{type(self).__name__}({self.compressor!r}, server={self.server!r}): the owner's scheme is "
-                f"ErrorFeedback, False (none) or None (chosen)."
+                f"{call}: the owner's scheme is ErrorFeedback, EF21 (inside EF21), False (none) or None (chosen)."
             )
-        if self.server is ErrorFeedback and self.compressor.delta(1 << 20) is None:
+        if self.compressor.delta(1 << 20) is None:
             self.compressor.contractive()  # raises, unless shrinking would help
-            raise ValueError(
-                f"{type(self).__name__}({self.compressor!r}, server=ErrorFeedback): use "
-                f"Contractive({self.compressor!r})."
-            )
+            raise ValueError(f"{call}: use Contractive({self.compressor!r}).")
 
     @property
     def keeps(self) -> bool:
         """Whether the owner keeps a residual."""
         return bool(self.server)
 
-    def under_feedback(self) -> Reducer:
-        from ..feedback.error_feedback import ErrorFeedback
+    @property
+    def weighs(self) -> bool:
+        return True
 
-        if self.server is None:
-            return replace(self, server=ErrorFeedback)
+    def under_feedback(self, scheme: type[Reducer] | None) -> Reducer:
+        if scheme is not None and self.server is None:
+            return replace(self, server=scheme)
+        if self.server is False and scheme is not None and getattr(scheme, "integrates", False):
+            raise ValueError(
+                f"{self!r} inside a scheme that sums over the steps: what the owner loses would stay lost, and the "
+                f"mean drift away from the ranks' estimates. Leave server= out."
+            )
+        if self.server and self.server is not scheme and (scheme or self.server.integrates):
+            here = f"inside a scheme whose owners use {scheme.__name__}" if scheme else "outside EF21 or EControl"
+            raise ValueError(f"{self!r} {here}: the owner follows its workers. Leave server= out: it is chosen.")
         return self
 
     @property
@@ -102,10 +112,11 @@ def phases(
     )  # fmt: skip
     if status is not None:
         payload = payload._replace(status=status)
+    hear(payload.status, ctx)
     wires, flags = yield from to_owners(payload, ctx, "received")
     owned = _owned(packing, ctx.rank)
     mean = Bucket(ctx.buffer("mean", owned.numel, torch.float32), owned)
-    c.decode_(wires, mean, ctx.rng, packing, scale=1.0 / world, skip=flags.skip, message=ctx.rank)
+    adder(c, wires, mean, ctx, packing, 1.0 / world, flags.skip, message=ctx.rank)(1.0, False)
     noise = ctx.rng._replace(rank=-1 - ctx.rank)  # not that of the first encoding
     held, unscale = (mean, 1.0) if server is None else (server, ctx.unscale)
     second = c.encode_(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from ..bucket import Bucket, Segment
 from ..compressor import Compressor, Payload
-from ..reducer import Context, Reduced, Reducer, Sent
-from ..wire import Flags
+from ..reducer import Context, Reduced, Reducer, Sent, Update
+from ..wire import Flags, Packing
 
 
 @dataclass(frozen=True, repr=False)
@@ -29,8 +30,8 @@ class Route(Reducer, ABC, abstract=True):
     def delta(self, segment: Segment) -> float | None:
         return self.compressor.delta(segment.numel)
 
-    def contractive(self) -> Reducer:
-        return replace(self, compressor=self.compressor.contractive())
+    def contractive(self, scheme: str) -> Reducer:
+        return replace(self, compressor=self.compressor.contractive(scheme))
 
 
 def give_back(payload: Payload, flags: Flags, x: Bucket) -> Tensor | None:
@@ -44,10 +45,58 @@ def give_back(payload: Payload, flags: Flags, x: Bucket) -> Tensor | None:
     return flags.skip
 
 
-def finish(payload: Payload, flags: Flags, x: Bucket, out: Bucket, ctx: Context) -> Reduced:
-    """Settles a flow once ``out`` is written: NaN on a bad step, payloads of dead segments given back."""
+def hear(status: Tensor, ctx: Context) -> None:
+    """Puts what a scheme says of the gradient in place of what the kernels saw, where they coded something else."""
+    if ctx.status is not None:
+        status[:1] |= ctx.status[:1]
+        status[1:] = ctx.status[1:]
+
+
+def finish(
+    payload: Payload, flags: Flags, x: Bucket, out: Bucket, ctx: Context, decode: Callable[[float, bool], None],
+    accumulate: bool,
+) -> Reduced:  # fmt: skip
+    """The mean by ``decode(sign, accumulate)``, NaN on a bad step, and the payloads of dead segments given back."""
+    decode(1.0, accumulate)
+    skip = give_back(payload, flags, x)
+    return settled(Sent(payload, skip), flags, x, out, ctx, decode, accumulate)
+
+
+def settled(
+    sent: Update, flags: Flags, x: Bucket, out: Bucket, ctx: Context, decode: Callable[[float, bool], None],
+    accumulate: bool,
+) -> Reduced:  # fmt: skip
+    """What ``reduce`` returns once ``out`` is written."""
     if flags.bad:
         ctx.bad = True
-        out.fill_(float("nan"))
-    skip = give_back(payload, flags, x)
-    return Reduced(Sent(payload, skip), x)
+        if not accumulate:
+            out.fill_(float("nan"))
+
+    def undo() -> None:
+        if accumulate:
+            decode(-1.0, True)
+
+    return Reduced(sent, x, undo, bad=flags.bad, dead=flags.skip if flags.zero else None)
+
+
+def adder(
+    c: Compressor, wires: Tensor, out: Bucket, ctx: Context, packing: Packing, scale: float, skip: Tensor,
+    message: int | None = None,
+) -> Callable[[float, bool], None]:  # fmt: skip
+    """``decode(sign, accumulate)``: out = (out if accumulate) + sign * scale * the sum of all ranks' messages, weighted
+    where a scheme gives weights."""
+    rng, world, weights = ctx.rng, ctx.world, ctx.weights
+
+    def decode(sign: float, accumulate: bool) -> None:
+        if weights is None:
+            c.decode_(
+                wires, out, rng, packing, scale=sign * scale, skip=skip, accumulate=accumulate, message=message
+            )  # fmt: skip
+            return
+        for rank, weight in enumerate(weights):
+            c.decode_(
+                wires[rank : rank + 1], out, rng, packing, scale=sign * scale * weight * world, skip=skip,
+                accumulate=accumulate or rank > 0, message=message,
+            )  # fmt: skip
+
+    return decode

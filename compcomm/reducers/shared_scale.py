@@ -12,12 +12,12 @@ from ..bucket import Bucket, Layout, Segment
 from ..collectives import AllReduce, AllReduceMax
 from ..compressor import Compressor, Uniform, ops
 from ..ops.reference.shared import section
-from ..reducer import Context, Flow, Reduced, Reducer
+from ..reducer import Context, Flow, Reducer, source
 from ..rng import key
 from ..store import State
 from ..wire import Flags, PeerError
 from .all_reduce import all_finite, place
-from .route import Route
+from .route import Route, hear, settled
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,10 +57,10 @@ class SharedScale(Route):
     def delta(self, segment: Segment) -> float | None:
         return 1.0 if self.exact(segment) else None
 
-    def contractive(self) -> Reducer:
+    def contractive(self, scheme: str) -> Reducer:
         if self.uniform.stochastic or self.uniform.norm2:
             raise ValueError(
-                f"ErrorFeedback({self!r}): no contraction: a rank whose gradient is small beside another's would keep "
+                f"{scheme}({self!r}): no contraction: a rank whose gradient is small beside another's would keep "
                 f"an error larger than the gradient. Use SharedScale(QSGD(bits=4, rounding='nearest'))."
             )
         return self
@@ -78,7 +78,7 @@ class SharedScale(Route):
         out_scale: float = 1.0,
         accumulate: bool = False,
     ) -> Flow:
-        layout, u, rng = (add or x).layout, self.uniform, ctx.rng
+        layout, u, rng = source(x, add), self.uniform, ctx.rng
         form = _form(self.compressor, layout, ctx.world, ctx.seed)
         flat, at = (None, None) if add is None else add
         status = torch.zeros(1 + form.count, dtype=torch.uint8, device=x.flat.device)
@@ -90,6 +90,7 @@ class SharedScale(Route):
             ops.dense_encode(x.flat, flat, sent, form.exact(x.layout, at), status, decay, add_scale)
             inputs = (x.flat, flat, norms, form.scaled(x.layout, at), status, decay, add_scale)
             ops.shared_norms(*inputs, u.levels, u.norm2, u.block)
+            hear(status, ctx)
             peaks[0], peaks[1], peaks[2:3], peaks[3 : 3 + form.count] = place(ctx), -place(ctx), status[:1], status[1:]
         yield AllReduceMax(peaks)
         flags = _flags(peaks, form.count, ctx)
@@ -108,15 +109,18 @@ class SharedScale(Route):
             raise PeerError(f"a peer failed in step {ctx.step}, bucket {ctx.bucket}; its own log has the error.")
         if ctx.watch and not all_finite(exact):
             flags = flags._replace(bad=True)
+            exact.zero_()  # what accumulates must not take in an infinity
         mine = _Sent(form, u, sent, norms, flags.skip)
-        if real:
-            _decode(form, u, total, norms, out, flags.skip, out_scale / ctx.world, accumulate, ctx.world)
-            if flags.bad:
-                ctx.bad = True
-                out.fill_(float("nan"))
-            if flags.zero:  # given back: the host throws these segments' means away
-                _decode(form, u, sent, norms, x, 1 - flags.skip, 1.0, True, 1)
-        return Reduced(mine, x)
+
+        def decode(sign: float, accumulate: bool) -> None:
+            if real:
+                scale = sign * out_scale / ctx.world
+                _decode(form, u, total, norms, out, flags.skip, scale, accumulate, ctx.world)
+
+        decode(1.0, accumulate)
+        if flags.zero:  # given back: the host throws these segments' means away
+            _decode(form, u, sent, norms, x, 1 - flags.skip, 1.0, True, 1)
+        return settled(mine, flags, x, out, ctx, decode, accumulate)
 
 
 def _flags(peaks: Tensor, count: int, ctx: Context) -> Flags:

@@ -11,10 +11,11 @@ from torch import Tensor
 from ..bucket import Bucket, Layout, Segment
 from ..compressor import Compressor, ops
 from ..ops.reference.interleave import cards_dealt, hands
-from ..reducer import Context, Flow, Reduced
+from ..reducer import Context, Flow, source
 from ..store import State
 from ..wire import pack_shares
 from .owners import Owners, phases
+from .route import settled
 from .two_phase import TwoPhase
 
 GRAIN = 16
@@ -78,7 +79,7 @@ class SparseAllReduce(Owners):
         out_scale: float = 1.0,
         accumulate: bool = False,
     ) -> Flow:
-        layout, c = (add or x).layout, self.compressor
+        layout, c = source(x, add), self.compressor
         if out.layout != layout and not all(out.layout.position(s) >= 0 for s in layout.segments):
             # a sharded host wants its row of the mean: one round, and no second selection
             return (
@@ -97,16 +98,18 @@ class SparseAllReduce(Owners):
         server = state["server"] if self.keeps else None
         done = yield from phases(c, z, server, ctx, deal.whole, status=status)
         sent = _Sent(done.payload.wire, deal, done.flags.skip if done.flags.zero else None)
+
+        def decode(sign: float, accumulate: bool) -> None:
+            if not z.flat.is_meta:
+                if not accumulate:
+                    out.fill_(0.0)  # out may be x
+                scale = sign * out_scale * done.scale
+                deal.add(done.gathered.view(-1), out, scale, done.flags.skip, done.gathered.shape[1])
+
         if not z.flat.is_meta:
             sent.add_(x, -1.0)
-            if not accumulate:
-                out.fill_(0.0)  # out may be x
-            width = done.gathered.shape[1]
-            deal.add(done.gathered.view(-1), out, out_scale * done.scale, done.flags.skip, width)
-            if done.flags.bad:
-                ctx.bad = True
-                out.fill_(float("nan"))
-        return Reduced(sent, x, done.undo)
+        decode(1.0, accumulate)
+        return settled(sent, done.flags, x, out, ctx, decode, accumulate).after(done.undo)
 
 
 class _Deal:

@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..bucket import Bucket
-from ..reducer import Context, Flow, Reduced
+from ..reducer import Context, Flow, source
 from ..store import State
 from ..wire import pack_rows
 from .exchange import to_owners
 from .owners import Owners, phases
-from .route import finish
+from .route import adder, finish, hear
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,24 +44,25 @@ class TwoPhase(Owners):
         out_scale: float = 1.0,
         accumulate: bool = False,
     ) -> Flow:
-        layout, c, world = (add or x).layout, self.compressor, ctx.world
+        layout, c, world = source(x, add), self.compressor, ctx.world
         if out.layout != layout and not all(out.layout.position(s) >= 0 for s in layout.segments):
             packing = pack_rows(c, layout, world)
             payload = c.encode_(
                 x, ctx.rng, add=add, decay=decay, add_scale=add_scale,
                 wire=ctx.buffer("sent", packing.nbytes), packing=packing,
             )  # fmt: skip
+            hear(payload.status, ctx)
             wires, flags = yield from to_owners(payload, ctx, "received")
-            c.decode_(
-                wires, out, ctx.rng, packing,
-                scale=out_scale / world, skip=flags.skip, accumulate=accumulate, message=ctx.rank,
-            )  # fmt: skip
-            return finish(payload, flags, x, out, ctx)
+            decode_row = adder(c, wires, out, ctx, packing, out_scale / world, flags.skip, message=ctx.rank)
+            return finish(payload, flags, x, out, ctx, decode_row, accumulate)
         server = state["server"] if self.keeps else None
         done = yield from phases(c, x, server, ctx, layout, add=add, decay=decay, add_scale=add_scale)
-        c.decode_(
-            done.gathered.view(1, -1), out, ctx.rng, done.payload.packing,
-            scale=out_scale * done.scale, skip=done.flags.skip, accumulate=accumulate, stride=done.gathered.shape[1],
-        )  # fmt: skip
-        result = finish(done.payload, done.flags, x, out, ctx)
-        return Reduced(result.sent, result.error, done.undo)
+
+        def decode(sign: float, accumulate: bool) -> None:
+            c.decode_(
+                done.gathered.view(1, -1), out, ctx.rng, done.payload.packing, scale=sign * out_scale * done.scale,
+                skip=done.flags.skip, accumulate=accumulate, stride=done.gathered.shape[1],
+            )  # fmt: skip
+
+        result = finish(done.payload, done.flags, x, out, ctx, decode, accumulate)
+        return result.after(done.undo)

@@ -114,6 +114,43 @@ def applies_nothing_of_a_bad_step(r: Reducer) -> None:
                 demand(all(e.isfinite().all() for e in entries.values()), r, "a bad step leaves NaN in the state.")
 
 
+def keeps_its_estimates_together(r: Reducer) -> None:
+    """Slot "mean" is the (weighted) mean of all ranks' "estimate", less what the owners keep, on every rank and after
+    every step: with bad steps, parameters that nobody used, and buckets cut anew."""
+    for world in (1, 2, 3):
+        simulator = Simulator(r, world, seed=17)
+        for t in range(9):
+            given = gradients(world, t)
+            if t in (0, 3, 6):
+                given[t % world]["head"].view(-1)[5] = INF
+            if t in (3, 4):
+                for g in given:
+                    g["layer.weight"].zero_()
+            step(simulator, given, rebuilt(t))
+            for s in model_layout().segments:
+                _demand_together(r, simulator, s)
+
+
+def _demand_together(r: Reducer, simulator: Simulator, s: Segment) -> None:
+    world, settled = simulator.world, simulator.reducer
+    if not {"estimate", "mean"} <= set(settled.slots(s, world)):
+        return
+    due = torch.zeros(s.numel, dtype=torch.float64)
+    for rank in range(world):
+        due += settled.weight(s, rank, world) * slot(simulator, rank, "estimate")[s.name].double()
+    shares = [slot(simulator, rank, "server").get(s.name) for rank in range(world)]
+    held = [share for share in shares if share is not None]
+    if held:
+        due -= settled.in_order("server", s, torch.cat(held)).double()
+    u = max(2e-6, 2 * world * roundoff(r, world))
+    first = slot(simulator, 0, "mean")[s.name]
+    for rank in range(world):
+        mine = slot(simulator, rank, "mean")[s.name]
+        demand(torch.equal(mine, first), r, f"slot 'mean' of {s.name} differs between ranks 0 and {rank}.")
+    off = float((first.double() - due).abs().max())
+    demand(off <= 60 * u, r, f"slot 'mean' of {s.name} is {off:.3g} off the mean of the estimates ({world} ranks).")
+
+
 def leaves_dead_parameters_at_zero(r: Reducer) -> None:
     """A parameter that no rank used: its mean is zero, what its residual would have sent is kept, others go on. DDP
     throws such a mean away. A parameter that only some ranks did not use is averaged as ever."""

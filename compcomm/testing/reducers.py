@@ -18,6 +18,7 @@ REDUCER_CHECKS: tuple[Callable[[Reducer], None], ...] = (
     worlds.codes_a_sum_in_one_go,
     conservation.loses_nothing_over_many_steps,
     conservation.applies_nothing_of_a_bad_step,
+    conservation.keeps_its_estimates_together,
     conservation.leaves_dead_parameters_at_zero,
     state.declares_its_slots,
     state.resumes_bit_for_bit,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -38,11 +38,20 @@ class Simulator:
         self.contexts = [Context(rank, world, seed=seed) for rank in range(world)]
         self.sent = [0] * world
         self.bad = False
+        self._here = frozenset(range(world))
 
     def step(
-        self, buckets: Sequence[Sequence[Bucket]], outs: Sequence[Sequence[Bucket]] | None = None
+        self,
+        buckets: Sequence[Sequence[Bucket]],
+        outs: Sequence[Sequence[Bucket]] | None = None,
+        present: Collection[int] | None = None,
     ) -> list[list[Bucket]]:
-        """One step: ``buckets[rank][b]`` in (left as they are), means out. ``self.bad`` tells whether it was undone."""
+        """One step: ``buckets[rank][b]`` in (left as they are), means out. ``self.bad`` tells whether it was undone.
+
+        ``present``: the ranks that take part (None: all). The others' buckets do not count, and they send nothing;
+        every rank gets the mean.
+        """
+        here = self._present(present)
         flows: list[list[Flow]] = []
         means: list[list[Bucket]] = [[] for _ in range(self.world)]
         contexts: list[Context] = []
@@ -51,7 +60,8 @@ class Simulator:
             for rank in range(self.world):
                 old = self.contexts[rank]
                 ctx = Context(
-                    rank, self.world, self.steps, b, self.seed, self.unscale, True, True, old.arena
+                    rank, self.world, self.steps, b, self.seed, self.unscale,
+                    participating=rank in here, present=None if len(here) == self.world else len(here), arena=old.arena,
                 )  # fmt: skip
                 contexts.append(ctx)
                 flat, layout = buckets[rank][b]
@@ -93,6 +103,18 @@ class Simulator:
                 perform(pending)
         return ends
 
+    def _present(self, present: Collection[int] | None) -> frozenset[int]:
+        here = frozenset(range(self.world) if present is None else present)
+        if not here <= set(range(self.world)):
+            raise ValueError(f"Simulator.step(present={sorted(here)}): the ranks are 0 to {self.world - 1}.")
+        if len(here) < self.world and not self.reducer.absence:
+            raise ValueError(
+                f"Simulator.step(present={sorted(here)}): {self.reducer!r} needs every rank in every step. "
+                f"Use EF21(...), whose estimates stand in for the ranks that are away."
+            )
+        self._here = here
+        return here
+
     def mean(self, tensors: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
         """One step on named tensors, one dictionary per rank, as a single bucket."""
         layout = Layout.of((n, t.shape) for n, t in tensors[0].items())
@@ -107,7 +129,7 @@ class Simulator:
                     f"Simulator: the ranks yield different collectives: {[c.signature for c in pending]}"
                 )
             for rank, c in enumerate(pending):
-                self.sent[rank] += c.sent_bytes(self.world, rank)
+                self.sent[rank] += c.sent_bytes(self.world, rank) if rank in self._here else 0
             perform(pending)
             pending = [f.send(False) for f in group]
 

@@ -36,6 +36,14 @@ typedef struct cc_row {
     int64_t index;   // entry of the row in status[1 + index] and skip[index]
 } cc_row;
 
+// One row of the tables of what works between two tensors without a wire: int64[4], all in elements.
+typedef struct cc_span {
+    int64_t to;     // first element written
+    int64_t from;   // first element read
+    int64_t numel;  // elements of the row, may be 0
+    int64_t index;  // entry of the row in status[1 + index]
+} cc_span;
+
 #define CC_BAD_ROW(r) (-1 - (int64_t)(r))
 #define CC_BAD_PARAMETER (-((int64_t)1 << 40))
 #define CC_NO_MEMORY (-((int64_t)1 << 41))
@@ -62,6 +70,13 @@ CC_API int cc_abi_version(void);
 
 // Philox4x32-10: out[4*i .. 4*i+3] for the counters (c0 + i, c1, c2, c3), i < n.
 CC_API int64_t cc_philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, int64_t key, int64_t n, uint32_t* out);
+
+// Memory of feedback schemes: to <- alpha*to + beta[row]*from, where what is not finite in `from` counts as zero and is
+// reported in status[0]; and whether a row of `from` has an element that is not zero, in status[1 + index].
+CC_API int64_t cc_blend(float* to, int64_t to_numel, const float* from, int64_t from_numel, const cc_span* rows,
+                        int64_t nrows, const float* beta, uint8_t* status, int64_t status_numel, float alpha);
+CC_API int64_t cc_alive(const float* from, int64_t from_numel, const cc_span* rows, int64_t nrows, uint8_t* status,
+                        int64_t status_numel);
 
 // Dense: fp32, as it is.
 CC_API int64_t cc_dense_encode(CC_ENCODE_PARAMS);

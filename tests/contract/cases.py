@@ -156,6 +156,17 @@ REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
         cc.PowerSGD(rank=5, min_ratio=1.5, alternate=True, error="local"),
         cc.PowerSGD(rank=3, warm_start=False, alternate=True),
     ],
+    cc.EF21: [
+        cc.EF21(cc.TopK(ratio=0.05)),
+        cc.EF21(cc.TopK(ratio=0.05), start=False),
+        cc.EF21(cc.TopK(ratio=0.05), momentum=0.1),
+        cc.EF21(cc.QSGD(bits=4)),
+        cc.EF21(cc.QSGD(bits=4, rounding="nearest"), momentum=0.3, start=False),
+        cc.EF21(cc.RandK(ratio=0.1)),
+        cc.EF21(cc.SparseAllReduce(cc.TopK(ratio=0.05))),
+        cc.EF21(cc.SharedScale(cc.QSGD(bits=4, rounding="nearest"))),
+        cc.EF21(cc.TwoPhase(cc.SignScale(block=64), server=cc.EF21)),
+    ],
     cc.Warmup: [
         cc.Warmup(1, cc.PowerSGD(rank=2, alternate=True)),
         cc.Warmup(2, cc.ErrorFeedback(cc.TopK(ratio=0.05))),

@@ -1,0 +1,203 @@
+"""EF21: what crosses the wire is the change of an estimate, so compression errors vanish as the estimates settle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from math import fsum
+
+import torch
+
+from ..bucket import Bucket, Layout, Segment
+from ..reducer import Context, Flow, Reduced, Reducer
+from ..reducers.exact import Exact
+from ..store import Merge, Slot, State
+from . import memory
+from .scheme import Scheme
+
+
+@dataclass(frozen=True, repr=False)
+class EF21(Scheme):
+    """c = C(g - h);  h <- h + c;  m <- m + mean of c over the ranks;  out = m.
+
+    ``h`` is the rank's estimate of its own gradient, ``m`` = mean of h the estimate of the mean, equal on all ranks.
+    Without noise it converges to the exact optimum, which error feedback with a constant step does not between unlike
+    ranks; with small batches the noise is amplified, which ``momentum`` mends.
+
+    - ``momentum`` = eta in (0, 1]: v <- (1 - eta) v + eta g is what is estimated (EF21-SGDM). 1: the gradient itself.
+    - ``weights`` = (w_1, ..., w_W), positive, with sum 1 (EF21-W): c = C(g/(W w) - h), m <- m + sum of w c. For
+      compressors with C(a x) = a C(x) the means are EF21's own and only the permitted step grows, from
+      1/(L + L_QM xi) to 1/(L + L_AM xi), xi = sqrt(1 - delta)/(1 - sqrt(1 - delta)); see ``smoothness_weights``.
+    - ``start``: step 0 is dense, h = g and m = mean of g, as published. False: h = m = 0. (In ``Warmup`` steps go by
+      unseen, and the estimates begin at zero.)
+    - In two-phase the owner's loss is fed back too: its residual is mean(h) - m, so C of it is the published
+      bidirectional form (EF21-BC), ``TwoPhase(c, server=EF21)``, chosen by default.
+    - Ranks may sit steps out (EF21-PP): h stays, nothing is sent, m is still the mean of all h. In the ``Simulator``.
+
+    Learning rate: h and m estimate gradients and hold nothing that is still to be applied: a change of the rate needs
+    no rescaling. Heavy-ball momentum is that of the optimizer (EF21-HB). A bad step is undone (h and m give back what
+    they took; v keeps the finite part). Where every rank's gradient is zero, out is zero and the estimates rest.
+
+    State: "estimate" h and, with momentum, "momentum" v, MEAN; "mean" m, REPLICATED; fp32, or ``dtype=float64``, for
+    double-precision gradients. Parameters that travel exact have none (but zeros in "mean").
+
+    Source: Richtarik, Sokolov, Fatkhullin 2021 (arXiv:2106.05203), Algorithm 2; Fatkhullin et al. 2021
+    (arXiv:2110.03294), Algorithms 3 to 5 (PP, BC, HB); Fatkhullin, Tyurin, Richtarik 2023 (arXiv:2305.15155), Algorithm
+    1; Richtarik, Gasanov, Burlachenko 2024 (arXiv:2402.10774), Algorithm 2. They step with the m of the last round; a
+    hook is asked for the gradient after it is computed, and gives the newest.
+    """
+
+    momentum: float = 1.0
+    weights: tuple[float, ...] | None = None
+    start: bool = True
+    dtype: torch.dtype = torch.float32
+
+    absorbs = "mean"
+    integrates = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.momentum, int | float) or not 0.0 < self.momentum <= 1.0:
+            raise ValueError(
+                f"EF21(momentum={self.momentum!r}): the weight of the new gradient, in (0, 1]; 1 takes it alone."
+            )
+        if not isinstance(self.start, bool):
+            raise TypeError(f"EF21(start={self.start!r}): True (a dense first step) or False.")
+        if self.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"EF21(dtype={self.dtype}): estimates are float32 or float64.")
+        if self.weights is not None:
+            object.__setattr__(self, "weights", _checked(self.weights))
+
+    def settle(self, world: int) -> Reducer:
+        found = super().settle(world)
+        assert isinstance(found, EF21)
+        if self.weights is not None and len(self.weights) != world:
+            raise ValueError(
+                f"EF21(weights={self.weights}): {len(self.weights)} weights and {world} ranks. Give one per rank, in "
+                f"rank order."
+            )
+        if self.weights is not None and not found.inner.weighs:
+            raise ValueError(f"{found!r}: {found.inner!r} takes no weights. Use AllGather(...) or TwoPhase(...).")
+        return found
+
+    @property
+    def absence(self) -> bool:
+        return True
+
+    def conserves(self, segment: Segment) -> bool:
+        return self.exact(segment)
+
+    def weight(self, segment: Segment, rank: int, world: int) -> float:
+        return 1.0 / world if self.weights is None else self.weights[rank]
+
+    def memory(self, segment: Segment) -> Mapping[str, Slot]:
+        mean = {"mean": Slot(Merge.REPLICATED, dtype=self.dtype)}
+        if self.exact(segment):
+            return mean
+        own = {"estimate": Slot(Merge.MEAN, dtype=self.dtype)}
+        if self.momentum < 1.0:
+            own["momentum"] = Slot(Merge.MEAN, dtype=self.dtype)
+        return {**own, **mean}
+
+    def step(
+        self, x: Bucket, out: Bucket, state: State, ctx: Context, scale: float, out_scale: float, accumulate: bool
+    ) -> Flow:
+        estimate, mean = state["estimate"], state["mean"]
+        if x.flat.dtype != self.dtype:
+            raise TypeError(f"{self!r}: gradients are {x.flat.dtype} here. Use dtype={str(x.flat.dtype)[6:]}.")
+        if self.start and ctx.step == 0:
+            return (yield from self._begin(x, out, state, ctx, scale, out_scale, accumulate))
+        status = memory.fresh(ctx, x.layout)
+        memory.alive(x, status)
+        here = 1.0 if ctx.participating else 0.0
+        if self.momentum < 1.0:
+            v = state["momentum"]
+            if ctx.participating:
+                memory.blend(v, x, status, alpha=1.0 - self.momentum, beta=self.momentum * scale)
+            memory.blend(x, v, memory.fresh(ctx, v.layout, "unheard"), beta=1.0 / scale)
+        share = 1.0
+        if self.weights is not None:
+            share = ctx.world * self.weights[ctx.rank]
+            ctx.weights = self.weights
+        ctx.status = status
+        total = Bucket(mean.flat, _wanted(mean.layout, out.layout))
+        result = yield from self.inner.reduce(
+            x, total, state, ctx, add=estimate, decay=here * scale / share, add_scale=-here, accumulate=True
+        )
+        if result.sent is not None:
+            result.sent.add_(estimate)
+        exact = Bucket(mean.flat, _lacking(mean.layout, estimate.layout))
+        if ctx.present is not None and ctx.present:  # what travels exact is the mean of those who are there
+            memory.blend(exact, exact, memory.fresh(ctx, exact.layout, "unheard"), beta=ctx.world / ctx.present)
+        self._deliver(result, exact, out, mean, ctx, out_scale, accumulate)
+
+        def undo() -> None:
+            result.undo()
+            exact.fill_(0.0)
+            if result.sent is not None:
+                result.sent.add_(estimate, -1.0)
+
+        return Reduced(undo=undo, bad=result.bad, dead=result.dead)
+
+    def _deliver(
+        self, result: Reduced, exact: Bucket, out: Bucket, mean: Bucket, ctx: Context, scale: float, accumulate: bool
+    ) -> None:
+        if out.layout == mean.layout and out.layout.covers and not accumulate:
+            torch.mul(mean.flat, scale, out=out.flat)
+        else:
+            memory.deliver(out, mean, ctx, scale, accumulate)
+        if not accumulate:
+            memory.clear(out, result.dead)
+        exact.fill_(0.0)
+        if result.bad:
+            ctx.bad = True
+            if not accumulate:
+                out.fill_(float("nan"))
+
+    def _begin(
+        self, x: Bucket, out: Bucket, state: State, ctx: Context, scale: float, out_scale: float, accumulate: bool
+    ) -> Flow:
+        """The dense first step: h = v = g, m = mean of g."""
+        estimate, mean, status = state["estimate"], state["mean"], memory.fresh(ctx, x.layout)
+        slabs = [estimate, state["momentum"]] if self.momentum < 1.0 else [estimate]
+        share = 1.0 if self.weights is None else ctx.world * self.weights[ctx.rank]
+        for slab in slabs:
+            memory.blend(slab, x, status, beta=scale / (share if slab is estimate else 1.0))
+        result = yield from Exact().reduce(x, x, state, ctx)
+        memory.blend(mean, x, memory.fresh(ctx, x.layout, "unheard"), beta=scale)
+        exact = Bucket(mean.flat, _lacking(mean.layout, estimate.layout))
+        self._deliver(result, exact, out, mean, ctx, out_scale, accumulate)
+
+        def undo() -> None:
+            for slab in (mean, *slabs):
+                slab.flat.zero_()
+
+        return Reduced(undo=undo, bad=result.bad)
+
+
+EF21.owner = EF21
+
+
+def _checked(weights: tuple[float, ...]) -> tuple[float, ...]:
+    if not isinstance(weights, tuple | list) or not all(isinstance(w, int | float) for w in weights):
+        raise TypeError(f"EF21(weights={weights!r}): one number per rank, in rank order.")
+    if any(not 0.0 < w < float("inf") for w in weights):
+        raise ValueError(f"EF21(weights={weights}): every weight is positive and finite.")
+    if abs(fsum(weights) - 1.0) > 1e-6:
+        raise ValueError(
+            f"EF21(weights={weights}): they add up to {fsum(weights):.6g}, and must to 1: divide each by the sum."
+        )
+    return tuple(float(w) for w in weights)
+
+
+@lru_cache(maxsize=4096)
+def _wanted(layout: Layout, out: Layout) -> Layout:
+    """The segments of ``layout`` that ``out`` has too."""
+    return layout if len(out.segments) == len(layout.segments) else layout.select(lambda s: out.position(s) >= 0)
+
+
+@lru_cache(maxsize=4096)
+def _lacking(layout: Layout, other: Layout) -> Layout:
+    """The segments of ``layout`` that ``other`` lacks."""
+    return layout.select(lambda s: s.numel > 0 and other.position(s) < 0)

@@ -1,0 +1,59 @@
+"""Between a bucket and the slabs of a scheme: one kernel call for all segments, tables kept."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ..bucket import Bucket, Layout
+from ..compressor import ops
+from ..reducer import Context
+
+
+def blend(to: Bucket, source: Bucket, status: Tensor, *, alpha: float = 0.0, beta: float | Tensor = 1.0) -> None:
+    """to <- alpha*to + beta*source for the segments that both have; ``beta`` may be one number per such segment.
+
+    What is not finite in ``source`` counts as zero, and ``status`` (numbered as ``source``'s segments) says so.
+    """
+    table = _table(to.layout, source.layout)
+    if isinstance(beta, float):
+        beta = _betas(beta, len(table), source.flat.dtype)
+    if len(table):
+        ops.blend(to.flat, source.flat, table, beta, status, alpha)
+
+
+def alive(gradient: Bucket, status: Tensor) -> None:
+    """Says in ``status`` which segments have an element that is not zero."""
+    ops.alive(gradient.flat, _table(gradient.layout, gradient.layout), status)
+
+
+def deliver(out: Bucket, source: Bucket, ctx: Context, scale: float, accumulate: bool) -> None:
+    """out = (out if accumulate) + scale * source, for the segments that ``out`` has."""
+    unheard = fresh(ctx, source.layout, "unheard")
+    blend(out, source, unheard, alpha=1.0 if accumulate else 0.0, beta=scale)
+
+
+def fresh(ctx: Context, layout: Layout, tag: str = "status") -> Tensor:
+    """Zeros: an entry for "not finite" and one per segment."""
+    return ctx.buffer(tag, 1 + len(layout.segments)).zero_()
+
+
+def clear(bucket: Bucket, number: Tensor | None) -> None:
+    """Zeroes the segments that ``number`` (uint8 per segment, or None) marks."""
+    if number is not None and not bucket.flat.is_meta:
+        for s, marked in zip(bucket.layout.segments, number.tolist(), strict=True):
+            if marked:
+                bucket.flat[s.start : s.stop] = 0.0
+
+
+@lru_cache(maxsize=4096)
+def _table(to: Layout, source: Layout) -> Tensor:
+    rows = [(to.position(s), s.start, s.numel, i) for i, s in enumerate(source.segments) if s.numel]
+    return torch.tensor([r for r in rows if r[0] >= 0], dtype=torch.int64).view(-1, 4)
+
+
+@lru_cache(maxsize=4096)
+def _betas(beta: float, count: int, dtype: torch.dtype) -> Tensor:
+    return torch.full((count,), beta, dtype=dtype)

@@ -1,0 +1,69 @@
+"""The ops of feedback schemes' memory: ``blend`` and ``alive``; their meaning is in ``reference/memory.py``."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from . import checks, native
+from .native import FLOAT, LONG, POINTER
+from .reference.memory import alive, blend
+from .schema import register
+
+
+def _table(op: str, table: Tensor) -> None:
+    if table.dtype is not checks.I64 or table.dim() != 2 or table.shape[1] != 4 or not table.is_contiguous():
+        raise ValueError(
+            f"compcomm.{op}: table is {table.dtype} of shape {tuple(table.shape)}; it must be contiguous torch.int64 "
+            "[rows, 4]: to, from, numel, index"
+        )
+
+
+def _check_blend(
+    op: str, to: Tensor, source: Tensor, table: Tensor, beta: Tensor, status: Tensor, alpha: float
+) -> None:
+    checks.flat(op, "to", to, source.dtype)
+    checks.flat(op, "source", source, source.dtype)
+    checks.flat(op, "status", status, checks.U8)
+    _table(op, table)
+    checks.flat(op, "beta", beta, source.dtype, table.shape[0])
+
+
+def _check_alive(op: str, source: Tensor, table: Tensor, status: Tensor) -> None:
+    checks.flat(op, "source", source, source.dtype)
+    checks.flat(op, "status", status, checks.U8)
+    _table(op, table)
+
+
+_blend = native.function("cc_blend", POINTER, LONG, POINTER, LONG, POINTER, LONG, POINTER, POINTER, LONG, FLOAT)
+_alive = native.function("cc_alive", POINTER, LONG, POINTER, LONG, POINTER, LONG)
+
+
+def _fast_blend(to: Tensor, source: Tensor, table: Tensor, beta: Tensor, status: Tensor, alpha: float) -> int:
+    if source.dtype is not checks.F32:
+        blend(to, source, table, beta, status, alpha)
+        return 0
+    assert _blend is not None
+    rows = (table.data_ptr(), table.shape[0])
+    return _blend(*native.spans(to, source), *rows, beta.data_ptr(), *native.spans(status), alpha)
+
+
+def _fast_alive(source: Tensor, table: Tensor, status: Tensor) -> int:
+    if source.dtype is not checks.F32:
+        alive(source, table, status)
+        return 0
+    assert _alive is not None
+    return _alive(*native.spans(source), table.data_ptr(), table.shape[0], *native.spans(status))
+
+
+register(
+    "blend(Tensor(a!) to, Tensor source, Tensor table, Tensor beta, Tensor(b!) status, float alpha) -> ()",
+    blend,
+    None if _blend is None else _fast_blend,
+    _check_blend,
+)
+register(
+    "alive(Tensor source, Tensor table, Tensor(a!) status) -> ()",
+    alive,
+    None if _alive is None else _fast_alive,
+    _check_alive,
+)

@@ -1,0 +1,58 @@
+"""Memory: what feedback schemes do between a bucket and their slabs, row by row.
+
+The table is int64 ``[rows, 4]``: (to, from, numel, index), first elements, a length, and the row's place in
+``status[1 + index]``. Any floating-point dtype.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from .rows import flag
+
+
+class Span(NamedTuple):
+    """One line of the table."""
+
+    to: int
+    start: int
+    numel: int
+    entry: int
+
+
+def spans(op: str, to: Tensor | None, source: Tensor, table: Tensor, status: Tensor) -> list[Span]:
+    """The table as named rows, each within its tensors."""
+    found = [Span(*line) for line in cast("list[list[int]]", table.tolist())]
+    for r, row in enumerate(found):
+        where = f"compcomm.{op}: table row {r} {tuple(row)}"
+        if row.numel < 0 or row.start < 0 or row.start + row.numel > source.numel():
+            raise ValueError(f"{where}: elements {row.start}..{row.start + row.numel} of {source.numel()} are read")
+        if to is not None and (row.to < 0 or row.to + row.numel > to.numel()):
+            raise ValueError(f"{where}: elements {row.to}..{row.to + row.numel} of {to.numel()} are written")
+        if not 0 <= row.entry < status.numel() - 1:
+            raise ValueError(f"{where}: index (column 3) is {row.entry}, but status has 1 + {status.numel() - 1}")
+    return found
+
+
+def blend(to: Tensor, source: Tensor, table: Tensor, beta: Tensor, status: Tensor, alpha: float) -> None:
+    """``to <- alpha*to + beta[row]*source``, what is not finite in ``source`` counting as zero; alpha = 0 only writes.
+
+    ``status[0]``: something was not finite; ``status[1 + index]``: the row of ``source`` is not zero.
+    """
+    for row, factor in zip(spans("blend", to, source, table, status), beta, strict=True):
+        x = source[row.start : row.start + row.numel]
+        finite = torch.isfinite(x)
+        flag(status, 0, ~finite)
+        flag(status, 1 + row.entry, x != 0)
+        y = torch.where(finite, x, 0.0) * factor
+        part = to[row.to : row.to + row.numel]
+        part.copy_(y if alpha == 0.0 else part * alpha + y)
+
+
+def alive(source: Tensor, table: Tensor, status: Tensor) -> None:
+    """``status[1 + index] |= 1`` where the row has an element that is not zero."""
+    for row in spans("alive", None, source, table, status):
+        flag(status, 1 + row.entry, source[row.start : row.start + row.numel] != 0)
