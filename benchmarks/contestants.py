@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import plain_powersgd
 import torch
 import torch.distributed as dist
 from replay import Bucket, Shapes
@@ -32,15 +33,22 @@ class Contestant:
 
 
 def peers(numel: int, world: int) -> list[Contestant]:
-    """PyTorch's all-reduce hook (what DDP does without one), fp16 hook, and PowerSGD hook.
+    """PyTorch's all-reduce hook (what DDP does without one), fp16 hook, and PowerSGD hook; and PowerSGD from operators.
 
-    PowerSGD gets one bucket: with several, it starts collectives in an order that differs between ranks on Gloo.
+    PyTorch's PowerSGD gets one bucket: with several, it starts collectives in an order that differs between ranks on
+    Gloo. The plain one gets one too, so that it can batch matrices of one shape.
     """
-    power = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=1, start_powerSGD_iter=2)
+    hook = powerSGD_hook.powerSGD_hook
+    powers = [
+        (r, powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=r, start_powerSGD_iter=2)) for r in (1, 4)
+    ]
     return [
         Contestant("torch allreduce_hook", default_hooks.allreduce_hook, None, ring(4 * numel, world)),
         Contestant("torch fp16_compress_hook", default_hooks.fp16_compress_hook, None, ring(2 * numel, world)),
-        Contestant("torch powerSGD_hook, rank 1, one bucket", powerSGD_hook.powerSGD_hook, power, one_bucket=True),
+        *(Contestant(f"torch powerSGD_hook, rank {r}, one bucket", hook, s, one_bucket=True) for r, s in powers),
+        Contestant(
+            "plain PowerSGD with bmm, rank 4, one bucket", plain_powersgd.hook, plain_powersgd.Plain(4), one_bucket=True
+        ),
     ]
 
 

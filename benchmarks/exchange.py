@@ -37,6 +37,7 @@ DEFAULT = (
     "ErrorFeedback(QSGD(bits=4, rounding='nearest'))",
     "ErrorFeedback(SignScale())",
     "ErrorFeedback(TopK(ratio=0.01))",
+    "PowerSGD()",
 )
 CROWD = ("SharedScale(QSGD(bits=4))", "ErrorFeedback(SparseAllReduce(TopK(ratio=0.01)))")
 """Routes that have a meaning of their own among more than two ranks."""
@@ -161,7 +162,7 @@ def arguments() -> argparse.Namespace:
         "--reducer",
         nargs="+",
         action="extend",
-        help="as in Python, one or more (default: five of them, seven for more than two ranks)",
+        help="as in Python, one or more (default: six of them, eight for more than two ranks)",
     )
     parser.add_argument("--repeats", type=int, default=15, help="measured steps of each (default: 15)")
     parser.add_argument(

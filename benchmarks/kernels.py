@@ -176,6 +176,42 @@ def sparse_cases() -> None:
     case("torch.topk 1 %")(torch_topk)
 
 
+def lowrank_cases() -> None:
+    def lowrank(b: Buffers, rank: int, call: Callable[..., Call]) -> Call:
+        """``call(table, p, q, lines)``: ResNet-50's matrices that PowerSGD compresses, with their factors."""
+        power, layout = cc.PowerSGD(rank=rank), cc.Layout.of(resnet50())
+        table: list[list[int]] = []
+        lines: list[list[int]] = []
+        p = q = 0
+        for s in layout.segments:
+            sizes = power.sizes(s)
+            if sizes is not None and s.stop <= b.numel:
+                n, m, r = sizes
+                table.append([s.start, s.start, n, m, r, p, q, 0])
+                lines.append([p, -1, n, 0, 0, 0, r, 0])
+                p, q = p + n * r, q + m * r
+        draw = torch.Generator().manual_seed(0)
+        factors = torch.randn(p, generator=draw), torch.randn(q, generator=draw) * 1e-6
+        return call(torch.tensor(table), *factors, torch.tensor(lines))
+
+    def product(b: Buffers, rank: int, name: str, gradient: Tensor | None) -> Call:
+        f = getattr(OPS, f"lowrank_{name}").default
+        return lowrank(b, rank, lambda t, p, q, _: lambda: f(b.x, gradient, p, q, t, b.status, 1.0))
+
+    def reconstruct(b: Buffers, rank: int) -> Call:
+        f = OPS.lowrank_reconstruct.default
+        return lowrank(b, rank, lambda t, p, q, _: lambda: f(b.x, b.out, p, q, p, q, t, b.skip, 1.0, False, 1.0))
+
+    for rank in (1, 4):
+        name = f"rank {rank}, ResNet-50"
+        case(f"lowrank_project {name}")(lambda b, r=rank: product(b, r, "project", b.add))
+        case(f"lowrank_backproject {name}")(lambda b, r=rank: product(b, r, "backproject", None))
+        case(f"lowrank_reconstruct {name}")(lambda b, r=rank: reconstruct(b, r))
+    case("lowrank_orthonormal rank 4, ResNet-50")(
+        lambda b: lowrank(b, 4, lambda _, p, __, lines: lambda: OPS.lowrank_orthonormal.default(p, lines))
+    )
+
+
 @contextmanager
 def implementation(kind: str, isa: str) -> Iterator[None]:
     before = native.isa()
@@ -227,7 +263,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     b = Buffers(options.numel)
-    print(f"{'op':32s} {'backend':10s} {'isa':9s} {'ms':>9s} {'quartiles':>17s} {'memcpy ms':>10s} {'ratio':>7s}")
+    print(f"{'op':38s} {'backend':10s} {'isa':9s} {'ms':>9s} {'quartiles':>17s} {'memcpy ms':>10s} {'ratio':>7s}")
     for name, make in CASES.items():
         if options.ops and not name.startswith(tuple(options.ops)):
             continue
@@ -241,7 +277,7 @@ def main() -> None:
             rows.append(row)
             low, high = row["spread"]
             print(
-                f"{name:32s} {kind:10s} {isa:9s} {row['seconds'] * 1e3:9.2f} {low * 1e3:8.2f}..{high * 1e3:7.2f} "
+                f"{name:38s} {kind:10s} {isa:9s} {row['seconds'] * 1e3:9.2f} {low * 1e3:8.2f}..{high * 1e3:7.2f} "
                 f"{row['memcpy_seconds'] * 1e3:10.2f} {row['memcpy_ratio']:7.2f}",
                 flush=True,
             )
@@ -266,6 +302,7 @@ def arguments() -> argparse.Namespace:
 
 dense_cases()
 sparse_cases()
+lowrank_cases()
 
 if __name__ == "__main__":
     main()

@@ -135,8 +135,11 @@ class PowerSGD(Reducer):
             ctx.bad = True
             out.fill_(float("nan"))
             return Reduced()
-        work.rebuild(factors, out, out_scale / ctx.unscale, accumulate)
-        return Reduced(undo=lambda: work.rebuild(factors, None, 1.0, False, -1.0))
+        table = work.form.matrices(work.residual.layout, out.layout)
+        scale = out_scale / ctx.unscale
+        ops.lowrank_reconstruct(work.residual.flat, out.flat, *factors, table, work.skip, scale, accumulate, 1.0)
+        sent = _Sent(work.form, factors, work.skip)
+        return Reduced(sent, undo=lambda: sent.add_(work.residual))
 
 
 class _Factors(NamedTuple):
@@ -146,6 +149,26 @@ class _Factors(NamedTuple):
     q: Tensor
     p_sent: Tensor
     q_sent: Tensor
+
+
+class _Sent:
+    """An ``Update``: what a step took out of this rank's residual. Exact parameters, which have none, are left out."""
+
+    def __init__(self, form: _Form, factors: _Factors, skip: Tensor) -> None:
+        self._form, self._factors, self._skip = form, factors, skip
+
+    def add_(self, into: Bucket, scale: float = 1.0) -> None:
+        table = self._form.matrices(into.layout, None)
+        ops.lowrank_reconstruct(into.flat, None, *self._factors, table, self._skip, 1.0, False, -scale)
+
+    def zero_(self, into: Bucket) -> None:
+        for row in self._form.matrices(into.layout, None).tolist():
+            into.flat[row[0] : row[0] + row[2] * row[3]] = 0.0
+
+    def dense(self, layout: Layout) -> Bucket:
+        bucket = Bucket(torch.zeros(layout.numel, device=self._skip.device), layout)
+        self.add_(bucket)
+        return bucket
 
 
 class _Work:
@@ -201,12 +224,6 @@ class _Work:
         self._average(made, sums)
         sent = sums if own is None else own
         return _Factors(p, q, sent, q) if even else _Factors(p, q, p, sent)
-
-    def rebuild(self, f: _Factors, out: Bucket | None, scale: float, accumulate: bool, sign: float = 1.0) -> None:
-        """out (+)= scale P Q^T, residual -= sign * what was sent."""
-        table = self.form.matrices(self.residual.layout, self.x.layout if out is None else out.layout)
-        flat = None if out is None else out.flat
-        ops.lowrank_reconstruct(self.residual.flat, flat, *f, table, self.skip, scale, accumulate, sign)
 
     def _held(self, factor: str) -> Tensor:
         """The factor that the step begins with; its zero lines are yet to be drawn."""
@@ -287,15 +304,15 @@ class _Form:
             found = self._tables[add] = self._table(rows)
         return found
 
-    def matrices(self, residual: Layout, bucket: Layout) -> Tensor:
-        """The table of matrices, with their places in a bucket."""
+    def matrices(self, residual: Layout, bucket: Layout | None) -> Tensor:
+        """The table of the matrices that ``residual`` has, with their places in a bucket (or in none)."""
         found = self._tables.get((residual, bucket))
         if found is None:
             rows = [
-                [residual.position(s), bucket.position(s), n, m, r, p, q, number]
+                [residual.position(s), -1 if bucket is None else bucket.position(s), n, m, r, p, q, number]
                 for (number, s, (n, m, r)), (p, q) in zip(self.parts, self._places, strict=True)
             ]
-            found = self._tables[residual, bucket] = self._table(rows)
+            found = self._tables[residual, bucket] = self._table([row for row in rows if row[0] >= 0])
         return found
 
 

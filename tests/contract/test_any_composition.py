@@ -31,7 +31,9 @@ def _routes(c: cc.Compressor) -> list[object]:
     return [*routes, cc.AllReduce(c)] if c.linear and c.dtype == torch.float32 else routes
 
 
-feedback = contractions.flatmap(lambda c: st.sampled_from(_routes(c))).map(cc.ErrorFeedback)
+powers = st.builds(cc.PowerSGD, st.integers(1, 6), st.booleans(), st.sampled_from([0.1, 1, 2]), st.booleans(),
+                   st.sampled_from(["aggregate", "local"]))  # fmt: skip
+feedback = st.one_of(contractions.flatmap(lambda c: st.sampled_from(_routes(c))).map(cc.ErrorFeedback), powers)
 parts = st.dictionaries(st.sampled_from(["a", "[bc]", "f", "g*"]), feedback, max_size=3)
 reducers = st.one_of(
     feedback,

@@ -118,6 +118,26 @@ def test_feedback_with_sharded_results(world: int) -> None:
         assert torch.allclose(applied[cut] + held[cut], due[cut], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("alternate", [False, True])
+def test_factors_with_sharded_results(alternate: bool) -> None:
+    """Matrices whole in one owner's row: every rank rebuilds its own, and all residuals are as without rows."""
+    reducer = cc.PowerSGD(rank=2, min_ratio=1, alternate=alternate)
+    segments = [cc.Segment("a", (8, 12), 0, 96), cc.Segment("bias", (5,), 96, 101), cc.Segment("b", (12, 8), 110, 206)]
+    layout = cc.Layout(segments, 220)
+    rows = layout.rows(2)
+    assert rows is not None
+    part, full = cc.Simulator(reducer, 2), cc.Simulator(reducer, 2)
+    for _ in range(3):
+        inputs = _inputs(2, layout)
+        outs = [[cc.Bucket(torch.full((layout.numel,), 9.0), row)] for row in rows]
+        part.step(inputs, outs)
+        means = full.step(inputs)
+        _compare(layout, [o[0].flat for o in outs], means[0][0].flat, 2)
+    for one, other in zip(part.stores, full.stores, strict=True):
+        a, b = one.state_dict(), other.state_dict()
+        assert all(torch.equal(a[slot][n], b[slot][n]) for slot in a for n in a[slot])
+
+
 def test_exact_sends_half_when_sharded() -> None:
     """A reduce-scatter: (W-1)/W of the buffer, where an all-reduce sends twice as much. Here without padding."""
     world = 4

@@ -108,7 +108,8 @@ def test_exchange_measures_reducers_and_peers(tmp_path: Path) -> None:
     for row in (exact, cold, warm):
         assert row["bytes_sent"] > row["payload_bytes"] and row["seconds"] > 0
     assert [row["reducer"].split(",")[0] for row in peers] == [
-        "torch allreduce_hook", "torch fp16_compress_hook", "torch powerSGD_hook",
+        "torch allreduce_hook", "torch fp16_compress_hook", "torch powerSGD_hook", "torch powerSGD_hook",
+        "plain PowerSGD with bmm",
     ]  # fmt: skip
     assert peers[0]["relative_error"] < 1e-6 < peers[1]["relative_error"] < 1e-2
     assert all(math.isfinite(row["relative_error"]) for row in peers)

@@ -99,7 +99,15 @@ def overflows(rank: int, world: int, reducer: str, scale: float) -> Any:
 
 
 @pytest.mark.parametrize("scale", [1.0, 1024.0])
-@pytest.mark.parametrize("reducer", ["ErrorFeedback(TopK(ratio=0.05))", "ErrorFeedback(TwoPhase(SignScale()))"])
+@pytest.mark.parametrize(
+    "reducer",
+    [
+        "ErrorFeedback(TopK(ratio=0.05))",
+        "ErrorFeedback(TwoPhase(SignScale()))",
+        "PowerSGD(rank=2)",
+        "PowerSGD(rank=2, alternate=True, error='local')",
+    ],
+)
 def test_an_overflow_on_one_rank_is_nan_everywhere_and_loses_nothing(
     three: Workers, reducer: str, scale: float
 ) -> None:

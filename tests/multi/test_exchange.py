@@ -96,3 +96,45 @@ def test_sums_of_floats_equal_the_simulator_within_rounding(three: Workers, redu
         for b, mean in enumerate(means):
             assert torch.equal(mean, results[0][0][b])
             torch.testing.assert_close(mean, expected[rank][b].flat, rtol=1e-5, atol=1e-6)
+
+
+POWERS = [
+    "PowerSGD(rank=3)",
+    "PowerSGD(rank=2, error='local', alternate=True)",
+    "Warmup(1, PowerSGD(warm_start=False))",
+]
+
+
+@pytest.mark.parametrize("reducer", POWERS)
+def test_factors_equal_the_simulator_to_the_bit_between_two(two: Workers, reducer: str) -> None:
+    """A sum of two numbers has one value, whoever adds: buckets of factors, residuals and state."""
+    results = two.run(exchange, reducer=reducer, steps=3)
+    simulator = cc.Simulator(cc.parse(reducer), 2, seed=7)
+    expected: Any = None
+    for step in range(3):
+        inputs = [[cc.Bucket(g, lay) for g, lay in zip(gradients(r, step), layouts(), strict=True)] for r in range(2)]
+        expected = simulator.step(inputs)
+    for rank, (means, state, sent, errors) in enumerate(results):
+        assert all(torch.equal(m, e.flat) for m, e in zip(means, expected[rank], strict=True))
+        held = simulator.stores[rank].state_dict()
+        assert {"a.weight", "b.weight"} <= held["residual"].keys()
+        assert all(torch.equal(state[slot][n], t) for slot, entries in held.items() for n, t in entries.items())
+        assert sent == pytest.approx(simulator.sent[rank] / 3)
+        assert 0.5 < errors["a.weight"] < 1 and errors["a.bias"] is None
+
+
+@pytest.mark.parametrize("reducer", POWERS)
+def test_factors_of_three_agree_to_the_bit(three: Workers, reducer: str) -> None:
+    """A ring adds in an order of its own: near the simulator, and the same on every rank, state included."""
+    results = three.run(exchange, reducer=reducer, steps=3)
+    simulator = cc.Simulator(cc.parse(reducer), 3, seed=7)
+    expected: Any = None
+    for step in range(3):
+        inputs = [[cc.Bucket(g, lay) for g, lay in zip(gradients(r, step), layouts(), strict=True)] for r in range(3)]
+        expected = simulator.step(inputs)
+    for rank, (means, state, *_) in enumerate(results):
+        for b, mean in enumerate(means):
+            assert torch.equal(mean, results[0][0][b])
+            torch.testing.assert_close(mean, expected[rank][b].flat, rtol=1e-3, atol=1e-3)
+        for slot in ("q", "p"):
+            assert all(torch.equal(t, results[0][1][slot][n]) for n, t in state.get(slot, {}).items())

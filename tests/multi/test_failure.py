@@ -44,6 +44,17 @@ class FragileCodes(cc.QSGD):
         super().encode_rows(i, gain, rng, hints)
 
 
+def broken(flow: Any, ctx: cc.Context, after: int) -> Any:
+    """The same flow, but rank 1 raises in step 4, before its ``after``-th collective."""
+    for number in range(9):
+        if ctx.rank == 1 and ctx.step == 4 and number == after:
+            raise ZeroDivisionError("the compressor's own mistake")
+        try:
+            yield next(flow) if number == 0 else flow.send(False)
+        except StopIteration as end:
+            return end.value
+
+
 @dataclass(frozen=True, repr=False)
 class FragileScale(cc.SharedScale):
     """Raises on rank 1 in step 4, before its ``after``-th collective."""
@@ -51,15 +62,17 @@ class FragileScale(cc.SharedScale):
     after: int = 0
 
     def reduce(self, *args: Any, **kwargs: Any) -> Any:
-        ctx = args[3]
-        flow = super().reduce(*args, **kwargs)
-        for number in range(9):
-            if ctx.rank == 1 and ctx.step == 4 and number == self.after:
-                raise ZeroDivisionError("the compressor's own mistake")
-            try:
-                yield next(flow) if number == 0 else flow.send(False)
-            except StopIteration as end:
-                return end.value
+        return broken(super().reduce(*args, **kwargs), args[3], self.after)
+
+
+@dataclass(frozen=True, repr=False)
+class FragilePower(cc.PowerSGD):
+    """The same."""
+
+    after: int = 0
+
+    def reduce(self, *args: Any, **kwargs: Any) -> Any:
+        return broken(super().reduce(*args, **kwargs), args[3], self.after)
 
 
 def raises(rank: int, world: int, reducer: Any, width: int) -> Any:
@@ -82,6 +95,8 @@ ROUTES = {
     "SharedScale, before the norms": FragileScale(cc.QSGD(bits=4)),
     "SharedScale, before the sums": FragileScale(cc.QSGD(bits=4), after=1),
     "SharedScale, before the integers": FragileScale(cc.QSGD(bits=4), after=2),
+    "PowerSGD, before P": FragilePower(rank=2),
+    "PowerSGD, before Q": FragilePower(rank=2, after=1),
 }
 
 
@@ -93,7 +108,9 @@ def test_a_compressor_that_raises_on_one_rank(three: Workers, route: str) -> Non
             assert first[:2] == ("ZeroDivisionError", "the compressor's own mistake")
         else:
             assert first[0] == "PeerError"
-            assert ("a peer failed" if "SharedScale" in route else "rank 1 failed in step 4") in first[1]
+            assert (
+                "a peer failed" if route.startswith(("SharedScale", "PowerSGD")) else "rank 1 failed in step 4"
+            ) in first[1]
         assert second[0] == "RuntimeError"
         assert "broke in step 4" in second[1]
         assert second[2] == first[0]

@@ -61,6 +61,8 @@ def races(rank: int, world: int, reducer: str, width: int, steps: int, megabytes
     [
         (2, "ErrorFeedback(TopK(ratio=0.01))", 64, 1, 120),
         (3, "ErrorFeedback(TwoPhase(QSGD(bits=4, rounding='nearest')))", 16, 0.2, 50),
+        (2, "PowerSGD(rank=4)", 32, 0.5, 60),
+        (3, "PowerSGD(rank=2, alternate=True)", 16, 0.2, 50),
         (2, "Partition({'weights.1*': ErrorFeedback(TopK(ratio=0.01)), '*': RandK(ratio=0.1)})", 16, 0.2, 50),
     ],
 )
