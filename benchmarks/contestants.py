@@ -72,8 +72,9 @@ def compcomm(reducer: Any, model: Shapes, buckets: list[Bucket], world: int) -> 
 
     def forget() -> None:
         kept = attachment.state_dict()
+        (own,) = kept.values()  # this rank's
         for name, fill in hints.items():
-            for hint in kept["slots"][name].values():
+            for hint in own["slots"][name].values():
                 hint.fill_(fill)
         attachment.load_state_dict(kept)
 
