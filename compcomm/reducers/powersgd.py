@@ -27,7 +27,7 @@ ERRORS = ("aggregate", "local")
 
 @dataclass(frozen=True, repr=False)
 class PowerSGD(Reducer):
-    """out = P Q^T with P = orth(mean_i M_i Q_old), Q = mean_i M_i^T P, where M_i = E_i + g_i; E_i <- M_i - P Q^T.
+    """out = P Q^T with P = orth(mean_i M_i orth(Q_old)), Q = mean_i M_i^T P, M_i = E_i + g_i; E_i <- M_i - P Q^T.
 
     A parameter of two or more dimensions is the matrix of shape[0] = n rows and m columns; it is sent as P (n x r) and
     Q (m x r), r = min(rank, n, m), where that is worth it: (n + m) r min_ratio < n m. All other parameters travel
@@ -187,7 +187,8 @@ class _Work:
         """P, then Q; None after a bad step."""
         form, ctx = self.form, self.ctx
         q_old, p = self._held("q"), self._open("p")
-        ops.lowrank_refresh(q_old, form.lines["q"], quantiles(), ctx.step)
+        ops.lowrank_orthonormal(q_old, form.lines["q"])  # else P grows as the square of the gradient, and overflows
+        self._refresh("q", q_old)
         self._product(ops.lowrank_project, p, q_old, self.x.flat)
         bad = yield from self._sum_first()
         if not form.parts:
@@ -214,7 +215,7 @@ class _Work:
         form, even = self.form, self.ctx.step % 2 == 0
         given, made = ("q", "p") if even else ("p", "q")
         held, sums = self._held(given), self._open(made)
-        ops.lowrank_refresh(held, form.lines[given], quantiles(), self.ctx.step)
+        self._refresh(given, held)
         ops.lowrank_orthonormal(held, form.lines[given])
         p, q = (sums, held) if even else (held, sums)
         self._product(ops.lowrank_project if even else ops.lowrank_backproject, p, q, self.x.flat)
@@ -230,6 +231,10 @@ class _Work:
         if self.reducer.warm_start:
             return self.state[factor].flat
         return self.ctx.buffer(factor, self.form.numel[factor], torch.float32).zero_()
+
+    def _refresh(self, name: str, factor: Tensor) -> None:
+        """Draws the lines that are zero."""
+        ops.lowrank_refresh(factor, self.form.lines[name], quantiles().to(factor.device), self.ctx.step)
 
     def _open(self, factor: str) -> Tensor:
         """Makes ``first`` with the exact parameters in it; the room for the factor."""

@@ -173,10 +173,23 @@ def test_zeros_give_zeros_and_then_it_goes_on(form: dict[str, Any]) -> None:
     zero = {"w": torch.zeros(20, 20)}
     for _ in range(3):
         assert not simulator.mean([zero, zero])[0]["w"].any() and not simulator.bad
-    tiny = {"w": low_rank(20, 20, 1, 0) * 1e-30}
-    for _ in range(4):
-        out = simulator.mean([tiny, tiny])[0]["w"]
-    assert (out - tiny["w"]).norm() <= 2e-5 * tiny["w"].norm()
+    w = low_rank(20, 20, 1, 0)
+    applied = sum(simulator.mean([{"w": w}, {"w": w}])[0]["w"].double() for _ in range(4))
+    assert (applied - 4 * w).norm() <= 1e-5 * w.norm()
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("size", [1e-36, 1e-20, 1e20, 1e33])
+def test_gradients_of_any_size(size: float, form: dict[str, Any]) -> None:
+    """Powers of two of the gradient are powers of two of everything: no square of it is ever formed in fp32."""
+    size = 2.0 ** round(torch.tensor(size).log2().item())
+    plain, scaled = (cc.Simulator(cc.PowerSGD(rank=2, **form), 2) for _ in range(2))
+    for t in range(4):
+        given = gradients(2, {"w": (20, 24)}, t)
+        due = plain.mean(given)[0]["w"]
+        found = scaled.mean([{"w": g["w"] * size} for g in given])[0]["w"]
+        assert not scaled.bad
+        torch.testing.assert_close(found.double() / size, due.double(), rtol=1e-3, atol=1e-2)
 
 
 def test_scaled_losses_leave_unscaled_residuals() -> None:

@@ -1,8 +1,8 @@
 """PowerSGD (Vogels, Karimireddy, Jaggi 2019, arXiv:1905.13727, Algorithms 1 and 2) on one matrix of W workers.
 
-Every worker adds its gradient to what it still owes, M_i = E_i + g_i. The mean of M_i Q says in which directions the
-columns of the mean matrix lie; made orthonormal it is P. The mean of M_i^T P is the new Q, and P Q^T is applied. What
-of M_i is not in P Q^T (or in P Q_i^T, the worker's own part) is owed on.
+Every worker adds its gradient to what it still owes, M_i = E_i + g_i. The mean of M_i Q (the last Q, made orthonormal)
+says in which directions the columns of the mean matrix lie; made orthonormal it is P. The mean of M_i^T P is the new Q,
+and P Q^T is applied. What of M_i is not in P Q^T (or in P Q_i^T, the worker's own part) is owed on.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class PowerSGD:
             parts = [(m @ self.q, self.q) for m in owed]
             self.p = np.mean([p for p, _ in parts], axis=0)
         else:
-            q = self._filled(self.q, step)
+            q = self._filled(gram_schmidt(self.q), step)
             self.p = gram_schmidt(np.mean([m @ q for m in owed], axis=0))
             parts = [(self.p, m.T @ self.p) for m in owed]
             self.q = np.mean([q for _, q in parts], axis=0)
