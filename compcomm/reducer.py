@@ -201,11 +201,12 @@ class Reducer(Described, ABC, abstract=True):
     def contractive(self, scheme: str) -> Reducer:
         """This reducer as the feedback scheme of that name needs it; an error where its compressor is no
         contraction."""
-        raise ValueError(f"{scheme}({self!r}): {type(self).__name__} gives no error to feed back. {self.feedback_cure}")
+        raise ValueError(
+            f"{scheme}({self!r}): {type(self).__name__} gives no error to feed back. {self.feedback_cure(scheme)}"
+        )
 
-    @property
-    def feedback_cure(self) -> str:
-        """How feedback goes together with this reducer."""
+    def feedback_cure(self, scheme: str) -> str:
+        """How the feedback scheme of that name goes together with this reducer."""
         return "Use it as it is."
 
     def under_feedback(self, scheme: type[Reducer] | None) -> Reducer:

@@ -17,6 +17,8 @@ import torch
 
 _VALUES: dict[str, Any] = {
     "inf": math.inf,
+    "float64": torch.float64,
+    "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "float8_e4m3fn": torch.float8_e4m3fn,

@@ -14,7 +14,7 @@ from ..reducer import Context, Flow, Reduced, Reducer
 from ..reducers.exact import Exact
 from ..store import Merge, Slot, State
 from . import memory
-from .scheme import Scheme
+from .scheme import Scheme, is_number
 
 
 @dataclass(frozen=True, repr=False)
@@ -58,14 +58,15 @@ class EF21(Scheme):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.momentum, int | float) or not 0.0 < self.momentum <= 1.0:
+        if not is_number(self.momentum) or not 0.0 < self.momentum <= 1.0:
             raise ValueError(
-                f"EF21(momentum={self.momentum!r}): the weight of the new gradient, in (0, 1]; 1 takes it alone."
+                f"EF21(momentum={self.momentum!r}): a number in (0, 1], the weight of the new gradient; 1 takes it "
+                f"alone."
             )
         if not isinstance(self.start, bool):
             raise TypeError(f"EF21(start={self.start!r}): True (a dense first step) or False.")
         if self.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"EF21(dtype={self.dtype}): estimates are float32 or float64.")
+            raise ValueError(f"EF21(dtype={self.dtype!r}): estimates are torch.float32 or torch.float64.")
         if self.weights is not None:
             object.__setattr__(self, "weights", _checked(self.weights))
 
@@ -180,7 +181,7 @@ EF21.owner = EF21
 
 
 def _checked(weights: tuple[float, ...]) -> tuple[float, ...]:
-    if not isinstance(weights, tuple | list) or not all(isinstance(w, int | float) for w in weights):
+    if not isinstance(weights, tuple | list) or not all(map(is_number, weights)):
         raise TypeError(f"EF21(weights={weights!r}): one number per rank, in rank order.")
     if any(not 0.0 < w < float("inf") for w in weights):
         raise ValueError(f"EF21(weights={weights}): every weight is positive and finite.")

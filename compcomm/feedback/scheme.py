@@ -15,6 +15,11 @@ from ..reducer import Context, Flow, Reducer, settle
 from ..store import Merge, Slot, State
 
 
+def is_number(value: object) -> bool:
+    """Whether it is an int or a float, and not a bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True, repr=False)
 class Scheme(Reducer, ABC, abstract=True):
     """Base of the feedback schemes. To write one, give ``memory`` and ``step``."""
@@ -34,8 +39,7 @@ class Scheme(Reducer, ABC, abstract=True):
             raise TypeError(f"{name}({self.reducer!r}): give a compressor or a reducer, such as TopK(0.01).")
         object.__setattr__(self, "reducer", self.reducer.contractive(name))
 
-    @property
-    def feedback_cure(self) -> str:
+    def feedback_cure(self, scheme: str) -> str:
         return f"It has feedback already: use {self!r} as it is."
 
     def settle(self, world: int) -> Reducer:

@@ -37,9 +37,8 @@ class Partition(Reducer):
                 raise TypeError(f"Partition: {pattern!r}: {part!r} is not a name pattern with a reducer.")
         object.__setattr__(self, "parts", _Frozen(self.parts))
 
-    @property
-    def feedback_cure(self) -> str:
-        return "Put the feedback around each part: Partition({pattern: ErrorFeedback(...)})."
+    def feedback_cure(self, scheme: str) -> str:
+        return f"Put the feedback around each part: Partition({{pattern: {scheme}(...)}})."
 
     def settle(self, world: int) -> Reducer:
         return Partition({p: settle(r, world) for p, r in self.parts.items()})

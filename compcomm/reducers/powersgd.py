@@ -77,8 +77,7 @@ class PowerSGD(Reducer):
         if self.error not in ERRORS:
             raise ValueError(f"{call}: error is one of {', '.join(map(repr, ERRORS))}.")
 
-    @property
-    def feedback_cure(self) -> str:
+    def feedback_cure(self, scheme: str) -> str:
         return f"It has feedback already: use {self!r} as it is."
 
     @property

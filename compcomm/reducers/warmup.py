@@ -12,6 +12,7 @@ from ..compressor import Compressor
 from ..reducer import Context, Flow, Reducer, settle
 from ..store import Slot, State
 from .exact import Exact
+from .route import Route
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,10 +32,10 @@ class Warmup(Reducer):
         if not isinstance(self.reducer, Reducer | Compressor):
             raise TypeError(f"Warmup({self.steps}, {self.reducer!r}): give a compressor or a reducer.")
 
-    @property
-    def feedback_cure(self) -> str:
-        inner = self.reducer if "ErrorFeedback" in repr(self.reducer) else f"ErrorFeedback({self.reducer!r})"
-        return f"Use Warmup({self.steps}, {inner})."
+    def feedback_cure(self, scheme: str) -> str:
+        if isinstance(self.reducer, Compressor | Route):
+            return f"Use Warmup({self.steps}, {scheme}({self.reducer!r}))."
+        return f"{type(self.reducer).__name__} inside: {self.reducer.feedback_cure(scheme)}"
 
     def settle(self, world: int) -> Reducer:
         return Warmup(self.steps, settle(self.reducer, world))
