@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -129,7 +130,8 @@ def test_results_keep_what_they_had_when_a_step_fails(checkout: Path) -> None:
     assert (code, calls) == (0, ["readme"]), said
     exchanges = {f"exchange-{name}.json" for name in ("2-hosts-1gbit", "2-hosts-100mbit", "4-hosts-1gbit")}
     assert {file.name for file in results.iterdir()} == exchanges | {
-        "compressors.json", "compressors.png", "kernels.json", "memory.json", "overhead.json", "quickstart.json", "quickstart.png",
+        "compressors.json", "compressors.png", "kernels.json", "memory.json", "overhead.json", "quickstart.json",
+        "quickstart.png",
     }  # fmt: skip
     before = {file.name: file.read_text() for file in results.iterdir()}
     (checkout / "fails").touch()
@@ -145,7 +147,34 @@ def test_results_keep_what_they_had_when_a_step_fails(checkout: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(("bits", "lives", "code"), [("same", 2, 0), ("other", 2, 1), ("same", 1, 1)])
+def test_elastic_compares_the_ends_of_its_runs(checkout: Path, bits: str, lives: int, code: int) -> None:
+    """Four runs; the one with a killed worker must have had two lives, and have ended as the unbroken one did."""
+    (checkout / ".venv" / "bin" / "python").write_text(
+        "#!/usr/bin/env bash\n"
+        'case "$*" in\n'
+        "*pip*) ;;\n"
+        '*elastic.py*) echo "$*" >>calls\n'
+        '    folder=$(sed "s/.*--folder \\([^ ]*\\).*/\\1/" <<<"$*"); mkdir -p "$folder"\n'
+        f"    if [[ $* = *--kill* ]]; then bits={bits} lives={lives}; else bits=same lives=1; fi\n"
+        '    printf \'{"loss": 0.5, "parameters": "%s", "pending": 1.5, "lives": %s}\' '
+        '$bits $lives >"$folder/end.json" ;;\n'
+        f'*) exec {sys.executable} "$@" ;;\n'
+        "esac\n"
+    )
+    found, said, calls = bash(checkout, str(checkout / "launch" / "elastic.sh"), "--every", "5")
+    assert found == code, said
+    assert ("the same bits" in said) is (bits == "same")
+    assert ("nobody was killed" in said) is (lives == 1)
+    assert ["--kill 117" in call for call in calls] == [False, True, False, False]
+    assert [re.findall(r"--nproc-per-node (\d)", call)[0] for call in calls] == ["2", "2", "4", "2"]
+    assert all("--standalone" in call and "--max-restarts 3" in call and "--every 5" in call for call in calls)
+
+
 def test_what_ci_runs_and_what_is_pinned() -> None:
     assert (ROOT / ".ci" / "run").read_text().split("\n")[1:] == ['exec bash "$(dirname "$0")/../launch/test.sh"', ""]
     assert "torch==2.13.0" in (ROOT / "launch" / "constraints.txt").read_text().splitlines()
-    assert all(os.access(ROOT / name, os.X_OK) for name in (".ci/run", "launch/test.sh", "launch/quickstart.sh"))
+    assert all(
+        os.access(ROOT / name, os.X_OK)
+        for name in (".ci/run", "launch/test.sh", "launch/quickstart.sh", "launch/elastic.sh")
+    )
