@@ -26,6 +26,7 @@ from .compressors.terngrad import TernGrad
 from .compressors.threshold import Threshold
 from .compressors.topk import TopK
 from .compressors.two_means import TwoMeans
+from .feedback.dgc import DGC
 from .feedback.ef21 import EF21
 from .feedback.error_feedback import ErrorFeedback
 from .hooks.attach import attach
@@ -49,6 +50,7 @@ from .transports.simulate import Simulator
 from .wire import PeerError
 
 __all__ = [
+    "DGC",
     "EF21",
     "QSGD",
     "AllGather",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -169,6 +169,14 @@ class Reduced:
 Flow = Generator[Collective, bool, Reduced]
 
 
+class Group(NamedTuple):
+    """The parameter group that a parameter is in: its number in an optimizer of that name, and its options."""
+
+    optimizer: str
+    number: int
+    options: Mapping[str, Any]
+
+
 @dataclass(frozen=True, repr=False)
 class Reducer(Described, ABC, abstract=True):
     """Base of all reducers."""
@@ -254,6 +262,15 @@ class Reducer(Described, ABC, abstract=True):
         for part in vars(self).values():
             if isinstance(part, Reducer):
                 part.check(layout)
+
+    def check_optimizer(self, groups: Mapping[str, Group | None] | None) -> None:
+        """Raises ValueError where this reducer does not go together with the optimizer; a host calls it at attach.
+
+        ``groups``: by parameter, the group that it is in (None: in no given optimizer); None: no optimizer was given.
+        """
+        for part in vars(self).values():
+            if isinstance(part, Reducer):
+                part.check_optimizer(groups)
 
     def native(self, step: int) -> bool:
         """Whether ``step`` is one plain sum of the bucket in its own dtype (bf16, fp16, ...); else it goes through

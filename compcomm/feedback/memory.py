@@ -24,6 +24,14 @@ def blend(to: Bucket, source: Bucket, status: Tensor, *, alpha: float = 0.0, bet
         ops.blend(to.flat, source.flat, table, beta, status, alpha)
 
 
+def norms(gradient: Bucket, ctx: Context) -> Tensor:
+    """The L2 norm of every segment, fp64; what is not finite counts as zero."""
+    table = _table(gradient.layout, gradient.layout)
+    found = ctx.buffer("norms", len(table), torch.float64)
+    ops.norms(gradient.flat, table, found)
+    return found
+
+
 def alive(gradient: Bucket, status: Tensor) -> None:
     """Says in ``status`` which segments have an element that is not zero."""
     ops.alive(gradient.flat, _table(gradient.layout, gradient.layout), status)
@@ -46,6 +54,18 @@ def clear(bucket: Bucket, number: Tensor | None) -> None:
         for s, marked in zip(bucket.layout.segments, number.tolist(), strict=True):
             if marked:
                 bucket.flat[s.start : s.stop] = 0.0
+
+
+@lru_cache(maxsize=4096)
+def filled(layout: Layout) -> Layout:
+    """The segments that are not empty: those that slabs have."""
+    return layout.select(lambda s: s.numel > 0)
+
+
+@lru_cache(maxsize=4096)
+def shared(layout: Layout, other: Layout) -> Layout:
+    """The segments of ``layout`` that ``other`` has too."""
+    return layout.select(lambda s: other.position(s) >= 0)
 
 
 @lru_cache(maxsize=4096)

@@ -28,6 +28,7 @@ def attach(
     scaler: Any = None,
     seed: int = 0,
     check_every: int = 0,
+    optimizer: Any = None,
 ) -> Attachment:
     """Averages ``model``'s gradients by ``reducer`` from now on. Every rank calls it, with equal arguments.
 
@@ -38,7 +39,7 @@ def attach(
     Args:
         model: a DistributedDataParallel model without a hook, compiled or not.
         group: the ranks to average over; the model's own if None.
-        reducer, timeout, scaler, seed, check_every: see ``DDPState``.
+        reducer, timeout, scaler, seed, check_every, optimizer: see ``DDPState``.
 
     Raises:
         TypeError: the model is no DDP model, or has gradients that are no dense floating-point tensors.
@@ -50,7 +51,8 @@ def attach(
     try:
         _check(ddp)
         state = DDPState(
-            reducer, group=group, timeout=timeout, scaler=scaler, seed=seed, check_every=check_every
+            reducer, group=group, timeout=timeout, scaler=scaler, seed=seed, check_every=check_every,
+            optimizer=optimizer,
         )  # fmt: skip
         state.bind(ddp)
     except Exception as error:

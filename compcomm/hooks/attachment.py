@@ -93,6 +93,7 @@ class Attachment:
             self._store.declare(layout)
             if parameters is not None:
                 self.reducer.check(layout)
+            self.reducer.check_optimizer(options.groups(parameters))
             if trial is not None:
                 trial(self.reducer, layout)
         except Exception as error:

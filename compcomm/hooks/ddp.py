@@ -51,6 +51,8 @@ class DDPState:
         scaler: a GradScaler, so that residuals are kept unscaled.
         seed: of all random numbers; equal on all ranks.
         check_every: compares all parameters over the ranks after every that many steps; 0: never.
+        optimizer: what steps the parameters, or a tuple of several: for reducers that must rule out what it does
+            (``DGC``, a second momentum). It is looked at once, when the attachment is made.
     """
 
     def __init__(
@@ -62,8 +64,9 @@ class DDPState:
         scaler: Any = None,
         seed: int = 0,
         check_every: int = 0,
+        optimizer: Any = None,
     ) -> None:
-        self.options = Options(reducer, group, timeout, scaler, seed, check_every)
+        self.options = Options(reducer, group, timeout, scaler, seed, check_every, optimizer)
         self.attachment: Attachment | None = None
         self._enabled = True
         self._names: dict[int, str] = {}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
+from torch import nn
 
 from ..compressor import Compressor
-from ..reducer import Reducer
+from ..reducer import Group, Reducer
 
 
 def _is(value: object, *kinds: type) -> bool:
@@ -26,6 +28,7 @@ class Options:
     scaler: Any = None
     seed: int = 0
     check_every: int = 0
+    optimizer: Any = None
 
     def __post_init__(self) -> None:
         if not _is(self.reducer, Reducer, Compressor):
@@ -41,6 +44,32 @@ class Options:
             raise ValueError(f"attach: timeout={self.timeout!r} is not a positive time.")
         if self.scaler is not None and not callable(getattr(self.scaler, "get_scale", None)):
             raise TypeError(f"attach: scaler={self.scaler!r} has no get_scale(); give a torch.amp.GradScaler.")
+
+        if any(not isinstance(getattr(o, "param_groups", None), list) for o in self._optimizers):
+            raise TypeError(
+                f"attach: optimizer={self.optimizer!r} has no param_groups. Give a torch.optim.Optimizer, or several as "
+                f"a tuple."
+            )
+
+    @property
+    def _optimizers(self) -> tuple[Any, ...]:
+        given: Any = self.optimizer
+        return () if given is None else tuple(given) if isinstance(given, tuple | list) else (given,)
+
+    def groups(self, parameters: Sequence[tuple[str, nn.Parameter]] | None) -> dict[str, Group | None] | None:
+        """What group of the optimizer each parameter is in; all groups, where parameters have no names yet."""
+        if self.optimizer is None:
+            return None
+        found: dict[str, Group | None] = {}
+        names = {id(p): name for name, p in parameters or ()}
+        found.update(dict.fromkeys(names.values()))
+        for optimizer in self._optimizers:
+            for number, options in enumerate(optimizer.param_groups):
+                group = Group(type(optimizer).__name__, number, options)
+                for p in options["params"]:
+                    if parameters is None or id(p) in names:
+                        found[names.get(id(p), f"parameter {len(found)}")] = group
+        return found
 
     @property
     def patience(self) -> timedelta:

@@ -1,12 +1,13 @@
-"""The ops of feedback schemes' memory: ``blend`` and ``alive``; their meaning is in ``reference/memory.py``."""
+"""The ops of feedback schemes' memory: ``blend``, ``norms``, ``alive``. Their meaning is in ``reference/memory.py``."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from . import checks, native
 from .native import FLOAT, LONG, POINTER
-from .reference.memory import alive, blend
+from .reference.memory import alive, blend, norms
 from .schema import register
 
 
@@ -34,7 +35,14 @@ def _check_alive(op: str, source: Tensor, table: Tensor, status: Tensor) -> None
     _table(op, table)
 
 
+def _check_norms(op: str, source: Tensor, table: Tensor, out: Tensor) -> None:
+    checks.flat(op, "source", source, source.dtype)
+    _table(op, table)
+    checks.flat(op, "out", out, torch.float64, table.shape[0])
+
+
 _blend = native.function("cc_blend", POINTER, LONG, POINTER, LONG, POINTER, LONG, POINTER, POINTER, LONG, FLOAT)
+_norms = native.function("cc_norms", POINTER, LONG, POINTER, LONG, POINTER, LONG)
 _alive = native.function("cc_alive", POINTER, LONG, POINTER, LONG, POINTER, LONG)
 
 
@@ -45,6 +53,14 @@ def _fast_blend(to: Tensor, source: Tensor, table: Tensor, beta: Tensor, status:
     assert _blend is not None
     rows = (table.data_ptr(), table.shape[0])
     return _blend(*native.spans(to, source), *rows, beta.data_ptr(), *native.spans(status), alpha)
+
+
+def _fast_norms(source: Tensor, table: Tensor, out: Tensor) -> int:
+    if source.dtype is not checks.F32:
+        norms(source, table, out)
+        return 0
+    assert _norms is not None
+    return _norms(*native.spans(source), table.data_ptr(), table.shape[0], *native.spans(out))
 
 
 def _fast_alive(source: Tensor, table: Tensor, status: Tensor) -> int:
@@ -60,6 +76,12 @@ register(
     blend,
     None if _blend is None else _fast_blend,
     _check_blend,
+)
+register(
+    "norms(Tensor source, Tensor table, Tensor(a!) out) -> ()",
+    norms,
+    None if _norms is None else _fast_norms,
+    _check_norms,
 )
 register(
     "alive(Tensor source, Tensor table, Tensor(a!) status) -> ()",

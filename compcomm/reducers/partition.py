@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..bucket import Bucket, Layout, Segment
 from ..compressor import Compressor
-from ..reducer import Context, Flow, Reduced, Reducer, Update, settle
+from ..reducer import Context, Flow, Group, Reduced, Reducer, Update, settle
 from ..store import Slot, State
 
 
@@ -55,12 +55,13 @@ class Partition(Reducer):
         return part
 
     def _pattern(self, segment: Segment) -> str:
+        return self._named(segment.name)
+
+    def _named(self, name: str) -> str:
         for pattern in self.parts:
-            if fnmatchcase(segment.name, pattern):
+            if fnmatchcase(name, pattern):
                 return pattern
-        raise ValueError(
-            f"{self!r}: no pattern matches {segment.name!r}. Add a last pattern, for example {{'*': Exact()}}."
-        )
+        raise ValueError(f"{self!r}: no pattern matches {name!r}. Add a last pattern, for example {{'*': Exact()}}.")
 
     def check(self, layout: Layout) -> None:
         found = {p: [s for s in layout.segments if self._pattern(s) == p] for p in self.parts}
@@ -73,6 +74,12 @@ class Partition(Reducer):
                 )
             if isinstance(part, Reducer):
                 part.check(Layout(found[pattern], layout.numel))
+
+    def check_optimizer(self, groups: Mapping[str, Group | None] | None) -> None:
+        for pattern, part in self.parts.items():
+            if isinstance(part, Reducer):
+                own = groups and {n: g for n, g in groups.items() if self._named(n) == pattern}
+                part.check_optimizer(own)
 
     @property
     def stateful(self) -> bool:
@@ -144,7 +151,11 @@ class Partition(Reducer):
             for result in results:
                 result.undo()
 
-        return Reduced(_Several([r.sent for r in results if r.sent is not None]), undo=undo)
+        def keep() -> None:
+            for result in results:
+                result.keep()
+
+        return Reduced(_Several([r.sent for r in results if r.sent is not None]), undo=undo, keep=keep)
 
 
 @lru_cache(maxsize=4096)

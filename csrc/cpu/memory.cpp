@@ -44,6 +44,29 @@ CC_KERNEL(cc_blend,
     return 0;
 }
 
+CC_KERNEL(cc_norms,
+          (const float* from, int64_t from_numel, const cc_span* rows, int64_t nrows, double* out, int64_t out_numel),
+          (from, from_numel, rows, nrows, out, out_numel)) {
+    const F16 zero = splat(0.0f);
+    const I16 infinite = splat(INFINITE);
+    for (int64_t r = 0; r < nrows; r++) {
+        const cc_span row = rows[r];
+        if (r >= out_numel || !span_fits(row, MAX_NUMEL * 2, from_numel, MAX_NUMEL * 2)) return CC_BAD_ROW(r);
+        const float* x = from + row.from;
+        double sums[16] = {};
+        for (int64_t i = 0; i < row.numel; i += 16) {
+            const F16 a = row.numel - i < 16 ? load(x + i, (int)(row.numel - i)) : load(x + i);
+            float lanes[16];
+            store(lanes, select(lt(magnitude_bits(a), infinite), a, zero));
+            for (int l = 0; l < 16; l++) sums[l] += (double)lanes[l] * (double)lanes[l];
+        }
+        for (int half = 8; half > 0; half /= 2)
+            for (int l = 0; l < half; l++) sums[l] += sums[l + half];
+        out[r] = __builtin_sqrt(sums[0]);
+    }
+    return 0;
+}
+
 CC_KERNEL(cc_alive,
           (const float* from, int64_t from_numel, const cc_span* rows, int64_t nrows, uint8_t* status,
            int64_t status_numel),

@@ -75,6 +75,9 @@ CC_API int64_t cc_philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, int
 // reported in status[0]; and whether a row of `from` has an element that is not zero, in status[1 + index].
 CC_API int64_t cc_blend(float* to, int64_t to_numel, const float* from, int64_t from_numel, const cc_span* rows,
                         int64_t nrows, const float* beta, uint8_t* status, int64_t status_numel, float alpha);
+// out[row] = the L2 norm of a row, what is not finite counting as zero.
+CC_API int64_t cc_norms(const float* from, int64_t from_numel, const cc_span* rows, int64_t nrows, double* out,
+                        int64_t out_numel);
 CC_API int64_t cc_alive(const float* from, int64_t from_numel, const cc_span* rows, int64_t nrows, uint8_t* status,
                         int64_t status_numel);
 

@@ -11,7 +11,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from .rows import flag
+from .rows import blocks, flag, lane_sum
 
 
 class Span(NamedTuple):
@@ -23,7 +23,7 @@ class Span(NamedTuple):
     entry: int
 
 
-def spans(op: str, to: Tensor | None, source: Tensor, table: Tensor, status: Tensor) -> list[Span]:
+def spans(op: str, to: Tensor | None, source: Tensor, table: Tensor, status: Tensor | None) -> list[Span]:
     """The table as named rows, each within its tensors."""
     found = [Span(*line) for line in cast("list[list[int]]", table.tolist())]
     for r, row in enumerate(found):
@@ -32,7 +32,7 @@ def spans(op: str, to: Tensor | None, source: Tensor, table: Tensor, status: Ten
             raise ValueError(f"{where}: elements {row.start}..{row.start + row.numel} of {source.numel()} are read")
         if to is not None and (row.to < 0 or row.to + row.numel > to.numel()):
             raise ValueError(f"{where}: elements {row.to}..{row.to + row.numel} of {to.numel()} are written")
-        if not 0 <= row.entry < status.numel() - 1:
+        if status is not None and not 0 <= row.entry < status.numel() - 1:
             raise ValueError(f"{where}: index (column 3) is {row.entry}, but status has 1 + {status.numel() - 1}")
     return found
 
@@ -56,3 +56,14 @@ def alive(source: Tensor, table: Tensor, status: Tensor) -> None:
     """``status[1 + index] |= 1`` where the row has an element that is not zero."""
     for row in spans("alive", None, source, table, status):
         flag(status, 1 + row.entry, source[row.start : row.start + row.numel] != 0)
+
+
+def norms(source: Tensor, table: Tensor, out: Tensor) -> None:
+    """``out[row] =`` the L2 norm of the row in fp64, what is not finite counting as zero.
+
+    Squares of fp32 numbers are exact there, and are summed by the fixed tree (``rows.lane_sum``), the row as one block.
+    """
+    for r, row in enumerate(spans("norms", None, source, table, None)):
+        x = source[row.start : row.start + row.numel].to(torch.float64)
+        squares = torch.where(torch.isfinite(x), x, 0.0).square()
+        out[r] = lane_sum(blocks(squares, -(-row.numel // 16) * 16))[0].sqrt() if row.numel else 0.0
