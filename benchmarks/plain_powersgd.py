@@ -22,15 +22,6 @@ class Plain:
         return (n + m) * min(self.rank, n, m) * self.min_ratio < n * m
 
 
-def orthonormal(p: Tensor) -> None:
-    """Gram-Schmidt on the columns of every matrix of a batch, in place."""
-    for k in range(p.shape[2]):
-        column = p[:, :, k : k + 1]
-        column /= column.norm(dim=1, keepdim=True) + 1e-30
-        rest = p[:, :, k + 1 :]
-        rest -= column @ (column.mT @ rest)
-
-
 def hook(state: Plain, bucket: Any) -> torch.futures.Future[Tensor]:
     """The mean of a gradient by rank-r factors: two all-reduces, small parameters in the first."""
     flat, world = bucket.buffer(), dist.get_world_size()
@@ -60,8 +51,7 @@ def hook(state: Plain, bucket: Any) -> torch.futures.Future[Tensor]:
         g.copy_(mean)
     qs: list[Tensor] = []
     for i, (p, batch) in enumerate(zip(ps, batches.values(), strict=True)):
-        p.copy_(parts[len(exact) + i].view_as(p))
-        orthonormal(p)
+        p.copy_(torch.linalg.qr(parts[len(exact) + i].view_as(p)).Q)
         qs.append(torch.bmm(batch.mT, p))
     second = torch.cat([q.view(-1) for q in qs])
     dist.all_reduce(second)

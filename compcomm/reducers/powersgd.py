@@ -34,9 +34,9 @@ class PowerSGD(Reducer):
     exact, in the first of the two all-reduces of a bucket. Each matrix is orthonormalised on its own, by Gram-Schmidt
     in double precision; a column that adds nothing becomes zero (so a zero gradient gives zero), and is drawn anew.
 
-    Every step is one power iteration: the mean is exact once its rank is r or less, and a mean that stays the same is
-    met by its best approximation of rank r. Bytes per rank and matrix: 2 (W-1)/W * 4 r (n + m). It sends what sums, so
-    neither bytes nor time grow with W. Works with any number of buckets, of any size.
+    Every step is one power iteration: a mean of the M_i of rank r or less is sent whole (up to rounding), and one that
+    stays the same is met by its best approximation of rank r. Bytes per rank and matrix: 2 (W-1)/W * 4 r (n + m). It
+    sends what sums, so neither bytes nor time grow with W. Works with any number of buckets, of any size.
 
     Args:
         rank: columns of the factors, 1 or more.

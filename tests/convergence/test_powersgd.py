@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 import compcomm as cc
+from compcomm.testing.traffic import lockstep
+from compcomm.transports.dry_run import plan
 
 FORMS: list[dict[str, Any]] = [{}, {"error": "local"}, {"alternate": True}, {"alternate": True, "error": "local"}]
 Named = dict[str, Tensor]
@@ -241,6 +243,22 @@ def test_bytes(world: int) -> None:
     assert planned.sent == sum(2 * (4 * n * (world - 1) // world) for n in numbers)
     planned = cc.cost(cc.PowerSGD(rank=4, alternate=True), layout, world)
     assert [p.nbytes for p in planned.collectives] == [4 * numbers[0]]
+
+
+@pytest.mark.parametrize("step", [0, 1, 6, 7])
+@pytest.mark.parametrize("error", ["aggregate", "local"])
+def test_what_an_alternate_step_sends_follows_from_its_number(step: int, error: str) -> None:
+    """P in even steps and Q in odd ones, whatever the data: zeros on one rank and infinities on another."""
+    reducer = cc.PowerSGD(rank=3, alternate=True, error=error)
+    layout = cc.Layout.of([("w", (64, 48)), ("b", (9,)), ("conv", (16, 8, 3, 3))])
+    due = [(p.kind, p.dtype, p.nbytes) for p in plan(reducer, layout, 3, 0, step)]
+    assert due == [("AllReduce", "float32", 4 * (2 + 3 + 9 + 3 * (64 + 16 if step % 2 == 0 else 48 + 72)))]
+    inputs = [cc.Bucket(torch.randn(layout.numel), layout) for _ in range(3)]
+    assert all(ran.seen == due and not ran.bad for ran in lockstep(reducer, inputs, step))
+    inputs[0].flat.zero_()
+    inputs[2].flat[500] = float("inf")
+    for ran in lockstep(reducer, inputs, step):
+        assert ran.seen == due and ran.bad and ran.out.flat.isnan().all()
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,7 @@ CASES: list[tuple[Callable[[], object], list[str]]] = [
         ["ErrorFeedback(ErrorFeedback(", "error to feed back"],
     ),
     (lambda: cc.ErrorFeedback(0.1), ["ErrorFeedback(0.1)", "give a compressor or a reducer"]),
+    (lambda: cc.ErrorFeedback(cc.Warmup(3, cc.PowerSGD(rank=2))), ["PowerSGD inside: It has feedback already"]),
     (lambda: cc.Warmup(-1, cc.Exact()), ["Warmup(steps=-1)", "0 or more"]),
     (lambda: cc.Warmup(1.5, cc.Exact()), ["Warmup(steps=1.5)", "integer"]),
     (lambda: cc.Warmup(1, "TopK"), ["Warmup(1, 'TopK')", "give a compressor or a reducer"]),
