@@ -3,7 +3,7 @@
 ========== ======================================= =============================================
 slot       merged                                  loaded by rank r of W'
 ========== ======================================= =============================================
-REPLICATED as it is                                as it is
+REPLICATED as it is, and what goes into it         as it is
 MEAN       sum of ``weight(r)`` times the ranks'   the mean, on every rank
 SHARDED    joined, in the parameter's own order;   its share of it; zero where it was not
            with ``into``: added to that slot       there
@@ -49,24 +49,28 @@ def merge(store: Store) -> Generator[Collective, bool, Portable]:
     for e in every:
         if e.slot.merge is Merge.DROP or (e.slot.into and (e.slot.into, e.key) in held):
             continue
-        if e.slot.merge is Merge.REPLICATED:
+        copied = e.slot.merge is Merge.REPLICATED
+        sources = [_Source(other, store) for other in owed.get((e.name, e.key), ())]
+        if copied:
             merged = e.tensor.clone()
         else:
-            sources = [_Source(e, store), *(_Source(other, store) for other in owed.get((e.name, e.key), ()))]
+            sources.append(_Source(e, store))
             merged = torch.empty(e.slot.size(e.segment.numel), dtype=e.slot.dtype, device=e.tensor.device)
-            plain = e.slot.codec is None and merged.dtype == _wide(e.slot)
-            if not plain and room.numel() < e.segment.numel:
-                room = torch.empty(min(PIECE, e.segment.numel), device=e.tensor.device)
-            for low in range(0, e.segment.numel, PIECE):
-                high = min(low + PIECE, e.segment.numel)
-                piece = merged[low:high] if plain else room[: high - low]
-                piece.zero_()
-                for source in sources:
-                    source.add_(piece, low, high)
-                yield AllReduce(piece)
-                if not plain:
-                    _put(piece, merged, e.slot, low)
-            sources.clear()
+        plain = not copied and e.slot.codec is None and merged.dtype == _wide(e.slot)
+        if sources and not plain and (room.numel() < e.segment.numel or room.dtype != _wide(e.slot)):
+            room = torch.empty(PIECE, dtype=_wide(e.slot), device=e.tensor.device)
+        for low in range(0, e.segment.numel if sources else 0, PIECE):
+            high = min(low + PIECE, e.segment.numel)
+            piece = merged[low:high] if plain else room[: high - low]
+            piece.zero_()
+            for source in sources:
+                source.add_(piece, low, high)
+            yield AllReduce(piece)
+            if copied:
+                piece += _get(merged, e.slot, e.segment.numel, low, high)
+            if not plain:
+                _put(piece, merged, e.slot, low)
+        sources.clear()
         found.setdefault(e.name, {})[e.key] = merged.view(_shape(e.slot, e.segment))
     return found
 

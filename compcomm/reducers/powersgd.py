@@ -101,7 +101,7 @@ class PowerSGD(Reducer):
         if sizes is None:
             return {}
         n, m, r = sizes
-        slots = {"residual": Slot(Merge.MEAN)}
+        slots = {"residual": Slot(Merge.MEAN, pending=True)}
         if self.warm_start:
             slots["q"] = Slot(Merge.REPLICATED, m * r)
         if self.warm_start and self.alternate:
