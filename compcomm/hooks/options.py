@@ -47,7 +47,7 @@ class Options:
 
         if any(not isinstance(getattr(o, "param_groups", None), list) for o in self._optimizers):
             raise TypeError(
-                f"attach: optimizer={self.optimizer!r} has no param_groups. Give a torch.optim.Optimizer, or several as "
+                f"attach: optimizer={self.optimizer!r} has no param_groups. Give one of torch.optim, or several in "
                 f"a tuple."
             )
 
