@@ -13,6 +13,7 @@ from compcomm import coded, portable
 from compcomm.reducer import Flow
 from compcomm.spec import Described
 from compcomm.store import Entry
+from tests.contract.cases import REDUCERS
 
 SHAPES = {"a": (40, 5), "b": (7,), "c": (3, 11)}
 LAYOUT = cc.Layout.of(SHAPES.items())
@@ -211,3 +212,16 @@ def test_ef21s_mean_is_again_the_mean_of_its_estimates(text: str, old: int, new:
     for _ in range(400):
         (mean, *_) = second.mean([{"w": still + rank} for rank in range(new)])
     assert (mean["w"] - still - (new - 1) / 2).abs().max() < 1e-3
+
+
+def test_every_scheme_has_the_slot_that_its_owners_go_into() -> None:
+    """Else what they owe would be lost where another number of workers takes a route without owners."""
+    segment = cc.Segment("layer.weight", (64, 48), 0, 64 * 48)
+    checked = 0
+    for reducer in (r for kind in REDUCERS.values() for r in kind):
+        for world in (2, 3, 4):
+            slots = cc.settle(reducer, world).slots(segment, world)
+            for name, slot in slots.items():
+                checked += bool(slot.into)
+                assert not slot.into or slot.into in slots, f"{reducer!r}: {name!r} goes into {slot.into!r}"
+    assert checked > 10
