@@ -11,7 +11,7 @@ Where speed counts, override ``encode_rows`` and ``decode_rows``, which treat a 
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -270,15 +270,23 @@ class Compressor(Described, ABC, abstract=True):
         accumulate: bool = False,
         message: int | None = None,
         stride: int | None = None,
+        weights: Sequence[float] | None = None,
     ) -> None:
         """out = (out if accumulate) + scale * sum of the W messages in ``wires`` [W, bytes]; segments that ``out``
-        lacks are passed over, those in ``skip`` count as zero."""
+        lacks are passed over, those in ``skip`` count as zero. ``weights``: one factor per message."""
         if wires.is_meta:
             return
         if skip is None:
             skip = torch.zeros(packing.count, dtype=torch.uint8, device=wires.device)
         if out.flat.dtype == torch.float64:
-            self._decode_double(wires, out, rng, packing, scale, skip, accumulate, message, stride)
+            self._decode_double(wires, out, rng, packing, scale, skip, accumulate, message, stride, weights)
+            return
+        if weights is not None:
+            for i, weight in enumerate(weights):
+                self.decode_(
+                    wires[i : i + 1], out, rng, packing, scale=scale * weight, skip=skip,
+                    accumulate=accumulate or i > 0, message=message, stride=stride,
+                )  # fmt: skip
             return
         table = packing.table(False, out.layout, seed=rng.seed, message=message, stride=stride)
         if len(table):
@@ -289,11 +297,11 @@ class Compressor(Described, ABC, abstract=True):
 
     def _decode_double(
         self, wires: Tensor, out: Bucket, rng: Rng, packing: Packing, scale: float, skip: Tensor, accumulate: bool,
-        message: int | None, stride: int | None,
+        message: int | None, stride: int | None, weights: Sequence[float] | None,
     ) -> None:  # fmt: skip
         """Every message by itself in fp32, which is what it holds; their sum in double precision."""
         count, width, wires = len(wires), out.layout.numel, wires.contiguous().view(1, -1)
-        single = torch.zeros(count * width, device=wires.device)
+        single = torch.empty(count * width, device=wires.device)
         for coded in (False, True):
             table, spans = packing.stacked(
                 coded, out.layout, count, wires.numel() // count, seed=rng.seed, message=message, stride=stride
@@ -305,9 +313,16 @@ class Compressor(Described, ABC, abstract=True):
             else:
                 ops.dense_decode(wires, table, skip, single, 1.0, False)
             for start, stop in spans:
-                total = single.view(count, width)[:, start:stop].sum(0, dtype=torch.float64).mul_(scale)
+                values = single.view(count, width)[:, start:stop]
+                if weights is not None:
+                    total = torch.tensor(weights, dtype=torch.float64, device=wires.device) @ values.double()
+                else:
+                    total = values[0] if count == 1 else values.sum(0, dtype=torch.float64)
                 part = out.flat[start:stop]
-                part.copy_(part + total if accumulate else total)
+                if accumulate:
+                    part.add_(total, alpha=scale)
+                else:
+                    torch.mul(total.double(), scale, out=part)
 
 
 _TYPICAL = 1 << 20
@@ -320,6 +335,9 @@ def _widest(x: Bucket, add: Bucket | None) -> Bucket:
 
 def _sum_of(x: Bucket, add: Bucket | None, decay: float, add_scale: float, layout: Layout) -> Bucket:
     """y = decay*x + add_scale*add in double precision."""
+    if layout.covers and x.layout == layout and (add is None or add.layout == layout):
+        y = x.flat * decay
+        return Bucket(y if add is None else y.add_(add.flat, alpha=add_scale), layout)
     y = Bucket(torch.zeros(layout.numel, dtype=torch.float64, device=x.flat.device), layout)
     for s in layout.segments:
         for bucket, scale in ((x, decay), (add, add_scale)):
@@ -333,6 +351,9 @@ def _leave(x: Bucket, y: Bucket, payload: Payload) -> None:
     """x <- y - decode(payload) for the segments of x: exact ones leave nothing, and a bad number leaves nothing."""
     error = torch.where(y.flat.isfinite(), y.flat, 0.0)
     payload.decode_add_(Bucket(error, y.layout), -1.0)
+    if payload.message is None and y.layout.covers and x.layout == y.layout and not payload.packing.exact:
+        x.flat.copy_(error)
+        return
     for row in (*payload.packing.exact, *payload.packing.coded):
         at = x.layout.position(row.segment)
         if at >= 0 and (payload.message is None or row.message == payload.message):

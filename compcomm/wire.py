@@ -134,8 +134,11 @@ class Packing:
             each = torch.arange(count).view(-1, 1)
             many[:, :, 0] += each * out.numel
             many[:, :, 3] += each * nbytes
-            spans = tuple((int(at), int(at + numel)) for at, numel in table[:, [0, 2]].tolist())
-            found = self._stacked[cached] = many.view(-1, 8), spans
+            spans: list[tuple[int, int]] = []
+            for at, numel in sorted(table[:, [0, 2]].tolist()):
+                joined = bool(spans) and spans[-1][1] == at
+                spans.append((spans.pop()[0] if joined else at, at + numel))
+            found = self._stacked[cached] = many.view(-1, 8), tuple(spans)
         return found
 
     def gains(self, message: int | None = None) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import checks, native
 from .native import FLOAT, LONG, POINTER
-from .reference.memory import alive, blend, norms
+from .reference.memory import alive, blend, norms, spans
 from .schema import register
 
 
@@ -65,7 +65,9 @@ def _fast_norms(source: Tensor, table: Tensor, out: Tensor) -> int:
 
 def _fast_alive(source: Tensor, table: Tensor, status: Tensor) -> int:
     if source.dtype is not checks.F32:
-        alive(source, table, status)
+        x, seen = source.numpy(), status.numpy()  # several times faster than torch on a few elements
+        for row in spans("alive", None, source, table, status):
+            seen[1 + row.entry] |= x[row.start : row.start + row.numel].any()
         return 0
     assert _alive is not None
     return _alive(*native.spans(source), table.data_ptr(), table.shape[0], *native.spans(status))

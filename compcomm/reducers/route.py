@@ -85,18 +85,14 @@ def adder(
 ) -> Callable[[float, bool], None]:  # fmt: skip
     """``decode(sign, accumulate)``: out = (out if accumulate) + sign * scale * the sum of all ranks' messages, weighted
     where a scheme gives weights."""
-    rng, world, weights = ctx.rng, ctx.world, ctx.weights
+    rng, weights = ctx.rng, ctx.weights
+    if weights is not None:
+        scale *= ctx.world
 
     def decode(sign: float, accumulate: bool) -> None:
-        if weights is None:
-            c.decode_(
-                wires, out, rng, packing, scale=sign * scale, skip=skip, accumulate=accumulate, message=message
-            )  # fmt: skip
-            return
-        for rank, weight in enumerate(weights):
-            c.decode_(
-                wires[rank : rank + 1], out, rng, packing, scale=sign * scale * weight * world, skip=skip,
-                accumulate=accumulate or rank > 0, message=message,
-            )  # fmt: skip
+        c.decode_(
+            wires, out, rng, packing, scale=sign * scale, skip=skip, accumulate=accumulate, message=message,
+            weights=weights,
+        )  # fmt: skip
 
     return decode
