@@ -29,6 +29,7 @@ from .compressors.two_means import TwoMeans
 from .feedback.dgc import DGC
 from .feedback.ef21 import EF21
 from .feedback.error_feedback import ErrorFeedback
+from .feedback.smoothness import smoothness, smoothness_weights
 from .hooks.attach import attach
 from .hooks.attachment import Attachment
 from .hooks.ddp import DDPState, ddp_hook
@@ -99,6 +100,8 @@ __all__ = [
     "ddp_hook",
     "parse",
     "settle",
+    "smoothness",
+    "smoothness_weights",
 ]
 
 __version__ = "0.1.0"

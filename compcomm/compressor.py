@@ -303,11 +303,11 @@ class Compressor(Described, ABC, abstract=True):
         count, width, wires = len(wires), out.layout.numel, wires.contiguous().view(1, -1)
         single = torch.empty(count * width, device=wires.device)
         for coded in (False, True):
+            if not (packing.coded if coded else packing.exact):
+                continue
             table, spans = packing.stacked(
                 coded, out.layout, count, wires.numel() // count, seed=rng.seed, message=message, stride=stride
             )  # fmt: skip
-            if not spans:
-                continue
             if coded:
                 self.decode_rows(wires, table, skip, single, 1.0, False, rng)
             else:

@@ -56,6 +56,49 @@ def training(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str) ->
     return target
 
 
+def lines(
+    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    path: str | Path,
+    title: str,
+    across: str,
+    up: str,
+) -> Path:
+    """One panel per name, one line per method, on a logarithmic height; what is zero or not finite is left out.
+
+    ``panels[name][method]`` is (x, y). A method has the same colour in every panel.
+    """
+    need("matplotlib", "plots.lines").use("Agg")
+    pyplot = need("matplotlib.pyplot", "plots.lines")
+    columns = min(2, len(panels))
+    count = -(-len(panels) // columns)
+    figure, grid = pyplot.subplots(
+        count, columns, figsize=(6.5 * columns, 4.6 * count), squeeze=False, layout="constrained"
+    )
+    methods = list(dict.fromkeys(method for curves in panels.values() for method in curves))
+    handles: dict[str, Any] = {}
+    for axes, (name, curves) in zip(grid.flat, panels.items(), strict=False):
+        for method, (x, y) in curves.items():
+            n = methods.index(method)
+            points = [(a, b) for a, b in zip(x, y, strict=True) if isfinite(b) and b > 0]
+            style = {"color": COLOURS[n % len(COLOURS)], "linestyle": "-" if n < len(COLOURS) else "--"}
+            (handles[method],) = axes.plot(*zip(*points, strict=True), linewidth=1.8, label=method, **style)
+        axes.set_title(name)
+        axes.set_yscale("log")
+        axes.set_xlabel(across)
+        axes.set_ylabel(up)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in list(grid.flat)[len(panels) :]:
+        axes.axis("off")
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False)
+    figure.suptitle(title)
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=110)
+    pyplot.close(figure)
+    return target
+
+
 def heights(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     """The range of the loss axis: all that is drawn, except what lies above the untrained model's loss.
 

@@ -40,6 +40,7 @@ class Simulator:
         self.bad = False
         self._here = frozenset(range(world))
 
+    @torch.no_grad()
     def step(
         self,
         buckets: Sequence[Sequence[Bucket]],
