@@ -10,12 +10,14 @@ SCHEMES: dict[str, str] = {
     "EF21": "EF21(TopK(ratio=0.05))",
     "EF21, from zero": "EF21(QSGD(bits=4), momentum=0.3, start=False)",
     "EF21, two-phase": "EF21(TwoPhase(SignScale(block=64)), momentum=0.5)",
+    "DGC": "DGC(TopK(ratio=0.05))",
+    "DGC, unmasked": "DGC(TwoPhase(SignScale(block=64)), momentum=0.6, nesterov=True, masking=False)",
     "PowerSGD": "PowerSGD(rank=2)",
     "PowerSGD, one factor": "PowerSGD(rank=2, alternate=True, error='local')",
 }
 """Name to description: what a test passes to other processes."""
 
-CONSERVING = tuple(n for n, text in SCHEMES.items() if not text.startswith("EF21"))
+CONSERVING = tuple(n for n, text in SCHEMES.items() if not text.startswith(("EF21", "DGC")))
 """Those that lose nothing: sum of means + what is remembered = sum of mean gradients."""
 
 SUMS = ("EF21", "EF21, two-phase", "PowerSGD", "PowerSGD, one factor")

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 import compcomm as cc
 
+from . import models
+
 SHAPES = {"a": (64, 48), "b": (40, 65), "c": (64,), "d": (33, 40), "e": (3, 21, 20)}
 Named = dict[str, Tensor]
 
@@ -25,6 +27,12 @@ class Given(nn.Module):
     def forward(self, gradients: Named) -> Tensor:
         parts = [(p * gradients[n].to(p.dtype)).sum().float() for n, p in self.named_parameters() if n in gradients]
         return torch.stack(parts).sum()
+
+
+def hooked(module: nn.Module, reducer: str, **options: Any) -> tuple[Any, Any]:
+    """A DDP model of small buckets with that reducer, stepped by an optimizer without momentum, and its attachment."""
+    plain = torch.optim.SGD(module.parameters(), lr=0.1)
+    return models.wrap(module, cc.parse(reducer), **{"megabytes": 0.004, "optimizer": plain, **options})
 
 
 def gradients(rank: int, step: int) -> Named:

@@ -12,7 +12,7 @@ import compcomm as cc
 from tests.schemes import SCHEMES, make
 
 from . import models
-from .given import SHAPES, Given, Named, cut, gradients, simulate
+from .given import SHAPES, Given, Named, cut, gradients, hooked, simulate
 from .harness import Workers
 
 pytestmark = pytest.mark.multi
@@ -30,6 +30,8 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "Rprop": {},
     "ASGD": {},
 }
+MOMENTUM = {"SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop"}
+"""Those that DGC refuses, as they are above."""
 STEPS = 4
 
 
@@ -37,11 +39,27 @@ def optimizer_for(name: str, model: nn.Module) -> torch.optim.Optimizer:
     return getattr(torch.optim, name)(model.parameters(), **OPTIMIZERS[name])
 
 
+def refuses(rank: int, world: int) -> Any:
+    told: dict[str, tuple[str, str, str]] = {}
+    for name in OPTIMIZERS:
+        module = Given()
+        told[name] = models.caught(lambda m=module, n=name: hooked(m, SCHEMES["DGC"], optimizer=optimizer_for(n, m)))
+    return told
+
+
+def test_dgc_refuses_a_second_momentum(two: Workers) -> None:
+    for told in two.run(refuses):
+        for name, (kind, message, _) in told.items():
+            assert kind == ("ValueError" if name in MOMENTUM else "nothing"), (name, message)
+            assert name not in MOMENTUM or (name in message and "Set it to 0 there." in message)
+
+
 def optimises(rank: int, world: int, scheme: str, names: tuple[str, ...]) -> Any:
     found: dict[str, Any] = {}
     for name in names:
-        model, attachment = models.wrap(Given(), cc.parse(SCHEMES[scheme]), megabytes=0.004)
-        optimizer = optimizer_for(name, model)
+        module = Given()
+        optimizer = optimizer_for(name, module)
+        model, attachment = hooked(module, SCHEMES[scheme], optimizer=optimizer)
         norms: list[Tensor] = []
         for step in range(STEPS):
             optimizer.zero_grad()
@@ -68,7 +86,7 @@ def alone(name: str, means: list[Named]) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_any_optimizer_after_clipping(two: Workers, scheme: str) -> None:
     """Parameters and norms to the bit those of one process that is given the means."""
-    names = tuple(OPTIMIZERS)
+    names = tuple(n for n in OPTIMIZERS if "DGC" not in scheme or not MOMENTUM & {n})
     results = two.run(optimises, scheme=scheme, names=names)
     given = [[gradients(rank, t) for rank in range(2)] for t in range(STEPS)]
     means, _ = simulate(make(scheme), 2, given, [list(SHAPES)])
@@ -84,7 +102,7 @@ def test_any_optimizer_after_clipping(two: Workers, scheme: str) -> None:
 
 def closes(rank: int, world: int, scheme: str) -> Any:
     """L-BFGS asks for several gradients in a step; each is a step of the scheme."""
-    model, attachment = models.wrap(models.mlp(2), cc.parse(SCHEMES[scheme]))
+    model, attachment = hooked(models.mlp(2), SCHEMES[scheme])
     optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=4)
     x = models.batches(rank, 1)[0]
     asked = 0
@@ -116,7 +134,7 @@ def test_lbfgs(two: Workers, scheme: str) -> None:
 def accumulates(rank: int, world: int, scheme: str, **options: Any) -> Any:
     """Three gradients a step, of which the hook sees the sum."""
     module = Given()
-    model, attachment = models.wrap(module, cc.parse(SCHEMES.get(scheme, scheme)), megabytes=0.004, **options)
+    model, attachment = hooked(module, SCHEMES.get(scheme, scheme), **options)
     found: list[Named] = []
     for step in range(STEPS):
         model.zero_grad()
