@@ -32,6 +32,12 @@ def norms(gradient: Bucket, ctx: Context) -> Tensor:
     return found
 
 
+def steer(x: Bucket, error: Bucket, estimate: Bucket, status: Tensor, *, eta: float, scale: float) -> None:
+    """x <- x + scale*(eta*error - estimate) for the segments that all have; what is not finite in ``x`` counts as
+    zero, and ``status`` says so. ``error`` and ``estimate`` are of one layout."""
+    ops.steer(x.flat, error.flat, estimate.flat, _table(x.layout, error.layout), status, eta, scale)
+
+
 def alive(gradient: Bucket, status: Tensor) -> None:
     """Says in ``status`` which segments have an element that is not zero."""
     ops.alive(gradient.flat, _table(gradient.layout, gradient.layout), status)

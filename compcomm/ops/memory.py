@@ -1,4 +1,4 @@
-"""The ops of feedback schemes' memory: ``blend``, ``norms``, ``alive``. Their meaning is in ``reference/memory.py``."""
+"""Ops of schemes' memory: ``blend``, ``norms``, ``alive``, ``steer``. Their meaning: ``reference/memory.py``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import checks, native
 from .native import FLOAT, LONG, POINTER
-from .reference.memory import alive, blend, norms, spans
+from .reference.memory import alive, blend, norms, spans, steer
 from .schema import register
 
 
@@ -41,9 +41,22 @@ def _check_norms(op: str, source: Tensor, table: Tensor, out: Tensor) -> None:
     checks.flat(op, "out", out, torch.float64, table.shape[0])
 
 
+def _check_steer(
+    op: str, x: Tensor, error: Tensor, estimate: Tensor, table: Tensor, status: Tensor, eta: float, scale: float
+) -> None:
+    checks.flat(op, "x", x, error.dtype)
+    checks.flat(op, "error", error, error.dtype)
+    checks.flat(op, "estimate", estimate, error.dtype, error.numel())
+    checks.flat(op, "status", status, checks.U8)
+    _table(op, table)
+
+
 _blend = native.function("cc_blend", POINTER, LONG, POINTER, LONG, POINTER, LONG, POINTER, POINTER, LONG, FLOAT)
 _norms = native.function("cc_norms", POINTER, LONG, POINTER, LONG, POINTER, LONG)
 _alive = native.function("cc_alive", POINTER, LONG, POINTER, LONG, POINTER, LONG)
+_steer = native.function(
+    "cc_steer", POINTER, LONG, POINTER, POINTER, LONG, POINTER, LONG, POINTER, LONG, FLOAT, FLOAT
+)
 
 
 def _fast_blend(to: Tensor, source: Tensor, table: Tensor, beta: Tensor, status: Tensor, alpha: float) -> int:
@@ -73,6 +86,17 @@ def _fast_alive(source: Tensor, table: Tensor, status: Tensor) -> int:
     return _alive(*native.spans(source), table.data_ptr(), table.shape[0], *native.spans(status))
 
 
+def _fast_steer(
+    x: Tensor, error: Tensor, estimate: Tensor, table: Tensor, status: Tensor, eta: float, scale: float
+) -> int:
+    if x.dtype is not checks.F32:
+        steer(x, error, estimate, table, status, eta, scale)
+        return 0
+    assert _steer is not None
+    where = (error.data_ptr(), estimate.data_ptr(), error.numel(), table.data_ptr(), table.shape[0])
+    return _steer(*native.spans(x), *where, *native.spans(status), eta, scale)
+
+
 register(
     "blend(Tensor(a!) to, Tensor source, Tensor table, Tensor beta, Tensor(b!) status, float alpha) -> ()",
     blend,
@@ -90,4 +114,10 @@ register(
     alive,
     None if _alive is None else _fast_alive,
     _check_alive,
+)
+register(
+    "steer(Tensor(a!) x, Tensor error, Tensor estimate, Tensor table, Tensor(b!) status, float eta, float scale) -> ()",
+    steer,
+    None if _steer is None else _fast_steer,
+    _check_steer,
 )

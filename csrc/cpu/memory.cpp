@@ -26,7 +26,39 @@ CC_INLINE void blend(float* to, const float* from, int64_t n, float alpha, float
     }
 }
 
+// x <- x + scale*(eta*error - estimate), numbers in x that are not finite counting as zero.
+CC_INLINE void steer(float* x, const float* error, const float* estimate, int64_t n, float eta, float scale,
+                     I16& worst) {
+    const F16 a = splat(eta), b = splat(scale), zero = splat(0.0f);
+    const I16 infinite = splat(INFINITE);
+    for (int64_t i = 0; i < n; i += 16) {
+        const int m = (int)(n - i < 16 ? n - i : 16);
+        const F16 g = m == 16 ? load(x + i) : load(x + i, m);
+        const F16 e = m == 16 ? load(error + i) : load(error + i, m);
+        const F16 h = m == 16 ? load(estimate + i) : load(estimate + i, m);
+        const I16 size = magnitude_bits(g);
+        worst = max(worst, size);
+        const F16 y = select(lt(size, infinite), g, zero) + b * (a * e - h);
+        if (m == 16) store(x + i, y);
+        else store(x + i, y, m);
+    }
+}
+
 }  // namespace
+
+CC_KERNEL(cc_steer,
+          (float* x, int64_t x_numel, const float* error, const float* estimate, int64_t numel, const cc_span* rows,
+           int64_t nrows, uint8_t* status, int64_t status_numel, float eta, float scale),
+          (x, x_numel, error, estimate, numel, rows, nrows, status, status_numel, eta, scale)) {
+    I16 worst = splat(0);
+    for (int64_t r = 0; r < nrows; r++) {
+        const cc_span row = rows[r];
+        if (!span_fits(row, x_numel, numel, status_numel)) return CC_BAD_ROW(r);
+        steer(x + row.to, error + row.from, estimate + row.from, row.numel, eta, scale, worst);
+    }
+    if (max_lanes(worst) >= INFINITE) status[0] |= 1;
+    return 0;
+}
 
 CC_KERNEL(cc_blend,
           (float* to, int64_t to_numel, const float* from, int64_t from_numel, const cc_span* rows, int64_t nrows,

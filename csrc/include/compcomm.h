@@ -72,12 +72,16 @@ CC_API int cc_abi_version(void);
 CC_API int64_t cc_philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, int64_t key, int64_t n, uint32_t* out);
 
 // Memory of feedback schemes: to <- alpha*to + beta[row]*from, where what is not finite in `from` counts as zero and is
-// reported in status[0]; and whether a row of `from` has an element that is not zero, in status[1 + index].
+// reported in status[0]; whether a row of `from` has an element that is not zero, in status[1 + index]; and
+// x <- x + scale*(eta*error - estimate), where what is not finite in x counts as zero and is reported.
 CC_API int64_t cc_blend(float* to, int64_t to_numel, const float* from, int64_t from_numel, const cc_span* rows,
                         int64_t nrows, const float* beta, uint8_t* status, int64_t status_numel, float alpha);
 // out[row] = the L2 norm of a row, what is not finite counting as zero.
 CC_API int64_t cc_norms(const float* from, int64_t from_numel, const cc_span* rows, int64_t nrows, double* out,
                         int64_t out_numel);
+CC_API int64_t cc_steer(float* x, int64_t x_numel, const float* error, const float* estimate, int64_t numel,
+                        const cc_span* rows, int64_t nrows, uint8_t* status, int64_t status_numel, float eta,
+                        float scale);
 CC_API int64_t cc_alive(const float* from, int64_t from_numel, const cc_span* rows, int64_t nrows, uint8_t* status,
                         int64_t status_numel);
 

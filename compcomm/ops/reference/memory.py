@@ -67,3 +67,17 @@ def norms(source: Tensor, table: Tensor, out: Tensor) -> None:
         x = source[row.start : row.start + row.numel].to(torch.float64)
         squares = torch.where(torch.isfinite(x), x, 0.0).square()
         out[r] = lane_sum(blocks(squares, -(-row.numel // 16) * 16))[0].sqrt() if row.numel else 0.0
+
+
+def steer(
+    x: Tensor, error: Tensor, estimate: Tensor, table: Tensor, status: Tensor, eta: float, scale: float
+) -> None:
+    """``x <- x + scale*(eta*error - estimate)``, what is not finite in ``x`` counting as zero.
+
+    The rows are (x, error and estimate, numel, index). ``status[0]``: something was not finite.
+    """
+    for row in spans("steer", x, error, table, status):
+        part, here = x[row.to : row.to + row.numel], slice(row.start, row.start + row.numel)
+        finite = torch.isfinite(part)
+        flag(status, 0, ~finite)
+        part.copy_(torch.where(finite, part, 0.0) + (error[here] * eta - estimate[here]) * scale)
