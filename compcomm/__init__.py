@@ -27,6 +27,7 @@ from .compressors.threshold import Threshold
 from .compressors.topk import TopK
 from .compressors.two_means import TwoMeans
 from .feedback.dgc import DGC
+from .feedback.econtrol import EControl
 from .feedback.ef21 import EF21
 from .feedback.error_feedback import ErrorFeedback
 from .feedback.smoothness import smoothness, smoothness_weights
@@ -63,6 +64,7 @@ __all__ = [
     "Context",
     "Contractive",
     "DDPState",
+    "EControl",
     "ErrorFeedback",
     "Exact",
     "Grid",

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from math import fsum
 
 import torch
 
-from ..bucket import Bucket, Layout, Segment
+from ..bucket import Bucket, Segment
 from ..reducer import Context, Flow, Reduced, Reducer
-from ..reducers.exact import Exact
 from ..store import Merge, Slot, State
 from . import memory
-from .scheme import Scheme, is_number
+from .estimates import Estimates, lacking, wanted
+from .scheme import is_number
 
 
 @dataclass(frozen=True, repr=False)
-class EF21(Scheme):
+class EF21(Estimates):
     """c = C(g - h);  h <- h + c;  m <- m + mean of c over the ranks;  out = m.
 
     ``h`` is the rank's estimate of its own gradient, ``m`` = mean of h the estimate of the mean, equal on all ranks.
@@ -53,9 +52,6 @@ class EF21(Scheme):
     start: bool = True
     dtype: torch.dtype = torch.float32
 
-    absorbs = "mean"
-    integrates = True
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if not is_number(self.momentum) or not 0.0 < self.momentum <= 1.0:
@@ -63,10 +59,6 @@ class EF21(Scheme):
                 f"EF21(momentum={self.momentum!r}): a number in (0, 1], the weight of the new gradient; 1 takes it "
                 f"alone."
             )
-        if not isinstance(self.start, bool):
-            raise TypeError(f"EF21(start={self.start!r}): True (a dense first step) or False.")
-        if self.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"EF21(dtype={self.dtype!r}): estimates are torch.float32 or torch.float64.")
         if self.weights is not None:
             object.__setattr__(self, "weights", _checked(self.weights))
 
@@ -86,9 +78,6 @@ class EF21(Scheme):
     def absence(self) -> bool:
         return True
 
-    def conserves(self, segment: Segment) -> bool:
-        return self.exact(segment)
-
     def weight(self, segment: Segment, rank: int, world: int) -> float:
         return 1.0 / world if self.weights is None else self.weights[rank]
 
@@ -105,10 +94,13 @@ class EF21(Scheme):
         self, x: Bucket, out: Bucket, state: State, ctx: Context, scale: float, out_scale: float, accumulate: bool
     ) -> Flow:
         estimate, mean = state["estimate"], state["mean"]
-        if x.flat.dtype != self.dtype:
-            raise TypeError(f"{self!r}: gradients are {x.flat.dtype} here. Use dtype={str(x.flat.dtype)[6:]}.")
+        self.same_dtype(x)
+        share = 1.0 if self.weights is None else ctx.world * self.weights[ctx.rank]
         if self.start and ctx.step == 0:
-            return (yield from self._begin(x, out, state, ctx, scale, out_scale, accumulate))
+            slabs = [(estimate, 1.0 / share)]
+            if self.momentum < 1.0:
+                slabs.append((state["momentum"], 1.0))
+            return (yield from self.begin(slabs, mean, x, out, state, ctx, scale, out_scale, accumulate))
         status = memory.fresh(ctx, x.layout)
         memory.alive(x, status)
         here = 1.0 if ctx.participating else 0.0
@@ -117,21 +109,16 @@ class EF21(Scheme):
             if ctx.participating:
                 memory.blend(v, x, status, alpha=1.0 - self.momentum, beta=self.momentum * scale)
             memory.blend(x, v, memory.fresh(ctx, v.layout, "unheard"), beta=1.0 / scale)
-        share = 1.0
-        if self.weights is not None:
-            share = ctx.world * self.weights[ctx.rank]
-            ctx.weights = self.weights
-        ctx.status = status
-        total = Bucket(mean.flat, _wanted(mean.layout, out.layout))
+        ctx.weights, ctx.status = self.weights, status
         result = yield from self.inner.reduce(
-            x, total, state, ctx, add=estimate, decay=here * scale / share, add_scale=-here, accumulate=True
+            x, wanted(mean, out), state, ctx, add=estimate, decay=here * scale / share, add_scale=-here, accumulate=True
         )
         if result.sent is not None:
             result.sent.add_(estimate)
-        exact = Bucket(mean.flat, _lacking(mean.layout, estimate.layout))
+        exact = lacking(mean, estimate)
         if ctx.present is not None and ctx.present:  # what travels exact is the mean of those who are there
             memory.blend(exact, exact, memory.fresh(ctx, exact.layout, "unheard"), beta=ctx.world / ctx.present)
-        self._deliver(result, exact, out, mean, ctx, out_scale, accumulate)
+        self.deliver(result, exact, out, mean, ctx, out_scale, accumulate)
 
         def undo() -> None:
             result.undo()
@@ -140,41 +127,6 @@ class EF21(Scheme):
                 result.sent.add_(estimate, -1.0)
 
         return Reduced(undo=undo, bad=result.bad, dead=result.dead)
-
-    def _deliver(
-        self, result: Reduced, exact: Bucket, out: Bucket, mean: Bucket, ctx: Context, scale: float, accumulate: bool
-    ) -> None:
-        if out.layout == mean.layout and out.layout.covers and not accumulate:
-            torch.mul(mean.flat, scale, out=out.flat)
-        else:
-            memory.deliver(out, mean, ctx, scale, accumulate)
-        if not accumulate:
-            memory.clear(out, result.dead)
-        exact.fill_(0.0)
-        if result.bad:
-            ctx.bad = True
-            if not accumulate:
-                out.fill_(float("nan"))
-
-    def _begin(
-        self, x: Bucket, out: Bucket, state: State, ctx: Context, scale: float, out_scale: float, accumulate: bool
-    ) -> Flow:
-        """The dense first step: h = v = g, m = mean of g."""
-        estimate, mean, status = state["estimate"], state["mean"], memory.fresh(ctx, x.layout)
-        slabs = [estimate, state["momentum"]] if self.momentum < 1.0 else [estimate]
-        share = 1.0 if self.weights is None else ctx.world * self.weights[ctx.rank]
-        for slab in slabs:
-            memory.blend(slab, x, status, beta=scale / (share if slab is estimate else 1.0))
-        result = yield from Exact().reduce(x, x, state, ctx)
-        memory.blend(mean, x, memory.fresh(ctx, x.layout, "unheard"), beta=scale)
-        exact = Bucket(mean.flat, _lacking(mean.layout, estimate.layout))
-        self._deliver(result, exact, out, mean, ctx, out_scale, accumulate)
-
-        def undo() -> None:
-            for slab in (mean, *slabs):
-                slab.flat.zero_()
-
-        return Reduced(undo=undo, bad=result.bad)
 
 
 EF21.owner = EF21
@@ -190,15 +142,3 @@ def _checked(weights: tuple[float, ...]) -> tuple[float, ...]:
             f"EF21(weights={weights}): they add up to {fsum(weights):.6g}, and must to 1: divide each by the sum."
         )
     return tuple(float(w) for w in weights)
-
-
-@lru_cache(maxsize=4096)
-def _wanted(layout: Layout, out: Layout) -> Layout:
-    """The segments of ``layout`` that ``out`` has too."""
-    return layout if len(out.segments) == len(layout.segments) else layout.select(lambda s: out.position(s) >= 0)
-
-
-@lru_cache(maxsize=4096)
-def _lacking(layout: Layout, other: Layout) -> Layout:
-    """The segments of ``layout`` that ``other`` lacks."""
-    return layout.select(lambda s: s.numel > 0 and other.position(s) < 0)

@@ -35,7 +35,9 @@ def norms(gradient: Bucket, ctx: Context) -> Tensor:
 def steer(x: Bucket, error: Bucket, estimate: Bucket, status: Tensor, *, eta: float, scale: float) -> None:
     """x <- x + scale*(eta*error - estimate) for the segments that all have; what is not finite in ``x`` counts as
     zero, and ``status`` says so. ``error`` and ``estimate`` are of one layout."""
-    ops.steer(x.flat, error.flat, estimate.flat, _table(x.layout, error.layout), status, eta, scale)
+    table = _table(x.layout, error.layout)
+    if len(table):
+        ops.steer(x.flat, error.flat, estimate.flat, table, status, eta, scale)
 
 
 def alive(gradient: Bucket, status: Tensor) -> None:
@@ -60,6 +62,14 @@ def clear(bucket: Bucket, number: Tensor | None) -> None:
         for s, marked in zip(bucket.layout.segments, number.tolist(), strict=True):
             if marked:
                 bucket.flat[s.start : s.stop] = 0.0
+
+
+def living(bucket: Bucket, numbering: Layout, dead: Tensor | None) -> Bucket:
+    """The segments of ``bucket`` that ``dead`` (uint8 per segment of ``numbering``, or None) does not mark."""
+    if dead is None or dead.is_meta:
+        return bucket
+    marked = {(s.name, s.offset) for s, d in zip(numbering.segments, dead.tolist(), strict=True) if d}
+    return Bucket(bucket.flat, bucket.layout.select(lambda s: (s.name, s.offset) not in marked))
 
 
 @lru_cache(maxsize=4096)

@@ -68,7 +68,9 @@ class Scheme(Reducer, ABC, abstract=True):
     def slots(self, segment: Segment, world: int) -> Mapping[str, Slot]:
         found = dict(self.memory(segment))
         for name, slot in self.inner.slots(segment, world).items():
-            found[name] = replace(slot, into=self.absorbs) if slot.merge is Merge.SHARDED else slot
+            kept = slot.merge is Merge.SHARDED
+            pending = slot.pending and not self.integrates
+            found[name] = replace(slot, into=self.absorbs, pending=pending) if kept else slot
         return found
 
     @abstractmethod

@@ -54,9 +54,7 @@ def _check_steer(
 _blend = native.function("cc_blend", POINTER, LONG, POINTER, LONG, POINTER, LONG, POINTER, POINTER, LONG, FLOAT)
 _norms = native.function("cc_norms", POINTER, LONG, POINTER, LONG, POINTER, LONG)
 _alive = native.function("cc_alive", POINTER, LONG, POINTER, LONG, POINTER, LONG)
-_steer = native.function(
-    "cc_steer", POINTER, LONG, POINTER, POINTER, LONG, POINTER, LONG, POINTER, LONG, FLOAT, FLOAT
-)
+_steer = native.function("cc_steer", POINTER, LONG, POINTER, POINTER, LONG, POINTER, LONG, POINTER, LONG, FLOAT, FLOAT)
 
 
 def _fast_blend(to: Tensor, source: Tensor, table: Tensor, beta: Tensor, status: Tensor, alpha: float) -> int:

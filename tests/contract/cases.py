@@ -180,6 +180,17 @@ REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
         cc.DGC(cc.TwoPhase(cc.QSGD(bits=4, rounding="nearest")), masking=False),
         cc.DGC(cc.SignScale(), nesterov=True, masking=False),
     ],
+    cc.EControl: [
+        cc.EControl(cc.TopK(ratio=0.05)),
+        cc.EControl(cc.TopK(ratio=1.0)),
+        cc.EControl(cc.TopK(ratio=0.05, select="sampled"), eta=0.3, start=False),
+        cc.EControl(cc.QSGD(bits=4), start=False),
+        cc.EControl(cc.QSGD(bits=4, rounding="nearest"), eta=1),
+        cc.EControl(cc.RandK(ratio=0.1)),
+        cc.EControl(cc.SparseAllReduce(cc.TopK(ratio=0.05)), eta=0.05),
+        cc.EControl(cc.SharedScale(cc.QSGD(bits=4, rounding="nearest")), eta=0.1),
+        cc.EControl(cc.SignScale()),
+    ],
     cc.Warmup: [
         cc.Warmup(1, cc.PowerSGD(rank=2, alternate=True)),
         cc.Warmup(2, cc.ErrorFeedback(cc.TopK(ratio=0.05))),

@@ -11,7 +11,7 @@ import compcomm as cc
 
 TOP = cc.TopK(ratio=0.1)
 LAYOUT = cc.Layout.of([("w", (64, 64)), ("b", (64,))])
-SCHEMES: list[Callable[..., cc.Reducer]] = [cc.ErrorFeedback, cc.EF21]
+SCHEMES: list[Callable[..., cc.Reducer]] = [cc.ErrorFeedback, cc.EF21, cc.EControl]
 INTEGRATING: list[Callable[..., cc.Reducer]] = [cc.EF21]
 """Those whose mean is a sum over the steps."""
 
@@ -66,7 +66,7 @@ def test_k_above_a_parameters_size_is_found_before_the_first_step(scheme: Callab
     refused(lambda: cc.cost(scheme(cc.TopK(k=5000)), LAYOUT, 2), "'w'", "TopK(k=5000)", "4096 elements", "Use ratio")
 
 
-@pytest.mark.parametrize("scheme", INTEGRATING, ids=name)
+@pytest.mark.parametrize("scheme", [*INTEGRATING, cc.EControl], ids=name)
 def test_what_loses_nothing_needs_no_estimate(scheme: Callable[..., cc.Reducer]) -> None:
     refused(lambda: scheme(cc.Exact()), f"{name(scheme)}(Exact())", "loses nothing", "Use Exact()")
 
@@ -96,6 +96,17 @@ CASES: list[tuple[Callable[[], object], list[str]]] = [
         (lambda m=m: cc.EF21(TOP, momentum=m), [f"EF21(momentum={m!r})", "in (0, 1]", "1 takes it alone"])
         for m in (0, 0.0, -0.1, 1.1, float("nan"), float("inf"), True, False, "0.1", None, (0.1,))
     ],
+    *[
+        (lambda m=m: cc.EControl(TOP, eta=m), [f"EControl(eta={m!r})", "in (0, 1]", "None takes"])
+        for m in (0, 0.0, -0.1, 1.1, float("nan"), float("inf"), True, False, "0.1", (0.1,))
+    ],
+    (lambda: cc.EControl(TOP, start=1), ["EControl(start=1)", "True", "False"]),
+    (lambda: cc.EControl(TOP, dtype=torch.bfloat16), ["dtype=torch.bfloat16", "torch.float32 or torch.float64"]),
+    (lambda: cc.cost(cc.EControl(TOP, dtype=torch.float64), LAYOUT, 2), ["gradients are torch.float32"]),
+    (
+        lambda: cc.settle(cc.EControl(cc.SharedScale(cc.QSGD(bits=4, rounding="nearest"))), 2),
+        ["promises no delta to take as eta", "Give eta="],
+    ),
     (lambda: cc.EF21(TOP, start=1), ["EF21(start=1)", "True", "False"]),
     (lambda: cc.EF21(TOP, start="yes"), ["EF21(start='yes')", "True", "False"]),
     (lambda: cc.EF21(TOP, dtype=torch.bfloat16), ["dtype=torch.bfloat16", "torch.float32 or torch.float64"]),

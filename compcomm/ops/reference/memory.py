@@ -69,9 +69,7 @@ def norms(source: Tensor, table: Tensor, out: Tensor) -> None:
         out[r] = lane_sum(blocks(squares, -(-row.numel // 16) * 16))[0].sqrt() if row.numel else 0.0
 
 
-def steer(
-    x: Tensor, error: Tensor, estimate: Tensor, table: Tensor, status: Tensor, eta: float, scale: float
-) -> None:
+def steer(x: Tensor, error: Tensor, estimate: Tensor, table: Tensor, status: Tensor, eta: float, scale: float) -> None:
     """``x <- x + scale*(eta*error - estimate)``, what is not finite in ``x`` counting as zero.
 
     The rows are (x, error and estimate, numel, index). ``status[0]``: something was not finite.

@@ -1,0 +1,114 @@
+"""EControl: estimates as in EF21, and a residual that feeds back what they lag behind, at a rate eta."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..bucket import Bucket, Segment
+from ..reducer import Context, Flow, Reduced, Reducer
+from ..store import Merge, Slot, State
+from . import memory
+from .ef21 import EF21
+from .estimates import Estimates, lacking, wanted
+from .scheme import is_number
+
+
+@dataclass(frozen=True, repr=False)
+class EControl(Estimates):
+    """c = C(eta e + g - h);  h <- h + c;  e <- e + g - h;  m <- m + mean of c over the ranks;  out = m.
+
+    ``h`` is the rank's estimate of its own gradient and ``e`` what the estimates have left out so far. Without noise it
+    converges to the exact optimum as EF21 does, between ranks as unlike as may be; with small batches the error brings
+    back what EF21 loses, and the noise stays near that of SGD. One message a step, of the wrapped reducer's size.
+
+    - ``eta`` in (0, 1]: the strength of the feedback. None: delta of a large parameter (2**20 elements), a good value
+      in practice; the settled reducer shows it. Near 0 it is EF21, far above delta it diverges; the theory asks for a
+      small part of delta.
+    - ``start``: step 0 is dense, h = g, m = mean of g, e = 0, as published. False: all zero.
+    - In two-phase the owner's loss is fed back as in EF21: its residual is mean(h) - m.
+
+    Conservation: sum of the steps' h + e = sum of g on every rank, so that the outs and the mean of e (and, in
+    two-phase, the owners' residuals of all steps) add up to the mean gradients. A bad step changes neither h nor m, and
+    the finite part of its gradient stays in e, as in ``ErrorFeedback``. Where every rank's gradient is zero, out is
+    zero and h, e, m rest.
+
+    Learning rate: it stays outside the memory. e is gradient that is still to be applied, so where the rate changes,
+    ``attachment.rescale_error(old_lr, new_lr)`` keeps the published form; h and m need nothing.
+
+    State: "estimate" h and "error" e, MEAN; "mean" m, REPLICATED; fp32, or ``dtype=float64``, for double-precision
+    gradients. Parameters that travel exact have none (but zeros in "mean"). Two passes over memory more than EF21: one
+    makes eta e + g - h, one e <- (1 - eta) e + what was not sent, which is the same as above.
+
+    Source: Gao, Islamov, Stich 2024 (arXiv:2311.05645), the algorithm EControl.
+    """
+
+    eta: float | None = None
+    start: bool = True
+    dtype: torch.dtype = torch.float32
+
+    owner = EF21
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.eta is not None and (not is_number(self.eta) or not 0.0 < self.eta <= 1.0):
+            raise ValueError(
+                f"EControl(eta={self.eta!r}): a number in (0, 1], the strength of the feedback; None takes the "
+                f"compressor's delta."
+            )
+
+    def settle(self, world: int) -> Reducer:
+        found = super().settle(world)
+        assert isinstance(found, EControl)
+        if found.eta is not None:
+            return found
+        delta = found.inner.delta(Segment("", (1, _TYPICAL), 0, _TYPICAL))
+        if not delta:
+            raise ValueError(f"{found!r}: {found.inner!r} promises no delta to take as eta. Give eta=, such as 0.1.")
+        return replace(found, eta=float(f"{delta:.3g}"))
+
+    def memory(self, segment: Segment) -> Mapping[str, Slot]:
+        mean = {"mean": Slot(Merge.REPLICATED, dtype=self.dtype)}
+        if self.exact(segment):
+            return mean
+        own = {
+            "estimate": Slot(Merge.MEAN, dtype=self.dtype),
+            "error": Slot(Merge.MEAN, dtype=self.dtype, pending=True),
+        }
+        return {**own, **mean}
+
+    def step(
+        self, x: Bucket, out: Bucket, state: State, ctx: Context, scale: float, out_scale: float, accumulate: bool
+    ) -> Flow:
+        assert self.eta is not None
+        estimate, error, mean = state["estimate"], state["error"], state["mean"]
+        self.same_dtype(x)
+        if self.start and ctx.step == 0:
+            slabs = [(estimate, 1.0)]
+            begun = yield from self.begin(slabs, mean, x, out, state, ctx, scale, out_scale, accumulate)
+            return begun.after(lambda: memory.blend(error, estimate, memory.fresh(ctx, estimate.layout, "unheard")))
+        status = memory.fresh(ctx, x.layout)
+        memory.alive(x, status)
+        memory.steer(x, error, estimate, status, eta=self.eta, scale=1.0 / scale)
+        ctx.status = status
+        result = yield from self.inner.reduce(x, wanted(mean, out), state, ctx, decay=scale, accumulate=True)
+        if result.sent is not None:
+            result.sent.add_(estimate)
+        living = memory.living(error, x.layout, result.dead)
+        memory.blend(living, x, memory.fresh(ctx, x.layout, "unheard"), alpha=1.0 - self.eta)
+        exact = lacking(mean, estimate)
+        self.deliver(result, exact, out, mean, ctx, out_scale, accumulate)
+
+        def undo() -> None:
+            result.undo()
+            exact.fill_(0.0)
+            memory.blend(living, estimate, memory.fresh(ctx, estimate.layout, "unheard"), alpha=1.0)
+            if result.sent is not None:
+                result.sent.add_(estimate, -1.0)
+
+        return Reduced(undo=undo, bad=result.bad, dead=result.dead)
+
+
+_TYPICAL = 1 << 20

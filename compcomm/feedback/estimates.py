@@ -1,0 +1,100 @@
+"""What schemes share that send the change of an estimate: a dense first step, and the mean that they deliver."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+
+from ..bucket import Bucket, Layout, Segment
+from ..reducer import Context, Flow, Reduced
+from ..reducers.exact import Exact
+from ..store import State
+from . import memory
+from .scheme import Scheme
+
+
+class Estimates(Scheme, ABC, abstract=True):
+    """Base of the schemes that keep an estimate h of each rank's gradient (slot "estimate", MEAN) and m, the mean of
+    all h (slot "mean", REPLICATED), which is what they give. To write one: the fields ``start`` and ``dtype``, and
+    ``memory`` and ``step`` as in ``Scheme``."""
+
+    start: bool
+    dtype: torch.dtype
+
+    absorbs = "mean"
+    integrates = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name = type(self).__name__
+        if not isinstance(self.start, bool):
+            raise TypeError(f"{name}(start={self.start!r}): True (a dense first step) or False.")
+        if self.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"{name}(dtype={self.dtype!r}): estimates are torch.float32 or torch.float64.")
+
+    def conserves(self, segment: Segment) -> bool:
+        return self.exact(segment)
+
+    def same_dtype(self, x: Bucket) -> None:
+        """Raises TypeError where the gradients are not of ``dtype``."""
+        if x.flat.dtype != self.dtype:
+            raise TypeError(f"{self!r}: gradients are {x.flat.dtype} here. Use dtype={str(x.flat.dtype)[6:]}.")
+
+    def deliver(
+        self, result: Reduced, exact: Bucket, out: Bucket, mean: Bucket, ctx: Context, scale: float, accumulate: bool
+    ) -> None:
+        """out = (out if accumulate) + scale * mean: zero where every rank's gradient is, NaN on a bad step. Then
+        clears ``exact``, the part of ``mean`` that travelled exact."""
+        if out.layout == mean.layout and out.layout.covers and not accumulate:
+            torch.mul(mean.flat, scale, out=out.flat)
+        else:
+            memory.deliver(out, mean, ctx, scale, accumulate)
+        if not accumulate:
+            memory.clear(out, result.dead)
+        exact.fill_(0.0)
+        if result.bad:
+            ctx.bad = True
+            if not accumulate:
+                out.fill_(float("nan"))
+
+    def begin(
+        self, slabs: Sequence[tuple[Bucket, float]], mean: Bucket, x: Bucket, out: Bucket, state: State, ctx: Context,
+        scale: float, out_scale: float, accumulate: bool,
+    ) -> Flow:  # fmt: skip
+        """The dense first step: m = mean of g, and every slab, given with a factor, that times g. Undone: all zero."""
+        status = memory.fresh(ctx, x.layout)
+        for slab, factor in slabs:
+            memory.blend(slab, x, status, beta=scale * factor)
+        result = yield from Exact().reduce(x, x, state, ctx)
+        memory.blend(mean, x, memory.fresh(ctx, x.layout, "unheard"), beta=scale)
+        self.deliver(result, lacking(mean, slabs[0][0]), out, mean, ctx, out_scale, accumulate)
+
+        def undo() -> None:
+            mean.flat.zero_()
+            for slab, _ in slabs:
+                slab.flat.zero_()
+
+        return Reduced(undo=undo, bad=result.bad)
+
+
+def wanted(bucket: Bucket, out: Bucket) -> Bucket:
+    """The segments of ``bucket`` that ``out`` has too."""
+    return Bucket(bucket.flat, _common(bucket.layout, out.layout))
+
+
+def lacking(bucket: Bucket, other: Bucket) -> Bucket:
+    """The segments of ``bucket`` that ``other`` lacks."""
+    return Bucket(bucket.flat, _difference(bucket.layout, other.layout))
+
+
+@lru_cache(maxsize=4096)
+def _common(layout: Layout, out: Layout) -> Layout:
+    return layout if len(out.segments) == len(layout.segments) else layout.select(lambda s: out.position(s) >= 0)
+
+
+@lru_cache(maxsize=4096)
+def _difference(layout: Layout, other: Layout) -> Layout:
+    return layout.select(lambda s: s.numel > 0 and other.position(s) < 0)
