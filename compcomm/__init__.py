@@ -31,6 +31,7 @@ from .feedback.econtrol import EControl
 from .feedback.ef21 import EF21
 from .feedback.error_feedback import ErrorFeedback
 from .feedback.smoothness import smoothness, smoothness_weights
+from .feedback.uncompensated import Uncompensated
 from .hooks.attach import attach
 from .hooks.attachment import Attachment
 from .hooks.ddp import DDPState, ddp_hook
@@ -96,6 +97,7 @@ __all__ = [
     "TopK",
     "TwoMeans",
     "TwoPhase",
+    "Uncompensated",
     "Warmup",
     "attach",
     "cost",

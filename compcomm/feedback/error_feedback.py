@@ -4,49 +4,154 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
-from ..bucket import Bucket, Segment
+import torch
+
+from .. import coded
+from ..bucket import Bucket, Layout, Segment
+from ..compressor import Compressor
+from ..compressors.cast import Cast
+from ..compressors.qsgd import QSGD
 from ..reducer import Context, Flow
 from ..store import Merge, Slot, State
-from .scheme import Scheme
+from . import memory
+from .scheme import Scheme, is_number
+
+_CODECS: dict[torch.dtype, Compressor] = {
+    torch.bfloat16: Cast(torch.bfloat16, dense_below=0),
+    torch.int8: QSGD(bits=8, rounding="nearest", block=64, dense_below=0),
+}
+_DTYPES = (torch.float32, torch.float64, *_CODECS)
 
 
 @dataclass(frozen=True, repr=False)
 class ErrorFeedback(Scheme):
-    """p = e + g;  send c = C(p);  e <- p - c;  out = mean of c over the ranks.
+    """p = decay e + g;  send c = C(p);  e <- (1 - average) e + average (p - c);  out = mean of c over the ranks.
 
-    Conservation: sum of outs + mean residual (+ server residuals in two-phase) = sum of mean gradients. The learning
-    rate stays outside the memory, as a gradient hook sees gradients only: equal to the published form while the rate
-    is constant, a small and usual deviation where it changes.
+    - ``decay`` in (0, 1]: 1 forgets nothing.
+    - ``dtype`` of the residual: ``float32``; ``bfloat16``; ``int8``, codes of 8 bits with a scale per 64 elements, 1.07
+      bytes per parameter; ``float64``, for double-precision gradients.
+    - ``average`` in (0, 1]: 1 is plain feedback. Below, the residual is a moving average of the errors.
+    - ``reset``: the residual begins at zero again every so many steps; 0: never. (Not the owners' in two-phase.)
+
+    ``ErrorFeedback(QSGD(bits=4, rounding="nearest"), dtype=torch.int8, average=0.1, reset=512)`` is LoCo: the average
+    and the resets keep the rounding of the 8-bit residual from piling up.
+
+    Conservation, with decay = average = 1, no reset and fp32 or fp64: sum of outs + mean residual (+ server residuals
+    in two-phase) = sum of mean gradients. |e|^2 <= 4 (1 - delta) G^2 / delta^2 while |g| <= G.
+
+    Learning rate: it stays outside the memory, as a gradient hook sees gradients only: equal to the published form
+    while the rate is constant. Where it changes, ``attachment.rescale_error(old_lr, new_lr)`` makes it equal again;
+    without that the deviation is small and usual.
 
     Needs a contraction (delta > 0). An unbiased compressor that is none is wrapped: ``Contractive(c)``. Any other is
     refused: its residual may grow without bound.
 
-    State: slot "residual", fp32, one per element that does not travel exact, MEAN. The residual is the buffer that the
-    kernels code from, so the scheme costs no pass over memory of its own. A step that any rank found non-finite gives
-    its payload back to the residual: nothing is lost.
+    State: slot "residual", one per element that does not travel exact, MEAN. In fp32 and without average it is the
+    buffer that the kernels code from, so that the scheme costs no pass over memory of its own. Otherwise it is read
+    into fp32 numbers that buckets share, and stored again before the step ends. A step that any rank found non-finite
+    gives its payload back to the residual (that times ``average``): nothing is lost but the storage's rounding.
 
     Source: Seide et al. 2014; Stich, Cordonnier, Jaggi 2018 (arXiv:1809.07599), Algorithm 1; Karimireddy et al. 2019
-    (arXiv:1901.09847), Algorithm 2.
+    (arXiv:1901.09847), Algorithm 2, and Lemma 3 for the bound; Xie et al. 2024 (arXiv:2407.04480), LoCo.
     """
 
+    decay: float = 1.0
+    dtype: torch.dtype = torch.float32
+    average: float = 1.0
+    reset: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field, meaning in (("decay", "what a step keeps of the residual"), ("average", "a new error's weight")):
+            value = getattr(self, field)
+            if not is_number(value) or not 0.0 < value <= 1.0:
+                raise ValueError(
+                    f"ErrorFeedback({field}={value!r}): a number in (0, 1], {meaning}; 1 is plain feedback."
+                )
+        if self.dtype not in _DTYPES:
+            raise ValueError(
+                f"ErrorFeedback(dtype={self.dtype!r}): residuals are torch.float32, bfloat16, int8 (codes) or float64."
+            )
+        if isinstance(self.reset, bool) or not isinstance(self.reset, int) or self.reset < 0:
+            raise ValueError(f"ErrorFeedback(reset={self.reset!r}): a number of steps, an integer; 0 never resets.")
+
+    @property
+    def _codec(self) -> Compressor | None:
+        return _CODECS.get(self.dtype)
+
+    def conserves(self, segment: Segment) -> bool:
+        lossless = self._codec is None and self.decay == self.average == 1.0 and not self.reset
+        return (lossless or self.exact(segment)) and self.inner.conserves(segment)
+
     def memory(self, segment: Segment) -> Mapping[str, Slot]:
-        return {} if self.exact(segment) else {"residual": Slot(Merge.MEAN, pending=True)}
+        if self.exact(segment):
+            return {}
+        dtype = self.dtype if self._codec is None else torch.uint8
+        return {"residual": Slot(Merge.MEAN, dtype=dtype, codec=self._codec, pending=True)}
 
     def step(
         self, x: Bucket, out: Bucket, state: State, ctx: Context, scale: float, out_scale: float, accumulate: bool
     ) -> Flow:
+        due = torch.float64 if self.dtype == torch.float64 else torch.float32
+        if x.flat.dtype != due:
+            raise TypeError(f"{self!r}: gradients are {x.flat.dtype} here. Use dtype={str(x.flat.dtype)[6:]}.")
         residual = state["residual"]
+        if self.reset and ctx.step and ctx.step % self.reset == 0:
+            residual.flat.zero_()
+        plain = self._codec is None and self.average == 1.0
+        held = residual if plain else self._read(residual, x.layout, ctx)
         result = yield from self.inner.reduce(
-            residual, out, state, ctx, add=x, add_scale=scale, out_scale=out_scale, accumulate=accumulate
-        )
+            held, out, state, ctx,
+            add=x, decay=self.decay, add_scale=scale, out_scale=out_scale, accumulate=accumulate,
+        )  # fmt: skip
+        if not plain:
+            self._store(residual, held, ctx, self.average)
 
         def undo() -> None:
             result.undo()
-            if result.sent is not None:
-                result.sent.add_(residual)
+            if result.sent is None:
+                return
+            if self._codec is None:
+                result.sent.add_(residual, self.average)
+                return
+            again = self._read(residual, x.layout, ctx)
+            result.sent.add_(again, self.average)
+            self._store(residual, again, ctx, 1.0)
 
         return replace(result, error=None, undo=undo)
 
+    def _read(self, residual: Bucket, layout: Layout, ctx: Context) -> Bucket:
+        """The residual as numbers, on loan until ``_store``."""
+        layout = _kept(self, layout)
+        double = residual.flat.dtype == torch.float64
+        held = Bucket(ctx.arena.lend(layout.numel * (2 if double else 1)), layout)
+        if double:
+            held = Bucket(held.flat.view(torch.float64), layout)
+        if self._codec is None:
+            held.flat.copy_(residual.flat)
+        else:
+            coded.decode_(residual.flat, layout, self._codec, held)
+        return held
+
+    def _store(self, residual: Bucket, held: Bucket, ctx: Context, average: float) -> None:
+        """residual <- (1 - average) residual + average held; ends the loan."""
+        if self._codec is None:
+            unheard = memory.fresh(ctx, held.layout, "unheard")
+            memory.blend(residual, held, unheard, alpha=1.0 - average, beta=average)
+        else:
+            if average < 1.0:
+                held.flat.mul_(average)
+                coded.decode_add_(residual.flat, held.layout, self._codec, held, 1.0 - average)
+            coded.encode_(held, residual.flat, self._codec)
+        ctx.arena.take_back(held.flat)
+
 
 ErrorFeedback.owner = ErrorFeedback
+
+
+@lru_cache(maxsize=4096)
+def _kept(scheme: ErrorFeedback, layout: Layout) -> Layout:
+    """The segments that have a residual, end to end, as the store packs them."""
+    return layout.select(lambda s: s.numel > 0 and not scheme.exact(s)).packed()

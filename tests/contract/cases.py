@@ -146,6 +146,18 @@ REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
         cc.ErrorFeedback(cc.AllReduce(cc.Cast(torch.bfloat16))),
         cc.ErrorFeedback(cc.Rotated(cc.SignScale(), block=64)),
         cc.ErrorFeedback(cc.Sketch(ratio=0.2, kind="count")),
+        cc.ErrorFeedback(cc.TopK(ratio=0.05), decay=0.9),
+        cc.ErrorFeedback(cc.TopK(ratio=0.05), dtype=torch.bfloat16),
+        cc.ErrorFeedback(cc.QSGD(bits=4, rounding="nearest"), dtype=torch.int8),
+        cc.ErrorFeedback(cc.QSGD(bits=4, rounding="nearest"), dtype=torch.int8, average=0.3, reset=5),
+        cc.ErrorFeedback(cc.SignScale(), average=0.5, reset=3),
+        cc.ErrorFeedback(cc.SparseAllReduce(cc.TopK(ratio=0.05)), dtype=torch.int8, decay=0.95),
+    ],
+    cc.Uncompensated: [
+        cc.Uncompensated(cc.TopK(ratio=0.05)),
+        cc.Uncompensated(cc.SignScale(scale="l2")),
+        cc.Uncompensated(cc.TwoPhase(cc.SignScale(), server=cc.ErrorFeedback)),
+        cc.Uncompensated(cc.Exact()),
     ],
     cc.PowerSGD: [
         cc.PowerSGD(),

@@ -100,6 +100,20 @@ CASES: list[tuple[Callable[[], object], list[str]]] = [
         (lambda m=m: cc.EControl(TOP, eta=m), [f"EControl(eta={m!r})", "in (0, 1]", "None takes"])
         for m in (0, 0.0, -0.1, 1.1, float("nan"), float("inf"), True, False, "0.1", (0.1,))
     ],
+    *[
+        (lambda f=f, v=v: cc.ErrorFeedback(TOP, **{f: v}), [f"ErrorFeedback({f}={v!r})", "in (0, 1]", "1 is plain"])
+        for f in ("decay", "average")
+        for v in (0, 0.0, -0.1, 1.1, float("nan"), float("inf"), True, "0.1", None)
+    ],
+    *[
+        (lambda v=v: cc.ErrorFeedback(TOP, reset=v), [f"ErrorFeedback(reset={v!r})", "an integer", "0 never resets"])
+        for v in (-1, 2.0, True, "8", None)
+    ],
+    (lambda: cc.ErrorFeedback(TOP, dtype=torch.float16), ["dtype=torch.float16", "bfloat16, int8"]),
+    (lambda: cc.ErrorFeedback(TOP, dtype="int8"), ["dtype='int8'", "bfloat16, int8"]),
+    (lambda: cc.cost(cc.ErrorFeedback(TOP, dtype=torch.float64), LAYOUT, 2), ["gradients are torch.float32"]),
+    (lambda: cc.Uncompensated(3), ["Uncompensated(3)", "give a compressor or a reducer"]),
+    (lambda: cc.ErrorFeedback(cc.Uncompensated(TOP)), ["to have none", "Use ErrorFeedback(TopK(ratio=0.1))"]),
     (lambda: cc.EControl(TOP, start=1), ["EControl(start=1)", "True", "False"]),
     (lambda: cc.EControl(TOP, dtype=torch.bfloat16), ["dtype=torch.bfloat16", "torch.float32 or torch.float64"]),
     (lambda: cc.cost(cc.EControl(TOP, dtype=torch.float64), LAYOUT, 2), ["gradients are torch.float32"]),
@@ -156,3 +170,9 @@ def test_bad_input(make: Callable[[], object], words: list[str]) -> None:
 def test_a_description_with_its_dtype_is_read_back(dtype: torch.dtype) -> None:
     made = cc.EF21(TOP, dtype=dtype)
     assert cc.parse(repr(made)) == made
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int8])
+def test_a_residuals_dtype_is_read_back(dtype: torch.dtype) -> None:
+    made = cc.ErrorFeedback(TOP, dtype=dtype, average=0.5, reset=7)
+    assert cc.parse(repr(made)) == made and str(dtype)[6:] in repr(made)
