@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import compcomm as cc
 from compcomm.testing.conservation import keeps_everything, remembered
+from compcomm.testing.simulated import slot
 
 SHAPES = {"a": (17, 5), "b": (9,), "c": (4, 4, 4), "d": (), "e": (0, 3), "f": (64, 3), "g": (33, 1)}
 small = st.sampled_from([0, 70])
@@ -28,12 +29,19 @@ contractions = st.one_of(
 
 def _routes(c: cc.Compressor) -> list[object]:
     routes: list[object] = [c, cc.AllGather(c), cc.TwoPhase(c)]
+    if isinstance(c, cc.TopK):
+        routes.append(cc.SparseAllReduce(c))
     return [*routes, cc.AllReduce(c)] if c.linear and c.dtype == torch.float32 else routes
 
 
 powers = st.builds(cc.PowerSGD, st.integers(1, 6), st.booleans(), st.sampled_from([0.1, 1, 2]), st.booleans(),
                    st.sampled_from(["aggregate", "local"]))  # fmt: skip
-feedback = st.one_of(contractions.flatmap(lambda c: st.sampled_from(_routes(c))).map(cc.ErrorFeedback), powers)
+routed = contractions.flatmap(lambda c: st.sampled_from(_routes(c)))
+estimates = st.builds(cc.EF21, routed, momentum=st.sampled_from([1.0, 0.4]), start=st.booleans())
+velocities = st.builds(cc.DGC, routed, momentum=st.sampled_from([0.0, 0.7]), nesterov=st.booleans(),
+                       masking=st.just(False), clip=st.sampled_from([None, 2.0]))  # fmt: skip
+controls = st.builds(cc.EControl, routed, eta=st.sampled_from([None, 0.2, 1.0]), start=st.booleans())
+feedback = st.one_of(routed.map(cc.ErrorFeedback), estimates, controls, velocities, powers)
 parts = st.dictionaries(st.sampled_from(["a", "[bc]", "f", "g*"]), feedback, max_size=3)
 reducers = st.one_of(
     feedback,
@@ -51,6 +59,21 @@ events = st.fixed_dictionaries(
         "zero": st.sampled_from("abcfg"),
     }
 )
+
+
+def _estimates_together(simulator: cc.Simulator, s: cc.Segment) -> None:
+    """Slot "mean" is equal on all ranks, and the mean of their estimates less what the owners keep."""
+    settled, ranks = simulator.reducer, range(simulator.world)
+    if s.numel and "mean" in settled.slots(s, simulator.world):
+        means = [slot(simulator, r, "mean")[s.name] for r in ranks]
+        assert all(torch.equal(m, means[0]) for m in means), s.name
+        if "estimate" in settled.slots(s, simulator.world):
+            due = torch.stack([slot(simulator, r, "estimate")[s.name] for r in ranks]).double().mean(0)
+            shares = [slot(simulator, r, "server").get(s.name) for r in ranks]
+            held = [share for share in shares if share is not None]
+            if held:
+                due -= settled.in_order("server", s, torch.cat(held)).double()
+            assert float((means[0] - due).abs().max()) < 3e-5, s.name
 
 
 @given(
@@ -85,6 +108,8 @@ def test_any_composition(reducer: cc.Reducer, world: int, plan: list[dict], seed
             warm = isinstance(settled, cc.Warmup) and t < settled.steps
             if not (simulator.bad and (n in exact or warm)):
                 due[n] += torch.stack([x[n].nan_to_num(0.0, 0.0, 0.0) for x in given]).double().mean(0)
+        for s in whole.segments:
+            _estimates_together(simulator, s)
         if event["bad"]:
             assert means[0][event["bad"][0]].isnan().any() or means[0][event["bad"][0]].isinf().any()
     for s in whole.segments:
