@@ -80,7 +80,7 @@ class SparseAllReduce(Owners):
         accumulate: bool = False,
     ) -> Flow:
         layout, c = source(x, add), self.compressor
-        if out.layout != layout and not all(out.layout.position(s) >= 0 for s in layout.segments):
+        if out.layout != layout and not all(out.layout.position(s) >= 0 for s in layout.segments if s.numel):
             # a sharded host wants its row of the mean: one round, and no second selection
             return (
                 yield from TwoPhase(c, server=False).reduce(
@@ -128,6 +128,8 @@ class _Deal:
         if found is None:
             rows: list[list[int]] = []
             for number, s in enumerate(self.whole.segments):
+                if not s.numel:
+                    continue
                 at = [-1 if layout is None else layout.position(s) for layout in (x, add)]
                 rows.append([*at, s.numel, 4 * s.start, 0, 0, self._ways[number], number])
             found = self._tables["out", x, add] = (torch.tensor(rows, dtype=torch.int64).view(-1, 8),)

@@ -45,7 +45,7 @@ class TwoPhase(Owners):
         accumulate: bool = False,
     ) -> Flow:
         layout, c, world = source(x, add), self.compressor, ctx.world
-        if out.layout != layout and not all(out.layout.position(s) >= 0 for s in layout.segments):
+        if out.layout != layout and not all(out.layout.position(s) >= 0 for s in layout.segments if s.numel):
             packing = pack_rows(c, layout, world)
             payload = c.encode_(
                 x, ctx.rng, add=add, decay=decay, add_scale=add_scale,

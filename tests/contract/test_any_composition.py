@@ -118,3 +118,18 @@ def test_any_composition(reducer: cc.Reducer, world: int, plan: list[dict], seed
             held = remembered(simulator, n, shape)
             off = float((applied[n] + held - due[n]).abs().max())
             assert off == pytest.approx(0.0, abs=3e-5), n
+
+
+@pytest.mark.parametrize("route", [cc.AllGather, cc.TwoPhase, cc.SparseAllReduce], ids=lambda r: r.__name__)
+@pytest.mark.parametrize("scheme", [cc.ErrorFeedback, cc.EF21, cc.EControl, cc.DGC], ids=lambda s: s.__name__)
+def test_a_parameter_without_elements(scheme: type[cc.Reducer], route: type[cc.Reducer]) -> None:
+    """It has no memory; beside it all goes on, and in a bucket by itself too."""
+    alone = cc.Simulator(scheme(route(cc.TopK(ratio=1.0, dense_below=0))), 2)
+    assert all(m["e"].shape == (0, 3) for m in alone.mean([{"e": torch.zeros(0, 3)}] * 2))
+    simulator = cc.Simulator(scheme(route(cc.TopK(ratio=1.0))), 2)
+    g = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        given = [{"e": torch.zeros(0, 3), "w": torch.randn(50, 40, generator=g)} for _ in range(2)]
+        means = simulator.mean(given)
+        assert means[0]["e"].shape == (0, 3)
+        assert means[0]["w"].any() and torch.equal(means[0]["w"], means[1]["w"])

@@ -139,7 +139,7 @@ def test_a_life_with_everything_in_it(request: Any, scheme: str, world: int) -> 
     simulator = compare(results, make(scheme), world, exact=world == 2 or scheme not in SUMS)
     if scheme in CONSERVING:
         assert conserves(results, simulator, world) >= 2
-    elif "EF21" in scheme:
+    elif scheme.startswith(("EF21", "EControl")):
         for s in cc.Layout.of(SHAPES.items()).segments:
             if not simulator.reducer.exact(s):
                 together(simulator, s)
