@@ -9,12 +9,13 @@ namespace {
 constexpr size_t LINE = 16;                         // elements of one draw: a cache line
 constexpr size_t MIN_LINES = 16, MAX_LINES = 2048;  // of a sample
 
-// A bound that about `slack` standard deviations more than k elements reach, from a sample of y.
+// A bound that about `slack` standard deviations more than k elements reach, from a sample of y; 0 if none is known.
 template <bool ADD>
 static uint32_t sampled_bound(const float* x, const float* add, size_t n, size_t k, float decay, float add_scale,
                               double slack, uint32_t* spare) {
     size_t lines = n / 1024 < MIN_LINES ? MIN_LINES : n / 1024 < MAX_LINES ? n / 1024 : MAX_LINES;
     size_t cell = n / lines, drawn = lines * LINE, at[MAX_LINES];
+    if (cell < LINE) return 0;  // too few to sample
     for (size_t line = 0; line < lines; line++) {
         // a hash places the line inside its cell, so that no stride of the data meets a stride of ours
         at[line] = line * cell + (uint32_t)(line * 0x9e3779b9u) % (cell - LINE + 1);

@@ -47,7 +47,7 @@ def test_kernels_equal_the_reference(kind: str) -> None:
                 agree("topk_sampled_encode", add, None, table, 0.5, 1.0, 5, 1)
 
 
-@pytest.mark.parametrize(("n", "k"), [(20_000, 200), (300_000, 300), (1000, 100), (5000, 3)])
+@pytest.mark.parametrize(("n", "k"), [(20_000, 200), (300_000, 300), (1000, 100), (5000, 3), (64, 37), (300, 250)])
 def test_a_sample_that_misleads(n: int, k: int) -> None:
     """Large elements where the sample of this step looks, and small ones there: too high and too low a threshold."""
     table = table_of([(n, k)], add=False, gap=0)
