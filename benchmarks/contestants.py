@@ -60,7 +60,7 @@ def ring(size: int, world: int) -> int:
 @contextmanager
 def compcomm(reducer: Any, model: Shapes, buckets: list[Bucket], world: int) -> Iterator[Contestant]:
     """A reducer and its scheduler, called as `cc.ddp_hook` calls them for real buckets of DDP."""
-    state = DDPState(reducer)
+    state = DDPState(reducer, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
     state.bind(model)
     attachment = state.open(torch.device("cpu"))
     layouts = [Layout.of((n, p.shape) for n, p in zip(b.names, b.parameters(), strict=True)) for b in buckets]

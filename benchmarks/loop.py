@@ -56,8 +56,8 @@ def train(
     """
     module = task.model(seed)
     model = DistributedDataParallel(module)
-    attachment = None if reducer is None else attach(model, reducer, seed=seed)
     optimizer, schedule = task.optimizer(module)
+    attachment = None if reducer is None else attach(model, reducer, seed=seed, optimizer=optimizer)
     held_out = task.validation(ranks.rank, ranks.world)
     clock = Clock()
     curve = [[0.0, 0.0, 0, validate(module, held_out, ranks)]]

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from ..bucket import Bucket, Segment
 from ..compressor import Compressor
+from ..compressors.topk import is_integer
 from ..reducer import Context, Flow, Group, Reduced, Reducer
 from ..store import Merge, Slot, State
 from . import memory
 from .error_feedback import ErrorFeedback
-from .scheme import Scheme
+from .scheme import Scheme, is_number
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,16 +71,16 @@ class DGC(Scheme):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not _number(self.momentum) or not 0.0 <= self.momentum < 1.0:
+        if not is_number(self.momentum) or not 0.0 <= self.momentum < 1.0:
             raise ValueError(f"DGC(momentum={self.momentum!r}): the share of u that is kept, in [0, 1); 0.9 as a rule.")
-        if self.clip is not None and (not _number(self.clip) or not 0.0 < self.clip < float("inf")):
+        if self.clip is not None and (not is_number(self.clip) or not 0.0 < self.clip < float("inf")):
             raise ValueError(f"DGC(clip={self.clip!r}): the largest L2 norm, above 0; None does not clip.")
         for name in ("nesterov", "masking"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"DGC({name}={getattr(self, name)!r}): True or False.")
-        if not _integer(self.warmup) or self.warmup < 0:
+        if not is_integer(self.warmup) or self.warmup < 0:
             raise ValueError(f"DGC(warmup={self.warmup!r}): the number of steps of rising sparsity, 0 or more.")
-        if not _integer(self.stages) or self.stages < 1:
+        if not is_integer(self.stages) or self.stages < 1:
             raise ValueError(f"DGC(stages={self.stages!r}): the number of densities before the last, 1 or more.")
         c = _compressor(self.reducer)
         if self.masking and c is not None and not c.sparse:
@@ -190,14 +191,6 @@ class DGC(Scheme):
                 if at >= 0:
                     v.flat[at : at + s.numel] -= moved
                 moved /= self.momentum
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _compressor(part: object) -> Compressor | None:
