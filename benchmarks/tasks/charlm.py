@@ -65,8 +65,8 @@ class CharLM:
 
     name = "charlm"
 
-    def __init__(self) -> None:
-        found = text.load()
+    def __init__(self, found: text.Text | None = None) -> None:
+        found = found or text.load()
         symbols = sorted(set(found.characters))
         code = {c: i for i, c in enumerate(symbols)}
         ids = torch.tensor([code[c] for c in found.characters])
