@@ -102,10 +102,10 @@ def run(task: Unbiased, method: Method, here: Ranks, options: argparse.Namespace
     found: Row = {"method": method.name, "momentum": method.momentum, "rate": task.rate, "tried": tried, **row}
     found |= counted(reducer, shapes, here.world) | on_the_card(row["curve"], options.warmup, shapes, here.world)
     if here.first:
+        coded = f", {found['coded_ratio']:.0f}x in what is compressed" if found["coded_ratio"] else ""
         print(
-            f"{method.name}, rate {task.rate:g}: loss {row['loss']:.4f}; {found['ratio']:.0f}x fewer bytes, "
-            f"{found['coded_ratio']:.0f}x in what is compressed, {found['card_ratio']:.0f}x on the card; "
-            f"{row['seconds']:.0f} s",
+            f"{method.name}, rate {task.rate:g}: loss {row['loss']:.4f}; {found['ratio']:.0f}x fewer bytes{coded}, "
+            f"{found['card_ratio']:.0f}x on the card; {row['seconds']:.0f} s",
             flush=True,
         )
     return found
@@ -117,7 +117,8 @@ def counted(reducer: cc.Reducer, shapes: list[Any], world: int) -> Row:
     inner = getattr(settled, "reducer", settled)
     coded = cc.Layout.of((s.name, s.shape) for s in everything.segments if not inner.exact(s))
     whole, part = cc.cost(settled, everything, world), cc.cost(settled, coded, world)
-    return {"sent": whole.sent, "ratio": whole.ratio, "coded_sent": part.sent, "coded_ratio": part.ratio}
+    ratio = part.ratio if coded.segments else None
+    return {"sent": whole.sent, "ratio": whole.ratio, "coded_sent": part.sent, "coded_ratio": ratio}
 
 
 def on_the_card(curve: list[list[float]], warmup: int, shapes: list[Any], world: int) -> Row:

@@ -156,10 +156,10 @@ class DGC(Scheme):
             memory.blend(x, u, unheard, alpha=1.0)
         else:
             memory.blend(u, x, status, alpha=self.momentum, beta=taken)
-        step = x if self.nesterov else u
+        velocity = x if self.nesterov else u
         ctx.status = status
         inner: Reducer = self._thinned(ctx.step) if ctx.step < self.warmup else self.inner
-        result = yield from inner.reduce(v, out, state, ctx, add=step, out_scale=out_scale, accumulate=accumulate)
+        result = yield from inner.reduce(v, out, state, ctx, add=velocity, out_scale=out_scale, accumulate=accumulate)
         self._rest(u, v, result.dead)
 
         def undo() -> None:

@@ -63,9 +63,11 @@ def relative_errors(flights: Sequence[Flight], store: Store) -> dict[str, float 
     for flight in flights:
         layout, sent = flight.bucket.layout, flight.result.sent
         found.update((s.name, None) for s in layout.segments)
-        if sent is None or not any("residual" in store.reducer.slots(s, store.world) for s in layout.segments):
+        slots = {name for s in layout.segments for name in store.reducer.slots(s, store.world)}
+        unsent = next((name for name in ("residual", "velocity") if name in slots), None)
+        if sent is None or unsent is None:
             continue
-        residual = store.bucket("residual", layout)
+        residual = store.bucket(unsent, layout)
         coded = sent.dense(layout)
         for s in residual.layout.segments:
             at = layout.position(s)

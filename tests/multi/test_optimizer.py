@@ -87,10 +87,12 @@ def attaches(rank: int, world: int) -> Any:
     several = tuple(torch.optim.SGD(part, lr=0.1) for part in (halves[:3], halves[3:]))
     attachment = cc.attach(model, cc.parse(f"Warmup(1, {DGC})"), optimizer=several, timeout=20)
     models.train(model, models.batches(rank, 3))
-    return repr(attachment.reducer), sorted(models.slots(attachment))
+    error = attachment.report().relative_error
+    return repr(attachment.reducer), sorted(models.slots(attachment)), error["0.weight"], error["0.bias"]
 
 
 def test_several_optimizers(two: Workers) -> None:
-    for reducer, slots in two.run(attaches):
+    for reducer, slots, coded, exact in two.run(attaches):
         assert reducer == "Warmup(1, reducer=DGC(AllGather(TopK(ratio=0.05))))"
         assert slots == ["momentum", "threshold", "velocity"]
+        assert 0 < coded < 1 and exact is None
