@@ -82,3 +82,26 @@ def test_the_transformer_has_no_biases() -> None:
     assert not any("bias" in n for n in names) and len(names) == 2 + 4 * 6 + 2
     assert sum(p.numel() for p in model.parameters()) > 800_000
     assert torch.isfinite(model(torch.zeros(1, 5, dtype=torch.int64))).all()
+
+
+def _results(name: str) -> dict[str, Any]:
+    found = json.loads((FOLDER.parent / "results" / f"convergence-{name}.json").read_text())
+    return {row["method"]: row for row in found["rows"]}
+
+
+@pytest.mark.parametrize("method", ["DGC 1 %", "DGC 0.1 %", "PowerSGD rank 1", "PowerSGD rank 2"])
+def test_committed_digits(method: str) -> None:
+    """Within one standard deviation of momentum SGD, at the ratios that are due (those of PowerSGD without headers)."""
+    rows = _results("digits")
+    row = rows[method]
+    assert row["seeds"] >= 3 and row["steps"] == 1500
+    assert row["behind"] <= rows["momentum SGD"]["accuracy_std"]
+    assert row["ratio"] >= (0.98 if "PowerSGD" in method else 1.0) * row["ratio_due"]
+
+
+def test_committed_charlm() -> None:
+    rows = _results("charlm")
+    dgc, feedback = rows["DGC"], rows["error feedback"]
+    assert dgc["world_size"] == 2 and dgc["steps"] >= 600
+    assert min(dgc["ratio"], dgc["coded_ratio"], dgc["card_ratio"]) >= 270
+    assert dgc["loss"] <= feedback["loss"] and dgc["gap"] == dgc["loss"] - rows["momentum SGD"]["loss"]
