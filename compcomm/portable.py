@@ -148,7 +148,7 @@ class _Source:
         self.e, self.at, self.weight = e, e.held.offset - e.segment.offset, 1.0
         self.natural: Tensor | None = None
         if e.slot.merge is Merge.MEAN:
-            self.weight = store.reducer.weight(e.segment, store.rank, store.world)
+            self.weight = store.reducer.weight(e.name, e.segment, store.rank, store.world)
         elif _dealt(e, store):
             share = _get(e.tensor, e.slot, e.held.numel, 0, e.held.numel)
             joined = share.new_zeros(e.segment.numel)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
@@ -198,9 +198,15 @@ class Reducer(Described, ABC, abstract=True):
         nothing of this segment is then ever lost."""
         return True
 
-    def weight(self, segment: Segment, rank: int, world: int) -> float:
-        """The part of a rank in the mean of MEAN slots; they add up to 1."""
+    def weight(self, slot: str, segment: Segment, rank: int, world: int) -> float:
+        """The part of a rank in the mean of a MEAN slot; they add up to 1."""
         return 1.0 / world
+
+    def for_any_world(self) -> Reducer:
+        """This description without what belongs to one number of ranks: what portable states must agree on."""
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        found = {name: part.for_any_world() for name, part in parts.items() if isinstance(part, Reducer)}
+        return replace(self, **found) if found else self
 
     def in_order(self, slot: str, segment: Segment, joined: Tensor) -> Tensor:
         """A SHARDED slot, all ranks' shares joined, in the order of the parameter's elements."""
@@ -302,8 +308,12 @@ class Reducer(Described, ABC, abstract=True):
 
 
 def source(x: Bucket, add: Bucket | None) -> Layout:
-    """All segments of what is averaged: one of the two has them all."""
-    return x.layout if add is None or len(x.layout.segments) > len(add.layout.segments) else add.layout
+    """All segments of what is averaged: one of the two has them all. Where both have, the longer buffer's: a sharded
+    host's has padding, which says where rows end, and memory has none."""
+    if add is None:
+        return x.layout
+    a, b = x.layout, add.layout
+    return a if (len(a.segments), a.numel) > (len(b.segments), b.numel) else b
 
 
 def settle(reducer: Reducer | Compressor, world: int, scheme: type[Reducer] | None = None) -> Reducer:

@@ -113,8 +113,13 @@ class Store:
 
     def declare(self, layout: Layout) -> None:
         """Makes every slot of every segment now, so that all ranks hold the same keys whatever comes first."""
-        for name in dict.fromkeys(name for s in layout.segments for name in self.reducer.slots(s, self.world)):
-            self.bucket(name, layout)
+        found: dict[str, dict[torch.dtype, list[Segment]]] = {}
+        for s in layout.segments:
+            for name, slot in self.reducer.slots(s, self.world).items():
+                found.setdefault(name, {}).setdefault(slot.dtype, []).append(s)
+        for name, kinds in found.items():
+            for segments in kinds.values():  # several, where parts of a Partition keep a slot of this name differently
+                self.bucket(name, layout if len(kinds) == 1 else Layout(segments, layout.numel))
 
     def bucket(self, slot: str, layout: Layout) -> Bucket:
         """The slab of ``slot`` over the segments of ``layout`` that have it: packed, in the layout's order."""
@@ -139,6 +144,10 @@ class Store:
                 self._segments[s.name, s.offset] = s
                 start += numel
         dtype = slots[0].dtype if slots else torch.float32
+        if any(slot.dtype != dtype for slot in slots):
+            raise ValueError(
+                f"Store.bucket({name!r}, {layout!r}): its slots differ in dtype. Ask for one part's alone."
+            )
         slab = Bucket(torch.empty(start, dtype=dtype, device=self.device), Layout(segments, start))
         home = self._home.setdefault(name, {})
         for segment, slot, key in zip(segments, slots, keys, strict=True):

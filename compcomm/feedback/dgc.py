@@ -166,6 +166,7 @@ class DGC(Scheme):
             result.undo()
             if result.sent is not None:
                 result.sent.add_(v)
+            u.flat.nan_to_num_(0.0, 0.0, 0.0)  # finite gradients may add up to an infinity, which would stay
 
         def keep() -> None:
             result.keep()

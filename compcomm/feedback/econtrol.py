@@ -99,7 +99,7 @@ class EControl(Estimates):
         living = memory.living(error, x.layout, result.dead)
         memory.blend(living, x, memory.fresh(ctx, x.layout, "unheard"), alpha=1.0 - self.eta)
         exact = lacking(mean, estimate)
-        self.deliver(result, exact, out, mean, ctx, out_scale, accumulate)
+        self.deliver(result, x, out, mean, exact, ctx, out_scale, accumulate)
 
         def undo() -> None:
             result.undo()

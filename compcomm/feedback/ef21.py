@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import fsum
 
 import torch
@@ -78,8 +78,12 @@ class EF21(Estimates):
     def absence(self) -> bool:
         return True
 
-    def weight(self, segment: Segment, rank: int, world: int) -> float:
-        return 1.0 / world if self.weights is None else self.weights[rank]
+    def weight(self, slot: str, segment: Segment, rank: int, world: int) -> float:
+        weighted = self.weights is not None and slot == "estimate"  # h is g/(W w), and v is g
+        return self.weights[rank] if weighted and self.weights else 1.0 / world
+
+    def for_any_world(self) -> Reducer:
+        return replace(super().for_any_world(), weights=None)
 
     def memory(self, segment: Segment) -> Mapping[str, Slot]:
         mean = {"mean": Slot(Merge.REPLICATED, dtype=self.dtype)}
@@ -118,7 +122,7 @@ class EF21(Estimates):
         exact = lacking(mean, estimate)
         if ctx.present is not None and ctx.present:  # what travels exact is the mean of those who are there
             memory.blend(exact, exact, memory.fresh(ctx, exact.layout, "unheard"), beta=ctx.world / ctx.present)
-        self.deliver(result, exact, out, mean, ctx, out_scale, accumulate)
+        self.deliver(result, x, out, mean, exact, ctx, out_scale, accumulate)
 
         def undo() -> None:
             result.undo()

@@ -44,16 +44,17 @@ class Estimates(Scheme, ABC, abstract=True):
             raise TypeError(f"{self!r}: gradients are {x.flat.dtype} here. Use dtype={str(x.flat.dtype)[6:]}.")
 
     def deliver(
-        self, result: Reduced, exact: Bucket, out: Bucket, mean: Bucket, ctx: Context, scale: float, accumulate: bool
-    ) -> None:
-        """out = (out if accumulate) + scale * mean: zero where every rank's gradient is, NaN on a bad step. Then
+        self, result: Reduced, x: Bucket, out: Bucket, mean: Bucket, exact: Bucket, ctx: Context, scale: float,
+        accumulate: bool,
+    ) -> None:  # fmt: skip
+        """out = (out if accumulate) + scale * mean: zero where every rank's gradient ``x`` is, NaN on a bad step. Then
         clears ``exact``, the part of ``mean`` that travelled exact."""
         if out.layout == mean.layout and out.layout.covers and not accumulate:
             torch.mul(mean.flat, scale, out=out.flat)
         else:
             memory.deliver(out, mean, ctx, scale, accumulate)
         if not accumulate:
-            memory.clear(out, result.dead)
+            memory.clear(out, x.layout, result.dead)
         exact.fill_(0.0)
         if result.bad:
             ctx.bad = True
@@ -70,7 +71,8 @@ class Estimates(Scheme, ABC, abstract=True):
             memory.blend(slab, x, status, beta=scale * factor)
         result = yield from Exact().reduce(x, x, state, ctx)
         memory.blend(mean, x, memory.fresh(ctx, x.layout, "unheard"), beta=scale)
-        self.deliver(result, lacking(mean, slabs[0][0]), out, mean, ctx, out_scale, accumulate)
+        exact = lacking(mean, slabs[0][0])
+        self.deliver(result, x, out, mean, exact, ctx, out_scale, accumulate)
 
         def undo() -> None:
             mean.flat.zero_()

@@ -56,12 +56,15 @@ def fresh(ctx: Context, layout: Layout, tag: str = "status") -> Tensor:
     return ctx.buffer(tag, 1 + len(layout.segments)).zero_()
 
 
-def clear(bucket: Bucket, number: Tensor | None) -> None:
-    """Zeroes the segments that ``number`` (uint8 per segment, or None) marks."""
-    if number is not None and not bucket.flat.is_meta:
-        for s, marked in zip(bucket.layout.segments, number.tolist(), strict=True):
-            if marked:
-                bucket.flat[s.start : s.stop] = 0.0
+def clear(bucket: Bucket, numbering: Layout, dead: Tensor | None) -> None:
+    """Zeroes the segments that ``dead`` (uint8 per segment of ``numbering``, or None) marks, where ``bucket`` has
+    them."""
+    if dead is None or bucket.flat.is_meta:
+        return
+    for s, marked in zip(numbering.segments, dead.tolist(), strict=True):
+        at = bucket.layout.position(s) if marked else -1
+        if at >= 0:
+            bucket.flat[at : at + s.numel] = 0.0
 
 
 def living(bucket: Bucket, numbering: Layout, dead: Tensor | None) -> Bucket:

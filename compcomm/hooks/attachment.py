@@ -306,8 +306,8 @@ class Attachment:
         feedback is then the published form, which keeps rate times gradient (the rate inside the memory). Without it a
         schedule's change scales what is pending too: a small and usual deviation.
 
-        Pending are ``ErrorFeedback``'s residual and owners' residuals. Estimates of the gradient itself, as EF21
-        keeps, are not, and stay as they are.
+        Pending are the residuals of ``ErrorFeedback`` and ``PowerSGD``, ``EControl``'s error, ``DGC``'s velocity and
+        what their owners keep. Estimates of the gradient itself, as EF21 keeps, are not, and stay as they are.
 
         Raises:
             ValueError: a rate is not a positive number.
@@ -350,7 +350,9 @@ class Attachment:
         return f"rank {self._transport.rank} of {self._transport.world}"
 
     def _origin(self) -> dict[str, Any]:
-        return {"version": resume.VERSION, "reducer": repr(self.options.reducer), "seed": self.options.seed}
+        given = self.options.reducer
+        reducer = given.for_any_world() if isinstance(given, Reducer) else given
+        return {"version": resume.VERSION, "reducer": repr(reducer), "seed": self.options.seed}
 
     def _identity(self) -> dict[str, Any]:
         t = self._transport

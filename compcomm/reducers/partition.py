@@ -102,8 +102,11 @@ class Partition(Reducer):
     def in_order(self, slot: str, segment: Segment, joined: Tensor) -> Tensor:
         return self.part(segment).in_order(slot, segment, joined)
 
-    def weight(self, segment: Segment, rank: int, world: int) -> float:
-        return self.part(segment).weight(segment, rank, world)
+    def weight(self, slot: str, segment: Segment, rank: int, world: int) -> float:
+        return self.part(segment).weight(slot, segment, rank, world)
+
+    def for_any_world(self) -> Reducer:
+        return Partition({p: r.for_any_world() if isinstance(r, Reducer) else r for p, r in self.parts.items()})
 
     def conserves(self, segment: Segment) -> bool:
         return self.part(segment).conserves(segment)

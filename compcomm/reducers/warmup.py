@@ -62,8 +62,8 @@ class Warmup(Reducer):
     def in_order(self, slot: str, segment: Segment, joined: Tensor) -> Tensor:
         return self._inner.in_order(slot, segment, joined)
 
-    def weight(self, segment: Segment, rank: int, world: int) -> float:
-        return self._inner.weight(segment, rank, world)
+    def weight(self, slot: str, segment: Segment, rank: int, world: int) -> float:
+        return self._inner.weight(slot, segment, rank, world)
 
     def conserves(self, segment: Segment) -> bool:
         return self._inner.conserves(segment)

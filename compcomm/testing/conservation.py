@@ -137,7 +137,7 @@ def _demand_together(r: Reducer, simulator: Simulator, s: Segment) -> None:
         return
     due = torch.zeros(s.numel, dtype=torch.float64)
     for rank in range(world):
-        due += settled.weight(s, rank, world) * slot(simulator, rank, "estimate")[s.name].double()
+        due += settled.weight("estimate", s, rank, world) * slot(simulator, rank, "estimate")[s.name].double()
     shares = [slot(simulator, rank, "server").get(s.name) for rank in range(world)]
     held = [share for share in shares if share is not None]
     if held:

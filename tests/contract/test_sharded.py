@@ -150,3 +150,27 @@ def test_exact_sends_half_when_sharded() -> None:
     simulator.step(_inputs(world, layout), outs)
     assert simulator.sent == [3 * 64] * world
     assert cc.cost(cc.Exact(), layout, world).sent == 6 * 64
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("scheme", [cc.EF21, cc.EControl])
+def test_estimates_with_sharded_results(scheme: type, world: int) -> None:
+    """A row of m, also through two-phase's first round alone, and zero where no rank has a gradient."""
+    compressor = cc.SignScale(block=16, dense_below=1)
+    layout = _buffer(world)
+    rows = layout.rows(world)
+    assert rows is not None
+    for route in (cc.AllGather(compressor), cc.TwoPhase(compressor)):
+        full, part = cc.Simulator(scheme(cc.AllGather(compressor)), world), cc.Simulator(scheme(route), world)
+        for t in range(4):
+            inputs = _inputs(world, layout)
+            for rank, (bucket,) in enumerate(inputs):
+                bucket.flat.mul_(1 + rank + t)
+                for s in layout.segments:
+                    if t == 2 and s.name == "b":
+                        bucket.flat[s.start : s.stop] = 0.0
+            outs = [[cc.Bucket(torch.full((layout.numel,), 9.0), row)] for row in rows]
+            part.step(inputs, outs)
+            means = full.step(inputs)
+            _compare(layout, [o[0].flat for o in outs], means[0][0].flat, world)
+            assert all(means[0][0].flat[s.start : s.stop].any() == (t != 2) for s in layout.segments if s.name == "b")

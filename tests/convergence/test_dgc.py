@@ -251,3 +251,15 @@ def test_a_second_momentum_is_refused() -> None:
     cc.settle(cc.Partition({"b": scheme, "*": cc.ErrorFeedback(cc.TopK(ratio=0.05))}), 2).check_optimizer(bad)
     with pytest.raises(ValueError, match=r"momentum=0\.9"):
         cc.settle(cc.Partition({"w": scheme, "*": cc.Exact()}), 2).check_optimizer(bad)
+
+
+def test_momentum_that_overflows_does_not_stay() -> None:
+    """Finite gradients that add up to an infinity: the step is bad, and later ones are good again."""
+    simulator = cc.Simulator(cc.DGC(cc.TopK(ratio=0.5, dense_below=0)), 2)
+    bad: list[bool] = []
+    for step in range(60):
+        simulator.mean([{"w": torch.full((4, 4), 3e38 if step in (1, 2) else 1.0)}] * 2)
+        bad.append(simulator.bad)
+        assert all(simulator.stores[0].state_dict()[s]["w"].isfinite().all() for s in ("momentum", "velocity"))
+    assert bad[2]
+    assert not any(bad[40:])

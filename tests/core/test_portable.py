@@ -39,7 +39,7 @@ class _Every(cc.Reducer):
             "hint": cc.Slot(cc.Merge.DROP, numel=1, fill=9.0),
         }
 
-    def weight(self, segment: cc.Segment, rank: int, world: int) -> float:
+    def weight(self, slot: str, segment: cc.Segment, rank: int, world: int) -> float:
         return 1.0 if world == 1 else 0.5 if rank == 0 else 0.5 / (world - 1)
 
     def reduce(self, *args: object, **options: object) -> Flow:  # type: ignore[override]
@@ -100,7 +100,7 @@ def _expected(simulator: cc.Simulator, slot: str, name: str) -> torch.Tensor:
         return joined(slot)
     if slot == "copied":
         return _numbers(ranks[0][slot, name]) + joined("owed copies")
-    weights = [simulator.reducer.weight(segment, r, len(ranks)) for r in range(len(ranks))]
+    weights = [simulator.reducer.weight("mean", segment, r, len(ranks)) for r in range(len(ranks))]
     mean = torch.stack([w * _numbers(r[slot, name]) for w, r in zip(weights, ranks, strict=True)]).sum(0)
     return mean + joined({"mean": "owed", "bytes": "owed bytes"}[slot]) if slot != "half" else mean
 
@@ -225,3 +225,23 @@ def test_every_scheme_has_the_slot_that_its_owners_go_into() -> None:
                 checked += bool(slot.into)
                 assert not slot.into or slot.into in slots, f"{reducer!r}: {name!r} goes into {slot.into!r}"
     assert checked > 10
+
+
+def test_only_estimates_are_weighted() -> None:
+    """EF21-W: h estimates g/(W w), so its weighted mean is m; v is the gradient itself, whatever its weight."""
+    simulator = cc.Simulator(cc.EF21(cc.TopK(ratio=0.5, dense_below=0), weights=(0.1, 0.2, 0.3, 0.4), momentum=0.5), 4)
+    for _ in range(3):
+        simulator.mean([{"w": torch.full((4, 4), float(rank))} for rank in range(4)])
+    merged = simulator.merged()[0]
+    assert torch.allclose(merged["momentum"]["w"], torch.full((4, 4), 1.5))
+    assert torch.allclose(merged["estimate"]["w"], merged["mean"]["w"], atol=1e-6)
+
+
+def test_weights_belong_to_a_number_of_workers() -> None:
+    """And to no portable state: the new workers have their own."""
+    plain, weighted = cc.EF21(cc.TopK(ratio=0.1)), cc.EF21(cc.TopK(ratio=0.1), weights=(0.25, 0.75))
+    assert weighted.for_any_world() == plain
+    assert cc.Warmup(3, weighted).for_any_world() == cc.Warmup(3, plain)
+    assert cc.Partition({"a": weighted, "*": cc.TopK(0.1)}).for_any_world() == cc.Partition(
+        {"a": plain, "*": cc.TopK(0.1)}
+    )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import compcomm as cc
 from compcomm.reducer import Flow
 from compcomm.spec import Described
-from compcomm.store import State
+from compcomm.store import State, Store
 
 SHAPES = {"a": (4, 5), "b": (7,), "c": (3, 3), "d": (2, 2, 2), "e": ()}
 
@@ -144,3 +144,20 @@ def test_what_a_reducer_declares_for_another_world_does_not_load() -> None:
         store.declare(_layout("a"))
     with pytest.raises(cc.StateError, match="number of workers"):
         small.load_state_dict(big.state_dict())
+
+
+def test_parts_that_keep_a_slot_in_different_types_have_slabs_of_their_own() -> None:
+    """Before the first step too, so that a checkpoint loads into what an attachment begins with."""
+    top = cc.TopK(ratio=0.1, dense_below=0)
+    parts = cc.Partition({"b": cc.EF21(top, dtype=torch.float64), "*": cc.EF21(top)})
+    layout = cc.Layout.of([("a", (8, 4)), ("b", (8, 4)), ("c", (8, 4))])
+    store = Store(cc.settle(parts, 2), 0, 2)
+    store.declare(layout)
+    state = store.state_dict()
+    for slot in ("estimate", "mean"):
+        assert [state[slot][n].dtype for n in "abc"] == [torch.float32, torch.float64, torch.float32]
+    with pytest.raises(ValueError, match="differ in dtype"):
+        store.bucket("mean", layout)
+    state["mean"]["b"] += 1 / 3
+    store.load_state_dict(state)
+    assert torch.equal(store.state_dict()["mean"]["b"], state["mean"]["b"])

@@ -110,6 +110,19 @@ def test_four_workers_then_two_then_three_lose_nothing(
         assert ["TwoPhase" in r for r in routes] == [True, False, True]
 
 
+def test_weights_are_those_of_the_workers_there_are(two: Workers, three: Workers, tmp_path: Path) -> None:
+    """EF21-W's weights belong to a number of workers, and the checkpoint does not."""
+    text = "EF21(TopK(ratio=0.05), weights={}, momentum=0.5)"
+    first, second = str(tmp_path / "first.pt"), str(tmp_path / "second.pt")
+    begun = two.run(stage, reducer=text.format((0.25, 0.75)), first=0, last=4, source="", target=first)
+    went_on = three.run(stage, reducer=text.format((0.5, 0.2, 0.3)), first=4, last=6, source=first, target=second)
+    assert [r[3] for r in (*begun, *went_on)] == [(0, 4)] * 2 + [(4, 6)] * 3
+    for result in (begun[0], went_on[0]):
+        slots = result[2]["slots"]
+        for n in ("a", "b"):
+            assert (slots["mean"][n] - slots["estimate"][n]).abs().max() < 1e-5, "m is the weighted mean of h"
+
+
 def saved_by_torch(rank: int, world: int, reducer: str, folder: str) -> Any:
     import torch.distributed.checkpoint as dcp
 
