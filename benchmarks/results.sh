@@ -32,6 +32,11 @@ cp "$runs/compressors.png" "$results/"
 measure overhead $python -m torch.distributed.run --standalone --nproc-per-node 2 benchmarks/overhead.py \
     --reducer "ErrorFeedback(QSGD(bits=4, rounding='nearest'))"
 measure memory $python -m torch.distributed.run --standalone --nproc-per-node 4 benchmarks/memory.py
+for name in three_workers weights econtrol lyapunov logistic; do
+    more=() file=convergence-${name//_/-}
+    [ $name != logistic ] || more=(--data "${LIBSVM:?the folder of the LIBSVM files phishing, mushrooms, a9a and w8a}")
+    measure "$file" $python "benchmarks/convergence/$name.py" "${more[@]}" --plot "$results/$file.png"
+done
 exchange 2 1gbit
 exchange 2 100mbit --repeats 5
 exchange 4 1gbit --repeats 9
