@@ -200,10 +200,13 @@ class Store:
             StateError: a slot or parameter is missing, unknown, or of another size or dtype.
         """
         mine = {s: {_text(*k): t for k, t in e.items()} for s, e in self._home.items() if e}
+        for slot, entries in state.items():
+            if not isinstance(entries, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise StateError(f"load_state_dict: slot {slot!r} is a {type(entries).__name__}, no dictionary.")
         given = {s: dict(e) for s, e in state.items() if e}
-        for slot in sorted(mine.keys() | given.keys()):
+        for slot in sorted(mine.keys() | given.keys(), key=str):
             here, there = mine.get(slot, {}), given.get(slot, {})
-            for name in sorted(here.keys() | there.keys()):
+            for name in sorted(here.keys() | there.keys(), key=str):
                 if name not in there or name not in here:
                     fault = "is missing" if name in here else "is unknown here"
                     raise StateError(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .. import coded
 from ..store import Store
 from .flight import Flight
 
@@ -60,19 +61,17 @@ class Report:
 def relative_errors(flights: Sequence[Flight], store: Store) -> dict[str, float | None]:
     """|x - C(x)| / |x| by parameter, from the residual that a step left and the payload that it sent."""
     found: dict[str, float | None] = {}
+    unsent = {(e.segment.name, e.segment.offset): e for e in store.entries() if e.name in ("residual", "velocity")}
     for flight in flights:
         layout, sent = flight.bucket.layout, flight.result.sent
         found.update((s.name, None) for s in layout.segments)
-        slots = {name for s in layout.segments for name in store.reducer.slots(s, store.world)}
-        unsent = next((name for name in ("residual", "velocity") if name in slots), None)
-        if sent is None or unsent is None:
+        held = [(s, unsent[s.name, s.offset]) for s in layout.segments if (s.name, s.offset) in unsent]
+        if sent is None or not held:
             continue
-        residual = store.bucket(unsent, layout)
-        coded = sent.dense(layout)
-        for s in residual.layout.segments:
-            at = layout.position(s)
-            error = residual.view(s).reshape(-1)
-            whole = error + coded.flat[at : at + s.numel]
-            norm = float(whole.square().sum()) ** 0.5
+        given = sent.dense(layout).flat
+        for s, e in held:
+            codec = e.slot.codec
+            error = e.tensor if codec is None else coded.read(e.tensor, codec, s.numel, 0, s.numel)
+            norm = float((error + given[s.start : s.stop]).square().sum()) ** 0.5
             found[s.name] = float(error.square().sum()) ** 0.5 / norm if norm > 0 else None
     return found

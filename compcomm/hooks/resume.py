@@ -19,6 +19,8 @@ def exact(state: Mapping[str, Any], place: str, here: Mapping[str, Any]) -> tupl
     Raises:
         StateError: it is not there, or of another configuration than ``here`` says.
     """
+    if not isinstance(state, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise StateError(f"load_state_dict: {type(state).__name__} is no dictionary. Give what state_dict() returned.")
     found = state.get(place)
     if isinstance(found, Mapping):
         return _content("load_state_dict", found, here, "Load it into the same configuration.")  # pyright: ignore[reportUnknownArgumentType]

@@ -114,6 +114,8 @@ def test_loading_goes_where_the_slabs_are() -> None:
         (lambda s: s["residual"].update(x=torch.zeros(3)), "'residual' of 'x' is unknown here"),
         (lambda s: s.update(momentum={"a": torch.zeros(20)}), "'momentum' of 'a' is unknown here"),
         (lambda s: s["residual"].update(c=torch.zeros(8)), "'residual' of 'c' has 8 elements of torch.float32 where 9"),
+        (lambda s: s.update(residual=5), "slot 'residual' is a int, no dictionary"),
+        (lambda s: s["residual"].update({3: torch.zeros(3)}), "'residual' of 3 is unknown here"),
         (lambda s: s["count"].update(a=torch.zeros(2)), "'count' of 'a' has 2 elements of torch.float32 where 2 of"),
     ],
 )

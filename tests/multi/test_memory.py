@@ -123,6 +123,22 @@ def test_weights_are_those_of_the_workers_there_are(two: Workers, three: Workers
             assert (slots["mean"][n] - slots["estimate"][n]).abs().max() < 1e-5, "m is the weighted mean of h"
 
 
+def reported(rank: int, world: int, reducer: str) -> Any:
+    model, attachment = models.wrap(Given(), cc.parse(reducer), megabytes=0.01)
+    advance(model, rank, range(3))
+    return attachment.report().relative_error
+
+
+def test_the_report_reads_residuals_in_any_form(two: Workers) -> None:
+    kinds = (EF, EF[:-1] + ", dtype=int8)", EF[:-1] + ", dtype=bfloat16)")
+    plain, *coded = (two.run(reported, reducer=text)[0] for text in kinds)
+    (mixed, _) = two.run(reported, reducer=f"Partition({{'a': {kinds[1]}, '*': {kinds[0]}}})")
+    assert plain["c"] is None and 0.5 < plain["a"] < 1
+    for found in (*coded, mixed):
+        assert found["c"] is None
+        assert abs(found["a"] - plain["a"]) < 0.01 and abs(found["b"] - plain["b"]) < 0.01
+
+
 def saved_by_torch(rank: int, world: int, reducer: str, folder: str) -> Any:
     import torch.distributed.checkpoint as dcp
 
