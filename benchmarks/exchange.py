@@ -37,6 +37,9 @@ DEFAULT = (
     "ErrorFeedback(QSGD(bits=4, rounding='nearest'))",
     "ErrorFeedback(SignScale())",
     "ErrorFeedback(TopK(ratio=0.01))",
+    "EF21(TopK(ratio=0.01))",
+    "EControl(TopK(ratio=0.01))",
+    "DGC(TopK(ratio=0.01))",
     "PowerSGD()",
 )
 CROWD = ("SharedScale(QSGD(bits=4))", "ErrorFeedback(SparseAllReduce(TopK(ratio=0.01)))")

@@ -24,6 +24,7 @@ import compcomm as cc
 
 DEFAULT = (
     "ErrorFeedback(TopK(ratio=0.01))",
+    "ErrorFeedback(TopK(ratio=0.01), dtype=int8)",
     "ErrorFeedback(QSGD(bits=4, rounding='nearest'))",
     "ErrorFeedback(SparseAllReduce(TopK(ratio=0.01)))",
 )

@@ -26,6 +26,8 @@ def section() -> str:
         *(exchange(p) for p in sorted(RESULTS.glob("exchange-*.json"))),
         compressors(),
         volume(),
+        convergence(),
+        memory(),
         kernels(),
         overhead(),
     ]
@@ -50,11 +52,12 @@ def times(value: float | None) -> str:
 
 
 def intro() -> str:
-    found = load("kernels.json")
-    where, what = found["hardware"], found["versions"]
+    found = [json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json"))]
+    machines = dict.fromkeys(f"{f['hardware']['cpu']}, {f['hardware']['isa']}" for f in found)
+    where, what = found[0]["hardware"], found[0]["versions"]
     return (
-        f"Measured on {where['cpu']}, {where['cores']} shared cores, one thread per worker, {where['isa']}, "
-        f"torch {what['torch']}, Python {what['python']}; medians. Bytes are what the network card counts per rank, "
+        f"Measured on machines with {where['cores']} shared cores ({'; '.join(machines)}: each file says which), one "
+        f"thread per worker, torch {what['torch']}, Python {what['python']}; medians. Bytes are what the network card counts per rank, "
         f"indices and headers included. `bash benchmarks/results.sh` measures all of it again. "
         f"Nothing has been measured on a GPU or over NCCL yet."
     )
@@ -187,14 +190,82 @@ def overhead() -> str:
 
 
 def convergence() -> str:
-    """The convex experiments of ``benchmarks/convergence`` whose results are there."""
-    parts = [three_workers(), logistic(), weights(), econtrol(), lyapunov()]
+    """The experiments of ``benchmarks/convergence`` whose results are there."""
+    parts = [charlm(), digits(), three_workers(), logistic(), weights(), econtrol(), lyapunov()]
     return "\n\n".join(part for part in parts if part)
 
 
 def found_in(name: str) -> dict[str, Any] | None:
     path = f"convergence-{name}.json"
     return load(path) if (RESULTS / path).is_file() else None
+
+
+def charlm() -> str:
+    found = found_in("charlm")
+    if found is None:
+        return ""
+    rows = [
+        (
+            f"{r['method']}: `{r['reducer']}`",
+            f"{r['loss']:.4f}",
+            f"{r['gap']:+.3f}",
+            size(r["sent"]),
+            times(r["ratio"]),
+            times(r["coded_ratio"]),
+            times(r["card_ratio"]),
+        )
+        for r in found["rows"]
+    ]
+    first = found["rows"][0]
+    columns = ["method", "validation loss", "to the first", "bytes per step", "fewer", "in what is coded", "on the card"]
+    return (
+        f"**A character transformer at {found['density']:.1%} density,** no biases, {first['world_size']} workers, "
+        f"{first['steps']} steps of each at its best rate of a small grid; bytes after warm-up against fp32 "
+        f"(`launch/netlab --hosts 2 --rate 1gbit -- python benchmarks/convergence/charlm.py --data FILE`).\n\n"
+        f"{table(columns, rows)}\n\n![loss against steps](benchmarks/results/convergence-charlm.png)"
+    )
+
+
+def digits() -> str:
+    found = found_in("digits")
+    if found is None:
+        return ""
+    rows = [
+        (
+            f"{r['method']}: `{r['reducer']}`",
+            f"{r['accuracy']:.3f} ± {r['accuracy_std']:.3f}",
+            f"{r['train_loss']:.1e}",
+            times(r["ratio"]),
+        )
+        for r in found["rows"]
+    ]
+    first = found["rows"][0]
+    return (
+        f"**Digits,** an MLP, {found['workers']} workers, {first['steps']} steps, {first['seeds']} seeds; warm-up, indices "
+        f"and headers counted (`python benchmarks/convergence/digits.py`).\n\n"
+        f"{table(['method', 'test accuracy', 'training loss', 'fewer bytes'], rows)}"
+    )
+
+
+def memory() -> str:
+    found = load("memory.json")
+    rows = [
+        (
+            f"`{r['reducer']}`",
+            size(r["state_bytes"]),
+            f"{r['bytes_per_parameter']:.3g}",
+            f"{r['copies']:.3g}",
+            f"{r['seconds']:.1f}",
+        )
+        for r in found["rows"]
+    ]
+    first = found["rows"][0]
+    columns = ["reducer", "state per worker", "bytes per parameter", "copies at the peak", "seconds"]
+    return (
+        f"**Merging memory.** `portable_state_dict()` of {first['parameters'] / 1e6:.0f} M parameters among "
+        f"{first['world_size']} workers: copies of the state in memory at the peak, the running one included "
+        f"(`torchrun --nproc-per-node 4 benchmarks/memory.py`).\n\n{table(columns, rows)}"
+    )
 
 
 def three_workers() -> str:
