@@ -40,7 +40,7 @@ DEFAULT = (
     "EF21(TopK(ratio=0.01))",
     "EControl(TopK(ratio=0.01))",
     "DGC(TopK(ratio=0.01))",
-    "PowerSGD()",
+    "PowerSGD(rank=4)",
 )
 CROWD = ("SharedScale(QSGD(bits=4))", "ErrorFeedback(SparseAllReduce(TopK(ratio=0.01)))")
 """Routes that have a meaning of their own among more than two ranks."""

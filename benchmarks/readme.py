@@ -217,7 +217,15 @@ def charlm() -> str:
         for r in found["rows"]
     ]
     first = found["rows"][0]
-    columns = ["method", "validation loss", "to the first", "bytes per step", "fewer", "in what is coded", "on the card"]
+    columns = [
+        "method",
+        "validation loss",
+        "to the first",
+        "bytes per step",
+        "fewer",
+        "in what is coded",
+        "on the card",
+    ]
     return (
         f"**A character transformer at {found['density']:.1%} density,** no biases, {first['world_size']} workers, "
         f"{first['steps']} steps of each at its best rate of a small grid; bytes after warm-up against fp32 "
@@ -241,8 +249,8 @@ def digits() -> str:
     ]
     first = found["rows"][0]
     return (
-        f"**Digits,** an MLP, {found['workers']} workers, {first['steps']} steps, {first['seeds']} seeds; warm-up, indices "
-        f"and headers counted (`python benchmarks/convergence/digits.py`).\n\n"
+        f"**Digits,** an MLP, {found['workers']} workers, {first['steps']} steps, {first['seeds']} seeds; warm-up, "
+        f"indices and headers counted (`python benchmarks/convergence/digits.py`).\n\n"
         f"{table(['method', 'test accuracy', 'training loss', 'fewer bytes'], rows)}"
     )
 

@@ -58,7 +58,7 @@ class PowerSGD(Reducer):
     compression begins: use Warmup(1000, PowerSGD(...)).
     """
 
-    rank: int = 4
+    rank: int
     warm_start: bool = True
     min_ratio: float = 2
     alternate: bool = False

@@ -160,7 +160,7 @@ REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
         cc.Uncompensated(cc.Exact()),
     ],
     cc.PowerSGD: [
-        cc.PowerSGD(),
+        cc.PowerSGD(4),
         cc.PowerSGD(rank=1, error="local"),
         cc.PowerSGD(rank=2, warm_start=False),
         cc.PowerSGD(rank=6, min_ratio=1),
@@ -210,7 +210,7 @@ REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
         cc.Warmup(1, cc.DGC(cc.TopK(ratio=0.05))),
     ],
     cc.Partition: [
-        cc.Partition({"layer.*": cc.PowerSGD(rank=2), "head": cc.PowerSGD(alternate=True), "*": cc.Exact()}),
+        cc.Partition({"layer.*": cc.PowerSGD(rank=2), "head": cc.PowerSGD(4, alternate=True), "*": cc.Exact()}),
         cc.Partition({"layer.*": cc.ErrorFeedback(cc.SignScale()), "head": cc.TopK(ratio=0.1), "*": cc.Exact()}),
         cc.Partition({"emb*": cc.DGC(cc.TopK(ratio=0.05), warmup=2), "*": cc.DGC(cc.TopK(k=37), masking=False)}),
         cc.Partition({"emb*": cc.ErrorFeedback(cc.RandK(ratio=0.2)), "*": cc.ErrorFeedback(cc.QSGD(bits=4))}),

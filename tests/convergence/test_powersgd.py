@@ -227,8 +227,8 @@ def test_what_is_compressed() -> None:
     assert half == {"matrix", "conv"}
     assert cc.PowerSGD(rank=6, min_ratio=3).exact(layout.segments[2])
     piece = layout.segments[0].piece(0, 100)
-    assert cc.PowerSGD().exact(piece), "a piece of a matrix is no matrix"
-    assert {n for s in layout.segments for n in cc.PowerSGD(warm_start=False, alternate=True).slots(s, 2)} == {
+    assert cc.PowerSGD(4).exact(piece), "a piece of a matrix is no matrix"
+    assert {n for s in layout.segments for n in cc.PowerSGD(4, warm_start=False, alternate=True).slots(s, 2)} == {
         "residual"
     }
 

@@ -28,7 +28,9 @@ def refused(make: Callable[[], object], *words: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=name)
-@pytest.mark.parametrize("inner", [*[s(TOP) for s in SCHEMES], cc.PowerSGD(), cc.PowerSGD(alternate=True)], ids=repr)
+@pytest.mark.parametrize(
+    "inner", [*[s(TOP) for s in SCHEMES], cc.PowerSGD(4), cc.PowerSGD(4, alternate=True)], ids=repr
+)
 def test_a_scheme_inside_a_scheme(scheme: Callable[..., cc.Reducer], inner: cc.Reducer) -> None:
     refused(lambda: scheme(inner), f"{name(scheme)}({inner!r})", "no error to feed back", f"use {inner!r} as it is")
 
@@ -146,14 +148,14 @@ CASES: list[tuple[Callable[[], object], list[str]]] = [
         for r in (0, -1, 2.0, True, "4", None)
     ],
     *[
-        (lambda r=r: cc.PowerSGD(min_ratio=r), [f"min_ratio={r!r}", "positive number"])
+        (lambda r=r: cc.PowerSGD(4, min_ratio=r), [f"min_ratio={r!r}", "positive number"])
         for r in (0, -1, float("inf"), float("nan"), True, "2")
     ],
-    (lambda: cc.PowerSGD(error="global"), ["error='global'", "'aggregate', 'local'"]),
-    (lambda: cc.PowerSGD(error=None), ["error=None", "'aggregate', 'local'"]),
-    (lambda: cc.PowerSGD(warm_start=1), ["warm_start=1", "True or False"]),
-    (lambda: cc.PowerSGD(alternate="yes"), ["alternate='yes'", "True or False"]),
-    (lambda: cc.AllGather(cc.PowerSGD()), ["AllGather(PowerSGD())", "a compressor is needed"]),
+    (lambda: cc.PowerSGD(4, error="global"), ["error='global'", "'aggregate', 'local'"]),
+    (lambda: cc.PowerSGD(4, error=None), ["error=None", "'aggregate', 'local'"]),
+    (lambda: cc.PowerSGD(4, warm_start=1), ["warm_start=1", "True or False"]),
+    (lambda: cc.PowerSGD(4, alternate="yes"), ["alternate='yes'", "True or False"]),
+    (lambda: cc.AllGather(cc.PowerSGD(4)), ["AllGather(PowerSGD(4))", "a compressor is needed"]),
     (lambda: cc.TwoPhase(cc.SignScale(), server=cc.PowerSGD), ["server=PowerSGD", "ErrorFeedback", "False"]),
     (lambda: cc.TwoPhase(cc.SignScale(), server="EF21"), ["server='EF21'", "ErrorFeedback", "False"]),
     (lambda: cc.TwoPhase(cc.SignScale(), server=cc.EF21(TOP)), ["server=EF21(TopK(ratio=0.1))", "False"]),

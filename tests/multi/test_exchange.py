@@ -101,7 +101,7 @@ def test_sums_of_floats_equal_the_simulator_within_rounding(three: Workers, redu
 POWERS = [
     "PowerSGD(rank=3)",
     "PowerSGD(rank=2, error='local', alternate=True)",
-    "Warmup(1, PowerSGD(warm_start=False))",
+    "Warmup(1, PowerSGD(4, warm_start=False))",
 ]
 
 
