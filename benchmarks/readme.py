@@ -57,8 +57,8 @@ def intro() -> str:
     where, what = found[0]["hardware"], found[0]["versions"]
     return (
         f"Measured on machines with {where['cores']} shared cores ({'; '.join(machines)}: each file says which), one "
-        f"thread per worker, torch {what['torch']}, Python {what['python']}; medians. Bytes are what the network card counts per rank, "
-        f"indices and headers included. `bash benchmarks/results.sh` measures all of it again. "
+        f"thread per worker, torch {what['torch']}, Python {what['python']}; medians. Bytes are what the network card "
+        f"counts per rank, indices and headers included. `bash benchmarks/results.sh` measures all of it again. "
         f"Nothing has been measured on a GPU or over NCCL yet."
     )
 

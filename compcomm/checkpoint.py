@@ -26,6 +26,7 @@ def save(path: str | os.PathLike[str], state: Any) -> None:
 
     What a kill in the middle leaves is the old file, and the unfinished one beside it as ``.NAME.PID.part``.
     """
+    _plain(state, str(path))
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
@@ -76,6 +77,16 @@ def load(path: str | os.PathLike[str], *, map_location: Any = "cpu") -> Any:
             f"load({str(path)!r}): {reason}; it has {size} bytes. Use an older checkpoint; one written by "
             f"compcomm.checkpoint.save is whole or not there."
         ) from error
+
+
+def _plain(state: Any, path: str) -> None:
+    """Raises TypeError for what ``load`` would refuse, where it is a model, an optimizer or the like."""
+    parts = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
+    if callable(getattr(state, "state_dict", None)):
+        name = type(state).__name__
+        raise TypeError(f"save({path!r}): holds a {name} itself. Save what its state_dict() returns.")
+    for part in parts:
+        _plain(part, path)
 
 
 def _begins(path: Path) -> bool:

@@ -144,9 +144,9 @@ class Reduced:
 
     ``sent``: this rank's own payload, None where everything went (``Exact``). ``error``: what this rank failed to
     send (aliases x), None when nothing was lost. ``undo``: gives back what this step took from memory, and takes what
-    it added from an ``out`` that accumulates, for a step that the optimizer skips. ``keep``: what is left to do where
-    the step counts. ``bad``: a rank met a non-finite value in this bucket. ``dead``: uint8 per segment, 1 where every
-    rank's gradient is zero; None where there is no such segment.
+    a route added to an ``out`` that accumulates, for a step that the optimizer skips. ``keep``: what is left to do
+    where the step counts. ``bad``: a rank met a non-finite value in this bucket. ``dead``: uint8 per segment, 1 where
+    every rank's gradient is zero; None where there is no such segment.
     """
 
     sent: Update | None = None

@@ -41,8 +41,8 @@ class Run:
         self.folder, self.merged = Path(options.folder), options.portable
         self.task = tasks.load("digits")
         self.model = DistributedDataParallel(self.task.model(SEED), bucket_cap_mb=0.3)
-        self.attachment = cc.attach(self.model, cc.parse(options.reducer), seed=SEED)
         self.optimizer, self.schedule = self.task.optimizer(self.model)
+        self.attachment = cc.attach(self.model, cc.parse(options.reducer), seed=SEED, optimizer=self.optimizer)
 
     def file(self, step: int) -> Path:
         return self.folder / ("merged" if self.merged else f"rank{self.rank}of{self.world}") / f"step{step:06}.pt"
@@ -102,9 +102,10 @@ class Run:
         return hashlib.sha256(flat.numpy().tobytes()).hexdigest()[:16]
 
     def pending(self) -> float:
-        """The length of what is still to be applied: the mean residual."""
+        """The length of what is still to be applied: the mean residual (0: in codes, or none)."""
         merged: dict[str, Any] = self.attachment.portable_state_dict()["slots"].get("residual", {})
-        return float(sum(t.double().square().sum() for t in merged.values()) ** 0.5)
+        numbers = [t for t in merged.values() if t.is_floating_point()]
+        return float(sum(t.double().square().sum() for t in numbers) ** 0.5)
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A worker is killed, and the run ends as if nothing had happened; four workers become two, and nothing is lost
-# (about a minute): bash launch/elastic.sh
+# (a minute or two): bash launch/elastic.sh
 #
 # 1. Two workers train digits under ErrorFeedback(TopK(ratio=0.01)), undisturbed.
 # 2. The same; in step 117 one worker dies by SIGKILL. torchrun starts both again, they resume from their own

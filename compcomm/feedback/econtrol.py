@@ -27,7 +27,8 @@ class EControl(Estimates):
     - ``eta`` in (0, 1]: the strength of the feedback. None: delta of a large parameter (2**20 elements), a good value
       in practice; the settled reducer shows it. Near 0 it is EF21, far above delta it diverges; the theory asks for a
       small part of delta.
-    - ``start``: step 0 is dense, h = g, m = mean of g, e = 0, as published. False: all zero.
+    - ``start``: step 0 is dense, h = g, m = mean of g, e = 0, as published. False: all zero, and so after a step 0
+      that overflows or that ``Warmup`` takes.
     - In two-phase the owner's loss is fed back as in EF21: its residual is mean(h) - m.
 
     Conservation: sum of the steps' h + e = sum of g on every rank, so that the outs and the mean of e (and, in
@@ -36,7 +37,8 @@ class EControl(Estimates):
     zero and h, e, m rest.
 
     Learning rate: it stays outside the memory. e is gradient that is still to be applied, so where the rate changes,
-    ``attachment.rescale_error(old_lr, new_lr)`` keeps the published form; h and m need nothing.
+    ``attachment.rescale_error(old_lr, new_lr)`` keeps what waits at the size that it had (the published form lets it
+    grow or shrink with the rate); h and m need nothing.
 
     State: "estimate" h and "error" e, MEAN; "mean" m, REPLICATED; fp32, or ``dtype=float64``, for double-precision
     gradients. Parameters that travel exact have none (but zeros in "mean"). Two passes over memory more than EF21: one

@@ -29,7 +29,7 @@ class EF21(Estimates):
       compressors with C(a x) = a C(x) the means are EF21's own and only the permitted step grows, from
       1/(L + L_QM xi) to 1/(L + L_AM xi), xi = sqrt(1 - delta)/(1 - sqrt(1 - delta)); see ``smoothness_weights``.
     - ``start``: step 0 is dense, h = g and m = mean of g, as published. False: h = m = 0. (In ``Warmup`` steps go by
-      unseen, and the estimates begin at zero.)
+      unseen, and a step 0 that overflows is undone: the estimates then begin at zero, which costs steps alone.)
     - In two-phase the owner's loss is fed back too: its residual is mean(h) - m, so C of it is the published
       bidirectional form (EF21-BC), ``TwoPhase(c, server=EF21)``, chosen by default.
     - Ranks may sit steps out (EF21-PP): h stays, nothing is sent, m is still the mean of all h. In the ``Simulator``.

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from ..bucket import Bucket, Segment
+from ..bucket import Bucket, Layout, Segment
 from ..compressor import Compressor
 from ..reducer import Context, Flow, Reducer, settle
 from ..store import Merge, Slot, State
@@ -72,6 +73,14 @@ class Scheme(Reducer, ABC, abstract=True):
             pending = slot.pending and not self.integrates
             found[name] = replace(slot, into=self.absorbs, pending=pending) if kept else slot
         return found
+
+    def check(self, layout: Layout) -> None:
+        if getattr(self, "dtype", None) == torch.float64:
+            raise ValueError(
+                f"{self!r}: a host averages in float32. dtype=float64 is for float64 gradients in the Simulator; leave "
+                f"it out here."
+            )
+        super().check(layout)
 
     @abstractmethod
     def memory(self, segment: Segment) -> Mapping[str, Slot]:

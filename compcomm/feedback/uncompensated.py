@@ -10,7 +10,9 @@ from torch import Tensor
 from ..bucket import Bucket, Segment
 from ..compressor import Compressor
 from ..reducer import Context, Flow, Reducer, settle
+from ..reducers.powersgd import PowerSGD
 from ..store import Slot, State
+from .scheme import Scheme
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,6 +32,8 @@ class Uncompensated(Reducer):
     def __post_init__(self) -> None:
         if not isinstance(self.reducer, Reducer | Compressor):
             raise TypeError(f"Uncompensated({self.reducer!r}): give a compressor or a reducer, such as TopK(0.01).")
+        if isinstance(self.reducer, Scheme | PowerSGD):
+            raise ValueError(f"Uncompensated({self.reducer!r}): it has feedback. Use {self.reducer!r} as it is.")
 
     def settle(self, world: int) -> Reducer:
         return Uncompensated(settle(self.reducer, world))

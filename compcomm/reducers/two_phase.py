@@ -28,7 +28,8 @@ class TwoPhase(Owners):
     ``server``: what the owner does about the loss of its own encoding. ``ErrorFeedback``: it keeps a residual for the
     blocks that it owns (slot "server", SHARDED) and adds it to the next mean. ``False``: nothing. ``None`` (default):
     ``ErrorFeedback`` where feedback is around it, else nothing. Conservation then reads
-    sum of outs + mean residual + server residuals = sum of mean inputs.
+    sum of outs + mean residual + server residuals = sum of mean inputs. ``EF21`` (chosen inside ``EF21`` and
+    ``EControl``): what it keeps is mean(h) - m, and the codes of that bring m nearer.
     """
 
     def reduce(

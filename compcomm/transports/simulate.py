@@ -32,6 +32,10 @@ class Simulator:
     """
 
     def __init__(self, reducer: Reducer | Compressor, world: int, *, seed: int = 0, unscale: float = 1.0) -> None:
+        if not isinstance(reducer, Reducer | Compressor):
+            raise TypeError(
+                f"Simulator({reducer!r}): no reducer. Give one, such as EF21(TopK(0.01)); parse reads text."
+            )
         self.reducer = settle(reducer, world)
         self.world, self.seed, self.unscale, self.steps = world, seed, unscale, 0
         self.stores = [Store(self.reducer, rank, world) for rank in range(world)]
@@ -53,6 +57,11 @@ class Simulator:
         every rank gets the mean.
         """
         here = self._present(present)
+        if len(buckets) != self.world or any(isinstance(given, dict) for given in buckets):
+            raise ValueError(
+                f"Simulator.step: {len(buckets)} entries for {self.world} ranks. Give a list of buckets per rank; "
+                f"named tensors go to mean([...])."
+            )
         flows: list[list[Flow]] = []
         means: list[list[Bucket]] = [[] for _ in range(self.world)]
         contexts: list[Context] = []
@@ -105,6 +114,8 @@ class Simulator:
         return ends
 
     def _present(self, present: Collection[int] | None) -> frozenset[int]:
+        if isinstance(present, int):
+            raise TypeError(f"Simulator.step(present={present}): give the ranks that take part, such as [{present}].")
         here = frozenset(range(self.world) if present is None else present)
         if not here <= set(range(self.world)):
             raise ValueError(f"Simulator.step(present={sorted(here)}): the ranks are 0 to {self.world - 1}.")
@@ -116,11 +127,13 @@ class Simulator:
         self._here = here
         return here
 
-    def mean(self, tensors: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-        """One step on named tensors, one dictionary per rank, as a single bucket."""
+    def mean(
+        self, tensors: Sequence[dict[str, Tensor]], present: Collection[int] | None = None
+    ) -> list[dict[str, Tensor]]:
+        """One step on named tensors, one dictionary per rank, as a single bucket; ``present`` as in ``step``."""
         layout = Layout.of((n, t.shape) for n, t in tensors[0].items())
         flats = [torch.cat([t.reshape(-1) for t in d.values()]) for d in tensors]
-        return [b[0].views() for b in self.step([[Bucket(f, layout)] for f in flats])]
+        return [b[0].views() for b in self.step([[Bucket(f, layout)] for f in flats], present=present)]
 
     def _run(self, group: list[Flow]) -> None:
         pending = [next(f) for f in group]
