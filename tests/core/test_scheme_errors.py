@@ -115,6 +115,15 @@ CASES: list[tuple[Callable[[], object], list[str]]] = [
     (lambda: cc.ErrorFeedback(TOP, dtype="int8"), ["dtype='int8'", "bfloat16, int8"]),
     (lambda: cc.cost(cc.ErrorFeedback(TOP, dtype=torch.float64), LAYOUT, 2), ["gradients are torch.float32"]),
     (lambda: cc.Uncompensated(3), ["Uncompensated(3)", "give a compressor or a reducer"]),
+    (lambda: cc.Uncompensated(cc.ErrorFeedback(TOP)), ["Uncompensated(ErrorFeedback(", "it has feedback"]),
+    *[
+        (lambda s=s: s(TOP, dtype=torch.float64).check(LAYOUT), [f"{s.__name__}(", "float32", "Simulator"])
+        for s in (cc.ErrorFeedback, cc.EF21, cc.EControl)
+    ],
+    (lambda: cc.Simulator("EF21", 2), ["Simulator('EF21')", "no reducer"]),
+    (lambda: cc.Simulator(cc.EF21(TOP), 2).step([[]]), ["1 entries for 2 ranks", "mean"]),
+    (lambda: cc.Simulator(cc.EF21(TOP), 2).mean([{"w": torch.ones(2, 50)}] * 2, present=1), ["present=1", "[1]"]),
+    (lambda: cc.checkpoint.save("x.pt", {"m": [torch.nn.Linear(1, 1)]}), ["a Linear itself", "state_dict()"]),
     (lambda: cc.ErrorFeedback(cc.Uncompensated(TOP)), ["to have none", "Use ErrorFeedback(TopK(ratio=0.1))"]),
     (lambda: cc.EControl(TOP, start=1), ["EControl(start=1)", "True", "False"]),
     (lambda: cc.EControl(TOP, dtype=torch.bfloat16), ["dtype=torch.bfloat16", "torch.float32 or torch.float64"]),
