@@ -45,7 +45,12 @@ def merge(store: Store) -> Generator[Collective, bool, Portable]:
         if e.slot.into and (e.slot.into, e.key) in held:
             owed.setdefault((e.slot.into, e.key), []).append(e)
     found: Portable = {}
-    room = torch.empty(0)
+    fresh = {
+        (e.name, e.key): _empty(e)
+        for e in every
+        if e.slot.merge in (Merge.MEAN, Merge.SHARDED) and (e.slot.into, e.key) not in held
+    }
+    room = torch.empty(0)  # after the results: memory that comes and goes would leave holes between them
     for e in every:
         if e.slot.merge is Merge.DROP or (e.slot.into and (e.slot.into, e.key) in held):
             continue
@@ -55,7 +60,7 @@ def merge(store: Store) -> Generator[Collective, bool, Portable]:
             merged = e.tensor.clone()
         else:
             sources.append(_Source(e, store))
-            merged = torch.empty(e.slot.size(e.segment.numel), dtype=e.slot.dtype, device=e.tensor.device)
+            merged = fresh.pop((e.name, e.key))
         plain = not copied and e.slot.codec is None and merged.dtype == _wide(e.slot)
         if sources and not plain and (room.numel() < e.segment.numel or room.dtype != _wide(e.slot)):
             room = torch.empty(PIECE, dtype=_wide(e.slot), device=e.tensor.device)
@@ -73,6 +78,11 @@ def merge(store: Store) -> Generator[Collective, bool, Portable]:
         sources.clear()
         found.setdefault(e.name, {})[e.key] = merged.view(_shape(e.slot, e.segment))
     return found
+
+
+def _empty(e: Entry) -> Tensor:
+    """Room for a merged slot of one parameter."""
+    return torch.empty(e.slot.size(e.segment.numel), dtype=e.slot.dtype, device=e.tensor.device)
 
 
 def check(store: Store, slots: Mapping[str, object]) -> None:

@@ -84,17 +84,12 @@ class Estimates(Scheme, ABC, abstract=True):
 
 def wanted(bucket: Bucket, out: Bucket) -> Bucket:
     """The segments of ``bucket`` that ``out`` has too."""
-    return Bucket(bucket.flat, _common(bucket.layout, out.layout))
+    return Bucket(bucket.flat, memory.shared(bucket.layout, out.layout))
 
 
 def lacking(bucket: Bucket, other: Bucket) -> Bucket:
     """The segments of ``bucket`` that ``other`` lacks."""
     return Bucket(bucket.flat, _difference(bucket.layout, other.layout))
-
-
-@lru_cache(maxsize=4096)
-def _common(layout: Layout, out: Layout) -> Layout:
-    return layout if len(out.segments) == len(layout.segments) else layout.select(lambda s: out.position(s) >= 0)
 
 
 @lru_cache(maxsize=4096)
