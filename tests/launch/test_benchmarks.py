@@ -138,7 +138,8 @@ def test_a_commit_is_marked_where_code_differs_and_not_where_results_do(tmp_path
 @pytest.mark.multi
 def test_memory_measures_state_and_merging_it(tmp_path: Path) -> None:
     torchrun("memory.py", "--width=128", "--layers=2", "--words=5000", f"--json={tmp_path / 'm.json'}")
-    top, quantised, sparse = rows(tmp_path / "m.json", "memory")
+    top, eight, quantised, sparse = rows(tmp_path / "m.json", "memory")
+    assert eight["slot_bytes"]["residual"] <= 1.07 * eight["parameters"]
     for row in (top, quantised, sparse):
         coded = 5000 * 128 + 2 * 12 * 128 * 128
         assert row["parameters"] == coded + 5 * 128 and row["world_size"] == 2
