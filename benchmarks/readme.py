@@ -109,7 +109,8 @@ def exchange(path: Path) -> str:
     command = f"launch/netlab --hosts {found['lab']['hosts']} --rate {rate} -- python benchmarks/exchange.py"
     return (
         f"**One gradient of {found['model']}** ({found['numel']:,} elements, DDP's buckets, no backward pass to hide "
-        f"behind), {found['link']} (`{command}`). The error is of one step, before feedback makes it good.\n\n"
+        f"behind), {found['link']} (`{command}`). The error is of one step, before feedback makes it good; "
+        f"what DGC gives is a velocity and no mean gradient.\n\n"
         f"{table(['reducer', 'seconds', 'bytes sent', 'relative error', 'against Exact()'], rows)}"
     )
 
