@@ -22,6 +22,7 @@ EF = "ErrorFeedback(TopK(ratio=0.05))"
 QUANTISED = "ErrorFeedback(QSGD(bits=4, rounding='nearest'))"
 SPARSE = "ErrorFeedback(SparseAllReduce(TopK(ratio=0.05)))"
 PARTS = f"Partition({{'a': {QUANTISED}, 'b': {SPARSE}, '*': Exact()}})"
+VELOCITY = "DGC(QSGD(bits=4, rounding='nearest'), momentum=0.0, masking=False)"
 SHAPES = {"a": (64, 48), "b": (40, 65), "c": (64,)}
 
 
@@ -71,8 +72,9 @@ def remembered(reducer: str, slots: list[Any], name: str) -> Tensor:
     settled = cc.settle(cc.parse(reducer), len(slots))
     total = torch.zeros(SHAPES[name], dtype=torch.float64).view(-1)
     for own in slots:
-        if name in own.get("residual", {}):
-            total += own["residual"][name].double() / len(slots)
+        for slot in ("residual", "velocity"):
+            if name in own.get(slot, {}):
+                total += own[slot][name].double() / len(slots)
     owed = [own["server"][name] for own in slots if name in own.get("server", {})]
     if owed:
         segment = cc.Segment(name, SHAPES[name], 0, total.numel())
@@ -80,7 +82,7 @@ def remembered(reducer: str, slots: list[Any], name: str) -> Tensor:
     return total.view(SHAPES[name])
 
 
-@pytest.mark.parametrize("reducer", [EF, QUANTISED, SPARSE, PARTS])
+@pytest.mark.parametrize("reducer", [EF, QUANTISED, SPARSE, PARTS, VELOCITY, "PowerSGD(2)"])
 def test_four_workers_then_two_then_three_lose_nothing(
     two: Workers, three: Workers, four: Workers, tmp_path: Path, reducer: str
 ) -> None:
@@ -95,7 +97,8 @@ def test_four_workers_then_two_then_three_lose_nothing(
             left[n] -= results[0][0][n]
             held = remembered(reducer, [r[1] for r in results], n)
             assert (left[n] - held).abs().max() < 2e-4, (n, world)
-            merged = results[0][2]["slots"].get("residual", {}).get(n, torch.zeros(SHAPES[n]))
+            pending = "velocity" if reducer == VELOCITY else "residual"
+            merged = results[0][2]["slots"].get(pending, {}).get(n, torch.zeros(SHAPES[n]))
             assert merged.shape == SHAPES[n]
             assert (left[n] - merged).abs().max() < 2e-4, (n, world)
             assert left[n].abs().max() > 0.01 or n == "c", "nothing is pending: the test shows nothing"
@@ -108,6 +111,21 @@ def test_four_workers_then_two_then_three_lose_nothing(
         source, at = target, at + 5
     if reducer == QUANTISED:
         assert ["TwoPhase" in r for r in routes] == [True, False, True]
+
+
+@pytest.mark.parametrize("reducer", ["EF21(QSGD(bits=4, rounding='nearest'))", "EControl(TopK(ratio=0.05))"])
+def test_estimates_stay_together_whatever_the_number_of_workers(
+    two: Workers, three: Workers, four: Workers, tmp_path: Path, reducer: str
+) -> None:
+    """What owners keep (EF21-BC, among 4 and 3) is part of the mean, so it is the mean of h among two as well."""
+    source, at = "", 0
+    for world, pool in ((4, four), (2, two), (3, three)):
+        target = str(tmp_path / f"{world}.pt")
+        results = pool.run(stage, reducer=reducer, first=at, last=at + 4, source=source, target=target)
+        slots = results[0][2]["slots"]
+        for n in ("a", "b"):
+            assert (slots["mean"][n] - slots["estimate"][n]).abs().max() < 2e-5 < slots["mean"][n].abs().max()
+        source, at = target, at + 4
 
 
 def test_weights_are_those_of_the_workers_there_are(two: Workers, three: Workers, tmp_path: Path) -> None:
