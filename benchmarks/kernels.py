@@ -192,7 +192,8 @@ def lowrank_cases() -> None:
                 p, q = p + n * r, q + m * r
         draw = torch.Generator().manual_seed(0)
         factors = torch.randn(p, generator=draw), torch.randn(q, generator=draw) * 1e-6
-        return call(torch.tensor(table), *factors, torch.tensor(lines))
+        tables = [torch.tensor(rows, dtype=torch.int64).view(-1, 8) for rows in (table, lines)]
+        return call(tables[0], *factors, tables[1])
 
     def product(b: Buffers, rank: int, name: str, gradient: Tensor | None) -> Call:
         f = getattr(OPS, f"lowrank_{name}").default
