@@ -52,8 +52,10 @@ def deliver(out: Bucket, source: Bucket, ctx: Context, scale: float, accumulate:
 
 
 def fresh(ctx: Context, layout: Layout, tag: str = "status") -> Tensor:
-    """Zeros: an entry for "not finite" and one per segment."""
-    return ctx.buffer(tag, 1 + len(layout.segments)).zero_()
+    """Zeros: an entry for "not finite" and one per segment. A buffer per size: two of one tag would be made anew in
+    every step."""
+    numel = 1 + len(layout.segments)
+    return ctx.buffer(f"{tag} {numel}", numel).zero_()
 
 
 def clear(bucket: Bucket, numbering: Layout, dead: Tensor | None) -> None:
