@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from . import checkpoint as checkpoint
 from . import ops as ops  # registers the operators
+from . import optim as optim
 from .bucket import Bucket, Layout, Segment
 from .compressor import Compressor, Payload
 from .compressors.cast import Cast
@@ -26,6 +27,7 @@ from .compressors.terngrad import TernGrad
 from .compressors.threshold import Threshold
 from .compressors.topk import TopK
 from .compressors.two_means import TwoMeans
+from .compressors.unproven import Unproven
 from .feedback.dgc import DGC
 from .feedback.econtrol import EControl
 from .feedback.ef21 import EF21
@@ -98,6 +100,7 @@ __all__ = [
     "TwoMeans",
     "TwoPhase",
     "Uncompensated",
+    "Unproven",
     "Warmup",
     "attach",
     "cost",

@@ -62,10 +62,18 @@ def attach(
 
     def trial(settled: Reducer, everything: Layout) -> None:
         if dist.get_rank(state.options.group) == 0:
-            lines.append(_line(settled, everything, world))
+            lines.append(announce(settled, everything, world))
 
     attachment = state.open(_device(ddp), trial)
     ddp.register_comm_hook(state, ddp_hook)
+    watch(ddp, attachment)
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)
+    return attachment
+
+
+def watch(ddp: Any, attachment: Attachment) -> None:
+    """Lets the model's next forward pass say that the attachment broke."""
     model_ref = weakref.ref(ddp)  # DDP holds the attachment where no garbage collector looks
 
     def check(module: nn.Module, inputs: object) -> None:
@@ -77,9 +85,6 @@ def attach(
             broken.register_forward_pre_hook(check)
 
     attachment.guard = guard
-    for line in lines:
-        print(line, file=sys.stderr, flush=True)
-    return attachment
 
 
 def _check(ddp: Any) -> None:
@@ -88,12 +93,17 @@ def _check(ddp: Any) -> None:
             f"attach({type(ddp).__name__}): a DistributedDataParallel model is needed: "
             f"model = torch.nn.parallel.DistributedDataParallel(model)."
         )
+    check_free("attach", ddp)
+
+
+def check_free(call: str, ddp: Any) -> None:
+    """Raises ValueError where a DDP model has a communication hook."""
     hooks: list[Any] = getattr(ddp, "_comm_hooks", [])
     if hooks:
         ours = any(isinstance(state, DDPState) for _, state in hooks)
         what = "a compcomm reducer" if ours else f"the hook {getattr(hooks[0][0], '__qualname__', hooks[0][0])!r}"
         raise ValueError(
-            f"attach: this model has {what} already, and DDP takes one hook for good. Wrap the module in a new "
+            f"{call}: this model has {what} already, and DDP takes one hook for good. Wrap the module in a new "
             f"DistributedDataParallel(...), or combine reducers with cc.Partition({{...}}) or cc.Warmup(...)."
         )
 
@@ -103,8 +113,9 @@ def _device(model: Any) -> torch.device:
     return next((p.device for p in parameters), torch.device("cpu"))
 
 
-def _line(reducer: Reducer, everything: Layout, world: int) -> str:
-    text = f"compcomm: {reducer!r} on {world} rank{'s' * (world != 1)}"
+def announce(reducer: Reducer, everything: Layout, world: int, what: str = "compcomm") -> str:
+    """What a reducer will do, in one line."""
+    text = f"{what}: {reducer!r} on {world} rank{'s' * (world != 1)}"
     if world == 1:
         return f"{text}: nothing to send"
     found = breakeven(reducer, everything, world)

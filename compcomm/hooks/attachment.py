@@ -51,10 +51,14 @@ class Attachment:
         parameters: Sequence[tuple[str, nn.Parameter]] | None,
         device: torch.device,
         trial: Callable[[Reducer, Layout], None] | None = None,
+        layouts: Sequence[Layout] = (),
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         """Collective over the group: makes a group of our own, and compares the configuration.
 
         ``trial`` is called with the settled reducer and all parameters; what it raises is heard of on every rank.
+        ``layouts``: of the buckets that will come, where the host knows them and they may hold pieces of parameters;
+        else whole parameters, in whatever buckets. ``facts``: what else must be equal on all ranks, as JSON can hold.
 
         Raises:
             AgreementError: the ranks differ, or one of them cannot attach.
@@ -90,7 +94,8 @@ class Attachment:
                     f"pass, or use cc.attach(model, reducer)."
                 )
             self._store = Store(self.reducer, self._transport.rank, world, device)
-            self._store.declare(layout)
+            for expected in layouts or (layout,):
+                self._store.declare(expected)
             if parameters is not None:
                 self.reducer.check(layout)
             self.reducer.check_optimizer(options.groups(parameters))
@@ -98,15 +103,16 @@ class Attachment:
                 trial(self.reducer, layout)
         except Exception as error:
             failure = error
-        facts = {
+        compared = {
             "version of compcomm": __version__,
             "reducer": repr(options.reducer),
             "seed": options.seed,
             "check_every": options.check_every,
             "a scaler": options.scaler is not None,
             "parameters": [f"{n} {list(p.shape)} {str(p.dtype)[6:]}" for n, p in self.parameters],
+            **(facts or {}),
         }
-        agree(self._transport, facts, failure, device)
+        agree(self._transport, compared, failure, device)
         arena = Arena(device)
         finished = weakref.WeakMethod(self._finished)  # the worker's thread must not keep its owner alive
 
@@ -204,6 +210,13 @@ class Attachment:
         return f"<Attachment of {self.reducer!r}, rank {t.rank} of {t.world}, step {self._scheduler.number}, {state}>"
 
     @property
+    def transport(self) -> ProcessGroup:
+        """What carries this attachment's collectives. Between two steps, and on every rank at the same one, a host may
+        start some of its own."""
+        self._settle()
+        return self._transport
+
+    @property
     def step(self) -> int:
         """Averaged backward passes so far."""
         self._settle()
@@ -253,7 +266,7 @@ class Attachment:
         self._ready("load_state_dict")
         step, slots = resume.exact(state, self._place, self._identity())
         self._store.load_state_dict(slots)
-        self._resume(step)
+        self.resume(step)
 
     def portable_state_dict(self) -> dict[str, Any]:
         """The state of all ranks, merged: for another number of workers. Collective: call it on every rank, at the same
@@ -294,7 +307,17 @@ class Attachment:
         self._ready("load_portable_state_dict")
         step, slots = resume.portable(state, self._origin())
         portable.adopt(self._store, slots)
-        self._resume(step)
+        self.resume(step)
+
+    def forget(self) -> None:
+        """Memory begins anew, as at attach. Local; call it on every rank at the same step.
+
+        Raises:
+            StateError: a backward pass has not ended.
+        """
+        self._between_steps("forget")
+        for entry in self._store.entries():
+            entry.tensor.fill_(entry.slot.fill)
 
     def rescale_error(self, old_lr: float, new_lr: float) -> None:
         """Says that the learning rate goes from ``old_lr`` to ``new_lr``, before the next step. Local: nothing is sent;
@@ -364,7 +387,8 @@ class Attachment:
         if not self.named:
             raise StateError(f"{call}: parameters have no names yet. Call state.bind(model) first.")
 
-    def _resume(self, step: int) -> None:
+    def resume(self, step: int) -> None:
+        """The next step has this number: random numbers and headers depend on it. Between two steps, on every rank."""
         self._scheduler.resume(step)
         self._wire_before, self._exposed = self._transport.seconds, 0.0
         self._last = []

@@ -41,7 +41,7 @@ def named(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return found
 
 
-def check_dtype(name: str, dtype: torch.dtype) -> None:
+def check_dtype(name: str, dtype: torch.dtype, call: str = "attach") -> None:
     """Gradients are floating-point numbers.
 
     Raises:
@@ -49,7 +49,7 @@ def check_dtype(name: str, dtype: torch.dtype) -> None:
     """
     if not dtype.is_floating_point or dtype.itemsize < 2:
         raise TypeError(
-            f"attach: the gradient of {name!r} is {dtype}: compcomm averages float16, bfloat16, float32 and float64. "
+            f"{call}: the gradient of {name!r} is {dtype}: compcomm averages float16, bfloat16, float32 and float64. "
             f"For a complex parameter, keep torch.view_as_real(...) of it as the parameter; freeze others with "
             f"requires_grad_(False)."
         )

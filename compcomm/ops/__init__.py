@@ -7,6 +7,7 @@ of rows is described in ``reference/rows.py``). Results are equal bit for bit on
 from __future__ import annotations
 
 # Importing a module registers its ops.
+from . import adam as adam
 from . import codebook as codebook
 from . import dense as dense
 from . import elias as elias

@@ -39,9 +39,9 @@ class Owners(Route, ABC, abstract=True):
             raise ValueError(
                 f"{call}: the owner's scheme is ErrorFeedback, EF21 (inside EF21), False (none) or None (chosen)."
             )
-        if self.compressor.delta(1 << 20) is None:
-            self.compressor.contractive()  # raises, unless shrinking would help
-            raise ValueError(f"{call}: use Contractive({self.compressor!r}).")
+        needed = self.compressor.contractive()  # raises where it is none and shrinking would not help
+        if needed is not self.compressor:
+            raise ValueError(f"{call}: use {needed!r}.")
 
     @property
     def keeps(self) -> bool:

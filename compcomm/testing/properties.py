@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..bucket import Bucket, Layout
 from ..compressor import Compressor
+from ..compressors.unproven import Unproven
 from ..rng import Rng
 from ..wire import pack
 from .inputs import coding, vectors
@@ -137,12 +138,16 @@ def is_linear_as_declared(c: Compressor) -> None:
 
 
 def settles_what_feedback_asks(c: Compressor) -> None:
-    """``contractive()`` gives a compressor with delta > 0 for every size, or refuses, naming the reason and a cure."""
+    """``contractive()`` gives a compressor with delta > 0 for every size, or refuses, naming the reason and a cure.
+    ``Unproven`` alone, which says so, passes without a delta."""
     try:
         inner = c.contractive()
     except ValueError as refusal:
         demand(c.delta(1 << 20) is None and not c.unbiased, c, "refuses feedback without need.")
         demand(repr(c) in str(refusal) and "Use" in str(refusal), c, "refuses feedback and names no cure.")
+        return
+    if isinstance(c, Unproven):
+        demand(inner is c, c, f"runs under feedback as {inner!r}.")
         return
     for n in [n for n in SIZES if accepts(coding(c), n)]:
         delta = inner.delta(n)

@@ -243,6 +243,25 @@ CC_API int64_t cc_lowrank_orthonormal(float* factor, int64_t numel, const cc_row
 CC_API int64_t cc_lowrank_refresh(float* factor, int64_t numel, const cc_row* rows, int64_t nrows,
                                   const float* quantiles, int64_t step);
 
+// Optimizers with flat fp32 moments (reference/adam.py has the formulas). One piece per parameter, which may lie
+// anywhere and be fp32, bfloat16 or float16, as may its gradient. All pieces are checked before the first is touched.
+typedef struct cc_piece {  // int64[5]
+    int64_t param, grad;   // addresses
+    int64_t numel;         // elements, may be 0
+    int64_t start;         // its first element in the moments
+    int64_t types;  // of the parameter, plus 4 times that of the gradient: 0 fp32, 1 bfloat16, 2 float16, 3 not there
+} cc_piece;
+// rest1 = 1 - beta1, rest2 = 1 - beta2, rest = 1 - beta. l2 = 0, decay = 0: their terms are left out.
+CC_API int64_t cc_adam(const cc_piece* pieces, int64_t count, float* mean, float* square, int64_t numel, float beta1,
+                       float rest1, float beta2, float rest2, float scale, float rate, float correction, float eps,
+                       float decay, float l2);
+// out may be mean. A gradient that is not there counts as zeros; a parameter must be there where l2 is not 0.
+// status[0] |= 1 where a gradient is not finite.
+CC_API int64_t cc_momentum(const cc_piece* pieces, int64_t count, const float* mean, float* out, int64_t numel,
+                           float beta, float rest, float scale, float l2, uint8_t* status);
+CC_API int64_t cc_descend(const cc_piece* pieces, int64_t count, const float* mean, const float* denominator,
+                          int64_t numel, float rate, float decay);
+
 #ifdef __cplusplus
 }
 #endif

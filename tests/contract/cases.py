@@ -46,6 +46,7 @@ COMPRESSORS: dict[type[cc.Compressor], list[cc.Compressor]] = {
         cc.Contractive(cc.Natural()),
         cc.Contractive(cc.Natural(bits=2)),
     ],
+    cc.Unproven: [cc.Unproven(cc.SignScale(scale="l2")), cc.Unproven(cc.Cast(torch.float16))],
     cc.SignScale: [cc.SignScale(), cc.SignScale(scale="l2"), cc.SignScale(scale="dot"), cc.SignScale(block=32)],
     cc.LloydMax: [
         cc.LloydMax(2),
@@ -143,6 +144,7 @@ REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
         cc.ErrorFeedback(cc.QSGD(bits=3, rounding="nearest", coding="elias")),
         cc.ErrorFeedback(cc.AllGather(cc.SignScale())),
         cc.ErrorFeedback(cc.TwoPhase(cc.SignScale(block=64), server=False)),
+        cc.ErrorFeedback(cc.Unproven(cc.SignScale(scale="l2"))),
         cc.ErrorFeedback(cc.AllReduce(cc.Cast(torch.bfloat16))),
         cc.ErrorFeedback(cc.Rotated(cc.SignScale(), block=64)),
         cc.ErrorFeedback(cc.Sketch(ratio=0.2, kind="count")),

@@ -1,0 +1,166 @@
+"""Ops of optimizers with flat state: ``adam``, ``momentum``, ``descend``. Their meaning: ``reference/adam.py``."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from . import checks, native
+from .native import FLOAT, LONG, POINTER
+from .reference.adam import DTYPES, adam, descend, given, momentum, pieces
+from .schema import register
+
+Tensors = Sequence[Tensor]
+_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # of a piece's types
+_NONE, _OTHER, _FIELDS = 3, 16, 5  # not there; beyond all codes; words of a piece
+_UNREAD = dict.fromkeys(DTYPES, _NONE)
+
+
+def _moments(op: str, lists: dict[str, int], first: Tensor, name: str, second: Tensor) -> None:
+    """Lists of one length, and two flat vectors of one length."""
+    if len(set(lists.values())) > 1:
+        raise ValueError(
+            f"compcomm.{op}: {', '.join(f'{n} has {k}' for n, k in lists.items())} entries; each parameter needs one"
+        )
+    checks.flat(op, "mean", first, checks.F32)
+    checks.flat(op, name, second, checks.F32)
+    if second.numel() != first.numel():
+        raise ValueError(f"compcomm.{op}: {name} has {second.numel()} elements, but mean has {first.numel()}")
+
+
+def _check_adam(
+    op: str, params: Tensors, grads: Tensors, starts: Sequence[int], mean: Tensor, square: Tensor, *_: Any
+) -> None:
+    lists = {"params": len(params), "grads": len(grads), "starts": len(starts)}
+    _moments(op, lists, mean, "square", square)
+
+
+def _check_momentum(
+    op: str, grads: Tensors, params: Tensors, starts: Sequence[int], mean: Tensor, out: Tensor, *rest: Any
+) -> None:
+    lists = {"grads": len(grads), "params": len(params), "starts": len(starts)}
+    _moments(op, lists, mean, "out", out)
+    status = rest[-1]
+    checks.flat(op, "status", status, checks.U8)
+    if status.numel() != 1:
+        raise ValueError(f"compcomm.{op}: status has {status.numel()} elements, but needs 1")
+
+
+def _check_descend(op: str, params: Tensors, starts: Sequence[int], mean: Tensor, denominator: Tensor, *_: Any) -> None:
+    _moments(op, {"params": len(params), "starts": len(starts)}, mean, "denominator", denominator)
+
+
+_LEADING = (POINTER, LONG, POINTER, POINTER, LONG)
+_adam = native.function("cc_adam", *_LEADING, *[FLOAT] * 10)
+_momentum = native.function("cc_momentum", *_LEADING, *[FLOAT] * 4, POINTER)
+_descend = native.function("cc_descend", *_LEADING, FLOAT, FLOAT)
+
+# What is contiguous and of a dtype that the kernels know becomes words of the list of pieces (cc_piece); the others are
+# given back, for the reference. These loops are most of what a step costs in Python: 0.6 us per parameter.
+
+
+def _pack(
+    params: Tensors, grads: Tensors, starts: Sequence[int], known: dict[torch.dtype, int], optional: bool = False
+) -> tuple[array[int], list[tuple[Tensor, Tensor, int]]]:
+    """``known``: codes of the parameters' dtypes. ``optional``: a gradient of 0 elements counts as zeros."""
+    words, others = list[int](), list[tuple[Tensor, Tensor, int]]()
+    for p, g, start in zip(params, grads, starts, strict=True):
+        if p.is_contiguous() and g.is_contiguous():
+            kind = known.get(p.dtype, _OTHER) + 4 * _CODES.get(g.dtype, _OTHER)
+            if kind < _OTHER:
+                if p.shape == g.shape:
+                    words += (p.data_ptr(), g.data_ptr(), p.numel(), start, kind)
+                    continue
+                if optional and g.numel() == 0:
+                    words += (p.data_ptr(), 0, p.numel(), start, known[p.dtype] + 4 * _NONE)
+                    continue
+        others.append((p, g, start))
+    return array("q", words), others
+
+
+def _leading(table: array[int], first: Tensor, second: Tensor) -> tuple[int, int, int, int, int]:
+    """The leading arguments; the caller holds the table during the call."""
+    return table.buffer_info()[0], len(table) // _FIELDS, first.data_ptr(), second.data_ptr(), first.numel()
+
+
+def _fast_adam(
+    params: Tensors, grads: Tensors, starts: Sequence[int], mean: Tensor, square: Tensor, beta1: float, beta2: float,
+    scale: float, rate: float, correction: float, eps: float, decay: float, l2: float,
+) -> int:  # fmt: skip
+    assert _adam is not None
+    table, others = _pack(params, grads, starts, _CODES)
+    if others:  # nothing is written unless all is right
+        pieces("adam", params, grads, starts, mean.numel(), False)
+    code = _adam(
+        *_leading(table, mean, square), beta1, 1.0 - beta1, beta2, 1.0 - beta2, scale, rate, correction,
+        eps, decay, l2,
+    )  # fmt: skip
+    if others and not code:
+        p, g, s = zip(*others, strict=True)
+        adam(p, g, s, mean, square, beta1, beta2, scale, rate, correction, eps, decay, l2)
+    increment_version(params)
+    return code
+
+
+def _fast_momentum(
+    grads: Tensors, params: Tensors, starts: Sequence[int], mean: Tensor, out: Tensor, beta: float, scale: float,
+    l2: float, status: Tensor,
+) -> int:  # fmt: skip
+    assert _momentum is not None
+    table, others = _pack(params, grads, starts, _CODES if given(l2) else _UNREAD, True)
+    if others:
+        pieces("momentum", params, grads, starts, mean.numel(), True)
+    code = _momentum(*_leading(table, mean, out), beta, 1.0 - beta, scale, l2, status.data_ptr())
+    if others and not code:
+        p, g, s = zip(*others, strict=True)
+        momentum(g, p, s, mean, out, beta, scale, l2, status)
+    return code
+
+
+def _fast_descend(
+    params: Tensors, starts: Sequence[int], mean: Tensor, denominator: Tensor, rate: float, decay: float
+) -> int:
+    assert _descend is not None
+    words, others = list[int](), list[tuple[Tensor, int]]()
+    for p, start in zip(params, starts, strict=True):
+        kind = _CODES.get(p.dtype)
+        if kind is not None and p.is_contiguous():
+            words += (p.data_ptr(), 0, p.numel(), start, kind)
+        else:
+            others.append((p, start))
+    if others:
+        pieces("descend", params, params, starts, mean.numel(), False)
+    table = array("q", words)
+    code = _descend(*_leading(table, mean, denominator), rate, decay)
+    if others and not code:
+        p, s = zip(*others, strict=True)
+        descend(p, s, mean, denominator, rate, decay)
+    increment_version(params)
+    return code
+
+
+register(
+    "adam(Tensor(a!)[] params, Tensor[] grads, int[] starts, Tensor(b!) mean, Tensor(c!) square, float beta1, "
+    "float beta2, float scale, float rate, float correction, float eps, float decay, float l2) -> ()",
+    adam,
+    None if _adam is None else _fast_adam,
+    _check_adam,
+)
+register(
+    "momentum(Tensor[] grads, Tensor[] params, int[] starts, Tensor mean, Tensor(a!) out, float beta, float scale, "
+    "float l2, Tensor(b!) status) -> ()",
+    momentum,
+    None if _momentum is None else _fast_momentum,
+    _check_momentum,
+)
+register(
+    "descend(Tensor(a!)[] params, int[] starts, Tensor mean, Tensor denominator, float rate, float decay) -> ()",
+    descend,
+    None if _descend is None else _fast_descend,
+    _check_descend,
+)

@@ -1,0 +1,449 @@
+"""What the optimizers share: they own the communication of a model, and hold their moments as flat vectors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..bucket import Layout
+from ..compressor import Compressor, ops
+from ..compressors.sign import SignScale
+from ..compressors.unproven import Unproven
+from ..feedback.error_feedback import ErrorFeedback
+from ..hooks.attach import announce, watch
+from ..hooks.attachment import Attachment, decline
+from ..hooks.ddp import DDPState, GradBucket, ddp_hook
+from ..hooks.report import Report
+from ..reducer import Reducer, settle
+from . import memory
+from .exchange import Exchange
+from .flat import Batch, Flat, Part
+from .source import check, check_gradient, find
+
+
+class CompressedOptimizer(torch.optim.Optimizer):
+    """Base of the optimizers with compressed momentum. To write one, give what stands under "What a subclass gives".
+
+    It takes a model (DDP or not, compiled or not), parameters or groups. A DDP model's single hook is taken: while the
+    optimizer listens, DDP's backward pass averages gradients by ``warmup``; from ``_hang_up`` on they stay local.
+    Without DDP all communication is in ``step()``.
+
+    In ``step()`` a gradient that any rank found to be infinite or NaN skips the step on every rank, where this
+    optimizer averages anything itself: nothing changes, and nothing counts. Parameters that have no gradient on any
+    rank are passed over, as in ``torch.optim``. A ``GradScaler`` may drive it; each rank then keeps a scale of its own.
+    """
+
+    _step_supports_amp_scaling = True  # GradScaler then calls step() on every rank, and says what it found
+
+    def __init__(
+        self,
+        given: Any,
+        defaults: dict[str, Any],
+        *,
+        params: Any,
+        compressor: Compressor | Reducer,
+        warmup: Compressor | Reducer,
+        group: dist.ProcessGroup | None,
+        timeout: timedelta | float | None,
+        seed: int,
+        facts: Mapping[str, Any],
+        listens: bool,
+        check: Callable[[], None],
+    ) -> None:
+        self._call = type(self).__name__
+        self._flat: Flat | None = None
+        self._spare: Tensor | None = None
+        self._names: dict[int, str] = {}
+        self._facts = dict(facts)
+        self._timeout, self._seed = timeout, seed
+        self._warmup = warmup
+        self._hook: _Hook | None = None
+        self.dense: Exchange | None = None
+        self.exchange: Exchange | None = None
+        self.group = group
+        ddp: Any = None
+        try:
+            check()
+            source = find(self._call, given, params)
+            ddp = source.ddp
+            if group is None and ddp is not None:
+                self.group = ddp.process_group
+            self.reducer = _feedback(self._call, compressor)
+            self.world = dist.get_world_size(self.group) if dist.is_available() and dist.is_initialized() else 1
+            _check_warmup(self._call, warmup, self.world)
+            super().__init__(self._named(source.groups), defaults)
+        except Exception as error:
+            decline(error, self.group, torch.device("cpu"))
+        self._ddp = ddp
+        self._listens = listens and ddp is not None
+        self._build()
+
+    # What a subclass gives.
+
+    def _advance(self, scale: float, bad: bool) -> None:
+        """One step. ``scale`` times ``p.grad`` is the unscaled gradient; ``bad``: this rank's is not finite."""
+        raise NotImplementedError
+
+    def vectors(self) -> dict[str, Tensor]:
+        """The flat vectors that are replicated and survive, by the name that they have in ``state_dict``."""
+        raise NotImplementedError
+
+    def check_extra(self, extra: Mapping[str, Any], vectors: Mapping[str, Tensor]) -> None:
+        """Raises StateError where ``load`` could not take these."""
+        raise NotImplementedError
+
+    def load(self, vectors: dict[str, Tensor], extra: Mapping[str, Any]) -> None:
+        """Takes flat vectors and ``extra`` of a checkpoint."""
+        raise NotImplementedError
+
+    def absorb(self, residual: Tensor) -> None:
+        """Takes over what several ranks had still to apply, where one rank goes on alone."""
+        raise NotImplementedError
+
+    def extra(self) -> dict[str, Any]:
+        """What else survives: numbers, strings, tensors; in ``portable_state_dict`` equal on all ranks."""
+        raise NotImplementedError
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        """Raises ValueError for options that cannot be."""
+        check_options(self._call, group)
+
+    @property
+    def compressed(self) -> bool:
+        """Whether the warm-up is over."""
+        raise NotImplementedError
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the exchange has been used, so that what it keeps is saved."""
+        return self.compressed
+
+    # What the user calls.
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step; every rank calls it. ``closure`` computes the loss and the gradients, once."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        found: Tensor | None = getattr(self, "found_inf", None)
+        scale: Tensor | None = getattr(self, "grad_scale", None)
+        self._advance(1.0 if scale is None else 1.0 / float(scale), found is not None and bool(found))
+        return loss
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds parameters during the warm-up, on every rank alike.
+
+        Raises:
+            ValueError: the warm-up is over, the model is a DDP model, or an option cannot be.
+        """
+        if self._flat is not None:
+            if self.compressed or self._ddp is not None:
+                why = (
+                    "the warm-up is over, and the variance of new parameters was never measured"
+                    if self.compressed
+                    else "DDP(...) has fixed what it averages"
+                )
+                raise ValueError(
+                    f"{self._call}.add_param_group: {why}. Make a new optimizer (and DDP) that holds them all."
+                )
+            (param_group,) = self._named(find(self._call, [param_group], None).groups, len(self._names))
+        super().add_param_group(param_group)
+        added = self.param_groups[-1]
+        try:
+            self._check_group(added)
+        except ValueError:
+            self.param_groups.pop()
+            raise
+        if self._flat is not None:
+            kept, numel = self.vectors(), self._flat.numel
+            self._close()
+            self._build()
+            grown = {name: self._flat.zeros() for name in kept}
+            for name, vector in kept.items():
+                grown[name][:numel] = vector
+            self.load(grown, self.extra())
+
+    def report(self) -> Report:
+        """What the present phase sent and cost, per step: see ``Attachment.report``.
+
+        Raises:
+            RuntimeError: there is one rank, which sends nothing.
+        """
+        return self._at_work.report()
+
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's state, exact: moments, groups, and what this rank failed to send (under "compcomm"). Save every
+        rank's; it resumes bit for bit with as many ranks. Loads with ``weights_only=True``."""
+        return memory.exact(self, super().state_dict())
+
+    def portable_state_dict(self) -> dict[str, Any]:
+        """The same for any number of ranks: what ranks failed to send is merged. Collective: every rank calls it,
+        between the same two steps, and gets the same."""
+        return memory.portable(self, super().state_dict())
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        """Takes what ``state_dict`` of this rank or ``portable_state_dict`` of any number of ranks returned. Local;
+        every rank calls it.
+
+        Raises:
+            StateError: it is of another optimizer, model, rank or number of ranks. What runs goes on as it was.
+        """
+        memory.load(self, state_dict, super().load_state_dict)
+
+    def detach(self) -> None:
+        """Ends the threads; the optimizer takes no further step."""
+        self._close()
+
+    # What subclasses use.
+
+    @property
+    def flat(self) -> Flat:
+        """The plan of the flat vectors."""
+        assert self._flat is not None
+        return self._flat
+
+    @property
+    def _at_work(self) -> Attachment:
+        dense = self._hook.attachment if self._hook is not None else None
+        dense = self.dense.attachment if self.dense is not None else dense
+        found = dense if not self.compressed and dense is not None else None
+        if found is None and self.exchange is not None:
+            found = self.exchange.attachment
+        if found is None:
+            raise RuntimeError(f"{self._call}.report: there is one rank, which sends nothing.")
+        return found
+
+    def _rates(self) -> list[float]:
+        return [float(g["lr"]) for g in self.param_groups]
+
+    def _awake(self, bad: bool) -> list[bool] | None:
+        """Which parameters have a gradient on any rank; None: the step is bad on some rank, and is skipped."""
+        marks = [bad, *(p.grad is not None for p in self.flat.params)]
+        if self.exchange is not None:
+            marks = self.exchange.any(torch.tensor(marks, dtype=torch.uint8, device=self.flat.device)).tolist()
+        return None if marks[0] else [bool(m) for m in marks[1:]]
+
+    def _grads(self, part: Part) -> list[Tensor]:
+        """The part's gradients; an empty tensor where there is none."""
+        grads = [_EMPTY if p.grad is None else p.grad for p in part.params]
+        if any(g.layout is not torch.strided for g in grads):
+            for p in part.params:
+                if p.grad is not None:
+                    check_gradient(self._call, self._names[id(p)], p.grad)
+        return grads
+
+    def _room(self) -> Tensor:
+        """A flat vector of whatever content, made once it is needed."""
+        if self._spare is None:
+            self._spare = self.flat.zeros()
+        return self._spare
+
+    def _momentum(self, mean: Tensor, out: Tensor, scale: float) -> bool:
+        """out = b1 mean + (1 - b1) g for this rank's gradient g; whether all of it is finite."""
+        return self._blend(mean, out, scale, [float(g["betas"][0]) for g in self.param_groups], 1.0)
+
+    def _gather(self, finite: Tensor, out: Tensor, scale: float) -> bool:
+        """out = this rank's gradient, unscaled, without weight decay; whether all of it is finite. ``finite``: any flat
+        vector whose elements are."""
+        return self._blend(finite, out, scale, [0.0] * len(self.param_groups), 0.0)
+
+    def _blend(self, mean: Tensor, out: Tensor, scale: float, betas: list[float], decay: float) -> bool:
+        status = torch.zeros(1, dtype=torch.uint8, device=out.device)
+        for part in self.flat.parts:
+            if part.params:
+                group = self.param_groups[part.group]
+                sign = -scale if group["maximize"] else scale
+                ops.momentum(
+                    self._grads(part), part.params, part.starts, mean, out,
+                    betas[part.group], sign, decay * self._decay(group)[1], status,
+                )  # fmt: skip
+        return not bool(status)
+
+    def _decay(self, group: Mapping[str, Any]) -> tuple[float, float]:
+        """What a step takes from a parameter, as a part of it; and what is added to its gradient, the same way."""
+        if group["decoupled_weight_decay"]:
+            return float(group["lr"]) * float(group["weight_decay"]), 0.0
+        return 0.0, float(group["weight_decay"])
+
+    def _average(self, exchange: Exchange | None, vector: Tensor, arrived: Callable[[Batch], None]) -> None:
+        """The mean over the ranks, in place; ``arrived(batch)`` as its parts come in."""
+        if exchange is not None:
+            exchange.average(vector, arrived)
+            return
+        for batch in self.flat.batches:
+            arrived(batch)
+
+    def _hang_up(self) -> None:
+        """Gradients are no longer averaged."""
+        if self._hook is not None:
+            self._hook.hang_up()
+        if self.dense is not None:
+            self.dense.attachment.detach()
+            self.dense = None
+
+    def _go_on(self, was_compressed: bool, steps: int) -> None:
+        """After a checkpoint of step ``steps`` is loaded: takes up the averaging of gradients where that begins again,
+        gives it up where it is over. Collective where it begins again."""
+        if self.world == 1:
+            return
+        if self.compressed:
+            if not was_compressed:
+                self._hang_up()
+            return
+        if was_compressed:
+            self._listen()
+        for found in (self._hook and self._hook.attachment, self.dense and self.dense.attachment):
+            if found:
+                found.resume(steps)
+
+    def _say(self, text: str) -> None:
+        if self.world > 1 and dist.get_rank(self.group) == 0:
+            print(f"compcomm: {self._call}: {text}", file=sys.stderr, flush=True)
+
+    def _line(self) -> str:
+        """What the compressed phase sends."""
+        return announce(settle(self.reducer, self.world), self.flat.layout, self.world, "from here on")
+
+    # Inside.
+
+    def _named(self, groups: list[dict[str, Any]], taken: int = 0) -> list[dict[str, Any]]:
+        """Groups as torch wants them; names are kept here."""
+        found: list[dict[str, Any]] = []
+        used = set(self._names.values())
+        for group in groups:
+            for name, p in group["params"]:
+                if isinstance(p, Tensor):
+                    name = name if name not in used else f"{name}#{len(used)}"
+                    used.add(name)
+                    self._names[id(p)] = name
+            found.append({**group, "params": [p for _, p in group["params"]]})
+        return found
+
+    def _build(self) -> None:
+        self._spare = None
+        self._flat = Flat([[(self._names[id(p)], p) for p in group["params"]] for group in self.param_groups])
+        for p in self._flat.params:
+            self.state[p] = {}  # so that nobody takes the optimizer for one that has not begun
+        if self.world == 1:
+            return
+        lines: list[str] = []
+
+        def trial(settled: Reducer, everything: Layout) -> None:
+            lines.append(announce(settled, everything, self.world, f"compcomm: {self._call}"))
+
+        self.exchange = self._make(self.reducer, trial)
+        self._listen()
+        if dist.get_rank(self.group) == 0:
+            print(lines[0], file=sys.stderr, flush=True)
+
+    def _make(self, reducer: Compressor | Reducer, trial: Callable[[Reducer, Layout], None] | None = None) -> Exchange:
+        groups = [repr({k: v for k, v in g.items() if k != "params"}) for g in self.param_groups]
+        facts = {"optimizer": self._call, **self._facts, "groups": groups}
+        return Exchange(reducer, self.flat, self.group, self._timeout, self._seed, facts, trial)
+
+    def _listen(self) -> None:
+        """Gradients are averaged: by DDP's hook, or by ``dense`` in ``step``. Collective."""
+        if self._ddp is not None:
+            if self._hook is None:
+                self._hook = _Hook(self._ddp, self._warmup if self._listens else None)
+            self._hook.listen(self.group, self._timeout, self._seed)
+        if not self._listens:
+            self.dense = self._make(self._warmup)
+
+    def _close(self) -> None:
+        self._hang_up()
+        if self.exchange is not None:
+            self.exchange.attachment.detach()
+            self.exchange = None
+
+
+class _Hook:
+    """DDP's hook while an optimizer has it: gradients are averaged by ``warmup``, then left alone."""
+
+    def __init__(self, ddp: Any, warmup: Compressor | Reducer | None) -> None:
+        self._ddp, self._warmup = ddp, warmup
+        self._state: DDPState | None = None
+        self.attachment: Attachment | None = None
+        self._registered = False
+
+    def listen(self, group: dist.ProcessGroup | None, timeout: timedelta | float | None, seed: int) -> None:
+        """From now on gradients are averaged by ``warmup``; None: they are left alone. Collective."""
+        if self._warmup is not None:
+            self._state = DDPState(self._warmup, group=group, timeout=timeout, seed=seed)
+            self._state.bind(self._ddp)
+            self.attachment = self._state.open(next(p.device for p in self._ddp.parameters()))
+            watch(self._ddp, self.attachment)
+        if not self._registered:
+            self._ddp.register_comm_hook(self, optimizer_hook)
+            self._registered = True
+
+    def hang_up(self) -> None:
+        if self.attachment is not None:
+            self.attachment.detach()
+        self._state = self.attachment = None
+
+    def __call__(self, bucket: Any) -> torch.futures.Future[Tensor]:
+        if self._state is not None:
+            return ddp_hook(self._state, bucket)
+        flat: Tensor = bucket.buffer()
+        made: Any = torch.futures.Future
+        future: Any = made(devices=[flat.device] if flat.is_cuda else None)
+        future.set_result(flat)
+        return future
+
+
+def optimizer_hook(state: _Hook, bucket: Any) -> torch.futures.Future[Tensor]:
+    """DDP's hook in an optimizer's hands."""
+    return state(bucket)
+
+
+optimizer_hook.__annotations__ = {
+    "state": _Hook, "bucket": GradBucket, "return": torch.futures.Future[Tensor]
+}  # fmt: skip
+
+_EMPTY = torch.empty(0)
+
+
+def _feedback(call: str, compressor: Any) -> Compressor | Reducer:
+    """The compressor under error feedback, by whatever route it has or is given."""
+    if isinstance(compressor, SignScale) and compressor.scale == "l2":
+        compressor = Unproven(compressor)
+    if not isinstance(compressor, Compressor | Reducer):
+        raise TypeError(f"{call}(compressor={compressor!r}): give a compressor, such as SignScale() or QSGD(bits=4).")
+    return compressor if isinstance(compressor, ErrorFeedback) else ErrorFeedback(compressor)
+
+
+def _check_warmup(call: str, warmup: Any, world: int) -> None:
+    if not isinstance(warmup, Compressor | Reducer):
+        raise TypeError(f"{call}(warmup={warmup!r}): give a reducer, such as Exact() or Cast(torch.bfloat16).")
+    if settle(warmup, world).stateful:
+        raise ValueError(
+            f"{call}(warmup={warmup!r}): it keeps what it does not send, and the warm-up ends without sending it. Use "
+            f"Exact() or Cast(torch.bfloat16)."
+        )
+
+
+def check_options(call: str, group: Mapping[str, Any]) -> None:
+    """Raises ValueError for options that no Adam can have."""
+    for name in ("lr", "eps", "weight_decay"):
+        value = float(group[name])
+        if not 0.0 <= value < float("inf"):
+            raise ValueError(f"{call}({name}={group[name]!r}): a number, 0 or more.")
+    betas = group["betas"]
+    if not isinstance(betas, tuple | list) or len(betas) != 2 or not all(0.0 <= float(b) < 1.0 for b in betas):
+        raise ValueError(f"{call}(betas={betas!r}): two numbers in [0, 1), such as (0.9, 0.999).")
+    if group.get("amsgrad"):
+        raise ValueError(
+            f"{call}(amsgrad=True): its running maximum of the variance ends with the warm-up. Leave it out."
+        )
+
+
+__all__ = ["CompressedOptimizer", "check", "check_options"]

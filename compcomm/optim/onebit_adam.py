@@ -1,0 +1,256 @@
+"""OneBitAdam: Adam until its variance is known, then momentum SGD preconditioned by it, with coded momentum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..compressor import Compressor, ops
+from ..compressors.sign import SignScale
+from ..reducer import Reducer
+from ..reducers.exact import Exact
+from ..store import StateError
+from .base import CompressedOptimizer
+from .flat import Batch, Part
+from .freeze import Freeze, check_rule
+from .variance import freeze as freeze_variance
+
+
+class OneBitAdam(CompressedOptimizer):
+    """``optimizer = cc.optim.OneBitAdam(ddp_model, lr=1e-3)`` in place of ``torch.optim.Adam(...)``.
+
+    Warm-up, g the mean gradient (averaged by DDP's backward pass through ``warmup``, or in ``step``):
+
+        m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  x <- x - lr (m/(sqrt v + eps) + decay x)
+
+    After ``freeze`` steps v stays as it is, gradients are no longer averaged, and in each step
+
+        m_i <- b1 m + (1 - b1) g_i on rank i;  m <- mean of m_i, compressed;  x <- x - lr (m/(sqrt v + eps) + decay x)
+
+    The mean is ``ErrorFeedback(compressor)`` by the route that fits the number of ranks: two-phase with residuals of
+    workers and owners, between two ranks an all-gather (the same bytes, one round, no second loss). All parameters lie
+    in flat vectors and travel in buckets of 16 MiB, pipelined: while one is coded, others are on the wire. With
+    ``SignScale()`` 1.06 bits per element; 1-D and small parameters travel exact. Invariant:
+    sum of m + mean residual + owners' residuals = sum of mean m_i. m and x are bit-identical on all ranks.
+
+    Args:
+        model_or_params: a DDP model (its one hook is taken), a model, parameters, or groups.
+        lr, betas, eps, weight_decay: as in ``torch.optim.AdamW``, per group if wanted.
+        freeze: steps of warm-up, or "auto": until the variance is stable (see ``compcomm.optim.freeze``), with
+            ``betas[1]`` = 0.999 never before step 2000. Either way not while the learning rate rises. A number beyond
+            the end of the run means Adam throughout.
+        v_floor: at the freeze sqrt(v) is raised to at least ``v_floor`` times its root mean square over the parameter;
+            where a parameter's v is all zero, to the root mean square over all parameters. The published code has no
+            floor, and diverges where some elements had next to no gradient: their sign is sent at the size of the
+            others, and divided by nearly nothing. An MLP on handwritten digits, whose dark pixels are such elements,
+            ends in NaN with 0 and 0.001, learns with 0.01, and follows Adam with 0.1 to 0.3. ``v_floor=0`` is the
+            published formula.
+        bias_correction: divide by 1 - b1^t and 1 - b2^t, as Adam does. The published code does not: its first steps
+            are smaller (default); the second factor stops at the freeze.
+        compressor: any compressor, route or ``ErrorFeedback``. ``SignScale(scale="l2")``, the published scale, is taken
+            too: it is no contraction, so nothing bounds its residual on sparse momentum (``Unproven``).
+        warmup: how gradients are averaged at first: ``Exact()`` in their own precision, or ``Cast(torch.bfloat16)``,
+            half of fp32's bytes. Nothing that keeps a residual.
+        params: groups over the parameters of a DDP model; default: one group.
+        decoupled_weight_decay: decay as above (as in the published code and AdamW). False: decay * x is added to the
+            gradient, as in ``torch.optim.Adam``.
+        group, timeout, seed: see ``attach``. Without DDP and process group it runs alone, uncompressed.
+        maximize: as in ``torch.optim.Adam``. ``foreach`` and ``fused`` are taken and mean nothing: updates are one
+            kernel per batch of parameters, whatever they say.
+
+    Clipping: after the warm-up ``clip_grad_norm_`` sees each rank's own gradient, and each rank clips by its own norm.
+    Learning rates may change at any time: what is kept is momentum, not steps.
+
+    Raises:
+        TypeError, ValueError: an argument cannot be; ``amsgrad`` (its maximum of v ends with v); sharded or sparse
+            parameters; a DDP model with another hook. ``AgreementError`` where the ranks differ.
+
+    State, bytes per element: m 4, v 4, and after the warm-up 4 for the momentum under way and 4 for the residual (and 4
+    per element owned). In fp32 whatever the parameters are.
+
+    Source: Tang et al. 2021 (arXiv:2102.02888), Algorithm 1, and its published code for what that leaves open.
+    """
+
+    def __init__(
+        self,
+        model_or_params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        *,
+        freeze: int | str = "auto",
+        v_floor: float = 0.1,
+        bias_correction: bool = False,
+        compressor: Compressor | Reducer = SignScale(),  # noqa: B008  (frozen)
+        warmup: Compressor | Reducer = Exact(),  # noqa: B008  (frozen)
+        params: Any = None,
+        decoupled_weight_decay: bool = True,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        group: dist.ProcessGroup | None = None,
+        timeout: timedelta | float | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.frozen_at: int | None = None
+        """The step after which the variance was frozen; None during the warm-up."""
+        self.steps = 0
+        """Steps that counted: bad ones do not."""
+        self.v_floor, self.bias_correction = v_floor, bias_correction
+        defaults = {
+            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad,
+            "maximize": maximize, "decoupled_weight_decay": decoupled_weight_decay,
+        }  # fmt: skip
+
+        def check() -> None:
+            check_rule("OneBitAdam", freeze)
+            check_floor("OneBitAdam", v_floor)
+
+        super().__init__(
+            model_or_params, defaults, params=params, compressor=compressor, warmup=warmup, group=group,
+            timeout=timeout, seed=seed, listens=True, check=check,
+            facts={"freeze": freeze, "v_floor": v_floor, "bias_correction": bias_correction},
+        )  # fmt: skip
+        self._freeze = Freeze(freeze, max(float(g["betas"][1]) for g in self.param_groups))
+        self._mean, self._second = self.flat.zeros(), self.flat.zeros()
+
+    @property
+    def compressed(self) -> bool:
+        return self.frozen_at is not None
+
+    def _advance(self, scale: float, bad: bool) -> None:
+        if self.compressed:
+            self._travel(scale, bad)
+            return
+        if self._warm(scale, bad):
+            self.steps += 1
+            due = self._freeze.due(
+                self.steps, self._rates(), lambda: float(self._second.sum(dtype=torch.float64)),
+                self.exchange.all if self.exchange is not None else bool,
+            )  # fmt: skip
+            if due:
+                self._cool()
+
+    # The warm-up: Adam.
+
+    def _warm(self, scale: float, bad: bool) -> bool:
+        """A step of Adam; False: it was skipped."""
+        if self.dense is None:  # gradients are averaged already, so what one rank finds in them all find
+            if not bad:
+                for part in self.flat.parts:
+                    self._adam(part.pick([p.grad is not None for p in self.flat.params]), None, scale)
+            return not bad
+        awake = self._awake(bad)
+        if awake is None:
+            return False
+        mean = self._room()
+        self._gather(self._mean, mean, scale)
+        self._average(self.dense, mean, lambda _: None)
+        for part in self.flat.parts:
+            self._adam(part.pick(awake), mean, 1.0)
+        return True
+
+    def _adam(self, part: Part, mean: Tensor | None, scale: float) -> None:
+        """``mean``: a flat vector with the averaged gradients; None: they are in the parameters."""
+        if not part.params:
+            return
+        group = self.param_groups[part.group]
+        rate, correction = self._rate(group, self.steps + 1), self._correction(group, self.steps + 1)
+        decay, l2 = self._decay(group)
+        grads = self._grads(part) if mean is None else [self.flat.view(mean, n) for n in part.numbers]
+        sign = -scale if group["maximize"] and mean is None else scale
+        b1, b2 = map(float, group["betas"])
+        ops.adam(
+            part.params, grads, part.starts, self._mean, self._second,
+            b1, b2, sign, rate, correction, float(group["eps"]), decay, l2,
+        )  # fmt: skip
+
+    def _rate(self, group: Mapping[str, Any], step: int) -> float:
+        return float(group["lr"]) / (1.0 - float(group["betas"][0]) ** step if self.bias_correction else 1.0)
+
+    def _correction(self, group: Mapping[str, Any], step: int) -> float:
+        return (1.0 - float(group["betas"][1]) ** step) ** -0.5 if self.bias_correction else 1.0
+
+    def _cool(self) -> None:
+        """The warm-up ends: from here on ``_second`` holds sqrt(v) + eps."""
+        options = [(self._correction(g, self.steps), float(g["eps"])) for g in self.param_groups]
+        freeze_variance(self.flat, self._second, self.v_floor, options)
+        self.frozen_at = self.steps
+        self._hang_up()
+        if self.world > 1:
+            self._say(f"variance frozen after {self.steps} steps; {self._line()}")
+
+    # After it: momentum that travels.
+
+    def _travel(self, scale: float, bad: bool) -> None:
+        new = self._room()
+        finite = self._momentum(self._mean, new, scale)
+        awake = self._awake(bad or not finite)
+        if awake is None:
+            return
+        asleep = [n for n, a in enumerate(awake) if not a]
+        for n in asleep:
+            self.flat.view(new, n).zero_()  # sent as nothing, so that their residual stays
+
+        def arrived(batch: Batch) -> None:
+            for part in batch.parts:
+                part = part.pick(awake)
+                group = self.param_groups[part.group]
+                if part.params:
+                    ops.descend(
+                        part.params, part.starts, new, self._second,
+                        self._rate(group, self.steps + 1), self._decay(group)[0],
+                    )  # fmt: skip
+
+        self._average(self.exchange, new, arrived)
+        for n in asleep:
+            self.flat.view(new, n).copy_(self.flat.view(self._mean, n))
+        self._mean, self._spare = new, self._mean
+        self.steps += 1
+
+    # Checkpoints.
+
+    def vectors(self) -> dict[str, Tensor]:
+        return {"exp_avg": self._mean, "denominator" if self.compressed else "exp_avg_sq": self._second}
+
+    def extra(self) -> dict[str, Any]:
+        return {"steps": self.steps, "frozen_at": self.frozen_at, "warmup": self._freeze.state_dict()}
+
+    def check_extra(self, extra: Mapping[str, Any], vectors: Mapping[str, Tensor]) -> None:
+        steps, frozen, warmup = (extra.get(name) for name in ("steps", "frozen_at", "warmup"))
+        second = "exp_avg_sq" if frozen is None else "denominator"
+        if not isinstance(steps, int) or not isinstance(frozen, int | None) or not isinstance(warmup, Mapping):
+            raise StateError(f"load_state_dict: steps={steps!r}, frozen_at={frozen!r}: the checkpoint is damaged.")
+        if set(vectors) != {"exp_avg", second}:
+            raise StateError(f"load_state_dict: moments {sorted(vectors)} where exp_avg and {second} are due.")
+        Freeze("auto", 0.9).load_state_dict(warmup)
+
+    def load(self, vectors: dict[str, Tensor], extra: Mapping[str, Any]) -> None:
+        was = self.compressed
+        self.steps, self.frozen_at = extra["steps"], extra["frozen_at"]
+        self._freeze.load_state_dict(extra["warmup"])
+        self._mean = vectors["exp_avg"]
+        self._second = vectors["denominator" if self.compressed else "exp_avg_sq"]
+        self._go_on(was, self.steps)
+
+    def absorb(self, residual: Tensor) -> None:
+        for part in self.flat.parts:
+            beta = float(self.param_groups[part.group]["betas"][0])
+            for n in part.numbers:  # the next m is b1 m + ..., so that the residual arrives there whole
+                self.flat.view(self._mean, n).add_(self.flat.view(residual, n), alpha=1.0 / beta if beta else 0.0)
+
+
+def check_floor(call: str, value: object) -> None:
+    """Raises ValueError for what is no floor of the variance."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < 1.0:
+        raise ValueError(
+            f"{call}(v_floor={value!r}): a part of the root mean square of sqrt(v), in [0, 1); 0.1 is the default, 0 "
+            f"the published formula."
+        )

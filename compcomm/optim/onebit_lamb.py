@@ -1,0 +1,403 @@
+"""OneBitLamb: LAMB until its variance is known, then momentum SGD preconditioned by it, with coded momentum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from math import fsum, sqrt
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..compressor import Compressor, ops
+from ..compressors.sign import SignScale
+from ..reducer import Reducer
+from ..reducers.exact import Exact
+from ..store import StateError
+from . import foreach
+from .base import CompressedOptimizer
+from .flat import Batch
+from .freeze import Freeze, check_rule
+from .onebit_adam import check_floor
+from .sheet import Sheet, sheets
+from .trust import Bounds, Trust, check_numbers
+from .variance import freeze as freeze_variance
+
+SCALE = 2.0**20
+"""Momentum is scaled by no more than this before it travels, and by no less than its inverse."""
+
+
+class OneBitLamb(CompressedOptimizer):
+    """``optimizer = cc.optim.OneBitLamb(ddp_model, lr=4e-3, weight_decay=0.01)`` in place of a LAMB.
+
+    Warm-up, g the mean gradient (averaged by DDP's backward pass through ``warmup``, or in ``step``), for each
+    parameter x, of any shape:
+
+        m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  r = m/(sqrt v + eps) + decay x
+        c = |x|/|r| within [min_coeff, max_coeff], 1 where a norm is 0;  x <- x - lr c r
+        C <- b_c C + (1 - b_c) c where c is not 1; C begins with the first such c
+
+    After ``freeze`` steps d = max(sqrt v, floor) + eps and C stay as they are, w = v, phi = 1, and with rms(m) the root
+    mean square over a parameter, s = (mean of rms(m) over the parameters)/rms(m). Then in each step
+
+        m_i <- b1 m + (1 - b1) g_i on rank i;  m' <- (mean of s m_i, compressed)/s;  h = (m' - b1 m)/(1 - b1);  m <- m'
+        w <- max(b2 w, floor^2) + (1 - b2) h^2;  r = m/d + decay x
+        phi <- rho max(d/(sqrt w + eps)) + 1 - rho, rho = min(1, |m/d|/|r|), within [factor_min, factor_max] and
+               within ``factor_threshold`` of the phi before it, as a part of that
+        x <- x - lr C phi r
+
+    The mean is ``ErrorFeedback(compressor)`` of one flat vector, by the routes and in the buckets of ``OneBitAdam``:
+    with ``SignScale()`` 1.06 bits per element. Residuals are of s m. Invariant: sum of s m + mean residual + owners'
+    residuals = sum of mean s m_i. m, c and x are bit-identical on all ranks: norms are summed in fp64 by one fixed
+    tree, whatever the number of threads.
+
+    Args:
+        model_or_params: a DDP model (its one hook is taken), a model, parameters, or groups. A group with
+            ``adapt=False``, as for biases and norms, has c = 1: it is under Adam.
+        lr, betas, eps, weight_decay: as in ``torch.optim.AdamW``, per group if wanted; decay is part of r.
+        freeze: as in ``OneBitAdam``; at least 1/(1 - coeff_beta) steps, or C is the mean of fewer ratios.
+        max_coeff, min_coeff: the limits of c in the warm-up, per group if wanted. (BERT: 0.3 and 0.01.)
+        coeff_beta: b_c.
+        factor_max, factor_min, factor_threshold: the limits of phi. What is reconstructed of the gradient has the noise
+            of the compressor times 1/(1 - b1).
+        v_floor: as in ``OneBitAdam``: floor is ``v_floor`` times the root mean square of sqrt(v) over the parameter,
+            or, where v is all zero, the root mean square over all parameters. On the same digits, at lr 0.01, NaN with
+            0 and 0.001, and better than LAMB with 0.01 to 0.3. It also bounds w, so that an element that never has a
+            gradient has d/(sqrt w + eps) = 1, as it has without a floor; floor/eps would be the maximum, and make phi
+            ``factor_max``. ``v_floor=0`` is the published formula.
+        compressor, warmup, params, group, timeout, seed, maximize, foreach, fused: as in ``OneBitAdam``.
+
+    Clipping and learning rates: as for ``OneBitAdam``.
+
+    Raises:
+        TypeError, ValueError: an argument cannot be; ``amsgrad`` (its maximum of v ends with v); sharded or sparse
+            parameters; a DDP model with another hook. ``AgreementError`` where the ranks differ.
+
+    State, bytes per element: m 4, v 4, and after the warm-up 4 for w, 4 for the momentum under way and 4 for the
+    residual (and 4 per element owned). In fp32 whatever the parameters are; and 8 per element of the longest batch (16
+    MiB, or the longest parameter) to compute in. Four numbers per parameter.
+
+    Source: Li et al. 2021 (arXiv:2104.06069), Algorithm 1, and its published code (in DeepSpeed) for what that leaves
+    open: no bias correction, C, the limits of phi, its part rho. Where we differ: the floor; C begins there with 0, so
+    that it is too small by b_c^freeze, and a parameter whose c was always 1 stops at the freeze; s is at most 2^20 and
+    at least 2^-20, and 1 where rms(m) is 0, where it is infinite there.
+    """
+
+    def __init__(
+        self,
+        model_or_params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        *,
+        freeze: int | str = "auto",
+        max_coeff: float = 10.0,
+        min_coeff: float = 0.01,
+        coeff_beta: float = 0.9,
+        factor_max: float = 4.0,
+        factor_min: float = 0.5,
+        factor_threshold: float = 0.1,
+        v_floor: float = 0.1,
+        compressor: Compressor | Reducer = SignScale(),  # noqa: B008  (frozen)
+        warmup: Compressor | Reducer = Exact(),  # noqa: B008  (frozen)
+        params: Any = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        group: dist.ProcessGroup | None = None,
+        timeout: timedelta | float | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.frozen_at: int | None = None
+        """The step after which the variance was frozen; None during the warm-up."""
+        self.steps = 0
+        """Steps that counted: bad ones do not."""
+        self.v_floor = v_floor
+        defaults = {
+            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad,
+            "maximize": maximize, "max_coeff": max_coeff, "min_coeff": min_coeff, "adapt": True,
+        }  # fmt: skip
+
+        def check() -> None:
+            check_rule("OneBitLamb", freeze)
+            check_floor("OneBitLamb", v_floor)
+            check_factors(coeff_beta, factor_max, factor_min, factor_threshold)
+
+        super().__init__(
+            model_or_params, defaults, params=params, compressor=compressor, warmup=warmup, group=group,
+            timeout=timeout, seed=seed, listens=True, check=check,
+            facts={
+                "freeze": freeze, "v_floor": v_floor, "coeff_beta": coeff_beta, "factor_max": factor_max,
+                "factor_min": factor_min, "factor_threshold": factor_threshold,
+            },
+        )  # fmt: skip
+        self._freeze = Freeze(freeze, max(float(g["betas"][1]) for g in self.param_groups))
+        self._bounds, self._coeff_beta = Bounds(*map(float, (factor_min, factor_max, factor_threshold))), coeff_beta
+        self._mean, self._second, self._fresh = self.flat.zeros(), self.flat.zeros(), torch.empty(0)
+        self._floor: list[float] = []
+        self._scaling: list[float] = []
+        self._fit()
+
+    @property
+    def compressed(self) -> bool:
+        return self.frozen_at is not None
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        """The c of each parameter in the last step, by its name; 1 before the first."""
+        return {name: c for (name, _), c in zip(self.flat.named, self._trust.last, strict=True)}
+
+    def _fit(self) -> None:
+        """Makes what depends on the plan of the flat vectors."""
+        self._sheets = {sheet.numbers[0]: sheet for sheet in sheets(self.flat)}
+        self._trust = Trust(len(self.flat.params), self._coeff_beta, self._bounds)
+        self._group_of = [g for g, group in enumerate(self.param_groups) for _ in group["params"]]
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        low, high = float(group["min_coeff"]), float(group["max_coeff"])
+        if not 0.0 < low <= high < float("inf"):
+            raise ValueError(
+                f"OneBitLamb(min_coeff={group['min_coeff']!r}, max_coeff={group['max_coeff']!r}): two numbers, more "
+                f"than 0, the smaller one first, such as 0.01 and 10."
+            )
+        if not float(group["betas"][1]):
+            raise ValueError(
+                f"OneBitLamb(betas={group['betas']!r}): b2 = 0 keeps no variance. Give more, such as 0.999."
+            )
+        if not isinstance(group["adapt"], bool):
+            raise ValueError(f"OneBitLamb(adapt={group['adapt']!r}): True, or False for c = 1.")
+
+    def _decay(self, group: Mapping[str, Any]) -> tuple[float, float]:
+        return 0.0, 0.0  # decay is part of r
+
+    def _advance(self, scale: float, bad: bool) -> None:
+        if self.compressed:
+            self._travel(scale, bad)
+            return
+        if self._warm(scale, bad):
+            self.steps += 1
+            due = self._freeze.due(
+                self.steps, self._rates(), lambda: float(self._second.sum(dtype=torch.float64)),
+                self.exchange.all if self.exchange is not None else bool,
+            )  # fmt: skip
+            if due:
+                self._cool()
+
+    def _options(self, name: str, numbers: Sequence[int]) -> list[Any]:
+        return [self.param_groups[self._group_of[n]][name] for n in numbers]
+
+    def _descend(self, sheet: Sheet, numbers: Sequence[int], updates: Sequence[Tensor], c: Sequence[float]) -> None:
+        """x <- x - lr c r. Of a product and a sum each is rounded by itself, so that nothing depends on threads."""
+        if not numbers:
+            return
+        rates = map(float, self._options("lr", numbers))
+        moves = [updates[n - sheet.numbers[0]] for n in numbers]
+        foreach.multiply(moves, [-lr * k for lr, k in zip(rates, c, strict=True)])
+        foreach.add([self.flat.params[n] for n in numbers], moves)
+
+    def _decayed(self, sheet: Sheet, weights: Sequence[Tensor]) -> None:
+        """x <- decay x, in a sheet's ``weights``."""
+        foreach.multiply(list(weights), [float(d) for d in self._options("weight_decay", sheet.numbers)])
+
+    # The warm-up: LAMB.
+
+    def _warm(self, scale: float, bad: bool) -> bool:
+        """A step of LAMB; False: it was skipped."""
+        mean: Tensor | None = None
+        if self.dense is None:  # gradients are averaged already, so what one rank finds in them all find
+            awake = None if bad else [p.grad is not None for p in self.flat.params]
+        else:
+            mean = self._room()
+            finite = self._gather(self._mean, mean, scale)
+            awake = self._awake(bad or not finite)
+        if awake is None:
+            return False
+        self._average(self.dense, self._mean if mean is None else mean, lambda b: self._lamb(b, awake, mean, scale))
+        return True
+
+    def _lamb(self, batch: Batch, awake: list[bool], mean: Tensor | None, scale: float) -> None:
+        """``mean``: a flat vector with the averaged gradients; None: they are in the parameters."""
+        sheet = self._sheets[batch.parts[0].numbers[0]]
+        first, numbers = sheet.numbers[0], sheet.numbers
+        updates = sheet.twos
+        foreach.copy(updates, self.flat.params[first : numbers.stop])
+        weights = sheet.norms(sheet.two)
+        self._decayed(sheet, updates)
+        for part in batch.parts:
+            part = part.pick(awake)
+            if part.params:
+                group = self.param_groups[part.group]
+                grads = self._grads(part) if mean is None else [self.flat.view(mean, n) for n in part.numbers]
+                sign = 1.0 if mean is not None else -scale if group["maximize"] else scale
+                b1, b2 = map(float, group["betas"])
+                # Adam with r in the place of the parameters, and a rate of -1: decay x becomes r
+                ops.adam(
+                    [updates[n - first] for n in part.numbers], grads, part.starts, self._mean, self._second,
+                    b1, b2, sign, -1.0, 1.0, float(group["eps"]), 0.0, 0.0,
+                )  # fmt: skip
+        moving = [n for n in numbers if awake[n]]
+        norms, c = sheet.norms(sheet.two), list[float]()
+        for n in moving:
+            group = self.param_groups[self._group_of[n]]
+            limits = float(group["min_coeff"]), float(group["max_coeff"])
+            i = n - first
+            c.append(self._trust.measure(n, weights[i], norms[i], limits) if group["adapt"] else 1.0)
+        self._descend(sheet, moving, updates, c)
+
+    def _cool(self) -> None:
+        """The warm-up ends: from here on ``_second`` holds d."""
+        self._fresh = self._second.clone()
+        options = [(1.0, float(g["eps"])) for g in self.param_groups]
+        self._floor = freeze_variance(self.flat, self._second, self.v_floor, options)
+        self._scaling = self._scales()
+        self._trust.end()
+        self.frozen_at = self.steps
+        self._hang_up()
+        if self.world > 1:
+            self._say(f"variance frozen after {self.steps} steps; {self._line()}")
+
+    def _scales(self) -> list[float]:
+        """s of all parameters."""
+        norms = torch.zeros(len(self.flat.params), dtype=torch.float64, device=self.flat.device)
+        ops.norms(self._mean, self.flat.table(), norms)
+        sizes = [max(1, p.numel()) for p in self.flat.params]
+        rms = [norm / sqrt(size) for norm, size in zip(norms.tolist(), sizes, strict=True)]
+        mean = fsum(rms) / max(1, len(rms))
+        return [min(max(mean / r, 1.0 / SCALE), SCALE) if r else 1.0 for r in rms]
+
+    # After it: momentum that travels.
+
+    def _travel(self, scale: float, bad: bool) -> None:
+        new = self._room()
+        finite = self._momentum(self._mean, new, scale)
+        awake = self._awake(bad or not finite)
+        if awake is None:
+            return
+        asleep = [n for n, a in enumerate(awake) if not a]
+        for n in asleep:
+            self.flat.view(new, n).zero_()  # sent as nothing, so that their residual stays
+        if self.exchange is not None:
+            foreach.multiply(self.flat.views(new), self._scaling)
+        self._average(self.exchange, new, lambda batch: self._arrived(batch, awake, new))
+        for n in asleep:
+            self.flat.view(new, n).copy_(self.flat.view(self._mean, n))
+        self._mean, self._spare = new, self._mean
+        self.steps += 1
+
+    def _arrived(self, batch: Batch, awake: list[bool], new: Tensor) -> None:
+        sheet = self._sheets[batch.parts[0].numbers[0]]
+        first, numbers = sheet.numbers[0], sheet.numbers
+        moving = [n for n in numbers if awake[n] and self.flat.params[n].numel()]
+        if self.exchange is not None:
+            foreach.divide(sheet.cut(new), self._scaling[first : numbers.stop])
+        factors = self._factors(sheet, moving, new)
+        torch.div(new[sheet.span], self._second[sheet.span], out=sheet.one)
+        shares = [1.0] * len(numbers)
+        if any(self._options("weight_decay", moving)):
+            parts = sheet.norms(sheet.one)
+            foreach.copy(sheet.twos, self.flat.params[first : numbers.stop])
+            self._decayed(sheet, sheet.twos)
+            sheet.one.add_(sheet.two)
+            wholes = sheet.norms(sheet.one)
+            shares = [min(1.0, part / whole) if whole else 1.0 for part, whole in zip(parts, wholes, strict=True)]
+        c = [
+            self._trust.correct(n, factor, shares[n - first]) if adapt else 1.0
+            for n, factor, adapt in zip(moving, factors, self._options("adapt", moving), strict=True)
+        ]
+        self._descend(sheet, moving, sheet.ones, c)
+
+    def _factors(self, sheet: Sheet, moving: Sequence[int], new: Tensor) -> list[float]:
+        """Brings w up to date, and returns max(d/(sqrt w + eps)) over each of these parameters."""
+        fresh, second = self._fresh[sheet.span], self._second[sheet.span]
+        status = torch.zeros(1, dtype=torch.uint8, device=new.device)
+        momenta, variances = sheet.cut(new), sheet.cut(self._fresh)
+        gradients, ratios = sheet.one.split(sheet.sizes), sheet.two.split(sheet.sizes)
+        first, chosen = sheet.numbers[0], set(moving)
+        sheet.two.zero_()
+        for part in sheet.batch.parts:
+            rows = [n - first for n in part.numbers if n in chosen]
+            if not rows:
+                continue
+            group = self.param_groups[part.group]
+            b1, b2 = map(float, group["betas"])
+            starts = [self.flat.starts[first + i] - sheet.batch.start for i in rows]
+            given, found = [momenta[i] for i in rows], [gradients[i] for i in rows]
+            # h = (m' - b1 m)/(1 - b1) is a momentum whose beta is -b1/(1 - b1)
+            ops.momentum(given, given, starts, self._mean[sheet.span], sheet.one, -b1 / (1.0 - b1), 1.0, 0.0, status)
+            if self.v_floor:
+                least = [self._floor[first + i] ** 2 / b2 for i in rows]
+                foreach.raise_to([variances[i] for i in rows], least)
+            # Adam with d for a momentum that stays as it is, and a rate of -1: 0 becomes d/(sqrt w + eps)
+            ops.adam(
+                [ratios[i] for i in rows], found, starts, second, fresh,
+                1.0, b2, 1.0, -1.0, 1.0, float(group["eps"]), 0.0, 0.0,
+            )  # fmt: skip
+        return foreach.largest([ratios[n - first] for n in moving])
+
+    # Checkpoints.
+
+    def vectors(self) -> dict[str, Tensor]:
+        if not self.compressed:
+            return {"exp_avg": self._mean, "exp_avg_sq": self._second}
+        return {"exp_avg": self._mean, "denominator": self._second, "exp_avg_sq_fresh": self._fresh}
+
+    def extra(self) -> dict[str, Any]:
+        return {
+            "steps": self.steps, "frozen_at": self.frozen_at, "warmup": self._freeze.state_dict(),
+            "trust": self._trust.state_dict(), "floor": list(self._floor), "scaling": list(self._scaling),
+        }  # fmt: skip
+
+    def check_extra(self, extra: Mapping[str, Any], vectors: Mapping[str, Tensor]) -> None:
+        steps, frozen, warmup, trust = (extra.get(name) for name in ("steps", "frozen_at", "warmup", "trust"))
+        if (
+            not isinstance(steps, int)
+            or not isinstance(frozen, int | None)
+            or not isinstance(warmup, Mapping)
+            or not isinstance(trust, Mapping)
+        ):
+            raise StateError(f"load_state_dict: steps={steps!r}, frozen_at={frozen!r}: the checkpoint is damaged.")
+        due = ["exp_avg", "exp_avg_sq"] if frozen is None else ["denominator", "exp_avg", "exp_avg_sq_fresh"]
+        if sorted(vectors) != due:
+            raise StateError(f"load_state_dict: moments {sorted(vectors)} where {due} are due.")
+        Freeze("auto", 0.9).load_state_dict(warmup)
+        count = len(self.flat.params)
+        for name in ("mean", "factor"):
+            check_numbers(name, trust.get(name), count)
+        for name in ("floor", "scaling"):
+            check_numbers(name, extra.get(name), 0 if frozen is None else count)
+
+    def load(self, vectors: dict[str, Tensor], extra: Mapping[str, Any]) -> None:
+        was = self.compressed
+        self._fit()
+        self.steps, self.frozen_at = extra["steps"], extra["frozen_at"]
+        self._freeze.load_state_dict(extra["warmup"])
+        self._trust.load_state_dict(extra["trust"])
+        self._floor, self._scaling = list(extra["floor"]), list(extra["scaling"])
+        self._mean = vectors["exp_avg"]
+        self._second = vectors["denominator" if self.compressed else "exp_avg_sq"]
+        self._fresh = vectors.get("exp_avg_sq_fresh", torch.empty(0))
+        self._go_on(was, self.steps)
+
+    def absorb(self, residual: Tensor) -> None:
+        for n, (group, scale) in enumerate(zip(self._group_of, self._scaling, strict=True)):
+            beta = float(self.param_groups[group]["betas"][0])
+            if beta:  # the next m is b1 m + ..., so that the residual arrives there whole
+                self.flat.view(self._mean, n).add_(self.flat.view(residual, n), alpha=1.0 / (beta * scale))
+
+
+def check_factors(beta: float, high: float, low: float, threshold: float) -> None:
+    """Raises ValueError for what cannot bound a ratio."""
+    if not 0.0 <= beta < 1.0:
+        raise ValueError(f"OneBitLamb(coeff_beta={beta!r}): a number in [0, 1), such as 0.9.")
+    if not 0.0 < low <= 1.0 <= high < float("inf"):
+        raise ValueError(
+            f"OneBitLamb(factor_min={low!r}, factor_max={high!r}): the factor begins with 1, so that one is at most 1 "
+            f"and the other at least 1, such as 0.5 and 4."
+        )
+    if not 0.0 <= threshold < 1.0:
+        raise ValueError(f"OneBitLamb(factor_threshold={threshold!r}): a part of the last factor, in [0, 1): 0.1.")

@@ -1,0 +1,59 @@
+"""Why the variance has a floor: handwritten digits, whose dark corners never have a gradient."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+from compcomm.optim import OneBitAdam
+
+from .harness import Workers
+
+pytestmark = [pytest.mark.multi, pytest.mark.slow]
+
+STEPS, FREEZE = 300, 45
+BENCHMARKS = str(Path(__file__).resolve().parents[2] / "benchmarks")
+
+
+def digits(rank: int, world: int, **options: Any) -> Any:
+    sys.path.insert(0, BENCHMARKS)
+    try:
+        from tasks.digits import Digits
+
+        task = Digits()
+    finally:
+        sys.path.remove(BENCHMARKS)
+    module = task.model(0)
+    model = DDP(module)
+    own = OneBitAdam(model, lr=1e-3, freeze=FREEZE, timeout=20, **options)
+    for step in range(STEPS):
+        x, y = task.batch(0, step, rank)
+        own.zero_grad()
+        functional.cross_entropy(model(x), y).backward()
+        own.step()
+    own.detach()
+    with torch.no_grad():
+        logits = module(task.held_out.x)
+    accuracy = (logits.argmax(1) == task.held_out.y).float().mean()
+    largest = max(float(p.detach().abs().max()) for p in module.parameters())
+    return float(functional.cross_entropy(logits, task.held_out.y)), float(accuracy), largest
+
+
+@pytest.mark.parametrize("options", [{}, {"bias_correction": True}], ids=["published", "corrected"])
+def test_with_the_floor_it_learns(four: Workers, options: dict[str, Any]) -> None:
+    loss, accuracy, largest = four.run(digits, **options)[0]
+    assert loss < 0.15 and accuracy > 0.955, (loss, accuracy)
+    assert largest < 2.0
+
+
+def test_without_it_diverges(four: Workers) -> None:
+    """The published formula: elements whose v is next to nothing take steps that nothing bounds."""
+    loss, accuracy, largest = four.run(digits, v_floor=0.0)[0]
+    assert not loss < 2.0 and accuracy < 0.5, (loss, accuracy)
+    assert not largest < 1e6

@@ -1,0 +1,130 @@
+"""Wrong inputs: each says the call, the value, the reason and the cure, before anything has happened."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import compcomm as cc
+from compcomm.optim import OneBitAdam
+
+
+def params() -> list[nn.Parameter]:
+    return [nn.Parameter(torch.ones(4, 3)), nn.Parameter(torch.ones(3))]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"lr": -1.0}, r"OneBitAdam\(lr=-1.0\): a number, 0 or more"),
+        ({"eps": -1e-8}, r"eps=-1e-08"),
+        ({"eps": float("nan")}, r"eps=nan"),
+        ({"weight_decay": -0.1}, r"weight_decay=-0.1"),
+        ({"betas": (0.9, 1.0)}, r"betas=\(0.9, 1.0\)\): two numbers in \[0, 1\)"),
+        ({"betas": (0.9,)}, r"betas=\(0.9,\)"),
+        ({"amsgrad": True}, r"amsgrad=True\): .*ends with the warm-up"),
+        ({"freeze": -3}, r"OneBitAdam\(freeze=-3\): give the number of warm-up steps"),
+        ({"freeze": 0}, r"freeze=0"),
+        ({"freeze": 2.5}, r"freeze=2.5"),
+        ({"freeze": "later"}, r"freeze='later'"),
+        ({"v_floor": -1}, r"v_floor=-1\): a part of the root mean square"),
+        ({"v_floor": 1.5}, r"v_floor=1.5"),
+        ({"warmup": cc.ErrorFeedback(cc.TopK(0.01))}, r"warmup=.*keeps what it does not send.*Use Exact\(\)"),
+        ({"compressor": cc.SignScale(scale="dot")}, r"no contraction.*Use SignScale\(scale='l1'\)"),
+    ],
+)
+def test_options(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        OneBitAdam(params(), **options)
+
+
+def test_what_is_no_parameter() -> None:
+    with pytest.raises(TypeError, match=r"OneBitAdam\(Parameter\): give a model, its parameters, or a list of groups"):
+        OneBitAdam(params()[0])
+    with pytest.raises(ValueError, match="there are no parameters"):
+        OneBitAdam([])
+    with pytest.raises(TypeError, match=r"compressor='sign'\): give a compressor"):
+        OneBitAdam(params(), compressor="sign")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"warmup=None\): give a reducer"):
+        OneBitAdam(params(), warmup=None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"OneBitAdam: the gradient of '0' is torch.complex64"):
+        OneBitAdam([nn.Parameter(torch.ones(3, dtype=torch.complex64))])
+    with pytest.raises(TypeError, match=r"params=\.\.\..*the first argument is no model"):
+        OneBitAdam(params(), params=params())
+
+
+def test_groups_are_checked_too() -> None:
+    with pytest.raises(ValueError, match=r"lr=-2"):
+        OneBitAdam([{"params": params(), "lr": -2}])
+    own = OneBitAdam(params())
+    with pytest.raises(ValueError, match=r"weight_decay=-1"):
+        own.add_param_group({"params": params(), "weight_decay": -1})
+    assert len(own.param_groups) == 1
+
+
+def test_sparse_gradients() -> None:
+    table = nn.Embedding(10, 4, sparse=True)
+    with pytest.raises(TypeError, match=r"sparse gradients.*sparse=False"):
+        OneBitAdam(table)
+    own = OneBitAdam(table.parameters())
+    table(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(TypeError, match=r"the gradient of '0' is sparse.*sparse=False"):
+        own.step()
+
+
+def test_the_published_scale_is_taken() -> None:
+    own = OneBitAdam(params(), compressor=cc.SignScale(scale="l2"))
+    assert repr(own.reducer) == "ErrorFeedback(Unproven(SignScale(scale='l2')))"
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[0].requires_grad_(False)
+    own = OneBitAdam(model.parameters())
+    assert len(own.param_groups[0]["params"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda s: {"model": 1}, "dict is no optimizer's state"),
+        (lambda s: {k: v for k, v in s.items() if k != "compcomm"}, "the state of another optimizer"),
+        (lambda s: {**s, "compcomm": {"rank 1 of 4": {}}}, r"has rank 1 of 4, and this is rank 0 of 1"),
+        (lambda s: {**s, "state": {0: s["state"][0]}}, "moments of 1 parameters, and there are 2 here"),
+        (lambda s: {**s, "state": {**s["state"], 1: {}}}, "'exp_avg' of parameter 1 has None"),
+        (lambda s: {**s, "param_groups": s["param_groups"] * 2}, r"groups of \[2, 2\] parameters"),
+    ],
+)
+def test_checkpoints_that_do_not_fit(change: Any, says: str) -> None:
+    own = OneBitAdam(params())
+    before = copy.deepcopy(own.state_dict())
+    with pytest.raises(cc.StateError, match=says):
+        own.load_state_dict(change(own.state_dict()))
+    assert str(own.state_dict()) == str(before)
+
+
+def test_a_checkpoint_of_another_configuration() -> None:
+    own = OneBitAdam(params(), compressor=cc.QSGD(bits=4, rounding="nearest"))
+    with pytest.raises(cc.StateError, match=r"compressor is 'ErrorFeedback\(SignScale\(\)\)' in the checkpoint"):
+        own.load_state_dict(OneBitAdam(params()).state_dict())
+
+
+def test_sharded_parameters() -> None:
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = nn.Linear(4, 4)
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(TypeError, match=r"sharded by FSDP.*DistributedDataParallel.*torch.optim.AdamW"):
+            OneBitAdam(model)
+        with pytest.raises(TypeError, match=r"parameter '0' is sharded \(DTensor\)"):
+            OneBitAdam(model.parameters())
+    finally:
+        dist.destroy_process_group()
