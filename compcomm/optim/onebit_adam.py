@@ -147,11 +147,11 @@ class OneBitAdam(CompressedOptimizer):
                 for part in self.flat.parts:
                     self._adam(part.pick([p.grad is not None for p in self.flat.params]), None, scale)
             return not bad
-        awake = self._awake(bad)
+        mean = self._room()
+        finite = self._gather(self._mean, mean, scale)
+        awake = self._awake(bad or not finite)
         if awake is None:
             return False
-        mean = self._room()
-        self._gather(self._mean, mean, scale)
         self._average(self.dense, mean, lambda _: None)
         for part in self.flat.parts:
             self._adam(part.pick(awake), mean, 1.0)

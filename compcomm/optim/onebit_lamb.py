@@ -63,8 +63,8 @@ class OneBitLamb(CompressedOptimizer):
         factor_max, factor_min, factor_threshold: the limits of phi. What is reconstructed of the gradient has the noise
             of the compressor times 1/(1 - b1).
         v_floor: as in ``OneBitAdam``: floor is ``v_floor`` times the root mean square of sqrt(v) over the parameter,
-            or, where v is all zero, the root mean square over all parameters. On the same digits, at lr 0.01, NaN with
-            0 and 0.001, and better than LAMB with 0.01 to 0.3. It also bounds w, so that an element that never has a
+            or, where v is all zero, the root mean square over all parameters. On the same digits (lr 0.01, one seed)
+            NaN with 0 and 0.001, and no worse than LAMB with 0.01 to 0.3. It also bounds w: an element that never has a
             gradient has d/(sqrt w + eps) = 1, as it has without a floor; floor/eps would be the maximum, and make phi
             ``factor_max``. ``v_floor=0`` is the published formula.
         compressor, warmup, params, group, timeout, seed, maximize, foreach, fused: as in ``OneBitAdam``.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..compressor import ops
+from ..ops.reference.rows import root
 from .flat import Flat
 
 
@@ -21,7 +22,9 @@ def freeze(flat: Flat, v: Tensor, floor: float, options: Sequence[tuple[float, f
     what sqrt(v) of each parameter was raised to at least.
     """
     least = [0.0] * len(flat.params)
-    v.sqrt_()
+    for batch in flat.batches:
+        part = v[batch.start : batch.stop]
+        part.copy_(root(part))
     if floor > 0.0:
         norms = torch.zeros(len(flat.params), dtype=torch.float64, device=v.device)
         ops.norms(v, flat.table(), norms)

@@ -36,8 +36,8 @@ class ZeroOneAdam(CompressedOptimizer):
 
     Step t is a refresh where the interval divides t. The interval is 1, and doubles after every k =
     ``var_update_scaler`` refreshes: about k log2(1 + T/k) of them in T steps. After ``freeze`` steps d stays as it is,
-    what was not sent is forgotten (it was gradient, and will be momentum), and rank i goes on alone, without any message,
-    not even of flags:
+    what was not sent is forgotten (it was gradient, and will be momentum), and rank i goes on alone, without any
+    message, not even of flags:
 
         m_i <- b1 m_i + (1 - b1) g_i;  x_i <- x_i - lr (m_i/d + decay x_i)
         P <- P (1 - lr decay);  u_i <- u_i + (lr/P) m_i;  s <- s + lr/P          (P = 1, u = s = 0 at first)
@@ -46,8 +46,9 @@ class ZeroOneAdam(CompressedOptimizer):
 
         m <- mean of u_i/s, compressed;  x <- P (x_sync - s m/d);  P, u, s begin anew
 
-    m and x are then bit-identical on all ranks. (Where all rates were 0, m_i travels for u_i/s.) Step k after the freeze synchronises where the interval divides k; it
-    is 1, and doubles every ``local_step_scaler`` steps, up to ``local_step_clipper``.
+    m and x are then bit-identical on all ranks. (Where all rates were 0, m_i travels for u_i/s.) Step k after the
+    freeze synchronises where the interval divides k; it is 1, and doubles every ``local_step_scaler`` steps, up to
+    ``local_step_clipper``.
 
     Compressed means are as ``OneBitAdam``'s: ``ErrorFeedback(compressor)`` by the route that fits the number of ranks,
     flat vectors in buckets of 16 MiB, pipelined. Invariant: sum of m + mean residual + owners' residuals = sum of
@@ -97,9 +98,9 @@ class ZeroOneAdam(CompressedOptimizer):
     2). The rest is fp32 whatever the parameters are.
 
     Source: Lu et al. 2022 (arXiv:2202.06009), Algorithm 1, and its published code for what that leaves open. There,
-    u travels, and m is u/s: the same while rates and intervals stay. But then what was not sent are steps: where the
-    rate falls and rises again, as in cosine restarts, they make m, and the model, explode. There, decay is a part of
-    u, and so of m, which makes it decay/(1 - b1): here P carries it. There, x_sync is what is left when the local steps
+    u travels, and m is u/s: the same while rates and intervals stay. But what was not sent are then steps: where the
+    rate falls and rises again, as in cosine restarts, they make m, and the model, explode. There, decay is a part of u,
+    and so of m, which makes it decay/(1 - b1): here P carries it. There, x_sync is what is left when the local steps
     are subtracted, so that replicas part by rounding: here it is kept. There, the interval divides the number of all
     steps, not of those since the freeze, and ``local_step_scaler`` is 32678 (1000 in its example).
     """

@@ -56,7 +56,7 @@ def test_where_it_runs() -> None:
 @pytest.mark.parametrize("world", [1, 2, 4])
 @pytest.mark.parametrize("compressor", [L2, cc.Unproven(cc.Cast(torch.float16))], ids=repr)
 def test_nothing_is_lost(compressor: cc.Compressor, world: int) -> None:
-    """Sum of outs + mean residual + owners' residuals = sum of mean inputs, and on dense data the residual is bounded."""
+    """Sum of outs + mean residual + owners' residuals = sum of mean inputs; on dense data the residual stays small."""
     g = torch.Generator().manual_seed(world)
     simulator, shape = cc.Simulator(cc.ErrorFeedback(compressor), world), (40, 100)
     applied, due = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)

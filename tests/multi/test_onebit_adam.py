@@ -200,7 +200,7 @@ def stumbles(rank: int, world: int, when: int, ddp: bool, scaled: bool) -> Any:
     return models.flat(model), same, own.steps, scaler.get_scale() if scaled else 0
 
 
-@pytest.mark.parametrize(("ddp", "scaled"), [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize(("ddp", "scaled"), [(True, True), (True, False), (False, True), (False, False)])
 def test_one_ranks_bad_step_is_nobodys(two: Workers, ddp: bool, scaled: bool) -> None:
     """In the compressed phase (and, without DDP, before it) all ranks skip it, and go on together."""
     for when in (FREEZE + 3,) if ddp else (1, FREEZE + 3):

@@ -11,6 +11,7 @@ on to the bit, they compute from the same sums: Gram-Schmidt, fresh lines and P 
 
 from __future__ import annotations
 
+from math import sqrt
 from typing import NamedTuple, cast
 
 import torch
@@ -179,7 +180,8 @@ def orthonormal(factor: Tensor, table: Tensor) -> None:
             for b in done:
                 a = a - _dot(a, b) * b
             after = _dot(a, a)
-            done.append(a / after.sqrt() if bool(after > before * KEPT) else torch.zeros_like(a))
+            size = sqrt(float(after))  # torch's own is not always the nearest fp64 number
+            done.append(a / size if bool(after > before * KEPT) else torch.zeros_like(a))
             line.copy_(done[-1][: row.numel])
 
 

@@ -6,6 +6,7 @@ The table is int64 ``[rows, 4]``: (to, from, numel, index), first elements, a le
 
 from __future__ import annotations
 
+from math import sqrt
 from typing import NamedTuple, cast
 
 import torch
@@ -66,7 +67,8 @@ def norms(source: Tensor, table: Tensor, out: Tensor) -> None:
     for r, row in enumerate(spans("norms", None, source, table, None)):
         x = source[row.start : row.start + row.numel].to(torch.float64)
         squares = torch.where(torch.isfinite(x), x, 0.0).square()
-        out[r] = lane_sum(blocks(squares, -(-row.numel // 16) * 16))[0].sqrt() if row.numel else 0.0
+        total = float(lane_sum(blocks(squares, -(-row.numel // 16) * 16))[0]) if row.numel else 0.0
+        out[r] = sqrt(total)  # torch's own is not always the nearest fp64 number
 
 
 def steer(x: Tensor, error: Tensor, estimate: Tensor, table: Tensor, status: Tensor, eta: float, scale: float) -> None:
