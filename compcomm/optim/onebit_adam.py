@@ -50,8 +50,9 @@ class OneBitAdam(CompressedOptimizer):
             others, and divided by nearly nothing. An MLP on handwritten digits, whose dark pixels are such elements,
             ends in NaN with 0 and 0.001, learns with 0.01, and follows Adam with 0.1 to 0.3. ``v_floor=0`` is the
             published formula.
-        bias_correction: divide by 1 - b1^t and 1 - b2^t, as Adam does. The published code does not: its first steps
-            are smaller (default); the second factor stops at the freeze.
+        bias_correction: divide m by 1 - b1^t and v by 1 - b2^t, as Adam does; the second stops at the freeze. The
+            published code does not (default), so its first steps are (1 - b1^t)/sqrt(1 - b2^t) times Adam's: 3 to 7
+            times with the default betas. A rate that rises from zero makes up for it.
         compressor: any compressor, route or ``ErrorFeedback``. ``SignScale(scale="l2")``, the published scale, is taken
             too: it is no contraction, so nothing bounds its residual on sparse momentum (``Unproven``).
         warmup: how gradients are averaged at first: ``Exact()`` in their own precision, or ``Cast(torch.bfloat16)``,
