@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from cells import size, table, times
+from momentum import results
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -27,6 +29,7 @@ def section() -> str:
         compressors(),
         volume(),
         convergence(),
+        optimizers(),
         memory(),
         kernels(),
         overhead(),
@@ -36,19 +39,6 @@ def section() -> str:
 
 def load(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / name).read_text())
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(columns)} |", "| --- |" + " ---: |" * (len(columns) - 1)]
-    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
-
-
-def size(value: float | None) -> str:
-    return "-" if value is None else f"{value / 1e6:.3g} MB" if value >= 1e6 else f"{value / 1e3:.3g} kB"
-
-
-def times(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}x"
 
 
 def intro() -> str:
@@ -254,6 +244,11 @@ def digits() -> str:
         f"indices and headers counted (`python benchmarks/convergence/digits.py`).\n\n"
         f"{table(['method', 'test accuracy', 'training loss', 'fewer bytes'], rows)}"
     )
+
+
+def optimizers() -> str:
+    """What `benchmarks/optimizers.py` has measured."""
+    return results.section(RESULTS)
 
 
 def memory() -> str:

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Measures everything that the README quotes, one after the other, on a machine that does nothing else (about an hour):
+# Measures everything that the README quotes, one after the other, on a machine that does nothing else (an hour and a
+# half):
 #   bash benchmarks/results.sh
 # May be run again: each step overwrites its file in benchmarks/results, and only when it has come to its end. The first
 # step that fails ends the script, with the step's name.
@@ -22,6 +23,10 @@ measure() { # name, program and arguments; --json and the file come last
 exchange() { # hosts, rate, more arguments
     measure "exchange-$1-hosts-$2" $python launch/netlab --hosts "$1" --rate "$2" --rank0-raw -- \
         $python benchmarks/exchange.py --model resnet50 "${@:3}"
+}
+optimizers() { # name, hosts, rate, arguments
+    measure "optimizers-$1" $python launch/netlab --hosts "$2" --rate "$3" --rank0-raw -- \
+        $python benchmarks/optimizers.py "${@:4}"
 }
 step="netlab --check" # without shaped links the figures would mean nothing
 $python launch/netlab --check
@@ -47,6 +52,20 @@ done
 exchange 2 1gbit
 exchange 2 100mbit --repeats 5
 exchange 4 1gbit --repeats 9
+optimizers convergence-digits 4 1gbit convergence --task digits --steps 640 \
+    --plot "$results/optimizers-convergence-digits.png"
+optimizers convergence-charlm 4 1gbit convergence --task charlm --plot "$results/optimizers-convergence-charlm.png"
+for hosts in 2 4; do
+    optimizers "throughput-resnet50-$hosts-hosts-1gbit" $hosts 1gbit throughput --model resnet50
+    optimizers "throughput-resnet50-$hosts-hosts-100mbit" $hosts 100mbit throughput --model resnet50 --settle 1 --repeats 3
+    optimizers "throughput-gpt2-$hosts-hosts-1gbit" $hosts 1gbit throughput --model gpt2 --settle 1 --repeats 3
+    optimizers "throughput-gpt2-$hosts-hosts-100mbit" $hosts 100mbit throughput --model gpt2 --settle 1 --repeats 2 \
+        --contestant "no exchange" "fp16, Adam" "1-bit Adam" "0/1 Adam" # others take half a minute a step, and more
+done
+measure optimizers-arithmetic $python benchmarks/optimizers.py arithmetic
+measure optimizers-model $python benchmarks/optimizers.py model
+step=optimizers-plot
+$python benchmarks/optimizers.py plot --results "$results" --plot "$results/optimizers-throughput.png"
 step=quickstart
 bash launch/quickstart.sh
 cp runs/quickstart/quickstart.json runs/quickstart/quickstart.png "$results/"
