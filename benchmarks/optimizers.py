@@ -60,7 +60,7 @@ def arguments() -> argparse.Namespace:
     part.add_argument("--lr", type=float, help="Adam's learning rate (default: the task's)")
     part.add_argument("--lamb-lr", type=float, help="LAMB's (default: the task's)")
     part.add_argument("--compressor", default=COMPRESSOR, help=f"of momentum, as in Python (default: {COMPRESSOR})")
-    part.add_argument("--local-steps", type=int, default=8, help="0/1 Adam's longest interval, H (default: 8)")
+    part.add_argument("--local-steps", type=int, default=4, help="0/1 Adam's longest interval, H (default: 4)")
     part.add_argument("--method", nargs="+", help="only these, by their names in the table")
     part.add_argument("--json", type=Path, help="file for the rows")
     part.add_argument("--plot", type=Path, help="PNG file for the curves")

@@ -63,7 +63,13 @@ def methods(
     setting: Setting, steps: int, schedule: Callable[[int], float], compressor: cc.Compressor | cc.Reducer, local: int
 ) -> list[Method]:
     """All of them for a run of ``steps``; ``schedule(step)`` is the factor of the learning rate. ``local``: the largest
-    number of steps between two exchanges of 0/1 Adam, a power of two."""
+    number of steps between two exchanges of 0/1 Adam.
+
+    Raises:
+        ValueError: ``local`` is no power of two, so that intervals do not grow into it by doubling.
+    """
+    if local < 1 or local & (local - 1):
+        raise ValueError(f"--local-steps {local}: give a power of two.")
     early, late = (max(round(share * steps), risen(schedule)) for share in (0.15, 0.2))
     doubling = max(1, round(0.05 * steps))  # steps until the interval doubles
     shared = {"betas": setting.betas, "weight_decay": setting.decay}

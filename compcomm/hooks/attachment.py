@@ -348,7 +348,7 @@ class Attachment:
 
     def detach(self) -> None:
         """Stops the worker. A step that is under way is given up; the model needs a new DDP(...) to train on."""
-        self._detached = True
+        self._detached, self.guard = True, None
         if self._worker is not None:
             self._worker.close()
         self._transport.close()

@@ -156,13 +156,18 @@ class DDPState:
         return found
 
 
-def ddp_hook(state: DDPState, bucket: Any) -> torch.futures.Future[Tensor]:
-    """Averages one bucket; registered with a ``DDPState``."""
+def refuse_pairs(bucket: Any) -> None:
+    """Raises TypeError for what DDP hands over in a mode that takes no notice of the answer."""
     if isinstance(bucket, tuple):
         raise TypeError(
             "ddp_hook: got a gradient and its parameter in place of a bucket: DDP's python_reducer mode ignores what "
             "a hook returns. Use torch._dynamo.config.optimize_ddp = 'ddp_optimizer'."
         )
+
+
+def ddp_hook(state: DDPState, bucket: Any) -> torch.futures.Future[Tensor]:
+    """Averages one bucket; registered with a ``DDPState``."""
+    refuse_pairs(bucket)
     flat = bucket.buffer()
     if flat.layout != torch.strided:
         raise TypeError("ddp_hook: a sparse gradient has no flat bucket. Build the embedding with sparse=False.")

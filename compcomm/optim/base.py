@@ -16,15 +16,20 @@ from ..compressor import Compressor, ops
 from ..compressors.sign import SignScale
 from ..compressors.unproven import Unproven
 from ..feedback.error_feedback import ErrorFeedback
+from ..hooks import agree, divergence
 from ..hooks.attach import announce, watch
 from ..hooks.attachment import Attachment, decline
-from ..hooks.ddp import DDPState, GradBucket, ddp_hook
+from ..hooks.ddp import DDPState, GradBucket, ddp_hook, refuse_pairs
 from ..hooks.report import Report
 from ..reducer import Reducer, settle
+from ..reducers.exact import Exact
+from ..reducers.partition import Partition
+from ..reducers.route import Route
 from . import memory
 from .exchange import Exchange
 from .flat import Batch, Flat, Part
-from .source import check, check_gradient, find
+from .freeze import Freeze
+from .source import check_gradient, find
 
 
 class CompressedOptimizer(torch.optim.Optimizer):
@@ -40,6 +45,8 @@ class CompressedOptimizer(torch.optim.Optimizer):
     """
 
     _step_supports_amp_scaling = True  # GradScaler then calls step() on every rank, and says what it found
+    _freeze: Freeze
+    steps: int
 
     def __init__(
         self,
@@ -57,6 +64,8 @@ class CompressedOptimizer(torch.optim.Optimizer):
         check: Callable[[], None],
     ) -> None:
         self._call = type(self).__name__
+        self._closed = self._met = False
+        self._left: list[tuple[str, Tensor]] = []
         self._flat: Flat | None = None
         self._spare: Tensor | None = None
         self._names: dict[int, str] = {}
@@ -74,8 +83,11 @@ class CompressedOptimizer(torch.optim.Optimizer):
             ddp = source.ddp
             if group is None and ddp is not None:
                 self.group = ddp.process_group
+            self._left = source.left
             self.reducer = _feedback(self._call, compressor)
             self.world = dist.get_world_size(self.group) if dist.is_available() and dist.is_initialized() else 1
+            if self.world < 1:
+                raise ValueError(f"{self._call}(group=...): this rank is not in the group.")
             _check_warmup(self._call, warmup, self.world)
             super().__init__(self._named(source.groups), defaults)
         except Exception as error:
@@ -119,20 +131,24 @@ class CompressedOptimizer(torch.optim.Optimizer):
         """Whether the warm-up is over."""
         raise NotImplementedError
 
-    @property
-    def remembers(self) -> bool:
-        """Whether the exchange has been used, so that what it keeps is saved."""
-        return self.compressed
-
     # What the user calls.
 
+    @torch.compiler.disable
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; every rank calls it. ``closure`` computes the loss and the gradients, once."""
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One step; every rank calls it. ``closure`` computes the loss and the gradients, once.
+
+        Raises:
+            RuntimeError: the optimizer is detached, DDP's ``join`` is at work, a parameter has a gradient that had
+                ``requires_grad=False`` at first; or, in the first step without DDP, the ranks' gradients are equal.
+            DivergenceError: without DDP, the ranks began with different parameters.
+        """
+        self._open("step")
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._meet()
         found: Tensor | None = getattr(self, "found_inf", None)
         scale: Tensor | None = getattr(self, "grad_scale", None)
         self._advance(1.0 if scale is None else 1.0 / float(scale), found is not None and bool(found))
@@ -144,6 +160,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: the warm-up is over, the model is a DDP model, or an option cannot be.
         """
+        names = dict(self._names)
         if self._flat is not None:
             if self.compressed or self._ddp is not None:
                 why = (
@@ -154,22 +171,28 @@ class CompressedOptimizer(torch.optim.Optimizer):
                 raise ValueError(
                     f"{self._call}.add_param_group: {why}. Make a new optimizer (and DDP) that holds them all."
                 )
-            (param_group,) = self._named(find(self._call, [param_group], None).groups, len(self._names))
-        super().add_param_group(param_group)
-        added = self.param_groups[-1]
+            source = find(self._call, [param_group], None)
+            self._left += source.left
+            (param_group,) = self._named(source.groups)
+        count = len(self.param_groups)
         try:
-            self._check_group(added)
-        except ValueError:
-            self.param_groups.pop()
+            twice = len({id(p) for p in param_group["params"]}) < len(param_group["params"])
+            if twice:
+                raise ValueError(f"{self._call}: a group has the same parameter twice. Give each once.")
+            super().add_param_group(param_group)
+            self._check_group(self.param_groups[-1])
+        except Exception:
+            del self.param_groups[count:]
+            self._names = names
             raise
         if self._flat is not None:
-            kept, numel = self.vectors(), self._flat.numel
+            kept, numel, averaged = self.vectors(), self._flat.numel, self.averaged
             self._close()
             self._build()
             grown = {name: self._flat.zeros() for name in kept}
             for name, vector in kept.items():
                 grown[name][:numel] = vector
-            self.load(grown, self.extra())
+            self.load(grown, {**self.extra(), "averaged": averaged})
 
     def report(self) -> Report:
         """What the present phase sent and cost, per step: see ``Attachment.report``.
@@ -177,30 +200,45 @@ class CompressedOptimizer(torch.optim.Optimizer):
         Raises:
             RuntimeError: there is one rank, which sends nothing.
         """
+        self._open("report")
         return self._at_work.report()
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's state, exact: moments, groups, and what this rank failed to send (under "compcomm"). Save every
-        rank's; it resumes bit for bit with as many ranks. Loads with ``weights_only=True``."""
+        rank's; it resumes bit for bit with as many ranks. Loads with ``weights_only=True``. After the freeze
+        "exp_avg_sq" is sqrt(v) + eps.
+
+        With ``torch.distributed.checkpoint`` save this dictionary: its ``get_optimizer_state_dict`` leaves out what it
+        does not know, "compcomm" with it."""
+        self._open("state_dict")
         return memory.exact(self, super().state_dict())
 
     def portable_state_dict(self) -> dict[str, Any]:
         """The same for any number of ranks: what ranks failed to send is merged. Collective: every rank calls it,
         between the same two steps, and gets the same."""
+        self._open("portable_state_dict")
         return memory.portable(self, super().state_dict())
 
     def load_state_dict(self, state_dict: Any) -> None:
-        """Takes what ``state_dict`` of this rank or ``portable_state_dict`` of any number of ranks returned. Local;
-        every rank calls it.
+        """Takes what ``state_dict`` of this rank or ``portable_state_dict`` of any number of ranks returned. Every rank
+        calls it: where it goes back from the compressed phase to the warm-up, averaging begins anew, which is
+        collective. Load a ``GradScaler``'s state too: in the warm-up all ranks need the same scale.
 
         Raises:
             StateError: it is of another optimizer, model, rank or number of ranks. What runs goes on as it was.
         """
+        self._open("load_state_dict")
         memory.load(self, state_dict, super().load_state_dict)
 
     def detach(self) -> None:
-        """Ends the threads; the optimizer takes no further step."""
+        """Ends the threads; neither the optimizer nor its DDP model takes a further step."""
         self._close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError(
+            f"{self._call} has threads and process groups, and is neither copied nor pickled. Save its state_dict(), "
+            f"and load that into a new one."
+        )
 
     # What subclasses use.
 
@@ -221,8 +259,18 @@ class CompressedOptimizer(torch.optim.Optimizer):
             raise RuntimeError(f"{self._call}.report: there is one rank, which sends nothing.")
         return found
 
-    def _rates(self) -> list[float]:
-        return [float(g["lr"]) for g in self.param_groups]
+    @property
+    def averaged(self) -> int:
+        """Averages of gradients so far, in the phase that has them: what random numbers of ``warmup`` depend on."""
+        dense = self._hook.attachment if self._hook is not None else None
+        dense = self.dense.attachment if self.dense is not None else dense
+        return 0 if dense is None else dense.step
+
+    def _ends(self, v: Tensor) -> bool:
+        """Whether the warm-up ends with this step, whose variance is ``v``."""
+        rates = [float(g["lr"]) for g in self.param_groups]
+        agree = bool if self.exchange is None else self.exchange.all
+        return self._freeze.due(self.steps, rates, lambda: float(v.sum(dtype=torch.float64)), agree)
 
     def _awake(self, bad: bool) -> list[bool] | None:
         """Which parameters have a gradient on any rank; None: the step is bad on some rank, and is skipped."""
@@ -289,9 +337,9 @@ class CompressedOptimizer(torch.optim.Optimizer):
             self.dense.attachment.detach()
             self.dense = None
 
-    def _go_on(self, was_compressed: bool, steps: int) -> None:
-        """After a checkpoint of step ``steps`` is loaded: takes up the averaging of gradients where that begins again,
-        gives it up where it is over. Collective where it begins again."""
+    def _go_on(self, was_compressed: bool, averaged: int) -> None:
+        """After a checkpoint is loaded, of so many averages of gradients: takes up averaging where it begins again
+        (which is collective), gives it up where it is over."""
         if self.world == 1:
             return
         if self.compressed:
@@ -302,7 +350,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
             self._listen()
         for found in (self._hook and self._hook.attachment, self.dense and self.dense.attachment):
             if found:
-                found.resume(steps)
+                found.resume(averaged)
 
     def _say(self, text: str) -> None:
         if self.world > 1 and dist.get_rank(self.group) == 0:
@@ -314,13 +362,52 @@ class CompressedOptimizer(torch.optim.Optimizer):
 
     # Inside.
 
-    def _named(self, groups: list[dict[str, Any]], taken: int = 0) -> list[dict[str, Any]]:
+    def _open(self, call: str) -> None:
+        if self._closed:
+            raise RuntimeError(f"{self._call}.{call}: this optimizer is detached. Make a new one, and a new DDP(...).")
+
+    @property
+    def _alike(self) -> bool:
+        """Whether all ranks should hold the same parameters now."""
+        return True
+
+    def _meet(self) -> None:
+        """What would make the ranks train apart, or in vain, is found out in ``step``."""
+        for name, p in self._left:
+            if p.grad is not None:
+                raise RuntimeError(
+                    f"{self._call}: parameter {name!r} has a gradient, and had requires_grad=False when the optimizer "
+                    f"was made: its variance was not measured. Make the optimizer (and DDP) anew after unfreezing."
+                )
+        join: Any = getattr(self._ddp, "_join_config", None)
+        if getattr(join, "enable", False):
+            raise RuntimeError(
+                f"{self._call}: uneven inputs (model.join()): a rank that is through takes no further step, and the "
+                f"others wait for its momentum. Give all ranks the same number of batches (drop_last=True)."
+            )
+        if self._met or self.exchange is None or self._ddp is not None:
+            return
+        self._met = True
+        transport, device = self.exchange.attachment.transport, self.flat.device
+        if self._alike:
+            divergence.check(transport, self.flat.named, self.steps, device, f"{self._call}, without DDP")
+        own = b"".join(divergence.digest(p.grad) for p in self.flat.params if p.grad is not None)
+        rows = agree.gather(transport, own, device)
+        some = any(p.grad is not None and bool(p.grad.any()) for p in self.flat.params)
+        if some and all(row == rows[0] for row in rows):
+            raise RuntimeError(
+                f"{self._call}: the gradients of all ranks are equal to the bit. Either DDP averages them already: "
+                f"give the optimizer the DDP model itself, {self._call}(ddp_model, ...), after DDP(...); or all ranks "
+                f"were given the same batch, and there is nothing to average."
+            )
+
+    def _named(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Groups as torch wants them; names are kept here."""
         found: list[dict[str, Any]] = []
         used = set(self._names.values())
         for group in groups:
             for name, p in group["params"]:
-                if isinstance(p, Tensor):
+                if isinstance(p, Tensor) and id(p) not in self._names:
                     name = name if name not in used else f"{name}#{len(used)}"
                     used.add(name)
                     self._names[id(p)] = name
@@ -332,15 +419,18 @@ class CompressedOptimizer(torch.optim.Optimizer):
         self._flat = Flat([[(self._names[id(p)], p) for p in group["params"]] for group in self.param_groups])
         for p in self._flat.params:
             self.state[p] = {}  # so that nobody takes the optimizer for one that has not begun
+        self._closed = False
         if self.world == 1:
             return
+        self._closed = True  # until all of it is there
         lines: list[str] = []
 
         def trial(settled: Reducer, everything: Layout) -> None:
-            lines.append(announce(settled, everything, self.world, f"compcomm: {self._call}"))
+            lines.append(announce(settled, everything, self.world, f"compcomm: {self._call}, after its warm-up"))
 
         self.exchange = self._make(self.reducer, trial)
         self._listen()
+        self._closed = False
         if dist.get_rank(self.group) == 0:
             print(lines[0], file=sys.stderr, flush=True)
 
@@ -353,13 +443,16 @@ class CompressedOptimizer(torch.optim.Optimizer):
         """Gradients are averaged: by DDP's hook, or by ``dense`` in ``step``. Collective."""
         if self._ddp is not None:
             if self._hook is None:
-                self._hook = _Hook(self._ddp, self._warmup if self._listens else None)
-            self._hook.listen(self.group, self._timeout, self._seed)
+                self._hook = _Hook(self._call)
+            self._hook.listen(self._ddp, self._warmup if self._listens else None, self.group, self._timeout, self._seed)
         if not self._listens:
             self.dense = self._make(self._warmup)
 
     def _close(self) -> None:
+        self._closed = True
         self._hang_up()
+        if self._hook is not None:
+            self._hook.closed = True
         if self.exchange is not None:
             self.exchange.attachment.detach()
             self.exchange = None
@@ -368,21 +461,29 @@ class CompressedOptimizer(torch.optim.Optimizer):
 class _Hook:
     """DDP's hook while an optimizer has it: gradients are averaged by ``warmup``, then left alone."""
 
-    def __init__(self, ddp: Any, warmup: Compressor | Reducer | None) -> None:
-        self._ddp, self._warmup = ddp, warmup
-        self._state: DDPState | None = None
+    def __init__(self, call: str) -> None:
+        self.closed = False
         self.attachment: Attachment | None = None
+        self._call = call
+        self._state: DDPState | None = None
         self._registered = False
 
-    def listen(self, group: dist.ProcessGroup | None, timeout: timedelta | float | None, seed: int) -> None:
+    def listen(
+        self,
+        ddp: Any,  # not kept: DDP holds this object where no garbage collector looks
+        warmup: Compressor | Reducer | None,
+        group: dist.ProcessGroup | None,
+        timeout: timedelta | float | None,
+        seed: int,
+    ) -> None:
         """From now on gradients are averaged by ``warmup``; None: they are left alone. Collective."""
-        if self._warmup is not None:
-            self._state = DDPState(self._warmup, group=group, timeout=timeout, seed=seed)
-            self._state.bind(self._ddp)
-            self.attachment = self._state.open(next(p.device for p in self._ddp.parameters()))
-            watch(self._ddp, self.attachment)
+        if warmup is not None:
+            self._state = DDPState(warmup, group=group, timeout=timeout, seed=seed)
+            self._state.bind(ddp)
+            self.attachment = self._state.open(next(p.device for p in ddp.parameters()))
+            watch(ddp, self.attachment)
         if not self._registered:
-            self._ddp.register_comm_hook(self, optimizer_hook)
+            ddp.register_comm_hook(self, optimizer_hook)
             self._registered = True
 
     def hang_up(self) -> None:
@@ -393,6 +494,9 @@ class _Hook:
     def __call__(self, bucket: Any) -> torch.futures.Future[Tensor]:
         if self._state is not None:
             return ddp_hook(self._state, bucket)
+        if self.closed:
+            raise RuntimeError(f"{self._call}: the optimizer of this DDP model is detached. Wrap it in a new DDP(...).")
+        refuse_pairs(bucket)
         flat: Tensor = bucket.buffer()
         made: Any = torch.futures.Future
         future: Any = made(devices=[flat.device] if flat.is_cuda else None)
@@ -416,9 +520,17 @@ def _feedback(call: str, compressor: Any) -> Compressor | Reducer:
     """The compressor under error feedback, by whatever route it has or is given."""
     if isinstance(compressor, SignScale) and compressor.scale == "l2":
         compressor = Unproven(compressor)
-    if not isinstance(compressor, Compressor | Reducer):
-        raise TypeError(f"{call}(compressor={compressor!r}): give a compressor, such as SignScale() or QSGD(bits=4).")
-    return compressor if isinstance(compressor, ErrorFeedback) else ErrorFeedback(compressor)
+    if isinstance(compressor, Partition):
+        return Partition({pattern: _feedback(call, part) for pattern, part in compressor.parts.items()})
+    if isinstance(compressor, ErrorFeedback):
+        return compressor
+    if not isinstance(compressor, Compressor | Route | Exact):
+        raise TypeError(
+            f"{call}(compressor={compressor!r}): give a compressor, such as SignScale() or QSGD(bits=4), a route "
+            f"around one, such as TwoPhase(...), an ErrorFeedback or a Partition of them: momentum has no other "
+            f"feedback."
+        )
+    return ErrorFeedback(compressor)
 
 
 def _check_warmup(call: str, warmup: Any, world: int) -> None:
@@ -444,6 +556,3 @@ def check_options(call: str, group: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{call}(amsgrad=True): its running maximum of the variance ends with the warm-up. Leave it out."
         )
-
-
-__all__ = ["CompressedOptimizer", "check", "check_options"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -22,8 +22,7 @@ from .flat import Batch, Flat
 class Exchange:
     """A reducer at work on vectors that are laid out as ``flat`` says.
 
-    ``send`` hands a batch over, ``receive`` waits for it: between the two it travels. Every rank calls the same, in
-    the same order.
+    Every rank calls the same, in the same order.
     """
 
     def __init__(
@@ -45,57 +44,61 @@ class Exchange:
         named: list[tuple[str, nn.Parameter]] = flat.named
         self.attachment = Attachment(options, named, flat.device, trial, flat.layouts, facts)
         self._flat = flat
-        self._buckets = len(flat.layouts)
-        self._index = 0
         self._device = flat.device
-
-    def send(self, vector: Tensor, batch: Batch) -> list[Any]:
-        """Hands over a batch's part of a vector, which ``receive`` replaces by the mean over the ranks."""
-        futures: list[Any] = []
-        for (start, stop), layout in zip(batch.spans, batch.layouts, strict=True):
-            last = self._index == self._buckets - 1
-            futures.append(self.attachment.submit(vector[start:stop], layout, self._index, last))
-            self._index = 0 if last else self._index + 1
-        if self._index == 0:
-            self.attachment.backward_over()
-        return futures
-
-    def receive(self, vector: Tensor, batch: Batch, futures: Sequence[Any]) -> None:
-        """Waits for a batch.
-
-        Raises:
-            Exception: it failed, here or at a peer: see ``close``.
-        """
-        for future in futures:
-            future.wait()
-        # What failed arrives as NaN; what was sent was finite on all ranks.
-        if bool(torch.isnan(vector[[start for start, _ in batch.spans]]).any()):
-            self.close()
-            raise FloatingPointError(
-                f"{self.attachment.reducer!r}: a mean over the ranks is not finite although all of them sent finite "
-                f"numbers: their sum exceeds fp32's range. Go back to the last checkpoint with a smaller rate."
-            )
-
-    def close(self) -> None:
-        """Waits until a vector is through.
-
-        Raises:
-            Exception: what went wrong with it: the original error here, PeerError or TransportError at the others.
-        """
-        self.attachment.end_step()
+        self._interrupted: str | None = None
 
     def average(self, vector: Tensor, arrived: Callable[[Batch], None]) -> None:
-        """The mean over the ranks of a whole vector, in place; ``arrived(batch)`` is called once a batch's mean is
-        there, while the next ones travel."""
-        under_way = [self.send(vector, batch) for batch in self._flat.batches]
-        for batch, futures in zip(self._flat.batches, under_way, strict=True):
-            self.receive(vector, batch, futures)
+        """The mean over the ranks of a whole vector of finite numbers, in place; ``arrived(batch)`` is called once a
+        batch's mean is there, while the next ones travel.
+
+        Raises:
+            Exception: what went wrong: the original error here, PeerError or TransportError at the others. Nothing can
+                be averaged any more.
+        """
+        self.check()
+        try:
+            self._average(vector, arrived)
+        except BaseException as error:  # also an interrupt: the peers may have had a part of this rank's buckets
+            self._interrupted = type(error).__name__
+            raise
+
+    def _average(self, vector: Tensor, arrived: Callable[[Batch], None]) -> None:
+        batches = self._flat.batches
+        count, index = len(self._flat.layouts), 0
+        under_way: list[list[Any]] = []
+        for batch in batches:
+            futures: list[Any] = []
+            for (start, stop), layout in zip(batch.spans, batch.layouts, strict=True):
+                futures.append(self.attachment.submit(vector[start:stop], layout, index, index == count - 1))
+                index += 1
+            under_way.append(futures)
+        self.attachment.backward_over()
+        for batch, futures in zip(batches, under_way, strict=True):
+            for future in futures:
+                future.wait()
+            # What failed arrives as NaN in every element.
+            first = [start for start, stop in batch.spans if start < stop]
+            if bool(torch.isnan(vector[first]).any()):
+                self.attachment.end_step()
+                raise FloatingPointError(
+                    f"{self.attachment.reducer!r}: a mean over the ranks is not finite although all of them sent "
+                    f"finite numbers: their sum exceeds fp32's range. Go back to the last checkpoint."
+                )
             arrived(batch)
-        self.close()
+        self.attachment.end_step()
+
+    def check(self) -> None:
+        """Raises where nothing can be averaged any more."""
+        self.attachment.check()
+        if self._interrupted:
+            raise RuntimeError(
+                f"{self.attachment.reducer!r}: an exchange was left in the middle ({self._interrupted}), and its ranks "
+                f"no longer know what each other has. Restart from a checkpoint."
+            )
 
     def any(self, flags: Tensor) -> Tensor:
         """The OR of uint8 flags over the ranks, in place: one small message, between two vectors."""
-        self.attachment.check()
+        self.check()
         self.attachment.transport.start(AllReduceMax(flags)).wait()
         return flags
 

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .. import coded
+from ..reducer import settle
 from ..store import StateError
 
 if TYPE_CHECKING:
@@ -30,21 +32,21 @@ def place(world: int, group: dist.ProcessGroup | None) -> str:
 def exact(opt: CompressedOptimizer, plain: dict[str, Any]) -> dict[str, Any]:
     """This rank's state; ``plain`` is what ``torch.optim.Optimizer`` makes of it."""
     exchange = opt.exchange
-    own = exchange.attachment.state_dict() if exchange is not None and opt.remembers else None
+    own = exchange.attachment.state_dict() if exchange is not None else None
     return _document(opt, plain, place(opt.world, opt.group), own)
 
 
 def portable(opt: CompressedOptimizer, plain: dict[str, Any]) -> dict[str, Any]:
     """All ranks' state, merged."""
     exchange = opt.exchange
-    merged = exchange.attachment.portable_state_dict() if exchange is not None and opt.remembers else None
+    merged = exchange.attachment.portable_state_dict() if exchange is not None else None
     return _document(opt, plain, _MERGED, merged)
 
 
 def _document(opt: CompressedOptimizer, plain: dict[str, Any], where: str, memory: Any) -> dict[str, Any]:
     vectors = {name: opt.flat.views(vector) for name, vector in opt.vectors().items()}
     state = {i: {name: views[i].clone() for name, views in vectors.items()} for i in range(len(opt.flat.params))}
-    content = {**_identity(opt), "memory": memory, **opt.extra()}
+    content = {**_identity(opt), "memory": memory, "averaged": opt.averaged, **opt.extra()}
     return {**plain, "state": state, "compcomm": {where: content}}
 
 
@@ -63,6 +65,7 @@ def load(opt: CompressedOptimizer, given: Any, load_groups: Callable[[dict[str, 
     _check_groups(opt, given)
     memory, exchange = content["memory"], opt.exchange
     opt.check_extra(content, vectors)
+    owed = _residual(opt, memory) if exchange is None and memory is not None else None
     if exchange is not None:
         if memory is None:
             exchange.attachment.forget()
@@ -74,8 +77,8 @@ def load(opt: CompressedOptimizer, given: Any, load_groups: Callable[[dict[str, 
     for p in opt.flat.params:
         opt.state[p] = {}
     opt.load(vectors, content)
-    if exchange is None and memory is not None:
-        opt.absorb(_residual(opt, memory))
+    if owed is not None:
+        opt.absorb(owed)
 
 
 def _content(opt: CompressedOptimizer, given: Any) -> tuple[Mapping[str, Any], bool]:
@@ -87,8 +90,9 @@ def _content(opt: CompressedOptimizer, given: Any) -> tuple[Mapping[str, Any], b
     filed = given.get("compcomm")
     if not isinstance(filed, Mapping):
         raise StateError(
-            f"load_state_dict: this is the state of another optimizer, without what {type(opt).__name__} keeps. Begin "
-            f"with a warm-up: load the model alone."
+            f"load_state_dict: this is the state of another optimizer, or what get_optimizer_state_dict left of it: "
+            f"what {type(opt).__name__} keeps under 'compcomm' is missing. Save optimizer.state_dict() itself; or "
+            f"begin with a warm-up: load the model alone."
         )
     mine = place(opt.world, opt.group)
     merged = _MERGED in filed
@@ -104,8 +108,8 @@ def _content(opt: CompressedOptimizer, given: Any) -> tuple[Mapping[str, Any], b
                 f"load_state_dict: {name} is {content.get(name)!r} in the checkpoint and {value!r} here. Load it into "
                 f"the same configuration."
             )
-    if "memory" not in content:
-        raise StateError("load_state_dict: the checkpoint is damaged: it has no 'memory'. Use an older one.")
+    if "memory" not in content or not isinstance(content.get("averaged"), int):
+        raise StateError("load_state_dict: the checkpoint is damaged: no 'memory' or 'averaged'. Use an older one.")
     return content, merged
 
 
@@ -138,13 +142,29 @@ def _check_groups(opt: CompressedOptimizer, given: Mapping[str, Any]) -> None:
         raise StateError(f"load_state_dict: groups of {there} parameters in the checkpoint and of {here} here.")
 
 
-def _residual(opt: CompressedOptimizer, memory: Mapping[str, Any]) -> Tensor:
-    """The mean residual as a flat vector: where one rank goes on alone, it is added to what is applied next."""
+def _residual(opt: CompressedOptimizer, memory: Mapping[str, Any]) -> Tensor | None:
+    """The mean residual as a flat vector, None where it is all zero: where one rank goes on alone, it is added to what
+    is applied next.
+
+    Raises:
+        StateError: there is no momentum that could take it up.
+    """
     found, slots = opt.flat.zeros(), memory["slots"].get("residual", {})
+    settled = settle(opt.reducer, 2)
     for batch in opt.flat.batches:
         for (start, _), layout in zip(batch.spans, batch.layouts, strict=True):
             for s in layout.segments:
                 held = slots.get(f"{s.name}@{s.offset}" if s.offset else s.name)
                 if held is not None:
-                    found[start + s.start : start + s.stop] = held.reshape(-1)
+                    codec = settled.slots(s, 2)["residual"].codec
+                    held = held.reshape(-1)
+                    held = held if codec is None else coded.read(held, codec, s.numel, 0, s.numel)
+                    found[start + s.start : start + s.stop] = held
+    if not bool(found.any()):
+        return None
+    if any(float(g["betas"][0]) == 0.0 for g in opt.param_groups):
+        raise StateError(
+            "load_state_dict: betas[0] is 0, so there is no momentum to take up what several ranks had still to send. "
+            "Go on with two ranks or more."
+        )
     return found

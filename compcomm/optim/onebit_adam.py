@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from ..store import StateError
 from .base import CompressedOptimizer
 from .flat import Batch, Part
 from .freeze import Freeze, check_rule
+from .variance import check_floor
 from .variance import freeze as freeze_variance
 
 
@@ -42,8 +42,8 @@ class OneBitAdam(CompressedOptimizer):
         model_or_params: a DDP model (its one hook is taken), a model, parameters, or groups.
         lr, betas, eps, weight_decay: as in ``torch.optim.AdamW``, per group if wanted.
         freeze: steps of warm-up, or "auto": until the variance is stable (see ``compcomm.optim.freeze``), with
-            ``betas[1]`` = 0.999 never before step 2000. Either way not while the learning rate rises. A number beyond
-            the end of the run means Adam throughout.
+            ``betas[1]`` = 0.999 some 3,800 steps at least. Either way not while the learning rate rises. A number
+            beyond the end of the run means Adam throughout.
         v_floor: at the freeze sqrt(v) is raised to at least ``v_floor`` times its root mean square over the parameter;
             where a parameter's v is all zero, to the root mean square over all parameters. The published code has no
             floor, and diverges where some elements had next to no gradient: their sign is sent at the size of the
@@ -65,14 +65,16 @@ class OneBitAdam(CompressedOptimizer):
             kernel per batch of parameters, whatever they say.
 
     Clipping: after the warm-up ``clip_grad_norm_`` sees each rank's own gradient, and each rank clips by its own norm.
+    Every rank calls ``step()`` as often as the others.
     Learning rates may change at any time: what is kept is momentum, not steps.
 
     Raises:
         TypeError, ValueError: an argument cannot be; ``amsgrad`` (its maximum of v ends with v); sharded or sparse
             parameters; a DDP model with another hook. ``AgreementError`` where the ranks differ.
 
-    State, bytes per element: m 4, v 4, and after the warm-up 4 for the momentum under way and 4 for the residual (and 4
-    per element owned). In fp32 whatever the parameters are.
+    State, bytes per element: m 4, v 4, the residual 4 (and 4 per element owned), and 4 for the momentum under way, made
+    when it is needed (without DDP in the first step). In fp32 whatever the parameters are. CPU kernels only so far: on
+    a GPU the references of the operators run, one parameter after the other.
 
     Source: Tang et al. 2021 (arXiv:2102.02888), Algorithm 1, and its published code for what that leaves open.
     """
@@ -132,11 +134,7 @@ class OneBitAdam(CompressedOptimizer):
             return
         if self._warm(scale, bad):
             self.steps += 1
-            due = self._freeze.due(
-                self.steps, self._rates(), lambda: float(self._second.sum(dtype=torch.float64)),
-                self.exchange.all if self.exchange is not None else bool,
-            )  # fmt: skip
-            if due:
+            if self._ends(self._second):
                 self._cool()
 
     # The warm-up: Adam.
@@ -219,18 +217,17 @@ class OneBitAdam(CompressedOptimizer):
     # Checkpoints.
 
     def vectors(self) -> dict[str, Tensor]:
-        return {"exp_avg": self._mean, "denominator" if self.compressed else "exp_avg_sq": self._second}
+        return {"exp_avg": self._mean, "exp_avg_sq": self._second}
 
     def extra(self) -> dict[str, Any]:
         return {"steps": self.steps, "frozen_at": self.frozen_at, "warmup": self._freeze.state_dict()}
 
     def check_extra(self, extra: Mapping[str, Any], vectors: Mapping[str, Tensor]) -> None:
         steps, frozen, warmup = (extra.get(name) for name in ("steps", "frozen_at", "warmup"))
-        second = "exp_avg_sq" if frozen is None else "denominator"
         if not isinstance(steps, int) or not isinstance(frozen, int | None) or not isinstance(warmup, Mapping):
             raise StateError(f"load_state_dict: steps={steps!r}, frozen_at={frozen!r}: the checkpoint is damaged.")
-        if set(vectors) != {"exp_avg", second}:
-            raise StateError(f"load_state_dict: moments {sorted(vectors)} where exp_avg and {second} are due.")
+        if set(vectors) != {"exp_avg", "exp_avg_sq"}:
+            raise StateError(f"load_state_dict: moments {sorted(vectors)} where exp_avg and exp_avg_sq are due.")
         Freeze("auto", 0.9).load_state_dict(warmup)
 
     def load(self, vectors: dict[str, Tensor], extra: Mapping[str, Any]) -> None:
@@ -238,20 +235,11 @@ class OneBitAdam(CompressedOptimizer):
         self.steps, self.frozen_at = extra["steps"], extra["frozen_at"]
         self._freeze.load_state_dict(extra["warmup"])
         self._mean = vectors["exp_avg"]
-        self._second = vectors["denominator" if self.compressed else "exp_avg_sq"]
-        self._go_on(was, self.steps)
+        self._second = vectors["exp_avg_sq"]
+        self._go_on(was, extra["averaged"])
 
     def absorb(self, residual: Tensor) -> None:
         for part in self.flat.parts:
             beta = float(self.param_groups[part.group]["betas"][0])
             for n in part.numbers:  # the next m is b1 m + ..., so that the residual arrives there whole
-                self.flat.view(self._mean, n).add_(self.flat.view(residual, n), alpha=1.0 / beta if beta else 0.0)
-
-
-def check_floor(call: str, value: object) -> None:
-    """Raises ValueError for what is no floor of the variance."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < 1.0:
-        raise ValueError(
-            f"{call}(v_floor={value!r}): a part of the root mean square of sqrt(v), in [0, 1); 0.1 is the default, 0 "
-            f"the published formula."
-        )
+                self.flat.view(self._mean, n).add_(self.flat.view(residual, n), alpha=1.0 / beta)

@@ -20,9 +20,9 @@ from . import foreach
 from .base import CompressedOptimizer
 from .flat import Batch
 from .freeze import Freeze, check_rule
-from .onebit_adam import check_floor
 from .sheet import Sheet, sheets
 from .trust import Bounds, Trust, check_numbers
+from .variance import check_floor
 from .variance import freeze as freeze_variance
 
 SCALE = 2.0**20
@@ -181,11 +181,7 @@ class OneBitLamb(CompressedOptimizer):
             return
         if self._warm(scale, bad):
             self.steps += 1
-            due = self._freeze.due(
-                self.steps, self._rates(), lambda: float(self._second.sum(dtype=torch.float64)),
-                self.exchange.all if self.exchange is not None else bool,
-            )  # fmt: skip
-            if due:
+            if self._ends(self._second):
                 self._cool()
 
     def _options(self, name: str, numbers: Sequence[int]) -> list[Any]:
@@ -344,7 +340,7 @@ class OneBitLamb(CompressedOptimizer):
     def vectors(self) -> dict[str, Tensor]:
         if not self.compressed:
             return {"exp_avg": self._mean, "exp_avg_sq": self._second}
-        return {"exp_avg": self._mean, "denominator": self._second, "exp_avg_sq_fresh": self._fresh}
+        return {"exp_avg": self._mean, "exp_avg_sq": self._second, "exp_avg_sq_fresh": self._fresh}
 
     def extra(self) -> dict[str, Any]:
         return {
@@ -361,7 +357,7 @@ class OneBitLamb(CompressedOptimizer):
             or not isinstance(trust, Mapping)
         ):
             raise StateError(f"load_state_dict: steps={steps!r}, frozen_at={frozen!r}: the checkpoint is damaged.")
-        due = ["exp_avg", "exp_avg_sq"] if frozen is None else ["denominator", "exp_avg", "exp_avg_sq_fresh"]
+        due = ["exp_avg", "exp_avg_sq", *(["exp_avg_sq_fresh"] if frozen is not None else [])]
         if sorted(vectors) != due:
             raise StateError(f"load_state_dict: moments {sorted(vectors)} where {due} are due.")
         Freeze("auto", 0.9).load_state_dict(warmup)
@@ -379,15 +375,14 @@ class OneBitLamb(CompressedOptimizer):
         self._trust.load_state_dict(extra["trust"])
         self._floor, self._scaling = list(extra["floor"]), list(extra["scaling"])
         self._mean = vectors["exp_avg"]
-        self._second = vectors["denominator" if self.compressed else "exp_avg_sq"]
+        self._second = vectors["exp_avg_sq"]
         self._fresh = vectors.get("exp_avg_sq_fresh", torch.empty(0))
-        self._go_on(was, self.steps)
+        self._go_on(was, extra["averaged"])
 
     def absorb(self, residual: Tensor) -> None:
         for n, (group, scale) in enumerate(zip(self._group_of, self._scaling, strict=True)):
-            beta = float(self.param_groups[group]["betas"][0])
-            if beta:  # the next m is b1 m + ..., so that the residual arrives there whole
-                self.flat.view(self._mean, n).add_(self.flat.view(residual, n), alpha=1.0 / (beta * scale))
+            beta = float(self.param_groups[group]["betas"][0])  # the next m is b1 m + ...: there it arrives whole
+            self.flat.view(self._mean, n).add_(self.flat.view(residual, n), alpha=1.0 / (beta * scale))
 
 
 def check_factors(beta: float, high: float, low: float, threshold: float) -> None:

@@ -13,10 +13,12 @@ from ..hooks.names import check_dtype, inner, named
 
 
 class Source(NamedTuple):
-    """Parameter groups with names, and the DDP model whose hook is to be taken, or None."""
+    """Parameter groups with names, the DDP model whose hook is to be taken, or None, and the parameters that were left
+    out as they want no gradient."""
 
     groups: list[dict[str, Any]]
     ddp: nn.parallel.DistributedDataParallel | None
+    left: list[tuple[str, Tensor]]
 
 
 def find(call: str, given: Any, params: Any) -> Source:
@@ -33,14 +35,17 @@ def find(call: str, given: Any, params: Any) -> Source:
                 f"{call}(params=...): this is for the groups of a model; the first argument is no model but a "
                 f"{type(given).__name__}. Give the groups as the first argument."
             )
-        return Source(_groups(call, given, {}), None)
+        return Source(*_groups(call, given, {}, None))
     _check_sharded(call, model)
     ddp = model if isinstance(model, nn.parallel.DistributedDataParallel) else None
     if ddp is not None:
         check_free(call, ddp)
     of_model = named(inner(model))
     names = {id(p): n for n, p in of_model}
-    groups = _groups(call, of_model if params is None else params, names)
+    found = Source(*_groups(call, of_model if params is None else params, names, ddp))
+    if params is None:
+        found.left.extend((n, p) for n, p in inner(model).named_parameters() if not p.requires_grad)
+    groups = found.groups
     if ddp is not None:
         held = {id(p) for group in groups for _, p in group["params"]}
         left = [n for n, p in of_model if id(p) not in held]
@@ -52,11 +57,11 @@ def find(call: str, given: Any, params: Any) -> Source:
                 f"the averaging of the DDP model, so its groups hold all parameters of that model that want a "
                 f"gradient, and no others. Freeze the rest with requires_grad_(False) before DDP(...)."
             )
-    return Source(groups, ddp)
+    return found
 
 
-def _groups(call: str, given: Any, names: Mapping[int, str]) -> list[dict[str, Any]]:
-    """Groups with ``params`` as (name, parameter) pairs; parameters that want no gradient are left out."""
+def _groups(call: str, given: Any, names: Mapping[int, str], ddp: Any) -> tuple[Any, Any, list[tuple[str, Tensor]]]:
+    """Groups with ``params`` as (name, parameter) pairs, ``ddp``, and the parameters that want no gradient."""
     if isinstance(given, Tensor) or not isinstance(given, Iterable):
         raise TypeError(f"{call}({type(given).__name__}): give a model, its parameters, or a list of groups.")
     entries: list[Any] = list(given)
@@ -64,6 +69,7 @@ def _groups(call: str, given: Any, names: Mapping[int, str]) -> list[dict[str, A
         raise ValueError(f"{call}: there are no parameters.")
     found: list[dict[str, Any]] = [dict(e) for e in entries] if isinstance(entries[0], dict) else [{"params": entries}]
     count = 0
+    out: list[tuple[str, Tensor]] = []
     for group in found:
         own: Any = group["params"]
         pairs: list[tuple[str, Any]] = []
@@ -72,11 +78,16 @@ def _groups(call: str, given: Any, names: Mapping[int, str]) -> list[dict[str, A
             if isinstance(p, Tensor):
                 name = names.get(id(p), name or str(count))
                 check(call, name, p)
-            if not isinstance(p, Tensor) or p.requires_grad:
-                pairs.append((name or str(count), p))
+            wanted = not isinstance(p, Tensor) or p.requires_grad
+            (pairs if wanted else out).append((name or str(count), p))
             count += 1
         group["params"] = pairs
-    return found
+    devices = {p.device for group in found for _, p in group["params"] if isinstance(p, Tensor)}
+    if len(devices) > 1:
+        raise ValueError(
+            f"{call}: parameters on {' and '.join(sorted(map(str, devices)))}; one process has one device."
+        )
+    return found, ddp, out
 
 
 def check(call: str, name: str, p: Tensor) -> None:

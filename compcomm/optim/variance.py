@@ -39,3 +39,12 @@ def freeze(flat: Flat, v: Tensor, floor: float, options: Sequence[tuple[float, f
         for n in part.numbers:
             flat.view(v, n).mul_(correction).add_(eps)
     return least
+
+
+def check_floor(call: str, value: object) -> None:
+    """Raises ValueError for what is no floor of the variance."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < 1.0:
+        raise ValueError(
+            f"{call}(v_floor={value!r}): a part of the root mean square of sqrt(v), in [0, 1); 0.1 is the default, 0 "
+            f"the published formula."
+        )

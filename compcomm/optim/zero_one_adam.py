@@ -22,7 +22,7 @@ from . import foreach as each
 from .base import CompressedOptimizer
 from .flat import Batch, Part
 from .freeze import Freeze
-from .onebit_adam import check_floor
+from .variance import check_floor
 from .variance import freeze as freeze_variance
 
 
@@ -173,8 +173,8 @@ class ZeroOneAdam(CompressedOptimizer):
         return self.frozen_at is not None
 
     @property
-    def remembers(self) -> bool:
-        return True
+    def _alike(self) -> bool:
+        return self.local_steps == 0
 
     def synchronise(self) -> None:
         """Makes the parameters of all ranks equal, where they are not, by a synchronisation ahead of time. Collective:
@@ -226,7 +226,7 @@ class ZeroOneAdam(CompressedOptimizer):
     def _advance(self, scale: float, bad: bool) -> None:
         if self.compressed:
             self._walk(scale, bad)
-        elif self._warm(scale, bad) and self._freeze.due(self.steps, self._rates(), float, bool):
+        elif self._warm(scale, bad) and self._ends(self._square):
             self._cool()
 
     # Until the freeze: gradients that travel.
@@ -390,7 +390,7 @@ class ZeroOneAdam(CompressedOptimizer):
     def vectors(self) -> dict[str, Tensor]:
         if not self.compressed:
             return {"exp_avg": self._mean, "exp_avg_sq": self._square}
-        return {"denominator": self._denominator} | ({} if self.local_steps else {"exp_avg": self._mean})
+        return {"exp_avg_sq": self._denominator} | ({} if self.local_steps else {"exp_avg": self._mean})
 
     def extra(self) -> dict[str, Any]:
         own = {
@@ -413,7 +413,7 @@ class ZeroOneAdam(CompressedOptimizer):
                 f"load_state_dict: steps={steps!r}, refreshes={refreshes!r}, frozen_at={frozen!r}: the checkpoint is "
                 f"damaged."
             )
-        due = {"exp_avg", "exp_avg_sq" if frozen is None else "denominator"} - ({"exp_avg"} if own else set())
+        due = {"exp_avg", "exp_avg_sq"} - ({"exp_avg"} if own else set())
         if set(vectors) != due:
             raise StateError(f"load_state_dict: moments {sorted(vectors)} where {' and '.join(sorted(due))} are due.")
         Freeze(1, 0.0).load_state_dict(warmup)
@@ -441,7 +441,7 @@ class ZeroOneAdam(CompressedOptimizer):
         self._mean = vectors["exp_avg"] if own is None else self.flat.zeros().copy_(own["exp_avg"])
         self._update = self.flat.zeros() if self.compressed else torch.empty(0)
         if self.compressed:
-            self._square, self._denominator = torch.empty(0), vectors["denominator"]
+            self._square, self._denominator = torch.empty(0), vectors["exp_avg_sq"]
         else:
             self._square, self._denominator = vectors["exp_avg_sq"], self.flat.zeros()
             self._measure()
@@ -452,7 +452,7 @@ class ZeroOneAdam(CompressedOptimizer):
             self._travelled, self._shrunk = list(own["travelled"]), list(own["shrunk"])
             self.local_steps = own["steps"]
             self._anchor = [torch.empty_like(p).copy_(t) for p, t in zip(self.flat.params, own["anchor"], strict=True)]
-        self._go_on(was, self.refreshes)
+        self._go_on(was, extra["averaged"])
         self._count()
 
     def absorb(self, residual: Tensor) -> None:

@@ -137,7 +137,7 @@ def test_nothing_lost(four: Workers) -> None:
 def strides(rank: int, world: int, decay: float) -> Any:
     model, own = make(Given(), weight_decay=decay, local_step_scaler=1)
     advance(model, own, rank, range(FREEZE))
-    d, worst, anchors = replicated(own, "denominator"), 0.0, []
+    d, worst, anchors = replicated(own, "exp_avg_sq"), 0.0, []
     for step in range(FREEZE, STEPS):
         advance(model, own, rank, range(step, step + 1))
         local = content(own)["local"]

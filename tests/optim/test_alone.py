@@ -82,7 +82,7 @@ def test_after_the_freeze_it_is_preconditioned_momentum() -> None:
     own = onebit(params, v_floor=0.0)
     drive(own, params, range(5))
     x, state = flat(params).double(), own.state_dict()["state"]
-    m, d = (torch.cat([state[i][k].view(-1) for i in state]).double() for k in ("exp_avg", "denominator"))
+    m, d = (torch.cat([state[i][k].view(-1) for i in state]).double() for k in ("exp_avg", "exp_avg_sq"))
     drive(own, params, range(5, 9))
     for step in range(5, 9):
         m = 0.9 * m + 0.1 * flat(gradients(step)).double()
@@ -160,13 +160,78 @@ def test_auto_waits_until_the_variance_is_stable() -> None:
     assert rising.frozen_at is None
 
 
-def test_auto_sees_a_variance_that_grows() -> None:
+@pytest.mark.parametrize("factor", [1.01, 0.99])
+def test_auto_sees_a_variance_that_grows_or_falls(factor: float) -> None:
     p = nn.Parameter(torch.zeros(64))
     own = OneBitAdam([p], betas=(0.9, 0.98), freeze="auto")
     for step in range(400):
-        p.grad = torch.randn(64, generator=torch.Generator().manual_seed(step)) * 1.01**step
+        p.grad = torch.randn(64, generator=torch.Generator().manual_seed(step)) * factor**step
         own.step()
     assert own.frozen_at is None
+
+
+def test_auto_waits_until_an_early_spike_is_forgotten() -> None:
+    p = nn.Parameter(torch.zeros(64))
+    own = OneBitAdam([p], betas=(0.9, 0.98), freeze="auto")
+    for step in range(1500):
+        p.grad = torch.randn(64, generator=torch.Generator().manual_seed(step)) * (1.0 if step < 5 else 0.01)
+        own.step()
+    assert own.frozen_at is not None
+    d = own.state_dict()["state"][0]["exp_avg_sq"]
+    assert 0.005 < float(d.mean()) < 0.02
+
+
+def test_the_freeze_waits_for_a_variance() -> None:
+    p = nn.Parameter(torch.zeros(8))
+    own = OneBitAdam([p], lr=1e-3, freeze=2)
+    for step in range(8):
+        p.grad = torch.full((8,), 0.0 if step < 4 else 1e-3)
+        own.step()
+    assert own.frozen_at == 5 and float(p.detach().abs().max()) < 0.1
+
+
+@pytest.mark.parametrize("kind", ["OneBitAdam", "ZeroOneAdam", "OneBitLamb"])
+@pytest.mark.parametrize("how", ["step", "function"])
+def test_a_compiled_step(kind: str, how: str) -> None:
+    """torch.compile leaves the step as it is: its counters are no constants."""
+    ends = []
+    for compiled in (False, True):
+        params = list(module().parameters())
+        own = getattr(cc.optim, kind)(params, lr=0.01, freeze=3)
+
+        def whole(own: Any = own) -> None:
+            own.step()
+
+        step = own.step if how == "step" else whole
+        run = torch.compile(step, backend="eager") if compiled else step
+        for t in range(8):
+            for p, g in zip(params, gradients(t), strict=True):
+                p.grad = g
+            run()
+        assert own.steps == 8 and own.frozen_at == 3
+        ends.append(flat(params))
+    assert torch.equal(ends[0], ends[1])
+
+
+def test_empty_parameters() -> None:
+    params = [nn.Parameter(torch.zeros(0)), nn.Parameter(torch.ones(5)), nn.Parameter(torch.zeros(0, 3))]
+    own = onebit(params, freeze=2)
+    for _ in range(4):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        own.step()
+    assert own.frozen_at == 2 and float(params[1].detach()[0]) < 1.0
+
+
+def test_onecycle_finds_its_betas() -> None:
+    params = list(module().parameters())
+    own = onebit(params)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(own, max_lr=0.02, total_steps=20)
+    for step in range(15):
+        drive(own, params, range(step, step + 1))
+        schedule.step()
+    assert own.frozen_at is not None and own.frozen_at > 5  # the rate rises at first
+    assert own.param_groups[0]["betas"][0] != 0.9
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

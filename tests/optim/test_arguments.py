@@ -81,11 +81,57 @@ def test_the_published_scale_is_taken() -> None:
     assert repr(own.reducer) == "ErrorFeedback(Unproven(SignScale(scale='l2')))"
 
 
-def test_frozen_parameters_are_left_out() -> None:
+@pytest.mark.parametrize("whole", [True, False])
+def test_frozen_parameters_are_left_out(whole: bool) -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[0].requires_grad_(False)
-    own = OneBitAdam(model.parameters())
+    own = OneBitAdam(model if whole else model.parameters())
     assert len(own.param_groups[0]["params"]) == 2
+    model(torch.ones(3)).sum().backward()
+    own.step()
+    model[0].requires_grad_(True)
+    model(torch.ones(3)).sum().backward()
+    with pytest.raises(RuntimeError, match=r"has a gradient, and had requires_grad=False.*anew after unfreezing"):
+        own.step()
+
+
+def test_after_detach() -> None:
+    own = OneBitAdam(params())
+    own.detach()
+    for call in (own.step, own.state_dict, own.portable_state_dict, own.report):
+        with pytest.raises(RuntimeError, match=r"this optimizer is detached. Make a new one"):
+            call()
+
+
+def test_it_is_neither_copied_nor_pickled() -> None:
+    with pytest.raises(TypeError, match=r"neither copied nor pickled. Save its state_dict\(\)"):
+        copy.deepcopy(OneBitAdam(params()))
+
+
+def test_two_devices() -> None:
+    with pytest.raises(ValueError, match="parameters on cpu and meta"):
+        OneBitAdam([*params(), nn.Parameter(torch.ones(3, device="meta"))])
+
+
+def test_a_parameter_twice() -> None:
+    p = params()[0]
+    with pytest.raises(ValueError, match="the same parameter twice"):
+        OneBitAdam([p, p])
+    own = OneBitAdam(params())
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        own.add_param_group({"params": [own.param_groups[0]["params"][0]]})
+    assert len(own.param_groups) == 1 and list(own._names.values()) == ["0", "1"]
+
+
+@pytest.mark.parametrize("given", [cc.PowerSGD(2), cc.EF21(cc.TopK(0.1)), cc.Warmup(3, cc.TopK(0.1))])
+def test_other_feedback(given: cc.Reducer) -> None:
+    with pytest.raises(TypeError, match=r"give a compressor.*a route around one.*no other feedback"):
+        OneBitAdam(params(), compressor=given)
+
+
+def test_a_partition_of_compressors() -> None:
+    own = OneBitAdam(params(), compressor=cc.Partition({"0": cc.SignScale(), "*": cc.Exact()}))
+    assert repr(own.reducer) == "Partition({'0': ErrorFeedback(SignScale()), '*': ErrorFeedback(Exact())})"
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_the_page(decay: float, v_floor: float) -> None:
         assert np.allclose(content(own)["trust"]["factor"], due.phi, rtol=1e-4), step
     assert own.frozen_at == 5
     assert np.allclose(moments(own, "exp_avg_sq_fresh"), due.w, rtol=1e-4)
-    assert np.allclose(moments(own, "denominator"), due.d, rtol=1e-6)
+    assert np.allclose(moments(own, "exp_avg_sq"), due.d, rtol=1e-6)
     assert np.allclose(content(own)["scaling"], [due.scale[cut.start] for cut in due.cuts])
 
 
@@ -408,7 +408,7 @@ def test_options_of_groups() -> None:
     ("change", "says"),
     [
         (lambda c: {**c, "steps": None}, "steps=None, frozen_at=2: the checkpoint is damaged"),
-        (lambda c: {**c, "frozen_at": None}, r"moments \['denominator', .* where \['exp_avg', 'exp_avg_sq'\] are due"),
+        (lambda c: {**c, "frozen_at": None}, r"moments \['exp_avg', 'exp_avg_sq', 'exp_avg_sq_fresh'\] where"),
         (lambda c: {**c, "trust": {**c["trust"], "mean": [1.0]}}, r"mean=\[1.0\]: 2 numbers are due"),
         (lambda c: {**c, "trust": {**c["trust"], "factor": [1.0, "1"]}}, r"factor=.*2 numbers are due"),
         (lambda c: {k: v for k, v in c.items() if k != "scaling"}, "scaling=None: 2 numbers are due"),

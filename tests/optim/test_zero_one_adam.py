@@ -96,7 +96,7 @@ def test_local_steps_in_double_precision(clipper: int, decoupled: bool) -> None:
     )
     drive(own, params, range(FREEZE))
     x, state = flat(params).double(), own.state_dict()["state"]
-    m, d = (torch.cat([state[i][k].view(-1) for i in state]).double() for k in ("exp_avg", "denominator"))
+    m, d = (torch.cat([state[i][k].view(-1) for i in state]).double() for k in ("exp_avg", "exp_avg_sq"))
     weighed, s = torch.zeros_like(m), 0.0
     for step in range(FREEZE, STEPS):
         g = flat(gradients(step)).double()
@@ -362,7 +362,7 @@ def test_what_others_still_owe() -> None:
             own.absorb(torch.full_like(flat(params), owed))
             saved = own.state_dict()
             own.load_state_dict(saved)  # it survives
-            d = torch.cat([e["denominator" if at > FREEZE else "exp_avg_sq"].view(-1) for e in saved["state"].values()])
+            d = torch.cat([e["exp_avg_sq"].view(-1) for e in saved["state"].values()])
             drive(own, params, range(at, at + (4 if at > FREEZE else 1)))
             ends.append(flat(params))
         step = 0.01 * (1 + 0.9 + 0.81 + 0.729) / d if at > FREEZE else 0.01 * 0.1 / (d.sqrt() + 1e-8)
@@ -421,7 +421,7 @@ def other(name: str, value: Any) -> Any:
     ("change", "says"),
     [
         (lambda own: own.__setitem__("steps", "many"), "steps='many'"),
-        (lambda own: own.__setitem__("local", None), "moments .'denominator'. where denominator and exp_avg are due"),
+        (lambda own: own.__setitem__("local", None), "moments .'exp_avg_sq'. where exp_avg and exp_avg_sq are due"),
         (without("exp_avg"), "this rank's 'exp_avg' is not 259 numbers"),
         (other("update", torch.zeros(3)), "this rank's 'update' is not 259 numbers"),
         (without("anchor"), "the parameters of the last synchronisation are missing"),
