@@ -50,6 +50,7 @@ FAMILIES = (
     Family("Threshold, gamma", "sparse", over("Threshold(ratio={}, fit='gamma')", RATIOS), 2, learns=30),
     Family("RandK", "sparse", over("RandK(ratio={})", RATIOS), 2),
     Family("SignScale", "one bit", over("SignScale(block={})", (32, 128, 512, 4096)), 2),
+    Family("Sign, L2 norm", "one bit", over("Unproven(SignScale(scale='l2', block={}))", (32, 128, 512, 4096)), 2),
     Family("TwoMeans", "one bit", over("TwoMeans(block={})", (32, 128, 512, 4096)), 2),
     Family("QSGD, nearest", "nearest", over("QSGD(bits={}, rounding='nearest')", BITS), 2),
     Family("MinMax, nearest", "nearest", over("MinMax(bits={}, rounding='nearest')", BITS), 2, 2.5),
