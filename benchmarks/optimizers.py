@@ -18,7 +18,8 @@ The compressor codes everything (`dense_below=0`), as the published code does. B
 fp32. They are 0.85 % of the transformer, 0.27 bits per element: whatever the block, a dry run for four ranks then gives
 no more than 12.5 times fewer bytes than fp16 (13.6 to 14.2 for the digits). With all of it coded, blocks of 1024 give
 15.3 times for both tasks, times H in the last phase of 0/1 Adam, and larger blocks little more. What the card counts
-has headers on top, which weigh most where messages are small: the digits' are of 30 kB.
+has headers on top, which weigh most where messages are small: the digits' are of 30 kB. "L2 scale" is the scale of the
+published code, which keeps the length of the momentum where the default keeps its error small.
 
 `throughput` times a step of a real DDP model of known shapes: forward, a wait in place of compute (it takes no core),
 backward, `optimizer.step()`. The whole wait comes before the first bucket is ready, so nothing overlaps with it; what
@@ -62,6 +63,7 @@ def arguments() -> argparse.Namespace:
     part.add_argument("--compressor", default=COMPRESSOR, help=f"of momentum, as in Python (default: {COMPRESSOR})")
     part.add_argument("--local-steps", type=int, default=4, help="0/1 Adam's longest interval, H (default: 4)")
     part.add_argument("--method", nargs="+", help="only these, by their names in the table")
+    part.add_argument("--onto", type=Path, help="the JSON of a run of the same kind, whose rows come first")
     part.add_argument("--json", type=Path, help="file for the rows")
     part.add_argument("--plot", type=Path, help="PNG file for the curves")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from math import isfinite
@@ -35,7 +36,7 @@ def main(options: argparse.Namespace) -> None:
         every = methods(shared, options.steps, factor, cc.parse(options.compressor), options.local_steps)
         if here.first:
             print(f"{task.name} on {task.data}", f"{here.world} workers, {link()}", sep="\n", flush=True)
-        rows: list[Row] = []
+        rows: list[Row] = earlier(options, shared, here) if options.onto else []
         for method in chosen(every, options.method):
             for seed in range(options.seeds):
                 rows.append(fit(task, method, options.steps, seed, here))
@@ -44,6 +45,25 @@ def main(options: argparse.Namespace) -> None:
         summary = summarise(rows)
         if here.first:
             report(rows, summary, options, task.data, vars(shared))
+
+
+def earlier(options: argparse.Namespace, shared: Any, here: Ranks) -> list[Row]:
+    """The rows of a run of the same kind, to which others are added.
+
+    Raises:
+        ValueError: it is of another kind.
+    """
+    found = json.loads(options.onto.read_text())
+    mine = {
+        "task": options.task, "steps": options.steps, "seeds": options.seeds, "compressor": options.compressor,
+        "local_steps": options.local_steps, "lab": lab(), "setting": json.loads(json.dumps(vars(shared))),
+    }  # fmt: skip
+    for name, value in mine.items():
+        if found.get(name) != value:
+            raise ValueError(f"--onto {options.onto}: {name} is {found.get(name)!r} there and {value!r} here.")
+    if any(row["world_size"] != here.world for row in found["rows"]):
+        raise ValueError(f"--onto {options.onto}: it had another number of workers.")
+    return [{"commit": found["commit"], **row} for row in found["rows"]]
 
 
 def say(row: Row, here: Ranks) -> None:

@@ -16,6 +16,8 @@ import compcomm as cc
 
 BF16 = cc.Cast(torch.bfloat16)
 COMPRESSOR = "SignScale(block=1024, dense_below=0)"
+PUBLISHED = "Unproven(SignScale(scale='l2', block=1024, dense_below=0))"
+"""The scale of 1-bit Adam's published code: the norm of a block is kept, and so is the length of the steps."""
 ADAM, HALF, LAMB = "Adam", "Adam, fp16 hook", "LAMB"
 """The yardsticks: of losses, of bytes, and of 1-bit LAMB's losses."""
 
@@ -75,6 +77,7 @@ def methods(
     shared = {"betas": setting.betas, "weight_decay": setting.decay}
     coded = {**shared, "compressor": compressor}
     signs = {**coded, "warmup": BF16, "bias_correction": True}
+    l2 = {**signs, "compressor": cc.parse(PUBLISHED)}
     whole = (Phase("all", 0, steps),)
     two = (Phase("warm-up", 0, early), Phase("compressed", early, steps))
 
@@ -97,7 +100,14 @@ def methods(
         Method(HALF, "AdamW(fused=True), fp16_compress_hook", half, whole),
         Method("1-bit Adam", **ours("OneBitAdam", setting.rate, freeze=early, **signs), phases=two, freeze=early),
         Method(
+            "1-bit Adam, L2 scale", **ours("OneBitAdam", setting.rate, freeze=early, **l2), phases=two, freeze=early,
+        ),
+        Method(
             "0/1 Adam", **ours("ZeroOneAdam", setting.rate, **rare, **signs),
+            phases=rising(steps, late, doubling, local), freeze=late,
+        ),
+        Method(
+            "0/1 Adam, L2 scale", **ours("ZeroOneAdam", setting.rate, **rare, **l2),
             phases=rising(steps, late, doubling, local), freeze=late,
         ),
         Method(LAMB, **ours("OneBitLamb", setting.lamb_rate, freeze=10 * steps, **coded), phases=whole, beside=LAMB),
