@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -88,6 +89,11 @@ class CompressedOptimizer(torch.optim.Optimizer):
             self.world = dist.get_world_size(self.group) if dist.is_available() and dist.is_initialized() else 1
             if self.world < 1:
                 raise ValueError(f"{self._call}(group=...): this rank is not in the group.")
+            if self.world == 1 and not dist.is_initialized() and os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+                raise RuntimeError(
+                    f"{self._call}: WORLD_SIZE={os.environ['WORLD_SIZE']} and no process group: the ranks would train "
+                    f"apart. Call torch.distributed.init_process_group() first."
+                )
             _check_warmup(self._call, warmup, self.world)
             super().__init__(self._named(source.groups), defaults)
         except Exception as error:
@@ -195,13 +201,12 @@ class CompressedOptimizer(torch.optim.Optimizer):
             self.load(grown, {**self.extra(), "averaged": averaged})
 
     def report(self) -> Report:
-        """What the present phase sent and cost, per step: see ``Attachment.report``.
-
-        Raises:
-            RuntimeError: there is one rank, which sends nothing.
-        """
+        """What the present phase sent and cost, per step: see ``Attachment.report``."""
         self._open("report")
-        return self._at_work.report()
+        found = self._at_work
+        if found is None:
+            return Report(repr(self.reducer), self.world, self.steps, 0.0, 0.0, 0.0, 0.0, 0.0, 0, {})
+        return found.report()
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's state, exact: moments, groups, and what this rank failed to send (under "compcomm"). Save every
@@ -249,14 +254,13 @@ class CompressedOptimizer(torch.optim.Optimizer):
         return self._flat
 
     @property
-    def _at_work(self) -> Attachment:
+    def _at_work(self) -> Attachment | None:
+        """What averages in this phase; None: there is one rank, which sends nothing."""
         dense = self._hook.attachment if self._hook is not None else None
         dense = self.dense.attachment if self.dense is not None else dense
         found = dense if not self.compressed and dense is not None else None
         if found is None and self.exchange is not None:
             found = self.exchange.attachment
-        if found is None:
-            raise RuntimeError(f"{self._call}.report: there is one rank, which sends nothing.")
         return found
 
     @property
@@ -357,7 +361,10 @@ class CompressedOptimizer(torch.optim.Optimizer):
             print(f"compcomm: {self._call}: {text}", file=sys.stderr, flush=True)
 
     def _line(self) -> str:
-        """What the compressed phase sends."""
+        """Why the freeze comes now, and what the compressed phase sends."""
+        asked = self._facts.get("freeze")
+        if isinstance(asked, int) and self.steps > asked:
+            self._say(f"freeze={asked} has waited for the learning rate, or for a variance that is not zero")
         return announce(settle(self.reducer, self.world), self.flat.layout, self.world, "from here on")
 
     # Inside.
@@ -426,7 +433,9 @@ class CompressedOptimizer(torch.optim.Optimizer):
         lines: list[str] = []
 
         def trial(settled: Reducer, everything: Layout) -> None:
-            lines.append(announce(settled, everything, self.world, f"compcomm: {self._call}, after its warm-up"))
+            freeze = self._facts.get("freeze")
+            when = "until the variance is stable" if freeze == "auto" else f"of {freeze} steps"
+            lines.append(announce(settled, everything, self.world, f"compcomm: {self._call}, after a warm-up {when}"))
 
         self.exchange = self._make(self.reducer, trial)
         self._listen()
@@ -528,7 +537,7 @@ def _feedback(call: str, compressor: Any) -> Compressor | Reducer:
         raise TypeError(
             f"{call}(compressor={compressor!r}): give a compressor, such as SignScale() or QSGD(bits=4), a route "
             f"around one, such as TwoPhase(...), an ErrorFeedback or a Partition of them: momentum has no other "
-            f"feedback."
+            f"feedback. cc.parse(text) makes one from text."
         )
     return ErrorFeedback(compressor)
 
@@ -546,9 +555,13 @@ def _check_warmup(call: str, warmup: Any, world: int) -> None:
 def check_options(call: str, group: Mapping[str, Any]) -> None:
     """Raises ValueError for options that no Adam can have."""
     for name in ("lr", "eps", "weight_decay"):
-        value = float(group[name])
-        if not 0.0 <= value < float("inf"):
-            raise ValueError(f"{call}({name}={group[name]!r}): a number, 0 or more.")
+        value = group[name]
+        if not isinstance(value, int | float | Tensor) or isinstance(value, bool):
+            raise TypeError(
+                f"{call}({name}={value!r}): a number, 0 or more. Groups over the parameters of a model go to params=."
+            )
+        if not 0.0 <= float(value) < float("inf"):
+            raise ValueError(f"{call}({name}={value!r}): a number, 0 or more.")
     betas = group["betas"]
     if not isinstance(betas, tuple | list) or len(betas) != 2 or not all(0.0 <= float(b) < 1.0 for b in betas):
         raise ValueError(f"{call}(betas={betas!r}): two numbers in [0, 1), such as (0.9, 0.999).")

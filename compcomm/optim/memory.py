@@ -90,9 +90,9 @@ def _content(opt: CompressedOptimizer, given: Any) -> tuple[Mapping[str, Any], b
     filed = given.get("compcomm")
     if not isinstance(filed, Mapping):
         raise StateError(
-            f"load_state_dict: this is the state of another optimizer, or what get_optimizer_state_dict left of it: "
-            f"what {type(opt).__name__} keeps under 'compcomm' is missing. Save optimizer.state_dict() itself; or "
-            f"begin with a warm-up: load the model alone."
+            f"load_state_dict: this is the state of another optimizer, such as torch.optim.Adam: it lacks what "
+            f"{type(opt).__name__} keeps under 'compcomm'. Load the model alone: the moments are soon measured anew. "
+            f"(torch's get_optimizer_state_dict leaves it out too: save optimizer.state_dict() itself.)"
         )
     mine = place(opt.world, opt.group)
     merged = _MERGED in filed

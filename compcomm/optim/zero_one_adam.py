@@ -197,11 +197,7 @@ class ZeroOneAdam(CompressedOptimizer):
         return super().portable_state_dict()
 
     def report(self) -> Report:
-        """What the present phase sent and cost, per step, local steps among them.
-
-        Raises:
-            RuntimeError: there is one rank, which sends nothing.
-        """
+        """What the present phase sent and cost, per step, local steps among them."""
         used = [e.attachment.report() for e in (self.exchange, self.dense) if e is not None]
         if not used:
             return super().report()

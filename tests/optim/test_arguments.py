@@ -95,6 +95,23 @@ def test_frozen_parameters_are_left_out(whole: bool) -> None:
         own.step()
 
 
+@pytest.mark.parametrize("options", [{"lr": "1e-3"}, {"lr": None}, {"weight_decay": "0"}, {"eps": True}])
+def test_options_of_another_kind(options: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=r"a number, 0 or more. Groups over .* go to params="):
+        OneBitAdam(params(), **options)
+
+
+def test_ranks_without_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RuntimeError, match=r"WORLD_SIZE=2 and no process group.*init_process_group\(\) first"):
+        OneBitAdam(params())
+
+
+def test_a_report_of_one_rank() -> None:
+    found = OneBitAdam(params()).report()
+    assert found.world == 1 and found.bytes_sent == 0.0 and "on 1 rank" in str(found)
+
+
 def test_after_detach() -> None:
     own = OneBitAdam(params())
     own.detach()
@@ -138,7 +155,7 @@ def test_a_partition_of_compressors() -> None:
     ("change", "says"),
     [
         (lambda s: {"model": 1}, "dict is no optimizer's state"),
-        (lambda s: {k: v for k, v in s.items() if k != "compcomm"}, "the state of another optimizer"),
+        (lambda s: {k: v for k, v in s.items() if k != "compcomm"}, "of another optimizer, such as torch.optim.Adam"),
         (lambda s: {**s, "compcomm": {"rank 1 of 4": {}}}, r"has rank 1 of 4, and this is rank 0 of 1"),
         (lambda s: {**s, "state": {0: s["state"][0]}}, "moments of 1 parameters, and there are 2 here"),
         (lambda s: {**s, "state": {**s["state"], 1: {}}}, "'exp_avg' of parameter 1 has None"),
