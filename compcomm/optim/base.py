@@ -14,22 +14,16 @@ from torch import Tensor
 
 from ..bucket import Layout
 from ..compressor import Compressor, ops
-from ..compressors.sign import SignScale
-from ..compressors.unproven import Unproven
-from ..feedback.error_feedback import ErrorFeedback
-from ..hooks import agree, divergence
-from ..hooks.attach import announce, watch
+from ..hooks.attach import announce
 from ..hooks.attachment import Attachment, decline
-from ..hooks.ddp import DDPState, GradBucket, ddp_hook, refuse_pairs
 from ..hooks.report import Report
 from ..reducer import Reducer, settle
-from ..reducers.exact import Exact
-from ..reducers.partition import Partition
-from ..reducers.route import Route
-from . import memory
+from . import meeting, memory
 from .exchange import Exchange
 from .flat import Batch, Flat, Part
 from .freeze import Freeze
+from .hook import Hook
+from .options import check_options, check_warmup, feedback
 from .source import check_gradient, find
 
 
@@ -73,7 +67,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
         self._facts = dict(facts)
         self._timeout, self._seed = timeout, seed
         self._warmup = warmup
-        self._hook: _Hook | None = None
+        self._hook: Hook | None = None
         self.dense: Exchange | None = None
         self.exchange: Exchange | None = None
         self.group = group
@@ -85,7 +79,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
             if group is None and ddp is not None:
                 self.group = ddp.process_group
             self._left = source.left
-            self.reducer = _feedback(self._call, compressor)
+            self.reducer = feedback(self._call, compressor)
             self.world = dist.get_world_size(self.group) if dist.is_available() and dist.is_initialized() else 1
             if self.world < 1:
                 raise ValueError(f"{self._call}(group=...): this rank is not in the group.")
@@ -94,7 +88,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
                     f"{self._call}: WORLD_SIZE={os.environ['WORLD_SIZE']} and no process group: the ranks would train "
                     f"apart. Call torch.distributed.init_process_group() first."
                 )
-            _check_warmup(self._call, warmup, self.world)
+            check_warmup(self._call, warmup, self.world)
             super().__init__(self._named(source.groups), defaults)
         except Exception as error:
             decline(error, self.group, torch.device("cpu"))
@@ -380,33 +374,12 @@ class CompressedOptimizer(torch.optim.Optimizer):
 
     def _meet(self) -> None:
         """What would make the ranks train apart, or in vain, is found out in ``step``."""
-        for name, p in self._left:
-            if p.grad is not None:
-                raise RuntimeError(
-                    f"{self._call}: parameter {name!r} has a gradient, and had requires_grad=False when the optimizer "
-                    f"was made: its variance was not measured. Make the optimizer (and DDP) anew after unfreezing."
-                )
-        join: Any = getattr(self._ddp, "_join_config", None)
-        if getattr(join, "enable", False):
-            raise RuntimeError(
-                f"{self._call}: uneven inputs (model.join()): a rank that is through takes no further step, and the "
-                f"others wait for its momentum. Give all ranks the same number of batches (drop_last=True)."
-            )
-        if self._met or self.exchange is None or self._ddp is not None:
-            return
-        self._met = True
-        transport, device = self.exchange.attachment.transport, self.flat.device
-        if self._alike:
-            divergence.check(transport, self.flat.named, self.steps, device, f"{self._call}, without DDP")
-        own = b"".join(divergence.digest(p.grad) for p in self.flat.params if p.grad is not None)
-        rows = agree.gather(transport, own, device)
-        some = any(p.grad is not None and bool(p.grad.any()) for p in self.flat.params)
-        if some and all(row == rows[0] for row in rows):
-            raise RuntimeError(
-                f"{self._call}: the gradients of all ranks are equal to the bit. Either DDP averages them already: "
-                f"give the optimizer the DDP model itself, {self._call}(ddp_model, ...), after DDP(...); or all ranks "
-                f"were given the same batch, and there is nothing to average."
-            )
+        meeting.unfrozen(self._call, self._left)
+        meeting.uneven(self._call, self._ddp)
+        if not self._met and self.exchange is not None and self._ddp is None:
+            self._met = True
+            transport = self.exchange.attachment.transport
+            meeting.compare(self._call, transport, self.flat, self.steps, self._alike)
 
     def _named(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Groups as torch wants them; names are kept here."""
@@ -452,7 +425,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
         """Gradients are averaged: by DDP's hook, or by ``dense`` in ``step``. Collective."""
         if self._ddp is not None:
             if self._hook is None:
-                self._hook = _Hook(self._call)
+                self._hook = Hook(self._call)
             self._hook.listen(self._ddp, self._warmup if self._listens else None, self.group, self._timeout, self._seed)
         if not self._listens:
             self.dense = self._make(self._warmup)
@@ -467,105 +440,4 @@ class CompressedOptimizer(torch.optim.Optimizer):
             self.exchange = None
 
 
-class _Hook:
-    """DDP's hook while an optimizer has it: gradients are averaged by ``warmup``, then left alone."""
-
-    def __init__(self, call: str) -> None:
-        self.closed = False
-        self.attachment: Attachment | None = None
-        self._call = call
-        self._state: DDPState | None = None
-        self._registered = False
-
-    def listen(
-        self,
-        ddp: Any,  # not kept: DDP holds this object where no garbage collector looks
-        warmup: Compressor | Reducer | None,
-        group: dist.ProcessGroup | None,
-        timeout: timedelta | float | None,
-        seed: int,
-    ) -> None:
-        """From now on gradients are averaged by ``warmup``; None: they are left alone. Collective."""
-        if warmup is not None:
-            self._state = DDPState(warmup, group=group, timeout=timeout, seed=seed)
-            self._state.bind(ddp)
-            self.attachment = self._state.open(next(p.device for p in ddp.parameters()))
-            watch(ddp, self.attachment)
-        if not self._registered:
-            ddp.register_comm_hook(self, optimizer_hook)
-            self._registered = True
-
-    def hang_up(self) -> None:
-        if self.attachment is not None:
-            self.attachment.detach()
-        self._state = self.attachment = None
-
-    def __call__(self, bucket: Any) -> torch.futures.Future[Tensor]:
-        if self._state is not None:
-            return ddp_hook(self._state, bucket)
-        if self.closed:
-            raise RuntimeError(f"{self._call}: the optimizer of this DDP model is detached. Wrap it in a new DDP(...).")
-        refuse_pairs(bucket)
-        flat: Tensor = bucket.buffer()
-        made: Any = torch.futures.Future
-        future: Any = made(devices=[flat.device] if flat.is_cuda else None)
-        future.set_result(flat)
-        return future
-
-
-def optimizer_hook(state: _Hook, bucket: Any) -> torch.futures.Future[Tensor]:
-    """DDP's hook in an optimizer's hands."""
-    return state(bucket)
-
-
-optimizer_hook.__annotations__ = {
-    "state": _Hook, "bucket": GradBucket, "return": torch.futures.Future[Tensor]
-}  # fmt: skip
-
 _EMPTY = torch.empty(0)
-
-
-def _feedback(call: str, compressor: Any) -> Compressor | Reducer:
-    """The compressor under error feedback, by whatever route it has or is given."""
-    if isinstance(compressor, SignScale) and compressor.scale == "l2":
-        compressor = Unproven(compressor)
-    if isinstance(compressor, Partition):
-        return Partition({pattern: _feedback(call, part) for pattern, part in compressor.parts.items()})
-    if isinstance(compressor, ErrorFeedback):
-        return compressor
-    if not isinstance(compressor, Compressor | Route | Exact):
-        raise TypeError(
-            f"{call}(compressor={compressor!r}): give a compressor, such as SignScale() or QSGD(bits=4), a route "
-            f"around one, such as TwoPhase(...), an ErrorFeedback or a Partition of them: momentum has no other "
-            f"feedback. cc.parse(text) makes one from text."
-        )
-    return ErrorFeedback(compressor)
-
-
-def _check_warmup(call: str, warmup: Any, world: int) -> None:
-    if not isinstance(warmup, Compressor | Reducer):
-        raise TypeError(f"{call}(warmup={warmup!r}): give a reducer, such as Exact() or Cast(torch.bfloat16).")
-    if settle(warmup, world).stateful:
-        raise ValueError(
-            f"{call}(warmup={warmup!r}): it keeps what it does not send, and the warm-up ends without sending it. Use "
-            f"Exact() or Cast(torch.bfloat16)."
-        )
-
-
-def check_options(call: str, group: Mapping[str, Any]) -> None:
-    """Raises ValueError for options that no Adam can have."""
-    for name in ("lr", "eps", "weight_decay"):
-        value = group[name]
-        if not isinstance(value, int | float | Tensor) or isinstance(value, bool):
-            raise TypeError(
-                f"{call}({name}={value!r}): a number, 0 or more. Groups over the parameters of a model go to params=."
-            )
-        if not 0.0 <= float(value) < float("inf"):
-            raise ValueError(f"{call}({name}={value!r}): a number, 0 or more.")
-    betas = group["betas"]
-    if not isinstance(betas, tuple | list) or len(betas) != 2 or not all(0.0 <= float(b) < 1.0 for b in betas):
-        raise ValueError(f"{call}(betas={betas!r}): two numbers in [0, 1), such as (0.9, 0.999).")
-    if group.get("amsgrad"):
-        raise ValueError(
-            f"{call}(amsgrad=True): its running maximum of the variance ends with the warm-up. Leave it out."
-        )

@@ -1,0 +1,72 @@
+"""DDP's hook in an optimizer's hands."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..compressor import Compressor
+from ..hooks.attach import watch
+from ..hooks.attachment import Attachment
+from ..hooks.ddp import DDPState, GradBucket, ddp_hook, refuse_pairs
+from ..reducer import Reducer
+
+
+class Hook:
+    """DDP's hook while an optimizer has it: gradients are averaged by ``warmup``, then left alone."""
+
+    def __init__(self, call: str) -> None:
+        self.closed = False
+        self.attachment: Attachment | None = None
+        self._call = call
+        self._state: DDPState | None = None
+        self._registered = False
+
+    def listen(
+        self,
+        ddp: Any,  # not kept: DDP holds this object where no garbage collector looks
+        warmup: Compressor | Reducer | None,
+        group: dist.ProcessGroup | None,
+        timeout: timedelta | float | None,
+        seed: int,
+    ) -> None:
+        """From now on gradients are averaged by ``warmup``; None: they are left alone. Collective."""
+        if warmup is not None:
+            self._state = DDPState(warmup, group=group, timeout=timeout, seed=seed)
+            self._state.bind(ddp)
+            self.attachment = self._state.open(next(p.device for p in ddp.parameters()))
+            watch(ddp, self.attachment)
+        if not self._registered:
+            ddp.register_comm_hook(self, optimizer_hook)
+            self._registered = True
+
+    def hang_up(self) -> None:
+        if self.attachment is not None:
+            self.attachment.detach()
+        self._state = self.attachment = None
+
+    def __call__(self, bucket: Any) -> torch.futures.Future[Tensor]:
+        if self._state is not None:
+            return ddp_hook(self._state, bucket)
+        if self.closed:
+            raise RuntimeError(f"{self._call}: the optimizer of this DDP model is detached. Wrap it in a new DDP(...).")
+        refuse_pairs(bucket)
+        flat: Tensor = bucket.buffer()
+        made: Any = torch.futures.Future
+        future: Any = made(devices=[flat.device] if flat.is_cuda else None)
+        future.set_result(flat)
+        return future
+
+
+def optimizer_hook(state: Hook, bucket: Any) -> torch.futures.Future[Tensor]:
+    """What DDP calls with each bucket."""
+    return state(bucket)
+
+
+optimizer_hook.__annotations__ = {
+    "state": Hook, "bucket": GradBucket, "return": torch.futures.Future[Tensor]
+}  # fmt: skip

@@ -1,0 +1,63 @@
+"""What an optimizer is told, checked before anything happens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ..compressor import Compressor
+from ..compressors.sign import SignScale
+from ..compressors.unproven import Unproven
+from ..feedback.error_feedback import ErrorFeedback
+from ..reducer import Reducer, settle
+from ..reducers.exact import Exact
+from ..reducers.partition import Partition
+from ..reducers.route import Route
+
+
+def feedback(call: str, compressor: Any) -> Compressor | Reducer:
+    """The compressor under error feedback, by whatever route it has or is given."""
+    if isinstance(compressor, SignScale) and compressor.scale == "l2":
+        compressor = Unproven(compressor)
+    if isinstance(compressor, Partition):
+        return Partition({pattern: feedback(call, part) for pattern, part in compressor.parts.items()})
+    if isinstance(compressor, ErrorFeedback):
+        return compressor
+    if not isinstance(compressor, Compressor | Route | Exact):
+        raise TypeError(
+            f"{call}(compressor={compressor!r}): give a compressor, such as SignScale() or QSGD(bits=4), a route "
+            f"around one, such as TwoPhase(...), an ErrorFeedback or a Partition of them: momentum has no other "
+            f"feedback. cc.parse(text) makes one from text."
+        )
+    return ErrorFeedback(compressor)
+
+
+def check_warmup(call: str, warmup: Any, world: int) -> None:
+    if not isinstance(warmup, Compressor | Reducer):
+        raise TypeError(f"{call}(warmup={warmup!r}): give a reducer, such as Exact() or Cast(torch.bfloat16).")
+    if settle(warmup, world).stateful:
+        raise ValueError(
+            f"{call}(warmup={warmup!r}): it keeps what it does not send, and the warm-up ends without sending it. Use "
+            f"Exact() or Cast(torch.bfloat16)."
+        )
+
+
+def check_options(call: str, group: Mapping[str, Any]) -> None:
+    """Raises ValueError for options that no Adam can have."""
+    for name in ("lr", "eps", "weight_decay"):
+        value = group[name]
+        if not isinstance(value, int | float | Tensor) or isinstance(value, bool):
+            raise TypeError(
+                f"{call}({name}={value!r}): a number, 0 or more. Groups over the parameters of a model go to params=."
+            )
+        if not 0.0 <= float(value) < float("inf"):
+            raise ValueError(f"{call}({name}={value!r}): a number, 0 or more.")
+    betas = group["betas"]
+    if not isinstance(betas, tuple | list) or len(betas) != 2 or not all(0.0 <= float(b) < 1.0 for b in betas):
+        raise ValueError(f"{call}(betas={betas!r}): two numbers in [0, 1), such as (0.9, 0.999).")
+    if group.get("amsgrad"):
+        raise ValueError(
+            f"{call}(amsgrad=True): its running maximum of the variance ends with the warm-up. Leave it out."
+        )
