@@ -52,9 +52,9 @@ done
 exchange 2 1gbit
 exchange 2 100mbit --repeats 5
 exchange 4 1gbit --repeats 9
-optimizers convergence-digits 4 1gbit convergence --task digits --steps 480 \
+optimizers convergence-digits 4 1gbit convergence --task digits --steps 640 --local-steps 8 \
     --plot "$results/optimizers-convergence-digits.png"
-optimizers convergence-charlm 4 1gbit convergence --task charlm --steps 320 \
+optimizers convergence-charlm 4 1gbit convergence --task charlm --steps 320 --local-steps 8 \
     --plot "$results/optimizers-convergence-charlm.png"
 for hosts in 2 4; do
     optimizers "throughput-resnet50-$hosts-hosts-1gbit" $hosts 1gbit throughput --model resnet50

@@ -75,16 +75,18 @@ def convergence(found: Row | None, what: str) -> str:
 
 
 def said(summary: list[Row]) -> str:
-    """1-bit Adam's losses, in a sentence."""
-    row = next((r for r in summary if r["method"] == "1-bit Adam" and r["loss_verdict"]), None)
-    if row is None:
-        return ""
+    """1-bit Adam's losses, in a sentence for each scale."""
+    return "".join(sentence(r) for r in summary if r["method"].startswith("1-bit Adam") and r["loss_verdict"])
+
+
+def sentence(row: Row) -> str:
+    name = row["method"]
     if row["loss"] is None:
-        return " 1-bit Adam diverged."
+        return f" {name} diverged."
     if row["loss_verdict"] == row["area_verdict"] == "within":
-        return " 1-bit Adam's end loss and mean loss are both within Adam's noise."
+        return f" {name}: end loss and mean loss are both within Adam's noise."
     return (
-        f" 1-bit Adam's end loss is {row['loss_verdict']} Adam's noise ({row['loss_difference']:+.4f}), its mean loss "
+        f" {name}: the end loss is {row['loss_verdict']} Adam's noise ({row['loss_difference']:+.4f}), the mean loss "
         f"{row['area_verdict']} it ({row['area_difference']:+.4f})."
     )
 

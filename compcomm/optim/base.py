@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from math import fsum
 from typing import Any
 
 import torch
@@ -268,7 +269,13 @@ class CompressedOptimizer(torch.optim.Optimizer):
         """Whether the warm-up ends with this step, whose variance is ``v``."""
         rates = [float(g["lr"]) for g in self.param_groups]
         agree = bool if self.exchange is None else self.exchange.all
-        return self._freeze.due(self.steps, rates, lambda: float(v.sum(dtype=torch.float64)), agree)
+
+        def size() -> float:
+            return fsum(
+                float(v[b.start : b.stop].sum()) for b in self.flat.batches
+            )  # a sum in fp64 would copy all of it
+
+        return self._freeze.due(self.steps, rates, size, agree)
 
     def _awake(self, bad: bool) -> list[bool] | None:
         """Which parameters have a gradient on any rank; None: the step is bad on some rank, and is skipped."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import doctest
 import json
 import os
@@ -69,7 +70,8 @@ def test_convergence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "0/1 Adam" in said and plot.read_bytes().startswith(b"\x89PNG")
     found = read(file, "optimizers-convergence")
     assert "loopback" in found["link"] and found["task"] == "digits" and found["steps"] == 40
-    names = ["Adam", "Adam, fp16 hook", "1-bit Adam", "0/1 Adam", "LAMB", "1-bit LAMB"]
+    ours = ["1-bit Adam", "1-bit Adam, L2 scale", "0/1 Adam", "0/1 Adam, L2 scale"]
+    names = ["Adam", "Adam, fp16 hook", *ours, "LAMB", "1-bit LAMB"]
     assert [r["method"] for r in found["summary"]] == names
     assert [r["method"] for r in found["rows"]] == [n for n in names for _ in range(2)]
     for row in found["rows"]:
@@ -86,7 +88,7 @@ def test_convergence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     coded = cc.cost(cc.ErrorFeedback(cc.parse(methods.COMPRESSOR)), layout, 2).sent
     assert by_name["Adam"]["phases"][0]["payload_bytes_per_step"] == 4 * numel
     assert by_name["Adam, fp16 hook"]["phases"][0]["payload_bytes_per_step"] == 2 * numel
-    for name in ("1-bit Adam", "1-bit LAMB"):
+    for name in ("1-bit Adam", "1-bit Adam, L2 scale", "1-bit LAMB"):
         warm, compressed = by_name[name]["phases"]
         assert (warm["start"], warm["stop"], compressed["stop"]) == (0, 11, 40)  # the rate rises in ten steps
         assert warm["payload_bytes_per_step"] == pytest.approx(2 * numel, rel=0.01)
@@ -100,7 +102,15 @@ def test_convergence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert by_name["Adam"]["loss_verdict"] is by_name["LAMB"]["loss_verdict"] is None
     monkeypatch.setattr(readme, "RESULTS", tmp_path)
     text = readme.optimizers()
-    assert all(f"| {name} |" in text for name in names) and "1-bit Adam's end loss" in text
+    assert all(f"| {name} |" in text for name in names) and " 1-bit Adam, L2 scale: " in text
+    told = argparse.Namespace(
+        onto=file, task="digits", steps=40, seeds=2, compressor=methods.COMPRESSOR, local_steps=2
+    )  # as --onto has them
+    here, shared = argparse.Namespace(world=2), methods.setting("digits", None, None)
+    assert [r["commit"] for r in convergence.earlier(told, shared, here)] == [found["commit"]] * len(found["rows"])
+    told.steps = 41
+    with pytest.raises(ValueError, match="steps is 40 there and 41 here"):
+        convergence.earlier(told, shared, here)
 
 
 @pytest.mark.multi
