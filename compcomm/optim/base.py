@@ -270,10 +270,8 @@ class CompressedOptimizer(torch.optim.Optimizer):
         rates = [float(g["lr"]) for g in self.param_groups]
         agree = bool if self.exchange is None else self.exchange.all
 
-        def size() -> float:
-            return fsum(
-                float(v[b.start : b.stop].sum()) for b in self.flat.batches
-            )  # a sum in fp64 would copy all of it
+        def size() -> float:  # batch by batch: a sum in fp64 would copy all of it
+            return fsum(float(v[b.start : b.stop].sum()) for b in self.flat.batches)
 
         return self._freeze.due(self.steps, rates, size, agree)
 
