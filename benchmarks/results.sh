@@ -57,11 +57,14 @@ optimizers convergence-digits 4 1gbit convergence --task digits --steps 640 --lo
 optimizers convergence-charlm 4 1gbit convergence --task charlm --steps 320 --local-steps 8 \
     --plot "$results/optimizers-convergence-charlm.png"
 for hosts in 2 4; do
+    most=("no exchange" "fp16, Adam" "1-bit Adam")
+    [ $hosts = 4 ] || most+=("0/1 Adam") # four of them with GPT-2's shapes take more than 24 GB
     optimizers "throughput-resnet50-$hosts-hosts-1gbit" $hosts 1gbit throughput --model resnet50
     optimizers "throughput-resnet50-$hosts-hosts-100mbit" $hosts 100mbit throughput --model resnet50 --settle 1 --repeats 3
-    optimizers "throughput-gpt2-$hosts-hosts-1gbit" $hosts 1gbit throughput --model gpt2 --settle 1 --repeats 3
+    optimizers "throughput-gpt2-$hosts-hosts-1gbit" $hosts 1gbit throughput --model gpt2 --settle 1 --repeats 3 \
+        --contestant "${most[@]}" "bf16, Adam" "fp32, Adam"
     optimizers "throughput-gpt2-$hosts-hosts-100mbit" $hosts 100mbit throughput --model gpt2 --settle 1 --repeats 2 \
-        --contestant "no exchange" "fp16, Adam" "1-bit Adam" "0/1 Adam" # others take half a minute a step, and more
+        --contestant "${most[@]}" # others take half a minute a step, and more
 done
 measure optimizers-arithmetic $python benchmarks/optimizers.py arithmetic
 measure optimizers-model $python benchmarks/optimizers.py model
