@@ -394,6 +394,7 @@ def lives(rank: int, world: int, how: str) -> Any:
         module.to(torch.bfloat16)
     model: nn.Module = DDP(module, gradient_as_bucket_view=how == "views")
     if how == "compiled":
+        torch._dynamo.reset()  # what earlier tests compiled in this process
         model = torch.compile(model, backend="eager")  # type: ignore[assignment]
     groups = [{"params": [p for p in module.parameters() if p.dim() > 1], "weight_decay": 0.01},
               {"params": [p for p in module.parameters() if p.dim() == 1], "lr": 0.001}]  # fmt: skip
