@@ -21,7 +21,9 @@ def curves(rows: Sequence[Row], path: str | Path, title: str) -> None:
     pyplot = need("matplotlib.pyplot", "pictures.curves")
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5.8), sharey=True, layout="constrained")
     names = list(dict.fromkeys(row["method"] for row in rows))
-    for name, colour in zip(names, plots.COLOURS, strict=False):
+    for n, name in enumerate(names):
+        colour = plots.COLOURS[n % len(plots.COLOURS)]
+        style = "-" if n < len(plots.COLOURS) else "--"
         runs = [row["curve"][1:] for row in rows if row["method"] == name]  # the untrained model is the same for all
         points = list(zip(*runs, strict=True))
         losses = [[p[3] for p in at] for at in points]
@@ -29,7 +31,7 @@ def curves(rows: Sequence[Row], path: str | Path, title: str) -> None:
         low, high = [min(at) for at in losses], [max(at) for at in losses]
         for axes, column, scale in ((left, 2, 1.0), (right, 1, 1e-6)):
             x = [sum(p[column] for p in at) / len(at) * scale for at in points]
-            axes.plot(x, middle, color=colour, linewidth=1.8, label=name)
+            axes.plot(x, middle, style, color=colour, linewidth=1.8, label=name)
             axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     low, high = plots.heights(rows)
     least = min(p[3] for row in rows for p in row["curve"] if isfinite(p[3]))

@@ -59,7 +59,8 @@ def convergence(found: Row | None, what: str) -> str:
         for r in found["summary"]
     ]
     first = found["rows"][0]
-    command = f"python benchmarks/optimizers.py convergence --task {found['task']} --steps {found['steps']}"
+    how = f"--task {found['task']} --steps {found['steps']} --local-steps {found['local_steps']}"
+    command = f"python benchmarks/optimizers.py convergence {how}"
     if found["lab"]:
         command = f"launch/netlab --hosts {found['lab']['hosts']} --rate {found['lab']['rate']} -- {command}"
     return (
