@@ -143,8 +143,9 @@ class OneBitAdam(CompressedOptimizer):
         """A step of Adam; False: it was skipped."""
         if self.dense is None:  # gradients are averaged already, so what one rank finds in them all find
             if not bad:
+                awake = [p.grad is not None for p in self.flat.params]
                 for part in self.flat.parts:
-                    self._adam(part.pick([p.grad is not None for p in self.flat.params]), None, scale)
+                    self._adam(part.pick(awake), None, scale)
             return not bad
         mean = self._room()
         finite = self._gather(self._mean, mean, scale)
