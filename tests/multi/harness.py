@@ -92,6 +92,8 @@ def _serve(rank: int, world: int, path: str, pipe: Connection) -> None:
 
     torch.set_num_threads(1)
     warnings.simplefilter("error")
+    # torch.compile asks every tensor for its gradient and hides this warning only from the printer, not from "error".
+    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf Tensor")
     dist.init_process_group(
         init_method=f"file://{path}", backend="cpu:gloo", rank=rank, world_size=world, timeout=timedelta(seconds=40)
     )

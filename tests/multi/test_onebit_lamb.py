@@ -340,6 +340,7 @@ def lives(rank: int, world: int, how: str) -> Any:
         module.to(torch.bfloat16)
     model: Any = DDP(module, gradient_as_bucket_view=True)
     if how == "compiled":
+        torch._dynamo.reset()  # what earlier tests compiled in this process
         model = torch.compile(model, backend="eager")
     groups = [{"params": [p for p in module.parameters() if p.dim() > 1], "weight_decay": 0.01},
               {"params": [p for p in module.parameters() if p.dim() == 1], "adapt": False, "lr": 0.005}]  # fmt: skip
