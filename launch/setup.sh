@@ -81,6 +81,9 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$sum" ]; then
     [ -t 2 ] && [ -z "${CI:-}" ] || quiet=(--quiet --quiet --progress-bar off) # errors alone
     .venv/bin/python -m pip install "${quiet[@]}" --no-input --disable-pip-version-check --root-user-action ignore \
         -c launch/constraints.txt -e ".${extras:+[$extras]}" >&2
+    if has c++ && ! .venv/bin/python -c 'import sys, compcomm.ops.native as n; sys.exit(not n.available())' 2>/dev/null; then
+        say "the C++ kernels did not build: PyTorch versions run, slowly; cure: see why with .venv/bin/pip install -v -e ."
+    fi
     printf '%s\n' "$sum" >"$stamp"
     grep -L "$sum" .venv/compcomm-*.sha256 | xargs -r rm # what other extras came with is overwritten now
 fi

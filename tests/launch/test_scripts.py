@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = f"""#!/usr/bin/env bash
 case "$*" in
 *--check*) [ -e no-lab ] && echo "netlab: namespaces are refused" >&2 && exit 69; exit 0 ;;
+*available*) [ ! -e unbuilt ] ;;
 *"-m pip"* | *train.py* | *pytest*) echo "$*" >>calls; [ ! -e fails ] ;;
 *) exec {sys.executable} "$@" ;;
 esac
@@ -86,6 +87,16 @@ def test_a_failed_installation_is_not_remembered(checkout: Path) -> None:
     assert bash(checkout, setup, "test")[0] != 0
     (checkout / "fails").unlink()
     assert len(bash(checkout, setup, "test")[2]) == 1
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_kernels_that_do_not_build_are_said(checkout: Path, built: bool) -> None:
+    """The compiler's failure ends in a pure-Python install, which works: but not without a word."""
+    if not built:
+        (checkout / "unbuilt").touch()
+    code, said, _ = bash(checkout, str(checkout / "launch" / "setup.sh"), "test")
+    assert code == 0, said
+    assert ("kernels did not build" in said and "pip install -v -e ." in said) is not built
 
 
 def test_test_script_passes_arguments_on_and_keeps_the_exit_code(checkout: Path) -> None:
