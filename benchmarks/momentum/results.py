@@ -18,7 +18,7 @@ def section(folder: Path) -> str:
     parts = [
         *(convergence(read(folder, f"convergence-{task}"), TASKS[task]) for task in TASKS),
         throughput(folder),
-        arithmetic(read(folder, "arithmetic")),
+        *(arithmetic(json.loads(path.read_text())) for path in sorted(folder.glob("optimizers-arithmetic*.json"))),
         model(read(folder, "model")),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -146,17 +146,16 @@ def seconds(row: Row | None) -> str:
     return f"{row['seconds']:.3g} ({times(row['speedup'])}, {times(row['speedup_hidden'])})"
 
 
-def arithmetic(found: Row | None) -> str:
-    if found is None:
-        return ""
+def arithmetic(found: Row) -> str:
+    """One machine's; a file of another machine may lie beside it."""
     models = list(dict.fromkeys(r["model"] for r in found["rows"]))
     cells = {(r["model"], r["call"]): (f"{r['seconds'] * 1e3:.1f}", times(r["ratio"])) for r in found["rows"]}
     names = dict.fromkeys(r["call"] for r in found["rows"])
     rows = [(name, *(text for m in models for text in cells[m, name])) for name in names]
     columns = ["call", *(text for m in models for text in (f"{MODELS.get(m, Path(m).stem)}, ms", "of Adam(fused)"))]
     return (
-        "**What an optimizer computes itself,** one thread, no exchange, each call in turn with "
-        "`torch.optim.Adam(fused=True)` (`python benchmarks/optimizers.py arithmetic`).\n\n" + table(columns, rows)
+        f"**What an optimizer computes itself,** {found['hardware']['cpu']}, one thread, no exchange, each call in "
+        "turn with `torch.optim.Adam(fused=True)` (`python benchmarks/optimizers.py arithmetic`).\n\n" + table(columns, rows)
     )
 
 
