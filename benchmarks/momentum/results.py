@@ -155,7 +155,8 @@ def arithmetic(found: Row) -> str:
     columns = ["call", *(text for m in models for text in (f"{MODELS.get(m, Path(m).stem)}, ms", "of Adam(fused)"))]
     return (
         f"**What an optimizer computes itself,** {found['hardware']['cpu']}, one thread, no exchange, each call in "
-        "turn with `torch.optim.Adam(fused=True)` (`python benchmarks/optimizers.py arithmetic`).\n\n" + table(columns, rows)
+        "turn with `torch.optim.Adam(fused=True)` (`python benchmarks/optimizers.py arithmetic`).\n\n"
+        + table(columns, rows)
     )
 
 
