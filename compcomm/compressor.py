@@ -66,6 +66,10 @@ class Compressor(Described, ABC, abstract=True):
     that it takes in all, and the routes send no more than those."""
     selective: ClassVar[bool] = False
     """Sparse, its elements travel as they are, and ``undeal_rows`` is there: for ``SparseAllReduce``."""
+    knob: ClassVar[str] = ""
+    """The field that trades bytes for error, where there is one: "ratio" or "bits"."""
+    tabled: ClassVar[bool] = False
+    """Forms that differ in the knob alone differ in nothing but k: one call treats rows of several densities."""
     cure: ClassVar[str] = (
         "Declare delta(numel) if it has one. Use one that has, such as TopK, SignScale() or QSGD(rounding='nearest')."
     )
@@ -124,6 +128,10 @@ class Compressor(Described, ABC, abstract=True):
     def gain(self, numel: int) -> float:
         """A factor on the decoded value, applied by the sender: 1/(1 + omega) in ``Contractive``."""
         return 1.0
+
+    def of(self, segment: Segment) -> Compressor:
+        """The form in which this parameter, or a piece of it, is coded."""
+        return self
 
     def slots(self, segment: Segment) -> Mapping[str, Slot]:
         """Memory of earlier calls, merged by DROP: a first guess that makes the next one faster, or, where selection is

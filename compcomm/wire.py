@@ -113,7 +113,7 @@ class Packing:
             for m, index, s, wire in self.coded if coded else self.exact:
                 if message is None or m == message:
                     base = 0 if message is not None else int(bases[m]) if stride is None else m * stride
-                    kept = self.compressor.kept(s.numel) if coded else 0
+                    kept = self.compressor.of(s).kept(s.numel) if coded else 0
                     at = [-1 if layout is None else layout.position(s) for layout in (x, add)]
                     rows.append([*at, s.numel, base + wire, s.offset, key(seed, s.name), kept, index])
             table = torch.tensor(rows, dtype=torch.int64).view(-1, 8).to(device)
@@ -146,14 +146,16 @@ class Packing:
         gains = self._gains.get(message)
         if gains is None:
             rows = [r for r in self.coded if message is None or r.message == message]
-            gains = torch.tensor([self.compressor.gain(r.segment.numel) for r in rows], dtype=torch.float32)
+            gains = torch.tensor(
+                [self.compressor.of(r.segment).gain(r.segment.numel) for r in rows], dtype=torch.float32
+            )
             self._gains[message] = gains
         return gains
 
 
 def _section(compressor: Compressor, segment: Segment) -> int:
     try:
-        return compressor.section(segment.numel)
+        return compressor.of(segment).section(segment.numel)
     except ValueError as error:
         raise ValueError(f"parameter {segment.name!r}: {error}") from error
 

@@ -25,6 +25,7 @@ class Codebook(Compressor, abstract=True):
     bits: float
     block: int
 
+    knob = "bits"
     cure = "Use scale='mse', a contraction."
 
     def __post_init__(self) -> None:

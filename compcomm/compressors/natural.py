@@ -54,6 +54,8 @@ class Natural(Compressor):
     block: int = 512
     dense_below: int = 1024
 
+    knob = "bits"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not is_integer(self.bits) or not 2 <= self.bits <= 9:

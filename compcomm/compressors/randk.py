@@ -34,6 +34,8 @@ class RandK(Compressor):
 
     linear = True
     sparse = True
+    knob = "ratio"
+    tabled = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

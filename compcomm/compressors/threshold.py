@@ -67,6 +67,8 @@ class Threshold(Selection):
     capacity: float = 1.2
     dense_below: int = 1024
 
+    knob = "ratio"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_density(repr(self), self.ratio, None)

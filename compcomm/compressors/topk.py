@@ -70,6 +70,9 @@ class TopK(Selection):
     dense_below: int = 1024
     select: str = "exact"
 
+    knob = "ratio"
+    tabled = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_density(repr(self), self.ratio, self.k)

@@ -47,6 +47,10 @@ class PowerSGD(Reducer):
             the bytes, one all-reduce, half the work; here (n + m) / 2 counts. ``cost`` gives an even step's.
         error: what a rank keeps: "aggregate", M_i - P Q^T, its distance from what all applied; or "local",
             M_i - P Q_i^T with its own Q_i (alternate, even steps: P_i), what it failed to send. Equal in the mean.
+        ranks: (name, rank) of the parameters that have another rank; a dictionary will do. Which parameters travel
+            exact is settled by ``rank`` alone.
+        most: the largest rank that memory has room for, where ranks change while training: columns that are not in
+            use are forgotten, and drawn anew when they come back. 0: as many as are in use.
 
     It has its own error feedback: sum of outs + mean residual = sum of mean gradients. No delta: one iteration from a
     given Q may send nothing of a matrix.
@@ -63,8 +67,13 @@ class PowerSGD(Reducer):
     min_ratio: float = 2
     alternate: bool = False
     error: str = "aggregate"
+    ranks: tuple[tuple[str, int], ...] = ()
+    most: int = 0
+
+    knob = "rank"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "ranks", _pairs(self.ranks))
         call = f"PowerSGD(rank={self.rank!r}, min_ratio={self.min_ratio!r}, error={self.error!r})"
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
             raise ValueError(f"{call}: the rank is an integer, 1 or more; 1 to 4 is usual.")
@@ -74,6 +83,8 @@ class PowerSGD(Reducer):
         for name in ("warm_start", "alternate"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"PowerSGD({name}={getattr(self, name)!r}): give True or False.")
+        if isinstance(self.most, bool) or not isinstance(self.most, int) or self.most < 0:
+            raise ValueError(f"PowerSGD(most={self.most!r}): the largest rank that memory has room for, 0 or more.")
         if self.error not in ERRORS:
             raise ValueError(f"{call}: error is one of {', '.join(map(repr, ERRORS))}.")
 
@@ -91,7 +102,17 @@ class PowerSGD(Reducer):
         n, m = segment.shape[0], segment.numel // segment.shape[0]
         r = min(self.rank, n, m)
         sent = (n + m) * r / (2 if self.alternate else 1)
-        return (n, m, r) if sent * self.min_ratio < n * m else None
+        if sent * self.min_ratio >= n * m:
+            return None
+        return n, m, (min(_ranks(self).get(segment.name, self.rank), n, m) if self.ranks else r)
+
+    def room(self, segment: Segment) -> int:
+        """Columns that memory has for a matrix that is sent as factors."""
+        sizes = self.sizes(segment)
+        if sizes is None:
+            return 0
+        n, m, r = sizes
+        return max(r, min(self.most, n, m))
 
     def exact(self, segment: Segment) -> bool:
         return self.sizes(segment) is None
@@ -100,7 +121,8 @@ class PowerSGD(Reducer):
         sizes = self.sizes(segment)
         if sizes is None:
             return {}
-        n, m, r = sizes
+        n, m, _ = sizes
+        r = self.room(segment)
         slots = {"residual": Slot(Merge.MEAN, pending=True)}
         if self.warm_start:
             slots["q"] = Slot(Merge.REPLICATED, m * r)
@@ -228,7 +250,8 @@ class _Work:
     def _held(self, factor: str) -> Tensor:
         """The factor that the step begins with; its zero lines are yet to be drawn."""
         if self.reducer.warm_start:
-            return self.state[factor].flat
+            held, used = self.state[factor].flat, self.form.used(factor)
+            return held if used is None else held[used]
         return self.ctx.buffer(factor, self.form.numel[factor], torch.float32).zero_()
 
     def _refresh(self, name: str, factor: Tensor) -> None:
@@ -258,7 +281,11 @@ class _Work:
     def _average(self, name: str, sums: Tensor) -> None:
         sums.mul_(1.0 / self.ctx.world)
         if self.reducer.warm_start:
-            self.state[name].flat.copy_(sums)
+            held, used = self.state[name].flat, self.form.used(name)
+            if used is None:
+                held.copy_(sums)
+            elif self.real:
+                held.zero_()[used] = sums
 
     def _sum_first(self) -> Generator[Collective, bool, bool]:
         """Whether any rank met a non-finite value, or the sums are none."""
@@ -293,11 +320,26 @@ class _Form:
             for name, length in (("p", n), ("q", m)):
                 lines[name].append([self.numel[name], -1, length, 0, 0, key(seed, s.name), r, 0])
                 self.numel[name] += r * length
+        self._room = [reducer.room(s) for _, s, _ in self.parts]
         self.lines = {name: self._table(rows) for name, rows in lines.items()}
         self._tables: dict[object, Tensor] = {}
 
     def _table(self, rows: list[list[int]]) -> Tensor:
         return torch.tensor(rows, dtype=torch.int64).view(-1, 8).to(self.device)
+
+    def used(self, factor: str) -> Tensor | None:
+        """Which elements of a factor's memory are columns in use; None: all."""
+        if all(r == room for (*_, (_, _, r)), room in zip(self.parts, self._room, strict=True)):
+            return None
+        found = self._tables.get(factor)
+        if found is None:
+            at, spans = 0, list[Tensor]()
+            for (_, _, (n, m, r)), room in zip(self.parts, self._room, strict=True):
+                length = n if factor == "p" else m
+                spans.append(torch.arange(at, at + r * length))
+                at += room * length
+            found = self._tables[factor] = torch.cat(spans).to(self.device)
+        return found
 
     def exact(self, add: Layout) -> Tensor:
         """Rows of what travels exact, for the dense codec: from a bucket, or (as ``x``) into one."""
@@ -321,3 +363,19 @@ class _Form:
 
 
 _form = lru_cache(maxsize=4096)(_Form)
+
+
+@lru_cache(maxsize=256)
+def _ranks(reducer: PowerSGD) -> dict[str, int]:
+    return dict(reducer.ranks)
+
+
+def _pairs(ranks: Any) -> tuple[tuple[str, int], ...]:
+    """``ranks`` as a value that can be hashed."""
+    found = tuple(ranks.items()) if isinstance(ranks, Mapping) else tuple(tuple(pair) for pair in ranks)
+    for pair in found:
+        if len(pair) != 2 or not isinstance(pair[0], str) or isinstance(pair[1], bool) or not isinstance(pair[1], int):
+            raise ValueError(f"PowerSGD(ranks={ranks!r}): {pair!r} is no (name, rank).")
+        if pair[1] < 1:
+            raise ValueError(f"PowerSGD(ranks={ranks!r}): the rank of {pair[0]!r} is an integer, 1 or more.")
+    return found

@@ -28,7 +28,7 @@ class Route(Reducer, ABC, abstract=True):
         return self.compressor.exact(segment)
 
     def delta(self, segment: Segment) -> float | None:
-        return self.compressor.delta(segment.numel)
+        return self.compressor.of(segment).delta(segment.numel)
 
     def contractive(self, scheme: str) -> Reducer:
         return replace(self, compressor=self.compressor.contractive(scheme))

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from ..bucket import Bucket, Segment
+from ..bucket import Bucket
 from ..compressor import Compressor
-from ..reducer import Context, Flow, Reducer, settle
-from ..store import Slot, State
+from ..reducer import Context, Flow, Reducer
+from ..store import State
+from .around import Around
 from .exact import Exact
 from .route import Route
 
 
 @dataclass(frozen=True, repr=False)
-class Warmup(Reducer):
+class Warmup(Around):
     """``Exact()`` in steps 0 to steps-1, ``reducer`` from then on.
 
     The step is counted by the host and kept in its checkpoint, so a resumed run does not warm up again. State is the
@@ -37,39 +35,11 @@ class Warmup(Reducer):
             return f"Use Warmup({self.steps}, {scheme}({self.reducer!r}))."
         return f"{type(self.reducer).__name__} inside: {self.reducer.feedback_cure(scheme)}"
 
-    def settle(self, world: int) -> Reducer:
-        return Warmup(self.steps, settle(self.reducer, world))
-
-    @property
-    def _inner(self) -> Reducer:
-        if not isinstance(self.reducer, Reducer):
-            raise TypeError(f"{self!r}: no route yet. Call settle(reducer, world) first.")
-        return self.reducer
-
-    @property
-    def stateful(self) -> bool:
-        return self._inner.stateful
+    def contractive(self, scheme: str) -> Reducer:
+        return Reducer.contractive(self, scheme)
 
     def native(self, step: int) -> bool:
-        return step < self.steps or self._inner.native(step)
-
-    def slots(self, segment: Segment, world: int) -> Mapping[str, Slot]:
-        return self._inner.slots(segment, world)
-
-    def exact(self, segment: Segment) -> bool:
-        return self.reducer.exact(segment)
-
-    def in_order(self, slot: str, segment: Segment, joined: Tensor) -> Tensor:
-        return self._inner.in_order(slot, segment, joined)
-
-    def weight(self, slot: str, segment: Segment, rank: int, world: int) -> float:
-        return self._inner.weight(slot, segment, rank, world)
-
-    def conserves(self, segment: Segment) -> bool:
-        return self._inner.conserves(segment)
-
-    def delta(self, segment: Segment) -> float | None:
-        return self._inner.delta(segment)
+        return step < self.steps or self.inner.native(step)
 
     def reduce(
         self,
@@ -84,7 +54,7 @@ class Warmup(Reducer):
         out_scale: float = 1.0,
         accumulate: bool = False,
     ) -> Flow:
-        reducer = Exact() if ctx.step < self.steps else self._inner
+        reducer = Exact() if ctx.step < self.steps else self.inner
         return (
             yield from reducer.reduce(
                 x, out, state, ctx,

@@ -1,0 +1,1 @@
+"""Compression that chooses itself: schedules, telemetry, and controllers that pick each layer's setting."""
