@@ -129,6 +129,7 @@ def adopt(store: Store, slots: Mapping[str, Mapping[str, Tensor]]) -> None:
         StateError: see ``check``.
     """
     check(store, slots)
+    store.under_way.clear()
     for e in store.entries():
         given = slots.get(e.name, {}).get(e.key)
         if given is None:

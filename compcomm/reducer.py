@@ -7,7 +7,7 @@ It does not know who runs it: a process group, a simulator of W ranks in one pro
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -19,7 +19,7 @@ from .collectives import Collective, Commit
 from .compressor import Compressor, Payload
 from .rng import Rng
 from .spec import Described
-from .store import Slot, State
+from .store import Slot, State, Store
 
 if TYPE_CHECKING:
     from .transports.dry_run import Cost
@@ -167,6 +167,8 @@ class Reduced:
 
 
 Flow = Generator[Collective, bool, Reduced]
+Review = Generator[Collective, bool, None]
+"""What is done between two steps."""
 
 
 class Group(NamedTuple):
@@ -277,6 +279,35 @@ class Reducer(Described, ABC, abstract=True):
         for part in vars(self).values():
             if isinstance(part, Reducer):
                 part.check_optimizer(groups)
+
+    def due(self, step: int) -> bool:
+        """Whether there is something to review after ``step``: a function of the configuration and the step alone."""
+        return any(part.due(step) for part in vars(self).values() if isinstance(part, Reducer))
+
+    def review(self, segments: Sequence[Segment], store: Store, ctx: Context) -> Review:
+        """After step ``ctx.step``, while the host goes on: what controllers measure, exchange and decide.
+
+        Yields collectives as ``reduce`` does, and no Commit. ``segments``: those in its charge, in the same order on
+        every rank. It changes REPLICATED slots, equally on all ranks, and nothing that is still to be applied.
+        """
+        for part in vars(self).values():
+            if isinstance(part, Reducer) and part.due(ctx.step):
+                yield from part.review(segments, store, ctx)
+
+    def now(self, state: State) -> Reducer:
+        """This reducer as it runs with the decisions that ``state`` holds: it yields the same, and asks no state."""
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        found = {n: (part, part.now(state)) for n, part in parts.items() if isinstance(part, Reducer)}
+        changed = {n: new for n, (old, new) in found.items() if new is not old}
+        return replace(self, **changed) if changed else self
+
+    def choices(self, segments: Sequence[Segment], store: Store) -> dict[str, float]:
+        """What controllers have chosen, by parameter: the density, the bits or the rank of each that they control."""
+        found: dict[str, float] = {}
+        for part in vars(self).values():
+            if isinstance(part, Reducer):
+                found |= part.choices(segments, store)
+        return found
 
     def native(self, step: int) -> bool:
         """Whether ``step`` is one plain sum of the bucket in its own dtype (bf16, fp16, ...); else it goes through

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -110,6 +110,8 @@ class Store:
         self._home: dict[str, dict[tuple[str, int], Tensor]] = {}  # slot -> (name, offset) -> view of a slab
         self._slabs: dict[tuple[str, Layout], Bucket] = {}
         self._segments: dict[tuple[str, int], Segment] = {}
+        self.under_way: dict[object, Any] = {}
+        """Work that goes on in the background, by whose it is: never saved, since all that it needs is in the slots."""
 
     def declare(self, layout: Layout) -> None:
         """Makes every slot of every segment now, so that all ranks hold the same keys whatever comes first."""
@@ -166,6 +168,14 @@ class Store:
         self._slabs[name, layout] = slab
         return slab
 
+    def segments(self) -> list[Segment]:
+        """Those that have slots, in the same order on every rank."""
+        return [self._segments[key] for key in sorted(self._segments)]
+
+    def get(self, slot: str, segment: Segment) -> Tensor:
+        """What one parameter, or the piece of it, has in a slot."""
+        return self._home[slot][segment.name, segment.offset]
+
     def nbytes(self) -> int:
         """Bytes of all slabs."""
         return sum(b.flat.numel() * b.flat.element_size() for b in self._slabs.values())
@@ -184,6 +194,7 @@ class Store:
 
     def rename(self, names: Mapping[str, str]) -> None:
         """Gives parameters their real names; the values stay."""
+        self.under_way.clear()
         self._home = {s: {(names.get(n, n), o): t for (n, o), t in e.items()} for s, e in self._home.items()}
         segments = [s._replace(name=names.get(s.name, s.name)) for s in self._segments.values()]
         self._segments = {(s.name, s.offset): s for s in segments}
@@ -199,6 +210,7 @@ class Store:
         Raises:
             StateError: a slot or parameter is missing, unknown, or of another size or dtype.
         """
+        self.under_way.clear()
         mine = {s: {_text(*k): t for k, t in e.items()} for s, e in self._home.items() if e}
         for slot, entries in state.items():
             if not isinstance(entries, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]

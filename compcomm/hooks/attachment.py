@@ -244,6 +244,11 @@ class Attachment:
             relative_error=relative_errors(self._last, self._store) if self._open is None else {},
         )
 
+    def choices(self) -> dict[str, float]:
+        """What a controller has chosen, by parameter: the density, the bits or the rank. Empty where there is none."""
+        self._settle()
+        return self.reducer.choices(self._store.segments(), self._store)
+
     def state_dict(self) -> dict[str, Any]:
         """This rank's state, exact: tensors, integers and strings. Save every rank's.
 
@@ -404,14 +409,14 @@ class Attachment:
         and what the old flows still decode lands there too: the gradients are put back."""
         kept = [flat.clone() for flat in step.flats]
         self._do(partial(self._scheduler.abandon, step))
-        step.done.wait()
+        step.over.wait()
         for flat, content in zip(step.flats, kept, strict=True):
             flat.copy_(content)
 
     def _settle(self) -> None:
         """Waits until the worker is idle, whatever became of the step."""
         if self._current is not None and self._open is None:
-            self._current.done.wait()
+            self._current.over.wait()
 
     def _between_steps(self, call: str) -> None:
         """Waits as ``_settle`` does; while a step is open, its payloads are neither in the residuals nor averaged."""

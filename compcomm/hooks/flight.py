@@ -44,7 +44,8 @@ class Flight:
         self.seconds = 0.0
         self.sent = 0
         self._reducer, self._transport, self._known = reducer, transport, known
-        self._flow = flow(reducer, bucket, State(store, bucket.layout), ctx)
+        self._state = State(store, bucket.layout)
+        self._flow = flow(reducer, bucket, self._state, ctx)
         self._fresh = True
         self._pending: Pending | None = None
         self._taken: list[Collective] = []
@@ -79,7 +80,7 @@ class Flight:
         self.error = error
         self._flow.close()
         try:
-            due = rehearse(self._reducer, self.bucket.layout, self.ctx, self.bucket.flat.dtype)
+            due = rehearse(self._reducer, self._state, self.ctx, self.bucket.flat.dtype)
         except Exception:  # what broke the flow breaks its rehearsal too: do as in the last step that went well
             known = self._known.get((self._reducer, self.bucket.layout))
             if known is None:

@@ -13,7 +13,7 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
-from ..bucket import Bucket, Layout
+from ..bucket import Bucket
 from ..collectives import AllReduceMax, AllToAll, Collective, Commit
 from ..reducer import Arena, Context, Reducer, flow
 from ..store import State, Store
@@ -31,8 +31,9 @@ def outline(op: Collective) -> Collective:
     return _each(op, ghost)
 
 
-def rehearse(reducer: Reducer, layout: Layout, ctx: Context, dtype: torch.dtype) -> list[Collective]:
+def rehearse(reducer: Reducer, state: State, ctx: Context, dtype: torch.dtype) -> list[Collective]:
     """The collectives of a bucket in this step, from the flow itself on tensors without content."""
+    reducer, layout = reducer.now(state), state.layout
     ghost = replace(ctx, arena=Arena("meta"), watch=False, bad=False, tag="")
     bucket = Bucket(torch.empty(layout.numel, dtype=dtype, device="meta"), layout)
     run = flow(reducer, bucket, State(Store(reducer, ctx.rank, ctx.world, "meta"), layout), ghost)

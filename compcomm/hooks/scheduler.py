@@ -40,17 +40,24 @@ from .flight import Flight, Known
 
 @dataclass(eq=False)
 class Step:
-    """One backward pass: ``done`` is set when every flow has had its Commit, ``error`` says what went wrong."""
+    """One backward pass: ``done`` is set when every flow has had its Commit, ``error`` says what went wrong; ``over``
+    when what is reviewed after it is done too, while the host goes on."""
 
     reducer: Reducer
     unscale: float
     watch: bool
     done: threading.Event = field(default_factory=threading.Event)
+    over: threading.Event = field(default_factory=threading.Event)
     error: Exception | None = None
     flats: list[Tensor] = field(default_factory=list[Tensor])
     waited_from: float = 0.0
     delivered: float = 0.0
     """When the host began to wait, and when it got its last bucket."""
+
+    def end(self) -> None:
+        """Lets everybody go who waits."""
+        self.done.set()
+        self.over.set()
 
 
 @dataclass(eq=False)
@@ -91,7 +98,7 @@ class Scheduler:
     def resume(self, number: int) -> None:
         """The next step has this number; what is counted per step begins anew."""
         self.number = self.first = number
-        self.kernel_seconds = 0.0
+        self.kernel_seconds = self.review_seconds = 0.0
         self.sent = 0
 
     def handle(self, job: Job) -> None:
@@ -118,7 +125,7 @@ class Scheduler:
                     self._land(abandon=True)
             except Exception as error:
                 self._lose(step, error)
-        step.done.set()
+        step.end()
 
     def _arrive(self, job: Job) -> None:
         step, flat = job.step, job.flat
@@ -182,6 +189,25 @@ class Scheduler:
                 step.error = self.broken = error
         self._step, self._flights = None, []
         step.done.set()
+        if not abandon and self.broken is None and step.reducer.due(self.number - 1):
+            self._review(step)
+        step.over.set()
+
+    def _review(self, step: Step) -> None:
+        """What controllers do between two steps: the host goes on meanwhile, the next step's buckets wait in line."""
+        store, transport = self.store, self.transport
+        ctx = Context(transport.rank, transport.world, self.number - 1, seed=self.seed, arena=self.arena)
+        flow = step.reducer.review(store.segments(), store, ctx)
+        since, waited = perf_counter(), transport.seconds
+        try:
+            for op in flow:
+                self.sent += op.sent_bytes(transport.world, transport.rank)
+                transport.start(op).wait()
+        except TransportError:
+            raise
+        except Exception as error:
+            self.broken = error
+        self.review_seconds += perf_counter() - since - (transport.seconds - waited)
 
     def _cause(self) -> Exception:
         """The error that explains the others: our own before what peers said."""
@@ -197,6 +223,6 @@ class Scheduler:
             job.flat.fill_(float("nan"))
             job.future.set_result(job.flat)
             job.step.error = self.broken
-            job.step.done.set()
+            job.step.end()
         self._waiting, self._flights, self._step = [], [], None
-        step.done.set()
+        step.end()

@@ -12,9 +12,11 @@ from ..compressors.sign import SignScale
 from ..compressors.unproven import Unproven
 from ..feedback.error_feedback import ErrorFeedback
 from ..reducer import Reducer, settle
+from ..reducers.around import Around
 from ..reducers.exact import Exact
 from ..reducers.partition import Partition
 from ..reducers.route import Route
+from ..reducers.warmup import Warmup
 
 
 def feedback(call: str, compressor: Any) -> Compressor | Reducer:
@@ -25,11 +27,16 @@ def feedback(call: str, compressor: Any) -> Compressor | Reducer:
         return Partition({pattern: feedback(call, part) for pattern, part in compressor.parts.items()})
     if isinstance(compressor, ErrorFeedback):
         return compressor
+    if isinstance(compressor, Around) and not isinstance(compressor, Warmup):
+        inner: Any = compressor
+        while isinstance(inner, Around):
+            inner = inner.reducer
+        return compressor if isinstance(inner, ErrorFeedback) else ErrorFeedback(compressor)
     if not isinstance(compressor, Compressor | Route | Exact):
         raise TypeError(
             f"{call}(compressor={compressor!r}): give a compressor, such as SignScale() or QSGD(bits=4), a route "
-            f"around one, such as TwoPhase(...), an ErrorFeedback or a Partition of them: momentum has no other "
-            f"feedback. cc.parse(text) makes one from text."
+            f"around one, such as TwoPhase(...), an ErrorFeedback, a Partition of them, or LGreCo or a schedule around "
+            f"one: momentum has no other feedback. cc.parse(text) makes one from text."
         )
     return ErrorFeedback(compressor)
 

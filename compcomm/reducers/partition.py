@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..bucket import Bucket, Layout, Segment
 from ..compressor import Compressor
-from ..reducer import Context, Flow, Group, Reduced, Reducer, Update, settle
-from ..store import Slot, State
+from ..reducer import Context, Flow, Group, Reduced, Reducer, Review, Update, settle
+from ..store import Slot, State, Store
 
 
 @dataclass(frozen=True, repr=False)
@@ -98,6 +98,25 @@ class Partition(Reducer):
 
     def exact(self, segment: Segment) -> bool:
         return self.parts[self._pattern(segment)].exact(segment)
+
+    def due(self, step: int) -> bool:
+        return any(p.due(step) for p in self.parts.values() if isinstance(p, Reducer))
+
+    def review(self, segments: Sequence[Segment], store: Store, ctx: Context) -> Review:
+        for pattern, part in self.parts.items():
+            if isinstance(part, Reducer) and part.due(ctx.step):
+                yield from part.review([s for s in segments if self._pattern(s) == pattern], store, ctx)
+
+    def now(self, state: State) -> Reducer:
+        parts = {p: r.now(state) if isinstance(r, Reducer) else r for p, r in self.parts.items()}
+        return self if all(new is self.parts[p] for p, new in parts.items()) else Partition(parts)
+
+    def choices(self, segments: Sequence[Segment], store: Store) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for pattern, part in self.parts.items():
+            if isinstance(part, Reducer):
+                found |= part.choices([s for s in segments if self._pattern(s) == pattern], store)
+        return found
 
     def in_order(self, slot: str, segment: Segment, joined: Tensor) -> Tensor:
         return self.part(segment).in_order(slot, segment, joined)

@@ -93,8 +93,26 @@ class Simulator:
                 except StopIteration:
                     continue
                 raise RuntimeError("Simulator: a flow yielded after its Commit.")
+        if self.reducer.due(self.steps):
+            self._review()
         self.steps += 1
         return means
+
+    def _review(self) -> None:
+        """What controllers do between two steps."""
+        reviews = [
+            self.reducer.review(store.segments(), store, Context(rank, self.world, self.steps, seed=self.seed))
+            for rank, store in enumerate(self.stores)
+        ]
+        while True:
+            pending = [c for c in (next(review, None) for review in reviews) if c is not None]
+            if not pending:
+                return
+            if len({c.signature for c in pending}) != 1 or len(pending) != self.world:
+                raise RuntimeError("Simulator: the ranks review different things.")
+            for rank, c in enumerate(pending):
+                self.sent[rank] += c.sent_bytes(self.world, rank)
+            perform(pending)
 
     def merged(self) -> list[dict[str, dict[str, Tensor]]]:
         """The ranks' memory, merged for another number of workers (``compcomm.portable``), as each rank has it."""

@@ -15,6 +15,7 @@ from compcomm.hooks.flight import Flight
 from compcomm.hooks.poison import outline, poisoned, rehearse
 from compcomm.hooks.scheduler import Job, Scheduler, Step
 from compcomm.reducer import Arena
+from compcomm.store import State, Store
 from compcomm.transports.dry_run import plan
 from compcomm.transports.process_group import Pending, ProcessGroup, TransportError
 from compcomm.wire import read_headers
@@ -220,7 +221,7 @@ def test_a_lost_group_ends_the_step_at_once() -> None:
 def test_poison_has_the_shape_of_the_step(text: str) -> None:
     reducer = cc.settle(cc.parse(text), 3)
     ctx = cc.Context(rank=0, world=3, step=9, bucket=4)
-    ops = poisoned(rehearse(reducer, LAYOUT, ctx, torch.float32), ctx)
+    ops = poisoned(rehearse(reducer, State(Store(reducer, 0, 3), LAYOUT), ctx, torch.float32), ctx)
     assert [op.signature for op in ops] == [p[:3] for p in plan(reducer, LAYOUT, 3, 0)]
     for op in ops:
         if isinstance(op, AllReduce):

@@ -1,0 +1,392 @@
+"""What the controllers share: when they gather, measure, exchange and decide, and how a decision takes effect."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from math import isfinite
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+
+from ..bucket import Bucket, Layout, Segment
+from ..collectives import AllReduce, Broadcast
+from ..compressor import Compressor
+from ..feedback import memory
+from ..reducer import Context, Flow, Reducer, Review
+from ..reducers.around import Around
+from ..reducers.powersgd import PowerSGD
+from ..store import Merge, Slot, State, Store
+from ..wire import PeerError
+from . import telemetry
+from .assigned import assigned, check_assignable
+from .knob import owner, setting, tuned, with_owner
+from .telemetry import Background, Layer, Table, Telemetry
+
+LAG = 5
+"""Steps that measuring, and then deciding, may take in the background."""
+
+
+@dataclass(frozen=True, repr=False)
+class Controller(Around, ABC, abstract=True):
+    """Base of the controllers: every ``every`` steps each parameter gets the setting (density, bits or rank) that
+    ``decide`` gives it, and its memory stays as it is. To write one, give ``decide``.
+
+    A period, with lag = min(5, (every - window)/2):
+
+    ============================= =================================================================================
+    its last ``window`` steps     the gradients are gathered: sum of what comes in (under feedback that includes the
+                                  residual), one pass over them
+    then, for ``lag`` steps       each rank measures its share of the parameters, in the background
+    one message                   an all-reduce of 8 m (1 + P) bytes: all ranks have the same telemetry
+    for ``lag`` steps more        rank 0 decides, in the background
+    one message                   a broadcast of 8 m bytes: all ranks have the same settings from here on
+    ============================= =================================================================================
+
+    So a decision takes effect at a step that is known beforehand, and a run can be repeated bit for bit. Exact
+    parameters are left alone. Inside a feedback scheme it sees what the scheme sends, outside the gradient.
+
+    State by parameter: "*.gathered", fp32, an element each, MEAN; "*.choice" and "*.telemetry", 1 and 2 + P numbers,
+    equal on all ranks (REPLICATED). PowerSGD's Q has room for the largest rank; columns that come into use are drawn
+    anew, equally on all ranks.
+    """
+
+    if TYPE_CHECKING:
+        every: int
+        window: int | None
+        candidates: tuple[float, ...] | None
+
+    measures: ClassVar[bool] = True
+    """Whether ``decide`` asks for errors, and not for norms alone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        call = type(self).__name__
+        for name, least in (("every", 1), ("window", 1)):
+            value = getattr(self, name)
+            if value is None and name == "window":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{call}({name}={value!r}): a number of steps, an integer, {least} or more.")
+        if self.gathers > self.every:
+            raise ValueError(f"{call}(every={self.every}, window={self.window}): a window is at most a period long.")
+        base = setting(call, self.reducer)
+        check_assignable(call, self.reducer)
+        _refuse_inner(call, self.core)
+        if self.candidates is not None:
+            object.__setattr__(self, "candidates", numbers(call, self.reducer, self.candidates))
+        for value in self.settings:  # what some settings need around them, all get
+            form = tuned(tuned(self.reducer, value), base)
+            if form != self.reducer:
+                object.__setattr__(self, "reducer", form)
+
+    @abstractmethod
+    def decide(self, t: Telemetry) -> Sequence[float]:
+        """A setting for each parameter of ``t``. Runs on rank 0 alone.
+
+        Raises:
+            ValueError: there is none that serves; it ends the run on every rank.
+        """
+
+    @property
+    def gathers(self) -> int:
+        """Steps whose gradients are gathered."""
+        return min(10, self.every) if self.window is None else self.window
+
+    @property
+    def lag(self) -> int:
+        return min(LAG, (self.every - self.gathers) // 2)
+
+    @property
+    def settings(self) -> tuple[float, ...]:
+        """All that a parameter may get, ascending."""
+        base = setting("", self.reducer)
+        return _grid(self.reducer) if self.candidates is None else tuple(sorted({*self.candidates, base}))
+
+    @property
+    def core(self) -> Any:
+        """What is inside, without controllers."""
+        return self.reducer.core if isinstance(self.reducer, Controller) else self.reducer
+
+    @property
+    def stateful(self) -> bool:
+        return True
+
+    def feedback_cure(self, scheme: str) -> str:
+        return self.reducer.feedback_cure(scheme) if isinstance(self.reducer, Reducer) else ""
+
+    def contractive(self, scheme: str) -> Reducer:
+        base, fitting = setting("", self.reducer), list[float]()
+        form: Any = self.reducer.contractive(scheme)
+        for value in self.settings:
+            try:
+                one = tuned(self.reducer, value).contractive(scheme)
+            except ValueError:
+                if self.candidates is not None:
+                    raise
+                continue
+            fitting.append(value)
+            if one != tuned(self.reducer, value):
+                form = tuned(one, base)
+        return replace(self, reducer=form, candidates=self.candidates and tuple(fitting))
+
+    def slots(self, segment: Segment, world: int) -> Mapping[str, Slot]:
+        found = dict(_roomy(self).slots(segment, world))
+        if isinstance(self.reducer, Controller):
+            found.update(self.reducer._own(segment))
+        return {**found, **self._own(segment)}
+
+    def _own(self, segment: Segment) -> Mapping[str, Slot]:
+        if self.exact(segment) or not segment.numel:
+            return {}
+        return {
+            self._slot("gathered"): Slot(Merge.MEAN),
+            self._slot("choice"): Slot(Merge.REPLICATED, 1, torch.float64),
+            self._slot("telemetry"): Slot(
+                Merge.REPLICATED, 2 + (len(self.settings) if self.measures else 0), torch.float64
+            ),
+        }
+
+    def _slot(self, name: str) -> str:
+        return f"{type(self).__name__.lower()}.{name}"
+
+    def delta(self, segment: Segment) -> float | None:
+        found = [tuned(self.core, value).delta(segment) for value in self.settings]
+        return None if None in found else min(found)
+
+    # A step.
+
+    def reduce(
+        self,
+        x: Bucket,
+        out: Bucket,
+        state: State,
+        ctx: Context,
+        *,
+        add: Bucket | None = None,
+        decay: float = 1.0,
+        add_scale: float = 1.0,
+        out_scale: float = 1.0,
+        accumulate: bool = False,
+    ) -> Flow:
+        self._gather(x, state, ctx, add, decay, add_scale)
+        return (
+            yield from self.now(state).reduce(
+                x, out, state, ctx,
+                add=add, decay=decay, add_scale=add_scale, out_scale=out_scale, accumulate=accumulate,
+            )
+        )  # fmt: skip
+
+    def _gather(
+        self, x: Bucket, state: State, ctx: Context, add: Bucket | None, decay: float, add_scale: float
+    ) -> None:
+        if isinstance(self.reducer, Controller):
+            self.reducer._gather(x, state, ctx, add, decay, add_scale)
+        at = ctx.step % self.every - (self.every - self.gathers)
+        if at < 0 or x.flat.is_meta:
+            return
+        if x.flat.dtype != torch.float32:
+            raise TypeError(f"{self!r}: gradients are {x.flat.dtype} here, and it gathers float32. Convert them.")
+        gathered, scale = state[self._slot("gathered")], ctx.unscale
+        parts = [(x, decay * scale)] + ([] if add is None else [(add, add_scale * scale)])
+        for i, (bucket, factor) in enumerate(parts):
+            unheard = memory.fresh(ctx, bucket.layout, "unheard")
+            memory.blend(gathered, bucket, unheard, alpha=0.0 if at == 0 and i == 0 else 1.0, beta=factor)
+
+    def now(self, state: State) -> Reducer:
+        held = state[self._slot("choice")]
+        chosen = () if held.flat.is_meta else tuple(held.flat.tolist())
+        if any(chosen):
+            return _decided(self, held.layout, chosen)
+        return self.reducer.now(state) if isinstance(self.reducer, Controller) else _roomy(self)
+
+    # Between steps.
+
+    def due(self, step: int) -> bool:
+        return any(self._at(step, lag) for lag in (0, self.lag, 2 * self.lag)) or super().due(step)
+
+    def _at(self, step: int, lag: int) -> bool:
+        done = step + 1 - lag
+        return done >= self.every and done % self.every == 0
+
+    def review(self, segments: Sequence[Segment], store: Store, ctx: Context) -> Review:
+        yield from super().review(segments, store, ctx)
+        every = telemetry.layers(s for s in segments if s.numel and not self.exact(s))
+        if not every:
+            return
+        if self._at(ctx.step, 0) and self.lag:
+            store.under_way[self, "measured"] = Background(partial(self._measured, every, store, ctx))
+        if self._at(ctx.step, self.lag):
+            yield from self._exchange(every, store, ctx)
+        if self._at(ctx.step, 2 * self.lag):
+            yield from self._adopt(every, store, ctx)
+
+    def _measured(self, every: Sequence[Layer], store: Store, ctx: Context) -> Table:
+        mine, gathered = telemetry.dealt(every, ctx.rank, ctx.world), self._slot("gathered")
+        given = [(i, s, store.get(gathered, s)) for i in mine for s in every[i].pieces]
+        return telemetry.measure(self.core, given, len(every), self.settings if self.measures else (), ctx)
+
+    def _exchange(self, every: Sequence[Layer], store: Store, ctx: Context) -> Review:
+        work, failure = store.under_way.pop((self, "measured"), None), None
+        width = 1 + (len(self.settings) if self.measures else 0)
+        found = torch.zeros(len(every) * width + 1, dtype=torch.float64)
+        try:
+            with torch.no_grad():
+                squares = self._measured(every, store, ctx) if work is None else work.result()
+            found[:-1] = torch.from_numpy(squares).view(-1)
+        except Exception as error:
+            failure = error
+            found[-1] = 1.0
+        yield AllReduce(found)
+        if failure is not None:
+            raise failure
+        if found[-1]:
+            raise PeerError(f"{self!r}: a peer could not measure in step {ctx.step}; its own log has the error.")
+        for layer, row in zip(every, found[:-1].view(len(every), width).sqrt(), strict=True):
+            for s in layer.pieces:
+                held = store.get(self._slot("telemetry"), s)
+                held[0] = held[1]
+                held[1:] = row
+        if self.lag and ctx.rank == 0:
+            store.under_way[self, "decided"] = Background(partial(self._decided, every, store))
+
+    def _decided(self, every: Sequence[Layer], store: Store) -> Sequence[float]:
+        return self.decide(self._telemetry(every, store))
+
+    def _telemetry(self, every: Sequence[Layer], store: Store) -> Telemetry:
+        pieces = [layer.pieces[0] for layer in every]
+        rows = np.array([store.get(self._slot("telemetry"), s).tolist() for s in pieces])
+        settings, base = self.settings, setting("", self.reducer)
+        mine = self.choices(pieces, store)
+        inner = self.reducer.choices(pieces, store) if isinstance(self.reducer, Controller) else {}
+        return Telemetry(
+            names=tuple(layer.name for layer in every),
+            numel=np.array([layer.numel for layer in every]),
+            settings=settings,
+            norms=rows[:, 1],
+            before=rows[:, 0],
+            errors=rows[:, 2:] if self.measures else np.full((len(every), len(settings)), np.nan),
+            sizes=telemetry.sizes(self.core, every, settings),
+            current=np.array([nearest(settings, mine.get(s.name, base)) for s in pieces]),
+            reference=np.array([nearest(settings, inner.get(s.name, base)) for s in pieces]),
+            first=not any(store.get(self._slot("choice"), s).item() for s in pieces),
+        )
+
+    def _adopt(self, every: Sequence[Layer], store: Store, ctx: Context) -> Review:
+        said, failure = torch.zeros(1 + len(every), dtype=torch.float64), None
+        work = store.under_way.pop((self, "decided"), None)
+        if ctx.rank == 0:
+            try:
+                values = self._decided(every, store) if work is None else work.result()
+                said[1:] = torch.tensor(list(values), dtype=torch.float64)
+            except Exception as error:
+                failure = error
+                said[0] = 1.0
+        yield Broadcast(said)
+        if failure is not None:
+            raise failure
+        if said[0]:
+            raise PeerError(f"{self!r}: rank 0 found no setting after step {ctx.step}; its own log has the error.")
+        for layer, value in zip(every, said[1:].tolist(), strict=True):
+            for s in layer.pieces:
+                store.get(self._slot("choice"), s).fill_(value)
+
+    def choices(self, segments: Sequence[Segment], store: Store) -> dict[str, float]:
+        base, found = setting("", self.reducer), dict[str, float]()
+        inner = self.reducer.choices(segments, store) if isinstance(self.reducer, Controller) else {}
+        for s in segments:
+            if s.numel and not self.exact(s):
+                found[s.name] = float(store.get(self._slot("choice"), s)) or inner.get(s.name, base)
+        return found
+
+
+def numbers(call: str, part: Any, candidates: Any) -> tuple[float, ...]:
+    """Candidates, given as numbers or as descriptions, as settings of ``part``: ascending and each once.
+
+    Raises:
+        ValueError: there are none, they are of another method than ``part``, or it has no such form.
+    """
+    given = tuple(candidates) if isinstance(candidates, list | tuple | range) else (candidates,)
+    if not given:
+        raise ValueError(f"{call}(candidates={candidates!r}): there is nothing to choose from. Give two or more.")
+    found: set[float] = set()
+    for one in given:
+        value = one
+        if isinstance(one, Compressor | Reducer):
+            mine, base = owner(part), setting(call, part)
+            same = owner(one) is one and type(one) is type(mine) and tuned(one, base) == mine
+            if not same:
+                raise ValueError(
+                    f"{call}(candidates=...): {one!r} is of another family than {mine!r}: candidates differ in the "
+                    f"density, the bits or the rank alone. Give the numbers, such as candidates=(0.001, 0.01, 0.1)."
+                )
+            value = setting(call, one)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+            raise ValueError(f"{call}(candidates={candidates!r}): {one!r} is no density, number of bits or rank.")
+        try:
+            tuned(part, value)
+        except ValueError as error:
+            raise ValueError(f"{call}(candidates={candidates!r}): {value!r} does not serve: {error}") from None
+        found.add(value)
+    return tuple(sorted(found))
+
+
+def nearest(settings: Sequence[float], value: float) -> int:
+    """The position of the setting that comes nearest."""
+    return min(range(len(settings)), key=lambda i: (abs(settings[i] - value), i))
+
+
+def _refuse_inner(call: str, core: Any) -> None:
+    part = core
+    while isinstance(part, Compressor | Reducer):
+        if isinstance(part, Around) and part is not core:
+            break
+        part = getattr(part, "reducer", None)
+    if isinstance(part, Around) or isinstance(core, Around):
+        raise ValueError(
+            f"{call}: {core!r} has a wrapper inside that chooses too. Put the one that decides directly around the "
+            f"other controller, or leave one of them out."
+        )
+
+
+@lru_cache(maxsize=256)
+def _grid(part: Any) -> tuple[float, ...]:
+    """The default candidates: densities of 1/16 to 16 times the one given, 2 to 8 bits, half to twice the rank."""
+    base = setting("", part)
+    mine = owner(part)
+    if mine.knob == "ratio":
+        wanted: list[float] = [base * 2.0**k for k in range(-4, 5)]
+    elif mine.knob == "bits":
+        wanted = [*range(2, 9), base]
+    else:
+        low, high = max(1, int(base) // 2), 2 * int(base)
+        step = max(1, -(-(high - low) // 15))
+        wanted = [*range(low, high + 1, step), base]
+    found: set[float] = set()
+    for value in wanted:
+        try:
+            tuned(part, value)
+            found.add(value)
+        except ValueError:
+            continue
+    return tuple(sorted(found))
+
+
+@lru_cache(maxsize=256)
+def _roomy(controller: Controller) -> Any:
+    """What is inside, with memory for every setting."""
+    mine = owner(controller.core)
+    if isinstance(mine, PowerSGD):
+        return with_owner(controller.core, replace(mine, most=int(max(controller.settings))))
+    return controller.core
+
+
+@lru_cache(maxsize=4096)
+def _decided(controller: Controller, held: Layout, chosen: tuple[float, ...]) -> Any:
+    """What is inside, with these settings; zero: none is chosen."""
+    base = setting("", controller.core)
+    values = {s.name: v for s, v in zip(held.segments, chosen, strict=True) if v not in (0.0, base)}
+    return assigned(_roomy(controller), tuple(sorted(values.items())))

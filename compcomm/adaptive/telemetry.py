@@ -1,0 +1,199 @@
+"""What is known of each parameter: its gradient's norm, and what every setting would lose and send."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from threading import Thread
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..bucket import Bucket, Layout, Segment
+from ..compressor import Compressor
+from ..feedback import memory
+from ..reducer import Context, Reducer
+from ..rng import key
+from .knob import owner, tuned
+
+Table = NDArray[np.float64]
+CHUNK = 1 << 22
+"""Elements that are measured in one go: scratch memory is 16 MiB, whatever the model."""
+
+
+@dataclass(frozen=True)
+class Telemetry:
+    """Of m parameters and P settings; the same on every rank.
+
+    ``norms`` [m]: the L2 norm of the gathered gradient; ``before``: at the last time, 0 at first. ``errors`` [m, P]:
+    the L2 norm of what each setting loses of it, NaN where it was not measured. ``sizes`` [m, P]: bytes of its section
+    in a payload. ``current``, ``reference`` [m]: positions of the setting in use, and of the one that it would have
+    without this controller. ``first``: nothing has been decided yet.
+    """
+
+    names: tuple[str, ...]
+    numel: NDArray[np.int64]
+    settings: tuple[float, ...]
+    norms: Table
+    before: Table
+    errors: Table
+    sizes: NDArray[np.int64]
+    current: NDArray[np.int64]
+    reference: NDArray[np.int64]
+    first: bool
+
+
+class Layer(NamedTuple):
+    """A parameter by name, with the pieces of it that the host has, whole or cut."""
+
+    name: str
+    pieces: tuple[Segment, ...]
+
+    @property
+    def numel(self) -> int:
+        return sum(s.numel for s in self.pieces)
+
+
+def layers(segments: Iterable[Segment]) -> tuple[Layer, ...]:
+    """Segments by the name of their parameter, in the order of names."""
+    found: dict[str, list[Segment]] = {}
+    for s in segments:
+        found.setdefault(s.name, []).append(s)
+    return tuple(Layer(name, tuple(pieces)) for name, pieces in sorted(found.items()))
+
+
+def dealt(every: Sequence[Layer], rank: int, world: int) -> list[int]:
+    """The positions of the layers that ``rank`` measures: the largest first, each to whoever has least to do."""
+    load = [0] * world
+    mine: list[int] = []
+    for i in sorted(range(len(every)), key=lambda i: (-every[i].numel, every[i].name)):
+        least = min(range(world), key=lambda r: (load[r], r))
+        load[least] += every[i].numel
+        if least == rank:
+            mine.append(i)
+    return sorted(mine)
+
+
+def sizes(part: Any, every: Sequence[Layer], settings: Sequence[float]) -> NDArray[np.int64]:
+    """Bytes [m, P] of each layer's section at each setting."""
+    found = np.zeros((len(every), len(settings)), np.int64)
+    for j, value in enumerate(settings):
+        c = tuned(_coder(part), value)
+        for i, layer in enumerate(every):
+            found[i, j] = sum(_bytes(c, s, value) for s in layer.pieces)
+    return found
+
+
+def measure(
+    part: Any, given: Sequence[tuple[int, Segment, Tensor]], count: int, settings: Sequence[float], ctx: Context
+) -> Table:
+    """Squares [count, 1 + P] of the norm of each layer and of what each setting loses of it; zero where none is given.
+
+    ``given``: (layer, piece, its gathered gradient). Compressors are measured by coding, PowerSGD by power iterations.
+    """
+    found = np.zeros((count, 1 + len(settings)))
+    coder = _coder(part)
+    if isinstance(coder, Reducer):
+        for i, segment, tensor in given:
+            found[i] += _low_rank(tensor.view(segment.shape[0], -1), settings, key(ctx.seed, segment.name))
+        return found
+    for chunk in _chunks(given):
+        layout = _end_to_end([s for _, s, _ in chunk])
+        rows = np.array([i for i, _, _ in chunk])
+        flat, scratch = torch.cat([t for _, _, t in chunk]), torch.empty(layout.numel)
+        found[:, 0] += np.bincount(rows, _squares(flat, layout), count)
+        for j, value in enumerate(settings):
+            scratch.copy_(flat)
+            form: Compressor = tuned(coder, value)
+            form.encode_(Bucket(scratch, layout), ctx.rng)
+            found[:, 1 + j] += np.bincount(rows, _squares(scratch, layout), count)
+    return found
+
+
+def _coder(part: Any) -> Any:
+    """The compressor, with what it is wrapped in; or PowerSGD."""
+    found = owner(part)
+    while isinstance(found, Compressor) and not isinstance(part, Compressor):
+        inner = getattr(part, "compressor", None)
+        part = inner if isinstance(inner, Compressor) else part.reducer
+    return part if isinstance(part, Compressor) else found
+
+
+def _bytes(c: Any, s: Segment, value: float) -> int:
+    if isinstance(c, Compressor):
+        return -(-c.section(s.numel) // 4) * 4
+    n, m, _ = c.sizes(s) or (s.shape[0], s.numel // s.shape[0], 0)
+    return 4 * min(int(value), n, m) * (n + m)
+
+
+def _chunks(given: Sequence[tuple[int, Segment, Tensor]]) -> Iterable[list[tuple[int, Segment, Tensor]]]:
+    chunk: list[tuple[int, Segment, Tensor]] = []
+    held = 0
+    for item in given:
+        if chunk and held + item[1].numel > CHUNK:
+            yield chunk
+            chunk, held = [], 0
+        chunk.append(item)
+        held += item[1].numel
+    if chunk:
+        yield chunk
+
+
+def _end_to_end(segments: Sequence[Segment]) -> Layout:
+    found: list[Segment] = []
+    start = 0
+    for s in segments:
+        found.append(s._replace(start=start, stop=start + s.numel))
+        start += s.numel
+    return Layout(found, start)
+
+
+def _squares(flat: Tensor, layout: Layout) -> Table:
+    norms = memory.norms(Bucket(flat, layout), Context())
+    return np.square(norms.numpy())
+
+
+def _low_rank(g: Tensor, ranks: Sequence[float], name: int, iterations: int = 4) -> Table:
+    """|G|^2 and |G - best rank r|^2 for every r, from the singular values that power iterations find."""
+    n, m = g.shape
+    width = min(int(max(ranks)), n, m)
+    total = float(g.square().sum(dtype=torch.float64))
+    found = np.zeros(1 + len(ranks))
+    found[0] = total
+    if total == 0.0 or not ranks:
+        return found
+    generator = torch.Generator().manual_seed(name & (1 << 62) - 1)
+    q = torch.randn(m, width, generator=generator)
+    for _ in range(iterations):
+        p = torch.linalg.qr(g @ q)[0]
+        q = g.T @ p
+    kept = np.cumsum(np.sort(torch.linalg.svdvals(q).double().square().numpy())[::-1])
+    for j, rank in enumerate(ranks):
+        found[1 + j] = max(0.0, total - kept[min(int(rank), width) - 1])
+    return found
+
+
+class Background:
+    """Work in a thread of its own, so that no step waits for it."""
+
+    def __init__(self, work: Any) -> None:
+        self._work, self._error, self._value = work, None, None
+        self._thread = Thread(target=self._run, name="compcomm-controller", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            with torch.no_grad():
+                self._value = self._work()
+        except Exception as error:
+            self._error = error
+
+    def result(self) -> Any:
+        """Waits; raises what the work raised."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._value
