@@ -22,6 +22,8 @@ from .knob import owner, tuned
 Table = NDArray[np.float64]
 CHUNK = 1 << 22
 """Elements that are measured in one go: scratch memory is 16 MiB, whatever the model."""
+SMALL = 128
+"""The smaller side of a matrix whose singular values are all computed."""
 
 
 @dataclass(frozen=True)
@@ -156,24 +158,34 @@ def _squares(flat: Tensor, layout: Layout) -> Table:
     return np.square(norms.numpy())
 
 
-def _low_rank(g: Tensor, ranks: Sequence[float], name: int, iterations: int = 4) -> Table:
-    """|G|^2 and |G - best rank r|^2 for every r, from the singular values that power iterations find."""
-    n, m = g.shape
-    width = min(int(max(ranks)), n, m)
+def _low_rank(g: Tensor, ranks: Sequence[float], name: int) -> Table:
+    """|G|^2 and |G - best rank r|^2 for every r, from the singular values."""
+    most = int(max(ranks, default=0))
     total = float(g.square().sum(dtype=torch.float64))
     found = np.zeros(1 + len(ranks))
     found[0] = total
     if total == 0.0 or not ranks:
         return found
-    generator = torch.Generator().manual_seed(name & (1 << 62) - 1)
-    q = torch.randn(m, width, generator=generator)
-    for _ in range(iterations):
-        p = torch.linalg.qr(g @ q)[0]
-        q = g.T @ p
-    kept = np.cumsum(np.sort(torch.linalg.svdvals(q).double().square().numpy())[::-1])
-    for j, rank in enumerate(ranks):
-        found[1 + j] = max(0.0, total - kept[min(int(rank), width) - 1])
+    small = min(g.shape) <= SMALL
+    squares = _gram(g) if small else _iterated(g, most, torch.Generator().manual_seed(name & (1 << 62) - 1))
+    kept = np.cumsum(np.maximum(squares, 0.0))
+    found[1:] = [max(0.0, total - kept[min(int(rank), len(kept)) - 1]) for rank in ranks]
     return found
+
+
+def _gram(g: Tensor) -> Table:
+    """All squared singular values, largest first."""
+    wide = (g if g.shape[0] <= g.shape[1] else g.T).double()
+    return torch.linalg.eigvalsh(wide @ wide.T).flip(0).numpy()
+
+
+def _iterated(g: Tensor, most: int, generator: torch.Generator, iterations: int = 4) -> Table:
+    """The largest ones by power iterations on a few columns more than are asked for: a little below the truth, the
+    more the slower they decay."""
+    q = torch.randn(g.shape[1], min(most + 8, *g.shape), generator=generator)
+    for _ in range(iterations):
+        q = g.T @ torch.linalg.qr(g @ q)[0]
+    return torch.linalg.svdvals(q).double().square().numpy()[:most]
 
 
 class Background:
