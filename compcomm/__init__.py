@@ -10,6 +10,7 @@ from __future__ import annotations
 from . import checkpoint as checkpoint
 from . import ops as ops  # registers the operators
 from . import optim as optim
+from .adaptive.lgreco import LGreCo
 from .bucket import Bucket, Layout, Segment
 from .compressor import Compressor, Payload
 from .compressors.cast import Cast
@@ -71,6 +72,7 @@ __all__ = [
     "ErrorFeedback",
     "Exact",
     "Grid",
+    "LGreCo",
     "Layout",
     "LloydMax",
     "Merge",

@@ -7,7 +7,7 @@ It does not know who runs it: a process group, a simulator of W ranks in one pro
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -304,10 +304,15 @@ class Reducer(Described, ABC, abstract=True):
     def choices(self, segments: Sequence[Segment], store: Store) -> dict[str, float]:
         """What controllers have chosen, by parameter: the density, the bits or the rank of each that they control."""
         found: dict[str, float] = {}
+        for controller, own in self.controllers(segments):
+            found |= controller.choices(own, store)
+        return found
+
+    def controllers(self, segments: Sequence[Segment]) -> Iterator[tuple[Any, Sequence[Segment]]]:
+        """Those within, the outermost of each branch, with the segments in their charge."""
         for part in vars(self).values():
             if isinstance(part, Reducer):
-                found |= part.choices(segments, store)
-        return found
+                yield from part.controllers(segments)
 
     def native(self, step: int) -> bool:
         """Whether ``step`` is one plain sum of the bucket in its own dtype (bf16, fp16, ...); else it goes through

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from math import isfinite
@@ -61,6 +61,8 @@ class Controller(Around, ABC, abstract=True):
 
     measures: ClassVar[bool] = True
     """Whether ``decide`` asks for errors, and not for norms alone."""
+    guided: ClassVar[bool] = False
+    """Whether ``decide`` heeds ``Telemetry.reference``, so that another controller inside makes sense."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,6 +77,11 @@ class Controller(Around, ABC, abstract=True):
             raise ValueError(f"{call}(every={self.every}, window={self.window}): a window is at most a period long.")
         base = setting(call, self.reducer)
         check_assignable(call, self.reducer)
+        if isinstance(self.reducer, Controller) and (not self.guided or self.reducer.guided):
+            raise ValueError(
+                f"{call}({self.reducer!r}): two controllers of one setting. Only LGreCo goes around another one, such "
+                f"as LGreCo(Accordion(...))."
+            )
         _refuse_inner(call, self.core)
         if self.candidates is not None:
             object.__setattr__(self, "candidates", numbers(call, self.reducer, self.candidates))
@@ -131,7 +138,8 @@ class Controller(Around, ABC, abstract=True):
             fitting.append(value)
             if one != tuned(self.reducer, value):
                 form = tuned(one, base)
-        return replace(self, reducer=form, candidates=self.candidates and tuple(fitting))
+        kept = self.candidates if len(fitting) == len(self.settings) else tuple(fitting)
+        return replace(self, reducer=form, candidates=kept)
 
     def slots(self, segment: Segment, world: int) -> Mapping[str, Slot]:
         found = dict(_roomy(self).slots(segment, world))
@@ -255,6 +263,13 @@ class Controller(Around, ABC, abstract=True):
 
     def _decided(self, every: Sequence[Layer], store: Store) -> Sequence[float]:
         return self.decide(self._telemetry(every, store))
+
+    def telemetry(self, segments: Sequence[Segment], store: Store) -> Telemetry:
+        """What was measured last; zeros before that. The same on every rank."""
+        return self._telemetry(telemetry.layers(s for s in segments if s.numel and not self.exact(s)), store)
+
+    def controllers(self, segments: Sequence[Segment]) -> Iterator[tuple[Any, Sequence[Segment]]]:
+        yield self, segments
 
     def _telemetry(self, every: Sequence[Layer], store: Store) -> Telemetry:
         pieces = [layer.pieces[0] for layer in every]

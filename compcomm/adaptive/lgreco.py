@@ -50,6 +50,8 @@ class LGreCo(Controller):
     budget: Any = "uniform"
     window: int | None = None
 
+    guided = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         number = isinstance(self.alpha, int | float) and not isinstance(self.alpha, bool)

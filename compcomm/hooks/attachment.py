@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from time import perf_counter
@@ -15,7 +16,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .. import portable
+from ..adaptive.telemetry import Telemetry
 from ..bucket import Layout
+from ..compressor import Compressor
 from ..reducer import Arena, Reducer, settle
 from ..reducers.exact import Exact
 from ..store import StateError, Store
@@ -190,6 +193,23 @@ class Attachment:
         if self._detached:
             raise RuntimeError(f"{self.reducer!r}: this attachment was detached. Wrap the model in a new DDP(...).")
 
+    def switch(self, reducer: Reducer | Compressor) -> None:
+        """Averages by another reducer from the next step on. Its memory begins anew, as at attach. Between two steps,
+        on every rank at the same one; ``reducer`` must be equal on all.
+
+        Raises:
+            ValueError: it does not fit the model or the optimizer. What runs goes on as it was.
+        """
+        settled = settle(reducer, self._transport.world)
+        layout = Layout.of((n, p.shape) for n, p in self.parameters)
+        settled.check(layout)
+        settled.check_optimizer(self.options.groups(self.parameters))
+        store = Store(settled, self._transport.rank, self._transport.world, self._device)
+        for expected in (*self._scheduler.layouts, layout):
+            store.declare(expected)
+        self.options = replace(self.options, reducer=reducer)
+        self.reducer, self._store, self._scheduler.store, self._last = settled, store, store, []
+
     # What the user calls.
 
     @property
@@ -248,6 +268,13 @@ class Attachment:
         """What a controller has chosen, by parameter: the density, the bits or the rank. Empty where there is none."""
         self._settle()
         return self.reducer.choices(self._store.segments(), self._store)
+
+    def telemetry(self) -> list[Telemetry]:
+        """What each controller measured last, the same on every rank: the norm of every parameter's gradient, and the
+        error and the bytes of every setting that it may have."""
+        self._settle()
+        found = self.reducer.controllers(self._store.segments())
+        return [controller.telemetry(segments, self._store) for controller, segments in found]
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's state, exact: tensors, integers and strings. Save every rank's.

@@ -88,6 +88,7 @@ class Scheduler:
         """Those of the buckets so far, since the parameters have their names."""
         self.resume(0)
         self.broken: Exception | None = None
+        self._doomed: Exception | None = None
         self.lost = False
         self._step: Step | None = None
         self._flights: list[Flight] = []
@@ -180,6 +181,8 @@ class Scheduler:
         self.number += 1
         if any(f.error for f in flights):
             step.error = self.broken = self._cause()
+        elif self._doomed is not None:
+            step.error = self.broken = self._doomed
         elif not abandon:
             try:
                 self._finished(flights, bad)
@@ -205,8 +208,8 @@ class Scheduler:
                 transport.start(op).wait()
         except TransportError:
             raise
-        except Exception as error:
-            self.broken = error
+        except Exception as error:  # on every rank, as a review says so; raised with the next step, at the same place
+            self._doomed = error
         self.review_seconds += perf_counter() - since - (transport.seconds - waited)
 
     def _cause(self) -> Exception:

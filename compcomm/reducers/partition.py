@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -111,12 +111,10 @@ class Partition(Reducer):
         parts = {p: r.now(state) if isinstance(r, Reducer) else r for p, r in self.parts.items()}
         return self if all(new is self.parts[p] for p, new in parts.items()) else Partition(parts)
 
-    def choices(self, segments: Sequence[Segment], store: Store) -> dict[str, float]:
-        found: dict[str, float] = {}
+    def controllers(self, segments: Sequence[Segment]) -> Iterator[tuple[Any, Sequence[Segment]]]:
         for pattern, part in self.parts.items():
             if isinstance(part, Reducer):
-                found |= part.choices([s for s in segments if self._pattern(s) == pattern], store)
-        return found
+                yield from part.controllers([s for s in segments if self._pattern(s) == pattern])
 
     def in_order(self, slot: str, segment: Segment, joined: Tensor) -> Tensor:
         return self.part(segment).in_order(slot, segment, joined)

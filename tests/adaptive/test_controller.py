@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import make_dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -95,7 +95,7 @@ def test_every_layer_is_measured_by_one_rank() -> None:
 class Odd(Controller, abstract=True):
     """Gives every layer another setting at each decision; keeps what it was told."""
 
-    told: list[Telemetry] = []
+    told: ClassVar[list[Telemetry]] = []
 
     def decide(self, t: Telemetry) -> list[float]:
         self.told.append(t)

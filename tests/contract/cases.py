@@ -143,6 +143,8 @@ REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
         cc.ErrorFeedback(cc.Rotated(cc.LloydMax(2))),
         cc.ErrorFeedback(cc.QSGD(bits=3, rounding="nearest", coding="elias")),
         cc.ErrorFeedback(cc.AllGather(cc.SignScale())),
+        cc.ErrorFeedback(cc.LGreCo(cc.TopK(ratio=0.05), every=2)),
+        cc.ErrorFeedback(cc.LGreCo(cc.MinMax(bits=5), every=6, window=2, budget=8000)),
         cc.ErrorFeedback(cc.TwoPhase(cc.SignScale(block=64), server=False)),
         cc.ErrorFeedback(cc.Unproven(cc.SignScale(scale="l2"))),
         cc.ErrorFeedback(cc.AllReduce(cc.Cast(torch.bfloat16))),
@@ -180,6 +182,7 @@ REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
         cc.EF21(cc.SparseAllReduce(cc.TopK(ratio=0.05))),
         cc.EF21(cc.SharedScale(cc.QSGD(bits=4, rounding="nearest"))),
         cc.EF21(cc.TwoPhase(cc.SignScale(block=64), server=cc.EF21)),
+        cc.EF21(cc.LGreCo(cc.QSGD(bits=4), every=2)),
     ],
     cc.DGC: [
         cc.DGC(cc.TopK(ratio=0.05)),
@@ -205,7 +208,18 @@ REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
         cc.EControl(cc.SharedScale(cc.QSGD(bits=4, rounding="nearest")), eta=0.1),
         cc.EControl(cc.SignScale()),
     ],
+    cc.LGreCo: [
+        cc.LGreCo(cc.TopK(ratio=0.05), every=2, window=1),
+        cc.LGreCo(cc.ErrorFeedback(cc.TopK(ratio=0.05)), every=3),
+        cc.LGreCo(cc.PowerSGD(2), every=2),
+        cc.LGreCo(cc.ErrorFeedback(cc.TwoPhase(cc.QSGD(bits=4, rounding="nearest"))), every=2, alpha=1.5),
+        cc.LGreCo(cc.AllReduce(cc.RandK(ratio=0.1)), candidates=(0.05, 0.1, 0.4), every=2),
+        cc.LGreCo(cc.ErrorFeedback(cc.SparseAllReduce(cc.TopK(ratio=0.05))), every=2),
+        cc.LGreCo(cc.EF21(cc.TopK(ratio=0.05)), every=6, window=2, budget=0.9),
+        cc.LGreCo(cc.DGC(cc.TopK(ratio=0.05)), every=2),
+    ],
     cc.Warmup: [
+        cc.Warmup(1, cc.LGreCo(cc.ErrorFeedback(cc.TopK(ratio=0.05)), every=2)),
         cc.Warmup(1, cc.PowerSGD(rank=2, alternate=True)),
         cc.Warmup(2, cc.ErrorFeedback(cc.TopK(ratio=0.05))),
         cc.Warmup(1, cc.QSGD(bits=8)),
@@ -215,6 +229,9 @@ REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
         cc.Partition({"layer.*": cc.PowerSGD(rank=2), "head": cc.PowerSGD(4, alternate=True), "*": cc.Exact()}),
         cc.Partition({"layer.*": cc.ErrorFeedback(cc.SignScale()), "head": cc.TopK(ratio=0.1), "*": cc.Exact()}),
         cc.Partition({"emb*": cc.DGC(cc.TopK(ratio=0.05), warmup=2), "*": cc.DGC(cc.TopK(k=37), masking=False)}),
+        cc.Partition(
+            {"emb*": cc.LGreCo(cc.ErrorFeedback(cc.TopK(ratio=0.05)), every=2), "*": cc.LGreCo(cc.PowerSGD(2), every=3)}
+        ),
         cc.Partition({"emb*": cc.ErrorFeedback(cc.RandK(ratio=0.2)), "*": cc.ErrorFeedback(cc.QSGD(bits=4))}),
     ],
 }
