@@ -37,6 +37,7 @@ from .feedback.smoothness import smoothness, smoothness_weights
 from .feedback.uncompensated import Uncompensated
 from .hooks.attach import attach
 from .hooks.attachment import Attachment
+from .hooks.auto import Auto
 from .hooks.ddp import DDPState, ddp_hook
 from .reducer import Context, Reduced, Reducer, settle
 from .reducers.all_gather import AllGather
@@ -62,6 +63,7 @@ __all__ = [
     "AllGather",
     "AllReduce",
     "Attachment",
+    "Auto",
     "Bucket",
     "Cast",
     "Compressor",

@@ -80,7 +80,7 @@ class LGreCo(Controller):
                 )
 
     def decide(self, t: Telemetry) -> Sequence[float]:
-        if not np.isfinite(t.norms).all() or not t.norms.any():
+        if not (np.isfinite(t.norms).all() and np.isfinite(t.errors).all() and t.norms.any()):
             return [t.settings[i] for i in t.current]
         rows = np.arange(len(t.names))
         if isinstance(self.budget, int):

@@ -16,12 +16,13 @@ from ..compressor import Compressor
 from ..plan.breakeven import breakeven
 from ..reducer import Reducer
 from .attachment import Attachment, decline
+from .auto import Auto
 from .ddp import DDPState, ddp_hook
 
 
 def attach(
     model: nn.Module,
-    reducer: Reducer | Compressor,
+    reducer: Reducer | Compressor | Auto,
     *,
     group: dist.ProcessGroup | None = None,
     timeout: timedelta | float | None = None,
@@ -62,7 +63,7 @@ def attach(
 
     def trial(settled: Reducer, everything: Layout) -> None:
         if dist.get_rank(state.options.group) == 0:
-            lines.append(announce(settled, everything, world))
+            lines.append(announce(settled, everything, world) if state.auto is None else state.auto.announce(world))
 
     attachment = state.open(_device(ddp), trial)
     ddp.register_comm_hook(state, ddp_hook)

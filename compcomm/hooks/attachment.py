@@ -27,8 +27,10 @@ from ..transports.process_group import ProcessGroup
 from ..transports.worker import Worker
 from . import divergence, resume
 from .agree import agree
+from .auto import Pilot
 from .flight import Flight
 from .options import Options
+from .plain import Plain
 from .report import Report, relative_errors
 from .scheduler import Job, Scheduler, Step
 
@@ -69,6 +71,10 @@ class Attachment:
         from .. import __version__
 
         self._enabled = True
+        self.pilot: Pilot | None = None
+        """What picks the reducer, where the user left that to ``Auto``."""
+        self.plain: Plain | None = None
+        """Set where the host's own reduction is faster: nothing goes through the scheduler then."""
         self.guard: Callable[[], object] | None = None
         """Called once when this attachment breaks: the host stops itself before it starts a step in vain."""
         self.options = options
@@ -167,8 +173,7 @@ class Attachment:
         if step is None:
             return
         step.done.wait()
-        if step.waited_from and step.delivered:
-            self._exposed += max(0.0, step.delivered - step.waited_from)
+        self._exposed += step.exposed
         if step.error is not None:
             self._warn_host()
             raise step.error
@@ -192,6 +197,20 @@ class Attachment:
             ) from broken
         if self._detached:
             raise RuntimeError(f"{self.reducer!r}: this attachment was detached. Wrap the model in a new DDP(...).")
+
+    def average_plainly(self, flat: Tensor, last: bool) -> Any:
+        """The future of a bucket's mean by ``plain``, past the scheduler."""
+        assert self.plain is not None
+        before = self.plain.sent
+        future = self.plain.average(flat)
+        self._scheduler.sent += self.plain.sent - before
+        self._scheduler.number += last
+        return future
+
+    @property
+    def wire(self) -> ProcessGroup:
+        """The transport, for whoever starts collectives in the scheduler's own thread."""
+        return self._transport
 
     def switch(self, reducer: Reducer | Compressor) -> None:
         """Averages by another reducer from the next step on. Its memory begins anew, as at attach. Between two steps,
@@ -285,7 +304,12 @@ class Attachment:
             StateError: parameters have no names yet: ``bind(model)`` first; or a backward pass has not ended.
         """
         self._ready("state_dict")
-        content = {**self._identity(), "step": self._scheduler.number, "slots": self._store.state_dict()}
+        content = {
+            **self._identity(),
+            **self._picked(),
+            "step": self._scheduler.number,
+            "slots": self._store.state_dict(),
+        }
         return {self._place: content}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -296,6 +320,8 @@ class Attachment:
                 ended. The running state is unchanged.
         """
         self._ready("load_state_dict")
+        if self.pilot is not None:
+            self.pilot.follow(state.get(self._place))
         step, slots = resume.exact(state, self._place, self._identity())
         self._store.load_state_dict(slots)
         self.resume(step)
@@ -326,7 +352,7 @@ class Attachment:
                 collective = flow.send(False)
         except StopIteration as end:
             slots: portable.Portable = end.value
-        return {**self._origin(), "step": self._scheduler.number, "slots": slots}
+        return {**self._origin(), **self._picked(), "step": self._scheduler.number, "slots": slots}
 
     def load_portable_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resumes from a ``portable_state_dict`` of any number of workers: every rank takes its part. Local; call it on
@@ -337,6 +363,8 @@ class Attachment:
                 unchanged.
         """
         self._ready("load_portable_state_dict")
+        if self.pilot is not None:
+            self.pilot.follow(state)
         step, slots = resume.portable(state, self._origin())
         portable.adopt(self._store, slots)
         self.resume(step)
@@ -409,6 +437,9 @@ class Attachment:
         reducer = given.for_any_world() if isinstance(given, Reducer) else given
         return {"version": resume.VERSION, "reducer": repr(reducer), "seed": self.options.seed}
 
+    def _picked(self) -> dict[str, Any]:
+        return {} if self.pilot is None else {"picked": self.pilot.decided}
+
     def _identity(self) -> dict[str, Any]:
         t = self._transport
         return {**self._origin(), "reducer": repr(self.reducer), "world": t.world, "rank": t.rank}
@@ -457,6 +488,8 @@ class Attachment:
 
     def _finished(self, flights: list[Flight], bad: bool) -> None:
         self._last = [] if bad else flights
+        if self.pilot is not None and not self.pilot.decided:
+            self.pilot.after(flights, self._current.exposed if self._current is not None else 0.0)
         every = self.options.check_every
         if every and self._scheduler.number % every == 0:
             divergence.check(self._transport, self.parameters, self._scheduler.number, self._device)

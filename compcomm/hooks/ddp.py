@@ -28,8 +28,10 @@ from torch import Tensor, nn
 from ..bucket import Layout
 from ..compressor import Compressor
 from ..reducer import Reducer
+from ..reducers.exact import Exact
 from ..store import StateError
 from .attachment import Attachment
+from .auto import Auto, Pilot
 from .names import check_dtype, inner, named
 from .options import Options
 from .report import Report
@@ -45,7 +47,7 @@ class DDPState:
     needs names (``Partition``, ``check_every``) needs ``bind(model)`` before the first backward pass.
 
     Args:
-        reducer: a reducer or a compressor.
+        reducer: a reducer, a compressor, or ``Auto()``, which picks one.
         group: the ranks to average over; the default group if None. A group of our own is made over them.
         timeout: seconds (or timedelta) that one collective may take; None: torch's default, 30 minutes.
         scaler: a GradScaler, so that residuals are kept unscaled.
@@ -57,7 +59,7 @@ class DDPState:
 
     def __init__(
         self,
-        reducer: Reducer | Compressor,
+        reducer: Reducer | Compressor | Auto,
         *,
         group: dist.ProcessGroup | None = None,
         timeout: timedelta | float | None = None,
@@ -66,7 +68,9 @@ class DDPState:
         check_every: int = 0,
         optimizer: Any = None,
     ) -> None:
-        self.options = Options(reducer, group, timeout, scaler, seed, check_every, optimizer)
+        self.auto = reducer if isinstance(reducer, Auto) else None
+        given = Exact() if isinstance(reducer, Auto) else reducer
+        self.options = Options(given, group, timeout, scaler, seed, check_every, optimizer)
         self.attachment: Attachment | None = None
         self._enabled = True
         self._names: dict[int, str] = {}
@@ -87,8 +91,10 @@ class DDPState:
 
     def open(self, device: torch.device, trial: Callable[[Reducer, Layout], None] | None = None) -> Attachment:
         """Makes the attachment: collective over the group."""
-        self.attachment = Attachment(self.options, self._bound, device, trial)
+        self.attachment = Attachment(self.options, self._bound, device, trial, facts={"auto": repr(self.auto)})
         self.attachment.enabled = self._enabled
+        if self.auto is not None:
+            self.attachment.pilot = Pilot(self.auto, self.attachment)
         return self.attachment
 
     def report(self) -> Report:
@@ -169,6 +175,8 @@ def ddp_hook(state: DDPState, bucket: Any) -> torch.futures.Future[Tensor]:
     """Averages one bucket; registered with a ``DDPState``."""
     refuse_pairs(bucket)
     flat = bucket.buffer()
+    if state.attachment is not None and state.attachment.plain is not None:
+        return state.attachment.average_plainly(flat, bucket.is_last())
     if flat.layout != torch.strided:
         raise TypeError("ddp_hook: a sparse gradient has no flat bucket. Build the embedding with sparse=False.")
     layout = state.layout(bucket)

@@ -54,6 +54,11 @@ class Step:
     delivered: float = 0.0
     """When the host began to wait, and when it got its last bucket."""
 
+    @property
+    def exposed(self) -> float:
+        """Seconds that the host waited for its buckets with nothing else to do."""
+        return max(0.0, self.delivered - self.waited_from) if self.waited_from and self.delivered else 0.0
+
     def end(self) -> None:
         """Lets everybody go who waits."""
         self.done.set()

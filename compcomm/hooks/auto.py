@@ -1,0 +1,133 @@
+"""Auto: measures the first steps, picks what pays on this link, and gets out of the way where nothing does."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..bucket import Layout
+from ..collectives import AllReduceMax, Broadcast
+from ..compressor import Compressor
+from ..reducer import Reducer, settle
+from ..reducers.exact import Exact
+from ..spec import Described, parse
+from .flight import Flight
+from .plain import Plain
+
+if TYPE_CHECKING:
+    from .attachment import Attachment
+
+SETTLE = 3
+"""Steps that are not measured: DDP cuts its buckets anew, memory is touched for the first time."""
+
+
+@dataclass(frozen=True, repr=False)
+class Auto(Described):
+    """``attach(model, cc.Auto())``: averages exactly for the first steps and measures them, the link and the kernels;
+    then predicts a step of every method, and goes on with the fastest.
+
+    It stays with no compression unless a method is predicted to save more than ``margin`` of a step; DDP then averages
+    as it does without a hook. One line on rank 0 says what was picked and why. The pick is the same on all ranks and
+    is kept in checkpoints.
+
+    Args:
+        methods: reducers or compressors to choose from; None: those that ``python -m compcomm plan`` compares.
+        steps: how many are measured, after three that are not.
+        margin: the least share of a step that compression must save.
+    """
+
+    methods: tuple[Reducer | Compressor, ...] | None = None
+    steps: int = 10
+    margin: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.methods is not None:
+            given = tuple(self.methods) if isinstance(self.methods, list | tuple) else (self.methods,)
+            if not given or not all(isinstance(m, Reducer | Compressor) for m in given):
+                raise ValueError(f"Auto(methods={self.methods!r}): give reducers to choose from, or None.")
+            object.__setattr__(self, "methods", given)
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 2:
+            raise ValueError(f"Auto(steps={self.steps!r}): a number of steps to measure, 2 or more.")
+        number = isinstance(self.margin, int | float) and not isinstance(self.margin, bool)
+        if not number or not 0.0 <= self.margin < 1.0:
+            raise ValueError(f"Auto(margin={self.margin!r}): a share of a step, in [0, 1).")
+
+    def announce(self, world: int) -> str:
+        """What it will do, in one line."""
+        text = f"compcomm: {self!r} on {world} rank{'s' * (world != 1)}"
+        if world == 1:
+            return f"{text}: nothing to send"
+        return f"{text}: averages exactly for {SETTLE + self.steps + 1} steps, then picks what is fastest on this link"
+
+
+class Pilot:
+    """An ``Auto`` at work for one attachment; called after every step until it has picked."""
+
+    def __init__(self, auto: Auto, attachment: Attachment) -> None:
+        self.auto, self._attachment = auto, attachment
+        self.decided = False
+        self.line = ""
+        self._ends: list[float] = []
+        self._exposed: list[float] = []
+
+    def after(self, flights: Sequence[Flight], exposed: float) -> None:
+        """Takes a step's end in; after the last that is measured, picks. On every rank after the same step."""
+        self._ends.append(perf_counter())
+        self._exposed.append(exposed)
+        if self._attachment.wire.world == 1:
+            self.decided = True
+        if not self.decided and len(self._ends) == SETTLE + self.auto.steps + 1:
+            self._pick([f.bucket.layout for f in flights])
+
+    def _pick(self, layouts: Sequence[Layout]) -> None:
+        from ..plan.live import propose
+
+        transport = self._attachment.wire
+        ends = self._ends[SETTLE:]
+        whole = median(b - a for a, b in zip(ends, ends[1:], strict=False))
+        measured = torch.tensor([whole, median(self._exposed[SETTLE + 1 :])], dtype=torch.float64)
+        _run(transport, AllReduceMax(measured))
+        step, exposed = measured.tolist()
+        methods = [m for m in self.auto.methods or () if self._fits(m)] or None
+        found = propose(transport, layouts, step - exposed, methods)
+        said = torch.tensor([float(found.position)], dtype=torch.float64)
+        _run(transport, Broadcast(said))
+        self.decide(found.methods[int(said)], found.why(self.auto.margin))
+
+    def _fits(self, method: Any) -> bool:
+        try:
+            settle(method, self._attachment.wire.world).check_optimizer(
+                self._attachment.options.groups(self._attachment.parameters)
+            )
+        except ValueError:
+            return False
+        return True
+
+    def follow(self, saved: Any) -> None:
+        """What a checkpoint's run had picked is picked here too."""
+        if isinstance(saved, Mapping) and saved.get("picked") is True:
+            method = parse(str(saved.get("reducer")))
+            self.decide(None if method == Exact() else method)
+
+    def decide(self, method: Reducer | Compressor | None, why: str = "") -> None:
+        """From the next step on: ``method``, or DDP's own reduction."""
+        attachment = self._attachment
+        self.decided = True
+        if method is None:
+            attachment.switch(Exact())
+            attachment.plain = Plain(attachment.options.group)
+        else:
+            attachment.switch(method)
+        self.line = why
+        if why and attachment.wire.rank == 0:
+            print(f"compcomm: {why}", file=sys.stderr, flush=True)
+
+
+def _run(transport: Any, op: Any) -> None:
+    transport.start(op).wait()
