@@ -78,6 +78,10 @@ class _Assigned(Compressor):
         found = [c.delta(numel) for c in {self.compressor, *_named(self).values()}]
         return None if None in found else min(d for d in found if d is not None)
 
+    def contractive(self, scheme: str = "ErrorFeedback") -> Compressor:
+        forms = {self.compressor, *_named(self).values()}
+        return self if all(c.contractive(scheme) == c for c in forms) else super().contractive(scheme)
+
     def slots(self, segment: Segment) -> Mapping[str, Slot]:
         return self.compressor.slots(segment)
 
@@ -134,6 +138,13 @@ def check_assignable(call: str, part: Any) -> None:
             f"{call}: {found!r} learns from the parameters that it sees, and a setting for each would upset that. Use "
             f"TopK(ratio=...)."
         )
+    try:
+        assigned(part, (("", getattr(found, found.knob)),))
+    except ValueError:
+        raise ValueError(
+            f"{call}: {part!r} needs one setting for all its parameters. Use TwoPhase({found!r}), or Partition with a "
+            f"part for each setting."
+        ) from None
 
 
 def _within(part: Any, new: Any, values: Values = ()) -> Any:

@@ -145,6 +145,7 @@ def test_a_gradient_of_zeros_changes_nothing() -> None:
         (lambda: cc.LGreCo(cc.Exact()), "has no density, bits or rank"),
         (lambda: cc.LGreCo(cc.Partition({"*": cc.TopK(ratio=0.1)})), "has no density, bits or rank"),
         (lambda: cc.LGreCo(cc.ErrorFeedback(cc.Threshold(ratio=0.1))), "learns from the parameters"),
+        (lambda: cc.LGreCo(cc.SharedScale(cc.QSGD(bits=4))), "needs one setting for all"),
         (lambda: cc.LGreCo(cc.LGreCo(cc.TopK(ratio=0.01))), "two controllers"),
         (lambda: cc.LGreCo(cc.Warmup(3, cc.TopK(ratio=0.01))), "chooses too"),
         (lambda: cc.LGreCo(cc.TopK(ratio=0.01), every=0), "every=0"),
