@@ -11,6 +11,7 @@ from . import checkpoint as checkpoint
 from . import ops as ops  # registers the operators
 from . import optim as optim
 from .adaptive.lgreco import LGreCo
+from .adaptive.schedules import Geometric, Linear, Steps
 from .bucket import Bucket, Layout, Segment
 from .compressor import Compressor, Payload
 from .compressors.cast import Cast
@@ -73,9 +74,11 @@ __all__ = [
     "EControl",
     "ErrorFeedback",
     "Exact",
+    "Geometric",
     "Grid",
     "LGreCo",
     "Layout",
+    "Linear",
     "LloydMax",
     "Merge",
     "MinMax",
@@ -97,6 +100,7 @@ __all__ = [
     "Slot",
     "SparseAllReduce",
     "StateError",
+    "Steps",
     "Store",
     "TernGrad",
     "Threshold",

@@ -23,7 +23,7 @@ from ..store import Merge, Slot, State, Store
 from ..wire import PeerError
 from . import telemetry
 from .assigned import assigned, check_assignable
-from .knob import owner, setting, tuned, with_owner
+from .knob import owner, refuse_inner, setting, tuned, with_owner
 from .telemetry import Background, Layer, Table, Telemetry
 
 LAG = 5
@@ -82,7 +82,7 @@ class Controller(Around, ABC, abstract=True):
                 f"{call}({self.reducer!r}): two controllers of one setting. Only LGreCo goes around another one, such "
                 f"as LGreCo(Accordion(...))."
             )
-        _refuse_inner(call, self.core)
+        refuse_inner(call, self.core)
         if self.candidates is not None:
             object.__setattr__(self, "candidates", numbers(call, self.reducer, self.candidates))
         for value in self.settings:  # what some settings need around them, all get
@@ -142,7 +142,7 @@ class Controller(Around, ABC, abstract=True):
         return replace(self, reducer=form, candidates=kept)
 
     def slots(self, segment: Segment, world: int) -> Mapping[str, Slot]:
-        found = dict(_roomy(self).slots(segment, world))
+        found = dict(roomy(self.core, self.settings).slots(segment, world))
         if isinstance(self.reducer, Controller):
             found.update(self.reducer._own(segment))
         return {**found, **self._own(segment)}
@@ -209,7 +209,7 @@ class Controller(Around, ABC, abstract=True):
         chosen = () if held.flat.is_meta else tuple(held.flat.tolist())
         if any(chosen):
             return _decided(self, held.layout, chosen)
-        return self.reducer.now(state) if isinstance(self.reducer, Controller) else _roomy(self)
+        return self.reducer.now(state) if isinstance(self.reducer, Controller) else roomy(self.core, self.settings)
 
     # Between steps.
 
@@ -354,19 +354,6 @@ def nearest(settings: Sequence[float], value: float) -> int:
     return min(range(len(settings)), key=lambda i: (abs(settings[i] - value), i))
 
 
-def _refuse_inner(call: str, core: Any) -> None:
-    part = core
-    while isinstance(part, Compressor | Reducer):
-        if isinstance(part, Around) and part is not core:
-            break
-        part = getattr(part, "reducer", None)
-    if isinstance(part, Around) or isinstance(core, Around):
-        raise ValueError(
-            f"{call}: {core!r} has a wrapper inside that chooses too. Put the one that decides directly around the "
-            f"other controller, or leave one of them out."
-        )
-
-
 @lru_cache(maxsize=256)
 def _grid(part: Any) -> tuple[float, ...]:
     """The default candidates: densities of 1/16 to 16 times the one given, 2 to 8 bits, half to twice the rank."""
@@ -391,12 +378,10 @@ def _grid(part: Any) -> tuple[float, ...]:
 
 
 @lru_cache(maxsize=256)
-def _roomy(controller: Controller) -> Any:
-    """What is inside, with memory for every setting."""
-    mine = owner(controller.core)
-    if isinstance(mine, PowerSGD):
-        return with_owner(controller.core, replace(mine, most=int(max(controller.settings))))
-    return controller.core
+def roomy(part: Any, settings: tuple[float, ...]) -> Any:
+    """``part`` with memory for every setting, and exact where it is exact at its own."""
+    mine = owner(part)
+    return with_owner(part, replace(mine, most=int(max(settings)))) if isinstance(mine, PowerSGD) else part
 
 
 @lru_cache(maxsize=4096)
@@ -404,4 +389,4 @@ def _decided(controller: Controller, held: Layout, chosen: tuple[float, ...]) ->
     """What is inside, with these settings; zero: none is chosen."""
     base = setting("", controller.core)
     values = {s.name: v for s, v in zip(held.segments, chosen, strict=True) if v not in (0.0, base)}
-    return assigned(_roomy(controller), tuple(sorted(values.items())))
+    return assigned(roomy(controller.core, controller.settings), tuple(sorted(values.items())))

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..compressor import Compressor
 from ..reducer import Reducer
+from ..reducers.around import Around
 
 NOUNS = {"ratio": "density", "bits": "bits", "rank": "rank"}
 """What a knob's field is called."""
@@ -73,3 +74,14 @@ def _inside(part: Any) -> Compressor | Reducer | None:
         if isinstance(inner, Compressor | Reducer):
             return inner
     return None
+
+
+def refuse_inner(call: str, part: Any) -> None:
+    """Raises ValueError where ``part`` has a wrapper inside that turns the knob too, or takes no notice of it."""
+    inner = part
+    while isinstance(inner, Reducer) and not isinstance(inner, Around):
+        inner = getattr(inner, "reducer", None)
+    if isinstance(inner, Around):
+        raise ValueError(
+            f"{call}: {part!r} has a wrapper inside that chooses too. Leave one of them out; Warmup goes outside."
+        )

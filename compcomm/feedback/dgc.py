@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..adaptive.knob import field, setting, tuned
 from ..bucket import Bucket, Segment
 from ..compressor import Compressor
 from ..compressors.topk import is_integer
@@ -122,8 +122,7 @@ class DGC(Scheme):
 
     def density(self, step: int) -> float:
         """The share of the elements that is sent in a step."""
-        c = _compressor(self.reducer)
-        ratio = None if c is None else _ratio(c)
+        ratio = setting("DGC", self.reducer) if field(self.reducer) == "ratio" else None
         if ratio is None:
             raise ValueError(
                 f"{self!r}: the densities of warm-up are powers of the compressor's ratio, and it has none. Use "
@@ -137,7 +136,7 @@ class DGC(Scheme):
         """What is inside, at the density of a warm-up step."""
         density = self.density(step)
         try:
-            return _at(self.reducer, density)
+            return tuned(self.reducer, density)
         except ValueError as error:
             raise ValueError(f"{self!r}: its compressor has no form of density {density:.3g}: {error}") from None
 
@@ -198,18 +197,3 @@ def _compressor(part: object) -> Compressor | None:
     """That of a route, or the compressor itself."""
     found = part if isinstance(part, Compressor) else getattr(part, "compressor", None)
     return found if isinstance(found, Compressor) else None
-
-
-def _ratio(c: Compressor) -> float | None:
-    """The density of a compressor, or of the one that it wraps."""
-    inner = getattr(c, "compressor", None)
-    own: float | None = getattr(c, "ratio", None)
-    return _ratio(inner) if own is None and isinstance(inner, Compressor) else own
-
-
-@lru_cache(maxsize=4096)
-def _at(part: Any, density: float) -> Any:
-    """The same compressor or route, of another density."""
-    if getattr(part, "ratio", None) is not None:
-        return replace(part, ratio=density)
-    return replace(part, compressor=_at(part.compressor, density))

@@ -47,8 +47,8 @@ class PowerSGD(Reducer):
             the bytes, one all-reduce, half the work; here (n + m) / 2 counts. ``cost`` gives an even step's.
         error: what a rank keeps: "aggregate", M_i - P Q^T, its distance from what all applied; or "local",
             M_i - P Q_i^T with its own Q_i (alternate, even steps: P_i), what it failed to send. Equal in the mean.
-        ranks: (name, rank) of the parameters that have another rank; a dictionary will do. Which parameters travel
-            exact is settled by ``rank`` alone.
+        ranks: (name, rank) of the parameters that have another rank, "*" for all that are not named; a dictionary
+            will do. Which parameters travel exact is settled by ``rank`` alone.
         most: the largest rank that memory has room for, where ranks change while training: columns that are not in
             use are forgotten, and drawn anew when they come back. 0: as many as are in use.
 
@@ -104,7 +104,10 @@ class PowerSGD(Reducer):
         sent = (n + m) * r / (2 if self.alternate else 1)
         if sent * self.min_ratio >= n * m:
             return None
-        return n, m, (min(_ranks(self).get(segment.name, self.rank), n, m) if self.ranks else r)
+        if self.ranks:
+            named = _ranks(self)
+            r = min(named.get(segment.name, named.get("*", self.rank)), n, m)
+        return n, m, r
 
     def room(self, segment: Segment) -> int:
         """Columns that memory has for a matrix that is sent as factors."""

@@ -144,6 +144,7 @@ REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
         cc.ErrorFeedback(cc.QSGD(bits=3, rounding="nearest", coding="elias")),
         cc.ErrorFeedback(cc.AllGather(cc.SignScale())),
         cc.ErrorFeedback(cc.LGreCo(cc.TopK(ratio=0.05), every=2)),
+        cc.ErrorFeedback(cc.Steps(cc.TopK(ratio=0.05), {1: 0.5, 4: 0.01})),
         cc.ErrorFeedback(cc.LGreCo(cc.MinMax(bits=5), every=6, window=2, budget=8000)),
         cc.ErrorFeedback(cc.TwoPhase(cc.SignScale(block=64), server=False)),
         cc.ErrorFeedback(cc.Unproven(cc.SignScale(scale="l2"))),
@@ -217,6 +218,22 @@ REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
         cc.LGreCo(cc.ErrorFeedback(cc.SparseAllReduce(cc.TopK(ratio=0.05))), every=2),
         cc.LGreCo(cc.EF21(cc.TopK(ratio=0.05)), every=6, window=2, budget=0.9),
         cc.LGreCo(cc.DGC(cc.TopK(ratio=0.05)), every=2),
+    ],
+    cc.Geometric: [
+        cc.Geometric(cc.ErrorFeedback(cc.TopK(ratio=0.01)), start=0.25, steps=4, epoch=2),
+        cc.Geometric(cc.PowerSGD(2), start=6, steps=3),
+        cc.Geometric(cc.AllReduce(cc.RandK(ratio=0.05)), start=0.5, steps=4),
+        cc.Geometric(cc.DGC(cc.TopK(ratio=0.01)), start=0.25, steps=6, stages=3),
+    ],
+    cc.Linear: [
+        cc.Linear(cc.QSGD(bits=2), start=6, steps=4),
+        cc.Linear(cc.ErrorFeedback(cc.TwoPhase(cc.QSGD(bits=2, rounding="nearest"))), start=8, steps=8, stages=4),
+        cc.Linear(cc.PowerSGD(4, alternate=True), start=1, steps=4),
+        cc.Linear(cc.ErrorFeedback(cc.SparseAllReduce(cc.TopK(ratio=0.05))), start=0.5, steps=5),
+    ],
+    cc.Steps: [
+        cc.Steps(cc.EF21(cc.TopK(ratio=0.01)), {0: 0.25, 3: 0.05, 6: 0.01}),
+        cc.Steps(cc.ErrorFeedback(cc.Threshold(ratio=0.05)), {2: 0.1, 4: 0.2}),
     ],
     cc.Warmup: [
         cc.Warmup(1, cc.LGreCo(cc.ErrorFeedback(cc.TopK(ratio=0.05)), every=2)),

@@ -1,0 +1,220 @@
+"""Schedules: a method's density, bits or rank as a function of the step.
+
+A schedule goes around a compressor or reducer, outside a feedback scheme or inside one. It has no state: the step is
+counted by the host and kept in its checkpoint, so a resumed run goes on where it was. Settings change in stages, since
+every new one makes new tables (ResNet-50: 2 ms of Python per stage); within a stage nothing is made anew.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+from ..bucket import Bucket, Segment
+from ..compressor import Compressor
+from ..reducer import Context, Flow, Reducer
+from ..reducers.around import Around
+from ..reducers.powersgd import PowerSGD
+from ..store import Slot, State
+from .controller import roomy
+from .knob import field, owner, refuse_inner, setting, tuned, with_owner
+
+
+@dataclass(frozen=True, repr=False)
+class Schedule(Around, ABC, abstract=True):
+    """Base of the schedules. To write one, give ``settings`` and ``at``. ``epoch``: steps per epoch; boundaries count
+    epochs of that many steps (1: steps)."""
+
+    if TYPE_CHECKING:
+        epoch: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        call = type(self).__name__
+        _count(call, "epoch", self.epoch)
+        setting(call, self.reducer)
+        refuse_inner(call, self.reducer)
+        if getattr(self.reducer, "warmup", 0):
+            raise ValueError(f"{call}({self.reducer!r}): two schedules of one density. Use warmup=0 inside.")
+        for value in self.settings:
+            try:
+                tuned(self.reducer, value)
+            except ValueError as error:
+                raise ValueError(f"{call}: {value!r}, which comes in the schedule, does not serve: {error}") from None
+
+    @property
+    @abstractmethod
+    def settings(self) -> tuple[float, ...]:
+        """All that will come."""
+
+    @abstractmethod
+    def at(self, step: int) -> float:
+        """The setting of a step."""
+
+    def contractive(self, scheme: str) -> Reducer:
+        for value in self.settings:
+            tuned(self.reducer, value).contractive(scheme)
+        return super().contractive(scheme)
+
+    def slots(self, segment: Segment, world: int) -> Mapping[str, Slot]:
+        return roomy(self.reducer, self.settings).slots(segment, world)
+
+    def delta(self, segment: Segment) -> float | None:
+        found = [tuned(self.inner, value).delta(segment) for value in self.settings]
+        return None if None in found else min(d for d in found if d is not None)
+
+    def now_at(self, step: int) -> Reducer:
+        """What is inside, as it runs in a step."""
+        return _staged(self, self.at(step))
+
+    def reduce(
+        self,
+        x: Bucket,
+        out: Bucket,
+        state: State,
+        ctx: Context,
+        *,
+        add: Bucket | None = None,
+        decay: float = 1.0,
+        add_scale: float = 1.0,
+        out_scale: float = 1.0,
+        accumulate: bool = False,
+    ) -> Flow:
+        return (
+            yield from self.now_at(ctx.step).reduce(
+                x, out, state, ctx,
+                add=add, decay=decay, add_scale=add_scale, out_scale=out_scale, accumulate=accumulate,
+            )
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, repr=False)
+class Ramp(Schedule, ABC, abstract=True):
+    """From ``start`` to the reducer's own setting in stages, then the reducer as it is."""
+
+    reducer: Reducer | Compressor
+    start: float
+    steps: int
+    stages: int | None = None
+    epoch: int = 1
+
+    def __post_init__(self) -> None:
+        call = type(self).__name__
+        _number(f"{call}(start={self.start!r})", self.start)
+        _count(call, "steps", self.steps)
+        if self.stages is not None:
+            _count(call, "stages", self.stages)
+            if self.stages > self.steps:
+                raise ValueError(f"{call}(steps={self.steps}, stages={self.stages}): a stage is a step or more.")
+        super().__post_init__()
+
+    @abstractmethod
+    def between(self, start: float, own: float, share: float) -> float:
+        """The setting when ``share`` of the way is gone."""
+
+    @property
+    def settings(self) -> tuple[float, ...]:
+        own, n = setting("", self.reducer), self._stages
+        way = (self.between(self.start, own, i / n) for i in range(n))
+        return (*(value if field(self.reducer) == "ratio" else round(value) for value in way), own)
+
+    @property
+    def _stages(self) -> int:
+        return min(10, self.steps) if self.stages is None else self.stages
+
+    def at(self, step: int) -> float:
+        return self.settings[min(self._stages, step // self.epoch * self._stages // self.steps)]
+
+
+@dataclass(frozen=True, repr=False)
+class Geometric(Ramp):
+    """From ``start`` to the reducer's own setting in ``stages`` stages whose settings have equal ratios:
+    start^(1 - i/n) own^(i/n) in stage i of n, then the reducer as it is. Deep gradient compression warms up so.
+
+    ``Geometric(TopK(ratio=0.001), start=0.25, steps=4, epoch=500)`` has 25 %, 6.3 %, 1.6 %, 0.4 % in its four epochs.
+    Bits and ranks are rounded. State and promises are those of what is inside.
+
+    Args:
+        start: the first setting.
+        steps: how long until the reducer's own setting, in epochs of ``epoch`` steps.
+        stages: None: as many as ``steps``, at most 10.
+
+    Source: Lin, Han, Mao, Wang, Dally 2018 (arXiv:1712.01887), section 3.3: 75 %, 93.75 %, 98.4375 %, 99.6 % sparsity,
+    then 99.9 %, an epoch each.
+    """
+
+    def between(self, start: float, own: float, share: float) -> float:
+        return start ** (1 - share) * own**share
+
+
+@dataclass(frozen=True, repr=False)
+class Linear(Ramp):
+    """From ``start`` to the reducer's own setting in ``stages`` equal parts: start + (own - start) i/n in stage i of n,
+    then the reducer as it is.
+
+    Bits and ranks are rounded. Arguments as in ``Geometric``; state and promises are those of what is inside.
+    """
+
+    def between(self, start: float, own: float, share: float) -> float:
+        return start + (own - start) * share
+
+
+@dataclass(frozen=True, repr=False)
+class Steps(Schedule):
+    """Piecewise constant: ``Steps(TopK(ratio=0.01), {0: 0.25, 5: 0.05, 10: 0.01}, epoch=500)`` sends 25 % in the first
+    five epochs, 5 % in the next five, and 1 % from then on. Before the first boundary: the reducer's own setting.
+
+    State and promises are those of what is inside.
+
+    Args:
+        boundaries: {from this epoch on: setting}, ascending; or pairs.
+    """
+
+    reducer: Reducer | Compressor
+    boundaries: Any
+    epoch: int = 1
+
+    def __post_init__(self) -> None:
+        given = self.boundaries.items() if isinstance(self.boundaries, Mapping) else self.boundaries
+        pairs = tuple(tuple(pair) for pair in given)
+        call = f"Steps(boundaries={self.boundaries!r})"
+        if not pairs or any(len(pair) != 2 for pair in pairs):
+            raise ValueError(f"{call}: give {{step: setting}}, such as {{0: 0.25, 1000: 0.01}}.")
+        starts = [start for start, _ in pairs]
+        if any(isinstance(s, bool) or not isinstance(s, int) or s < 0 for s in starts) or starts != sorted({*starts}):
+            raise ValueError(f"{call}: boundaries are steps (or epochs), integers from 0 on, ascending and each once.")
+        for _, value in pairs:
+            _number(call, value)
+        object.__setattr__(self, "boundaries", pairs)
+        super().__post_init__()
+
+    @property
+    def settings(self) -> tuple[float, ...]:
+        return tuple(dict.fromkeys((setting("", self.reducer), *(value for _, value in self.boundaries))))
+
+    def at(self, step: int) -> float:
+        passed = [value for start, value in self.boundaries if step // self.epoch >= start]
+        return passed[-1] if passed else setting("", self.reducer)
+
+
+def _count(call: str, name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{call}({name}={value!r}): an integer, 1 or more.")
+
+
+def _number(call: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (isfinite(value) and value > 0):
+        raise ValueError(f"{call}: {value!r} is no density, number of bits or rank.")
+
+
+@lru_cache(maxsize=4096)
+def _staged(schedule: Schedule, value: float) -> Any:
+    part = roomy(schedule.inner, schedule.settings)
+    mine = owner(part)
+    if isinstance(mine, PowerSGD):  # what travels exact does not change with the rank
+        return with_owner(part, replace(mine, ranks=(*mine.ranks, ("*", int(value)))))
+    return tuned(part, value)

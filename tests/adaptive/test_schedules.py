@@ -1,0 +1,102 @@
+"""Schedules: settings by step and by epoch, the bytes that follow, and what they refuse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import compcomm as cc
+from compcomm.testing.inputs import model_layout
+from compcomm.testing.simulated import backwards, gradients, step
+from compcomm.transports.dry_run import plan
+from compcomm.transports.simulate import Simulator
+
+
+def test_deep_gradient_compressions_warm_up() -> None:
+    schedule = cc.Geometric(cc.TopK(ratio=0.001), start=0.25, steps=4, epoch=100)
+    found = [schedule.at(100 * epoch) for epoch in range(6)]
+    assert found == pytest.approx([0.25, 0.0629, 0.0158, 0.00398, 0.001, 0.001], rel=1e-2)
+    assert schedule.at(99) == schedule.at(0) != schedule.at(100)
+
+
+def test_dgc_has_the_same_as_its_own() -> None:
+    own = cc.DGC(cc.TopK(ratio=0.001), warmup=50, stages=5)
+    outside = cc.Geometric(cc.TopK(ratio=0.001), start=0.001 ** (1 / 6), steps=50, stages=5)
+    assert [outside.at(t) for t in range(0, 60, 7)] == pytest.approx([own.density(t) for t in range(0, 60, 7)])
+
+
+def test_linear_and_steps() -> None:
+    assert [cc.Linear(cc.QSGD(bits=2), start=8, steps=3).at(t) for t in range(5)] == [8, 6, 4, 2, 2]
+    assert [
+        cc.Linear(cc.TopK(ratio=0.1), start=0.5, steps=8, stages=2).at(t) for t in (0, 3, 4, 7, 8)
+    ] == pytest.approx([0.5, 0.5, 0.3, 0.3, 0.1])
+    steps = cc.Steps(cc.PowerSGD(4), {2: 8, 3: 1}, epoch=10)
+    assert [steps.at(t) for t in (0, 19, 20, 29, 30, 1 << 30)] == [4, 4, 8, 8, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "reducer",
+    [
+        cc.Steps(cc.ErrorFeedback(cc.TopK(ratio=0.01)), {0: 0.25, 3: 0.05}),
+        cc.ErrorFeedback(cc.Steps(cc.TopK(ratio=0.01), {0: 0.25, 3: 0.05})),
+    ],
+    ids=repr,
+)
+def test_a_step_is_that_of_its_setting(reducer: cc.Reducer) -> None:
+    """What is sent, and the dry run of every step, are those of the plain reducer at that setting."""
+    layout = model_layout()
+    for t, ratio in ((0, 0.25), (2, 0.25), (3, 0.05)):
+        due = plan(cc.settle(cc.ErrorFeedback(cc.TopK(ratio=ratio)), 2), layout, 2)
+        assert plan(cc.settle(reducer, 2), layout, 2, 0, t) == due
+    simulator, plain = Simulator(reducer, 2), Simulator(cc.ErrorFeedback(cc.TopK(ratio=0.25)), 2)
+    for t in range(3):
+        a, b = (step(s, gradients(2, t), backwards(t)) for s in (simulator, plain))
+        assert all(torch.equal(a[0][n], b[0][n]) for n in a[0])
+    assert simulator.sent == plain.sent
+
+
+def test_ranks_change_and_exact_parameters_do_not() -> None:
+    reducer = cc.settle(cc.Linear(cc.PowerSGD(2), start=14, steps=4), 2)
+    plain = cc.settle(cc.PowerSGD(2), 2)
+    for s in model_layout().segments:
+        assert reducer.exact(s) == plain.exact(s)
+        assert set(reducer.slots(s, 2)) == set(plain.slots(s, 2))
+    sent = [sum(p.sent for p in plan(reducer, model_layout(), 2, 0, t)) for t in range(6)]
+    assert sent == sorted(sent, reverse=True)
+    assert sent[0] > 3 * sent[-1]
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: cc.Linear(cc.SignScale(), start=8, steps=3), "has no density, bits or rank"),
+        (lambda: cc.Linear(cc.QSGD(bits=4), start=9, steps=3), "9, which comes in the schedule, does not serve"),
+        (lambda: cc.Geometric(cc.TopK(ratio=0.1), start=1.5, steps=3), "does not serve"),
+        (lambda: cc.Geometric(cc.TopK(ratio=0.1), start=0, steps=3), "no density"),
+        (lambda: cc.Geometric(cc.TopK(ratio=0.1), start=0.5, steps=0), "steps=0"),
+        (lambda: cc.Geometric(cc.TopK(ratio=0.1), start=0.5, steps=3, epoch=0), "epoch=0"),
+        (lambda: cc.Geometric(cc.TopK(ratio=0.1), start=0.5, steps=3, stages=4), "a stage is a step or more"),
+        (lambda: cc.Steps(cc.TopK(ratio=0.1), {}), "give {step: setting}"),
+        (lambda: cc.Steps(cc.TopK(ratio=0.1), {5: 0.1, 2: 0.2}), "ascending"),
+        (lambda: cc.Steps(cc.TopK(ratio=0.1), {-1: 0.1}), "ascending"),
+        (lambda: cc.Steps(cc.TopK(ratio=0.1), {0: 7}), "does not serve"),
+        (lambda: cc.Steps(cc.TopK(ratio=0.1), {0: "0.1"}), "no density"),
+        (lambda: cc.Steps(cc.DGC(cc.TopK(ratio=0.01), warmup=4), {0: 0.1}), "two schedules"),
+        (lambda: cc.Steps(cc.Linear(cc.TopK(ratio=0.1), start=0.5, steps=3), {0: 0.1}), "chooses too"),
+        (lambda: cc.LGreCo(cc.Linear(cc.TopK(ratio=0.1), start=0.5, steps=3)), "chooses too"),
+        (lambda: cc.ErrorFeedback(cc.Steps(cc.MinMax(bits=5, rounding="nearest"), {0: 2})), "no contraction"),
+    ],
+)
+def test_mistakes(make: Any, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        make()
+
+
+def test_descriptions_read_back() -> None:
+    for text in (
+        "Steps(ErrorFeedback(TopK(ratio=0.01)), boundaries=((0, 0.25), (10, 0.05)), epoch=500)",
+        "Geometric(TopK(ratio=0.001), start=0.25, steps=4)",
+    ):
+        assert repr(cc.parse(text)) == text
