@@ -10,6 +10,9 @@ from __future__ import annotations
 from . import checkpoint as checkpoint
 from . import ops as ops  # registers the operators
 from . import optim as optim
+from .adaptive.accordion import Accordion
+from .adaptive.global_topk import GlobalTopK
+from .adaptive.legacy import Legacy
 from .adaptive.lgreco import LGreCo
 from .adaptive.schedules import Geometric, Linear, Steps
 from .bucket import Bucket, Layout, Segment
@@ -61,6 +64,7 @@ __all__ = [
     "DGC",
     "EF21",
     "QSGD",
+    "Accordion",
     "AllGather",
     "AllReduce",
     "Attachment",
@@ -75,9 +79,11 @@ __all__ = [
     "ErrorFeedback",
     "Exact",
     "Geometric",
+    "GlobalTopK",
     "Grid",
     "LGreCo",
     "Layout",
+    "Legacy",
     "Linear",
     "LloydMax",
     "Merge",

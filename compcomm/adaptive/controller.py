@@ -57,7 +57,9 @@ class Controller(Around, ABC, abstract=True):
     if TYPE_CHECKING:
         every: int
         window: int | None
-        candidates: tuple[float, ...] | None
+
+        @property
+        def candidates(self) -> Any: ...
 
     measures: ClassVar[bool] = True
     """Whether ``decide`` asks for errors, and not for norms alone."""
@@ -84,7 +86,9 @@ class Controller(Around, ABC, abstract=True):
             )
         refuse_inner(call, self.core)
         if self.candidates is not None:
-            object.__setattr__(self, "candidates", numbers(call, self.reducer, self.candidates))
+            found = numbers(call, self.reducer, self.candidates)
+            if found != self.candidates:
+                object.__setattr__(self, "candidates", found)
         for value in self.settings:  # what some settings need around them, all get
             form = tuned(tuned(self.reducer, value), base)
             if form != self.reducer:
@@ -138,8 +142,9 @@ class Controller(Around, ABC, abstract=True):
             fitting.append(value)
             if one != tuned(self.reducer, value):
                 form = tuned(one, base)
-        kept = self.candidates if len(fitting) == len(self.settings) else tuple(fitting)
-        return replace(self, reducer=form, candidates=kept)
+        if len(fitting) == len(self.settings):
+            return replace(self, reducer=form)
+        return replace(self, reducer=form, **{"candidates": tuple(fitting)})
 
     def slots(self, segment: Segment, world: int) -> Mapping[str, Slot]:
         found = dict(roomy(self.core, self.settings).slots(segment, world))

@@ -144,6 +144,8 @@ REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
         cc.ErrorFeedback(cc.QSGD(bits=3, rounding="nearest", coding="elias")),
         cc.ErrorFeedback(cc.AllGather(cc.SignScale())),
         cc.ErrorFeedback(cc.LGreCo(cc.TopK(ratio=0.05), every=2)),
+        cc.ErrorFeedback(cc.Accordion(cc.TopK(ratio=0.1), high=0.02, every=2)),
+        cc.ErrorFeedback(cc.Legacy(cc.TopK(ratio=0.1), large=0.02, threshold=2000)),
         cc.ErrorFeedback(cc.Steps(cc.TopK(ratio=0.05), {1: 0.5, 4: 0.01})),
         cc.ErrorFeedback(cc.LGreCo(cc.MinMax(bits=5), every=6, window=2, budget=8000)),
         cc.ErrorFeedback(cc.TwoPhase(cc.SignScale(block=64), server=False)),
@@ -217,7 +219,17 @@ REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
         cc.LGreCo(cc.AllReduce(cc.RandK(ratio=0.1)), candidates=(0.05, 0.1, 0.4), every=2),
         cc.LGreCo(cc.ErrorFeedback(cc.SparseAllReduce(cc.TopK(ratio=0.05))), every=2),
         cc.LGreCo(cc.EF21(cc.TopK(ratio=0.05)), every=6, window=2, budget=0.9),
+        cc.LGreCo(cc.Accordion(cc.ErrorFeedback(cc.TopK(ratio=0.1)), high=0.01, every=2, eta=0.1), every=2),
         cc.LGreCo(cc.DGC(cc.TopK(ratio=0.05)), every=2),
+    ],
+    cc.Accordion: [
+        cc.Accordion(cc.ErrorFeedback(cc.TopK(ratio=0.1)), high=0.01, every=2, eta=0.1),
+        cc.Accordion(cc.PowerSGD(4), high=1, every=2, eta=0.3),
+    ],
+    cc.GlobalTopK: [cc.GlobalTopK(cc.ErrorFeedback(cc.TopK(ratio=0.05)), every=2)],
+    cc.Legacy: [
+        cc.Legacy(cc.ErrorFeedback(cc.TopK(ratio=0.05)), large=0.01, threshold=2000, early=4, steps=3),
+        cc.Legacy(cc.QSGD(bits=4), large=2, threshold=2000, early=1.5, steps=3),
     ],
     cc.Geometric: [
         cc.Geometric(cc.ErrorFeedback(cc.TopK(ratio=0.01)), start=0.25, steps=4, epoch=2),
