@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import logging
-from math import prod
 from time import perf_counter
 from typing import NamedTuple
 
 import torch
 
-from ..bucket import Bucket, Layout, Segment
+from ..bucket import Bucket, Layout
 from ..reducer import Reducer
 from ..transports.dry_run import cost
 from ..transports.simulate import Simulator
+from .sample import sample as _sample
 
 _SAMPLE = 1 << 20
-_PIECE = 1 << 16
-"""Elements: smaller parameters are never cut."""
 _log = logging.getLogger("compcomm")
 
 
@@ -80,39 +78,3 @@ def kernel_seconds(reducer: Reducer, layout: Layout, world: int) -> float:
         simulator.step(buckets, means)
         best = min(best, perf_counter() - since)
     return best / world * sum(s.numel for s in layout.segments) / total
-
-
-def _sample(reducer: Reducer, layout: Layout, world: int, target: int) -> Layout:
-    """Parameters with ``target`` elements in all or little more, whole but for the very large; coded and exact ones
-    in the model's own proportion."""
-    wanted = [s for s in layout.segments if s.numel]
-    share = min(1.0, target / max(1, sum(s.numel for s in wanted)))
-    taken: list[tuple[str, tuple[int, ...]]] = []
-    for exact in (False, True):
-        owed, before = 0.0, len(taken)
-        group = [s for s in wanted if reducer.exact(s) is exact]
-        for s in group:
-            owed += s.numel * share
-            size = min(s.numel, max(_PIECE, int(owed)))
-            if 2 * owed >= size or (s is group[-1] and len(taken) == before):
-                piece = _cut(reducer, s, world, size)
-                taken.append((s.name, piece))
-                owed -= prod(piece)
-    return Layout.of(taken)
-
-
-def _cut(reducer: Reducer, segment: Segment, world: int, numel: int) -> tuple[int, ...]:
-    """The first rows of a parameter, ``numel`` elements or more: enough for the reducer to treat them as it treats
-    the whole (exact or coded, and not fewer than a fixed k)."""
-    row = segment.numel // segment.shape[0] if segment.shape else 1
-    while numel < segment.numel:
-        shape = (-(-numel // row), *segment.shape[1:])
-        piece = Layout.of([(segment.name, shape)])
-        try:
-            cost(reducer, piece, world)
-            if reducer.exact(piece.segments[0]) is reducer.exact(segment):
-                return shape
-        except ValueError:
-            pass
-        numel *= 2
-    return segment.shape

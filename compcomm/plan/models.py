@@ -61,7 +61,7 @@ def find(text: str | nn.Module | Iterable[tuple[str, Iterable[int]]] | Model) ->
     near = get_close_matches(text.lower(), KNOWN, n=1, cutoff=0.4)
     hint = f"Did you mean {near[0]}? " if near else ""
     raise ValueError(
-        f"model {text!r}: unknown. {hint}Known: {', '.join(KNOWN)}; or give a file: net.py, net.py:function, weights.pt."
+        f"model {text!r}: unknown. {hint}Known: {', '.join(KNOWN)}; or a file: net.py, net.py:function, weights.pt."
     )
 
 

@@ -9,7 +9,8 @@ _NUMBER = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(.*?)\s*", re.IGN
 _PER_SECOND = re.compile(r"\s*(?:/\s*s(?:ec(?:ond)?)?|p\s*s)?$", re.IGNORECASE)
 _PREFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 _BINARY = {"ki": 2.0**10, "mi": 2.0**20, "gi": 2.0**30, "ti": 2.0**40}
-_TIMES = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ns": 1e-9, "min": 60.0}
+_TIMES = {"": 1.0, "s": 1.0, "ms": 1e3, "us": 1e6, "\u00b5s": 1e6, "\u03bcs": 1e6, "ns": 1e9}
+"""How many make a second; micro has two characters in Unicode."""
 RATES = "1gbit, 1 Gbit/s, 1 Gbps, 100mbit, 125 MB/s or 125MBps (b or bit: bits, B or byte: bytes)"
 TIMES = "50us, 3 ms, 0.2s or 0.2 (seconds)"
 
@@ -17,7 +18,7 @@ TIMES = "50us, 3 ms, 0.2s or 0.2 (seconds)"
 def bandwidth(text: str) -> float:
     """Bits per second of a rate.
 
-    Prefixes are powers of 1000 (``Ki``, ``Mi``, ``Gi``: of 1024), in either case; a lone ``b`` is a bit and ``B`` a byte.
+    Prefixes are powers of 1000 (``Ki``, ``Mi``, ``Gi``: of 1024), in either case; a lone ``b`` is a bit, ``B`` a byte.
 
     Raises:
         ValueError: no rate, or a bare number, which does not say whether it counts bits or bytes.
@@ -49,12 +50,12 @@ def seconds(text: str | float, *, zero: bool = True) -> float:
     """
     call = f"seconds({text!r})"
     number, unit = (float(text), "") if isinstance(text, int | float) else _split(text, call, "a time", TIMES)
-    scale = _TIMES.get(unit.lower() if unit != "µs" else unit)
+    scale = _TIMES.get(unit.lower())
     if scale is None:
         raise ValueError(f"{call}: {unit!r} is no unit of time. Understood: {TIMES}.")
     if number == 0 and zero:
         return 0.0
-    return _positive(number * scale, call, TIMES)
+    return _positive(number / scale, call, TIMES)
 
 
 def rate(bits: float) -> str:

@@ -1,0 +1,182 @@
+"""Seconds that a method's kernels take on this machine, stage by stage, from a sample of the model.
+
+A flow is a row of stages: it codes, yields a collective, decodes what came, perhaps codes again, and so on. Stages are
+timed one by one, since a step's pipeline hides some of them behind the wire and others not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+
+import torch
+
+from ..bucket import Bucket, Layout
+from ..collectives import AllReduce, Collective, Commit
+from ..reducer import Arena, Context, Flow, Reducer, flow
+from ..store import State, Store
+from ..transports.process_group import ProcessGroup
+from ..transports.simulate import perform
+from .cost import collectives
+from .sample import sample
+
+SAMPLE = 25 * (1 << 20) // 4
+"""Elements: a bucket of DDP's, so that what a bucket costs beside its elements is in it as often as in a model."""
+_FAR = 1 << 30
+"""A step at which any warm-up is over."""
+_BUDGET = 1.0
+"""Seconds for the measured steps of one method."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Seconds of every stage for ``numel`` elements among ``world`` ranks, one more than collectives; ``received``:
+    bytes that the collective in front of a stage brings, 0 for the first."""
+
+    world: int
+    numel: int
+    seconds: tuple[float, ...]
+    received: tuple[int, ...]
+
+    def of(self, stage: int, count: int) -> float:
+        """Seconds of a stage in a bucket that has ``count`` of them; short flows have the first ones and the last."""
+        last = len(self.seconds) - 1
+        return self.seconds[last if stage == count - 1 else min(stage, last)]
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What was measured of one method: at one number of workers, or two.
+
+    The first stage codes this rank's own gradient, whatever W is. A later one reads what its collective brought, and
+    its seconds grow along a line with those bytes: W payloads behind an all-gather of selections, nothing more than
+    before behind a sum or behind shares. So two small numbers of workers tell how it goes on for any.
+    """
+
+    measured: tuple[Stages, ...] = ()
+
+    def seconds(self, reducer: Reducer | None, layout: Layout, world: int) -> tuple[float, ...]:
+        """Of every stage of a bucket. Zeros where nothing was measured."""
+        planned = collectives(reducer, layout, world)
+        count = len(planned) + 1
+        if not self.measured:
+            return (0.0,) * count
+        numel = sum(s.numel for s in layout.segments)
+        return tuple(self._stage(i, count, numel, 0 if i == 0 else planned[i - 1].nbytes, world) for i in range(count))
+
+    def _stage(self, stage: int, count: int, numel: int, received: int, world: int) -> float:
+        near = min(self.measured, key=lambda m: abs(m.world - world))
+        share = numel / near.numel
+        if stage == 0 or len(self.measured) == 1 or near.world == world:
+            return near.of(stage, count) * share
+        low, high = self.measured[0], self.measured[-1]
+        a, b = (m.received[-1 if stage == count - 1 else min(stage, len(m.received) - 1)] for m in (low, high))
+        if b < a * 1.2:
+            return near.of(stage, count) * share
+        slope = max(0.0, (high.of(stage, count) - low.of(stage, count)) / (b - a))
+        return max(0.0, high.of(stage, count) + slope * (received / share - b)) * share
+
+
+def calibrate(
+    reducer: Reducer | None, layouts: Sequence[Layout], world: int, transport: ProcessGroup | None = None
+) -> Kernels:
+    """Runs a settled reducer on a sample of the model's parameters and times its stages.
+
+    With ``transport`` through that group, whose world it is, all ranks at the same time: hosts that share cores then
+    slow each other as they will in training. Collective: every rank calls it, between two steps, and all get the same
+    numbers, the mean over the ranks of each rank's median. Else on simulated ranks in this process: up to 8, and where
+    what a stage reads grows with W, at 4 and at 8.
+
+    None, DDP without a hook, has no kernels.
+    """
+    if reducer is None or world == 1:
+        return Kernels()
+    whole = Layout.of((s.name, s.shape) for layout in layouts for s in layout.segments if s.whole)
+    if transport is not None:
+        return Kernels((_real(reducer, whole, transport),))
+    small = sample(reducer, whole, min(world, 8), SAMPLE)
+    worlds = [min(world, 4)]
+    if world > 4 and any(_grows(reducer, small, min(world, 8))):
+        worlds.append(min(world, 8))
+    return Kernels(tuple(_simulated(reducer, small, w) for w in worlds))
+
+
+def _grows(reducer: Reducer, layout: Layout, world: int) -> list[bool]:
+    few, many = collectives(reducer, layout, 4), collectives(reducer, layout, world)
+    return [b.nbytes >= 1.2 * a.nbytes for a, b in zip(few, many, strict=True)]
+
+
+def _simulated(reducer: Reducer, layout: Layout, world: int) -> Stages:
+    """The mean over ``world`` ranks of one process, which take turns."""
+    bench = [_Rank(reducer, layout, rank, world, seed=rank) for rank in range(world)]
+    return _stages(reducer, layout, world, _rounds(bench, perform))
+
+
+def _real(reducer: Reducer, whole: Layout, transport: ProcessGroup) -> Stages:
+    layout = sample(reducer, whole, transport.world, SAMPLE)
+    bench = [_Rank(reducer, layout, transport.rank, transport.world, seed=transport.rank)]
+
+    def run(ops: Sequence[Collective]) -> None:
+        transport.start(ops[0]).wait()
+
+    found = _rounds(bench, run, fixed=5)
+    total = torch.tensor(found, dtype=torch.float64)
+    transport.start(AllReduce(total)).wait()
+    return _stages(reducer, layout, transport.world, (total / transport.world).tolist())
+
+
+def _stages(reducer: Reducer, layout: Layout, world: int, seconds: Sequence[float]) -> Stages:
+    received = (0, *(p.nbytes for p in collectives(reducer, layout, world)))
+    return Stages(world, sum(s.numel for s in layout.segments), tuple(seconds), received)
+
+
+class _Rank:
+    """One rank's memory and gradients."""
+
+    def __init__(self, reducer: Reducer, layout: Layout, rank: int, world: int, seed: int) -> None:
+        self.reducer, self.layout, self.rank, self.world = reducer, layout, rank, world
+        self.store, self.arena, self.step = Store(reducer, rank, world), Arena(), _FAR
+        self.store.declare(layout)
+        generator = torch.Generator().manual_seed(seed)
+        self.gradients = [torch.randn(layout.numel, generator=generator) for _ in range(2)]
+        self.flat = torch.empty(layout.numel)
+
+    def begin(self) -> Flow:
+        self.step += 1
+        torch.add(self.gradients[0], self.gradients[1], alpha=float(self.step % 7), out=self.flat)
+        ctx = Context(self.rank, self.world, self.step, arena=self.arena, watch=self.reducer.stateful)
+        return flow(self.reducer, Bucket(self.flat, self.layout), State(self.store, self.layout), ctx)
+
+
+@torch.no_grad()
+def _rounds(bench: Sequence[_Rank], run: Callable[[Sequence[Collective]], None], fixed: int = 0) -> list[float]:
+    """The median seconds per stage and rank. ``fixed``: so many steps, where ranks must agree; else as time allows."""
+    found: list[list[float]] = []
+    begin = perf_counter()
+    for number in range(2 + (fixed or 7)):
+        flows = [rank.begin() for rank in bench]
+        seconds = _once(flows, run)
+        if number >= 2:  # memory is touched, and hints are warm
+            found.append(seconds)
+        if not fixed and len(found) >= 3 and perf_counter() - begin > _BUDGET:
+            break
+    return [median(stage) for stage in zip(*found, strict=True)]
+
+
+def _once(flows: Sequence[Flow], run: Callable[[Sequence[Collective]], None]) -> list[float]:
+    seconds: list[float] = []
+    first = True
+    while True:
+        since = perf_counter()
+        ops = [next(f) if first else f.send(False) for f in flows]
+        seconds.append((perf_counter() - since) / len(flows))
+        first = False
+        if isinstance(ops[0], Commit):
+            break
+        run(ops)
+    for f in flows:
+        for _ in f:
+            raise RuntimeError("a flow yielded after its Commit")
+    return seconds

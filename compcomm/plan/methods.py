@@ -1,0 +1,54 @@
+"""The methods that a plan compares, from the least that they lose to the most."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..compressor import Compressor
+from ..reducer import Reducer, settle
+from ..spec import parse
+
+
+class Method(NamedTuple):
+    """A description; ``reducer`` None is DDP without a hook. ``short``: how tables and plots call it."""
+
+    text: str
+    reducer: Reducer | Compressor | None
+    short: str
+
+    def settled(self, world: int) -> Reducer | None:
+        """With its routes chosen for ``world`` ranks."""
+        return None if self.reducer is None else settle(self.reducer, world)
+
+
+PLAIN = Method("DDP", None, "DDP without a hook")
+_DEFAULT = {
+    "Exact()": "Exact",
+    "Cast(bfloat16)": "Cast(bfloat16)",
+    "ErrorFeedback(QSGD(bits=4, rounding='nearest'))": "QSGD(bits=4) + feedback",
+    "PowerSGD(rank=4)": "PowerSGD(rank=4)",
+    "ErrorFeedback(SignScale())": "SignScale + feedback",
+    "ErrorFeedback(TopK(ratio=0.01))": "TopK(0.01) + feedback",
+    "ErrorFeedback(SparseAllReduce(TopK(ratio=0.01)))": "SparseAllReduce(TopK(0.01)) + feedback",
+    "ErrorFeedback(RandK(ratio=0.01))": "RandK(0.01) + feedback",
+}
+UNCOMPRESSED = ("DDP", "Exact()", "Cast(bfloat16)")
+"""The baselines that a method must beat: 32 and 16 bits of everything."""
+
+
+def method(given: str | Reducer | Compressor) -> Method:
+    """A method from a description, or from its text.
+
+    Raises:
+        ValueError: the text is no description.
+    """
+    made = parse(given) if isinstance(given, str) else given
+    if not isinstance(made, Reducer | Compressor):
+        raise ValueError(f"method({given!r}): that is {type(made).__name__}. Give a reducer, as in TopK(ratio=0.01).")
+    text = repr(made)
+    return Method(text, made, _DEFAULT.get(text, text))
+
+
+def default() -> tuple[Method, ...]:
+    """DDP without a hook, and eight reducers."""
+    return (PLAIN, *map(method, _DEFAULT))

@@ -1,0 +1,182 @@
+"""A plan: for a model, a number of workers and a link, the predicted step of every method, and which one to use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from ..bucket import Layout
+from ..compressor import Compressor
+from ..reducer import Reducer
+from . import units
+from .buckets import cut
+from .kernels import Kernels, calibrate
+from .link import Link
+from .methods import UNCOMPRESSED, Method, default, method
+from .models import Model, find
+from .recommend import Recommendation, choose
+from .step import FORWARD, Prediction, predict
+
+_SLOWEST, _FASTEST = 1e4, 1e13
+"""Bits per second between which a break-even is looked for."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method's prediction. ``breakeven``: bits per second below which its step is shorter than the best uncompressed
+    one's; infinity: on any link, 0: on none, None: it is uncompressed itself. ``speedup``: of the step, over the fp32
+    and over the bf16 one (None where that is not in the plan)."""
+
+    short: str
+    prediction: Prediction
+    breakeven: float | None
+    over_fp32: float | None
+    over_bf16: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, ready for JSON: an infinite break-even is the text "any"."""
+        at = "any" if self.breakeven == float("inf") else self.breakeven
+        more = {
+            "breakeven_bits_per_second": at,
+            "speedup_over_fp32": self.over_fp32,
+            "speedup_over_bf16": self.over_bf16,
+        }
+        return {**self.prediction.as_dict(), **more}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``plan`` found; ``rows`` go from the method that loses least to the one that loses most."""
+
+    model: str
+    numel: int
+    world: int
+    link: Link
+    compute: float
+    buckets: tuple[int, ...]
+    rows: tuple[Row, ...]
+    recommendation: Recommendation
+    kernels: Mapping[str, Kernels]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, ready for JSON."""
+        return {
+            "model": self.model,
+            "numel": self.numel,
+            "workers": self.world,
+            "link": self.link.as_dict(),
+            "compute_seconds": self.compute,
+            "bucket_elements": list(self.buckets),
+            "rows": [row.as_dict() for row in self.rows],
+            "recommendation": self.recommendation._asdict(),
+        }
+
+    def __str__(self) -> str:
+        from .table import text
+
+        return text(self)
+
+
+def plan(
+    model: str | nn.Module | Iterable[tuple[str, Iterable[int]]] | Model,
+    workers: int,
+    link: Link | None = None,
+    *,
+    bandwidth: str | float | None = None,
+    latency: str | float = 0.0,
+    compute: str | float,
+    methods: Sequence[str | Reducer | Compressor | Method] | None = None,
+    kernels: Mapping[str, Kernels] | None = None,
+) -> Plan:
+    """Predicts a training step with every method, and recommends one.
+
+    Args:
+        model: a known name, a file, a module, or (name, shape) pairs (see ``models.find``).
+        workers: how many ranks, 2 or more.
+        link: between them; or give ``bandwidth`` ("1gbit", "125 MB/s", or bits per second) and ``latency`` ("50us").
+        compute: seconds of forward and backward pass of one worker.
+        methods: those to compare; None: DDP as it is and eight others. The order counts: of two that are equally fast,
+            the first is recommended.
+        kernels: seconds of coding, by method text; what is missing is measured on this machine.
+
+    Raises:
+        ValueError: an argument is none of these; a method that does not fit the model.
+    """
+    world = _workers(workers)
+    if (link is None) == (bandwidth is None):
+        raise ValueError("plan: give a link, or a bandwidth (and a latency), one of the two.")
+    line = link if link is not None else Link.of(bandwidth or 0.0, latency)
+    found = find(model)
+    chosen = default() if methods is None else tuple(m if isinstance(m, Method) else method(m) for m in methods)
+    buckets = cut(found.shapes)
+    measured = dict(kernels or {})
+    for m in chosen:
+        if m.text not in measured:
+            measured[m.text] = calibrate(m.settled(world), buckets, world)
+    return made(found, buckets, world, line, units.seconds(compute), chosen, measured)
+
+
+def made(
+    model: Model,
+    buckets: tuple[Layout, ...],
+    world: int,
+    link: Link,
+    compute: float,
+    methods: Sequence[Method],
+    kernels: Mapping[str, Kernels],
+    forward: float = FORWARD,
+) -> Plan:
+    """A plan from what is known already: nothing is measured. ``forward``: the forward pass's part of ``compute``."""
+
+    def at(m: Method, line: Link) -> Prediction:
+        found = predict(
+            m.settled(world), buckets, world, line, kernels.get(m.text, Kernels()), compute, forward=forward
+        )
+        return _named(found, m.text)
+
+    predictions = {m.text: at(m, link) for m in methods}
+    baselines = [m for m in methods if m.text in UNCOMPRESSED]
+    fp32 = [predictions[t].seconds for t in UNCOMPRESSED[:2] if t in predictions]
+    bf16 = [predictions[t].seconds for t in UNCOMPRESSED[2:] if t in predictions]
+
+    def row(m: Method) -> Row:
+        p = predictions[m.text]
+        even = None
+        if m.text not in UNCOMPRESSED and baselines:
+            even = breakeven(
+                lambda b: at(m, link.at(b)).seconds, lambda b: min(at(x, link.at(b)).seconds for x in baselines)
+            )
+        return Row(m.short, p, even, min(fp32) / p.seconds if fp32 else None, bf16[0] / p.seconds if bf16 else None)
+
+    rows = tuple(map(row, methods))
+    sizes = tuple(layout.numel for layout in buckets)
+    recommendation = choose([r.prediction for r in rows])
+    return Plan(model.name, model.numel, world, link, compute, sizes, rows, recommendation, dict(kernels))
+
+
+def breakeven(ours: Callable[[float], float], theirs: Callable[[float], float]) -> float:
+    """The highest rate in bits per second below which ``ours(rate)`` is shorter than ``theirs(rate)``, by bisection
+    between 10 kbit/s and 10 Tbit/s on a logarithmic scale; infinity: at all of them, 0: at none. Equal steps (where
+    both hide behind the computation) are no gain."""
+    if ours(_SLOWEST) >= theirs(_SLOWEST):
+        return 0.0
+    if ours(_FASTEST) < theirs(_FASTEST):
+        return float("inf")
+    low, high = _SLOWEST, _FASTEST
+    for _ in range(40):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if ours(middle) < theirs(middle) else (low, middle)
+    return low
+
+
+def _named(found: Prediction, text: str) -> Prediction:
+    return replace(found, method=text)
+
+
+def _workers(given: object) -> int:
+    if isinstance(given, bool) or not isinstance(given, int) or not 2 <= given <= 65536:
+        raise ValueError(f"plan(workers={given!r}): an integer from 2 to 65536; one worker has nothing to send.")
+    return given

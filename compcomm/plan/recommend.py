@@ -1,0 +1,70 @@
+"""Which method to use, in one line of Python, and why."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ..spec import Described
+from .methods import UNCOMPRESSED
+from .step import Prediction
+
+CLOSE = 0.03
+"""Of the shortest step's time: within it the method that loses less is preferred."""
+
+
+class Recommendation(NamedTuple):
+    """``method``: its text. ``line``: the line of Python; ``reason``: why, in one line."""
+
+    method: str
+    line: str
+    reason: str
+
+    @property
+    def compresses(self) -> bool:
+        """Whether it is anything but DDP as it is."""
+        return self.method != "DDP"
+
+
+def choose(predictions: Sequence[Prediction], close: float = CLOSE) -> Recommendation:
+    """The shortest predicted step; of those within ``close`` of it the first in order, which goes from the least that a
+    method loses to the most.
+
+    Only time is weighed: how many steps a run needs depends on the task, and no prediction here knows it.
+    """
+    best = min(predictions, key=lambda p: p.seconds)
+    taken = next(p for p in predictions if p.seconds <= best.seconds * (1 + close))
+    plain = min((p for p in predictions if p.method in UNCOMPRESSED), key=lambda p: p.seconds, default=taken)
+    near = ""
+    if taken is not best:
+        near = f"; {best.method} would save {100 * (1 - best.seconds / taken.seconds):.1f} %, and loses more"
+    if taken.method in ("DDP", "Exact()"):
+        why = (
+            "communication hides behind the backward pass"
+            if taken.exposed <= 0.02 * taken.seconds
+            else ("no method is faster by more than it costs")
+        )
+        return Recommendation("DDP", "compression does not pay here: use DDP as it is", f"{why}{near}")
+    gain = "" if plain is taken else f", {plain.seconds / taken.seconds:.2f}x as fast as {plain.method}"
+    reason = f"a step of {1e3 * taken.seconds:.4g} ms{gain}{near}"
+    return Recommendation(taken.method, f"hook = cc.attach(model, {python(taken.method)})", reason)
+
+
+def python(text: str) -> str:
+    """A description as a script that says ``import compcomm as cc`` writes it.
+
+    >>> python("ErrorFeedback(QSGD(bits=4, rounding='nearest'))"), python("Cast(bfloat16)")
+    ("cc.ErrorFeedback(cc.QSGD(bits=4, rounding='nearest'))", 'cc.Cast(torch.bfloat16)')
+    """
+
+    def full(found: re.Match[str]) -> str:
+        name = found[0]
+        if name in Described.registry:
+            return f"cc.{name}"
+        return f"torch.{name}" if name in _DTYPES else name
+
+    return re.sub(r"'[^']*'|[A-Za-z_][A-Za-z_0-9]*", full, text)
+
+
+_DTYPES = ("float64", "float32", "bfloat16", "float16", "int8", "float8_e4m3fn", "float8_e5m2")
