@@ -1,6 +1,6 @@
-"""Records real gradients, a few steps into training: ResNet-50, a character transformer, and a word embedding.
+"""Records real gradients, a few steps into training: of ResNet-50, GPT-2 small, and three small models.
 
-    python benchmarks/record.py                 # into runs/recorded, in about a minute on one core
+    python benchmarks/record.py                 # into runs/recorded, in three minutes on one core
     python benchmarks/record.py embedding --again
 
 Nothing is downloaded: pictures are scikit-learn's digits, texts those of the quickstart. All seeds are fixed. A file
@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from tasks import Batch
 from tasks.charlm import CharLM
+from tasks.gpt2 import GPT2, Tokens
 from tasks.resnet50 import Pictures, ResNet50
 from tasks.words import WordModel, Words
 from torch import Tensor, nn
@@ -74,10 +75,40 @@ def embedding(quick: bool = False) -> Named:
     return {"words.weight": gradient(model, data.batch(steps))["words.weight"]}
 
 
+def gpt2(quick: bool = False) -> Named:
+    """The gradient of GPT-2 small after twelve steps of AdamW on 256 words each."""
+    data, model = Tokens(), GPT2(quick)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-4)
+    steps = 1 if quick else 12
+    for step in shown("GPT-2", steps):
+        descend(model, data.batch(step), optimizer)
+    return {name[6:].replace("/", "."): g for name, g in gradient(model, data.batch(steps)).items()}
+
+
+def digits(quick: bool = False) -> Named:
+    """The gradient of the digits' network 64-128-64-10 after 300 steps of SGD with momentum."""
+    torch.manual_seed(0)
+    pictures, classes = need("sklearn.datasets", "record.py").load_digits(return_X_y=True)
+    x, y = torch.tensor(pictures, dtype=torch.float32) / 16.0, torch.tensor(classes)
+    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, 0.9)
+
+    def batch(step: int) -> Batch:
+        picked = torch.randint(len(y), (64,), generator=torch.Generator().manual_seed(step))
+        return Batch(x[picked], y[picked])
+
+    steps = 5 if quick else 300
+    for step in shown("digits", steps):
+        descend(model, batch(step), optimizer)
+    return gradient(model, batch(steps))
+
+
 RECORDINGS: dict[str, Callable[[bool], Named]] = {
     "resnet50": resnet50,
     "transformer": transformer,
     "embedding": embedding,
+    "digits": digits,
+    "gpt2": gpt2,
 }
 
 

@@ -94,11 +94,12 @@ class Pilot:
         measured = torch.tensor([whole, median(self._exposed[SETTLE + 1 :])], dtype=torch.float64)
         _run(transport, AllReduceMax(measured))
         step, exposed = measured.tolist()
-        methods = [m for m in self.auto.methods or () if self._fits(m)] or None
-        found = propose(transport, layouts, step - exposed, methods)
-        said = torch.tensor([float(found.position)], dtype=torch.float64)
+        methods = None if self.auto.methods is None else [m for m in self.auto.methods if self._fits(m)]
+        found = propose(transport, layouts, max(0.0, step - exposed), methods)
+        said = torch.tensor([float(found.pick(self.auto.margin))], dtype=torch.float64)
         _run(transport, Broadcast(said))
-        self.decide(found.methods[int(said)], found.why(self.auto.margin))
+        picked = int(said)
+        self.decide(found.methods[picked].reducer, found.why(picked))
 
     def _fits(self, method: Any) -> bool:
         try:

@@ -1,0 +1,74 @@
+"""A plan from inside a training run: its own link, its own buckets, its own compute time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ..bucket import Layout
+from ..compressor import Compressor
+from ..reducer import Reducer
+from ..transports.process_group import ProcessGroup
+from .kernels import calibrate
+from .measure import measure
+from .methods import PLAIN, Method, default, method
+from .recommend import choose
+from .step import Prediction, predict
+
+
+class Proposal(NamedTuple):
+    """Predictions by method, DDP without a hook first."""
+
+    methods: tuple[Method, ...]
+    predictions: tuple[Prediction, ...]
+
+    def pick(self, margin: float) -> int:
+        """The position of the method to go on with; 0, DDP as it is, unless another saves more than ``margin``."""
+        plain = self.predictions[0]
+        worth = [p for p in self.predictions[1:] if p.seconds < (1 - margin) * plain.seconds]
+        return self.predictions.index(self.named(choose([plain, *worth]).method)) if worth else 0
+
+    def named(self, text: str) -> Prediction:
+        """The prediction of a method."""
+        return next(p for p in self.predictions if p.method == text)
+
+    def why(self, picked: int) -> str:
+        """One line about a pick."""
+        plain, taken = self.predictions[0], self.predictions[picked]
+        waits = f"a step of {1e3 * plain.seconds:.4g} ms waits {1e3 * plain.exposed:.3g} ms for gradients"
+        if picked:
+            gain = f"predicted {1e3 * taken.seconds:.4g} ms ({plain.seconds / taken.seconds:.2f}x as fast)"
+            return f"Auto picks {taken.method}: {waits} without compression; {gain}, {taken.ratio:.3g}x fewer bytes"
+        best = min(self.predictions[1:], key=lambda p: p.seconds)
+        saving = 100 * (1 - best.seconds / plain.seconds)
+        rest = f"{best.method}, the best of {len(self.predictions) - 1}, would " + (
+            f"save {saving:.1f} %" if saving > 0 else f"take {-saving:.1f} % longer"
+        )
+        return f"Auto picks no compression: {waits}; {rest}"
+
+
+def propose(
+    transport: ProcessGroup,
+    layouts: Sequence[Layout],
+    compute: float,
+    methods: Sequence[Reducer | Compressor] | None = None,
+) -> Proposal:
+    """Measures the link and, on all ranks at the same time, the kernels; then predicts every method's step.
+
+    Collective: every rank calls it between two steps, with the same arguments, and gets the same.
+
+    Args:
+        transport: between the workers.
+        layouts: of the buckets, in the order in which a backward pass fills them.
+        compute: seconds of forward and backward pass, equal on all ranks.
+        methods: to be compared with DDP as it is; None: the eight that plans compare.
+    """
+    world, link = transport.world, measure(transport)
+    chosen = (PLAIN, *map(method, methods)) if methods is not None else default()
+    found: list[tuple[Method, Prediction]] = []
+    for m in chosen:
+        settled = m.settled(world)
+        kernels = calibrate(settled, layouts, world, transport)
+        prediction = predict(settled, layouts, world, link, kernels, compute)
+        found.append((m, Prediction(**{**vars(prediction), "method": m.text})))
+    return Proposal(tuple(m for m, _ in found), tuple(p for _, p in found))
