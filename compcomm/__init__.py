@@ -10,6 +10,7 @@ from __future__ import annotations
 from . import checkpoint as checkpoint
 from . import ops as ops  # registers the operators
 from . import optim as optim
+from . import report as report
 from .adaptive.accordion import Accordion
 from .adaptive.global_topk import GlobalTopK
 from .adaptive.legacy import Legacy

@@ -21,7 +21,7 @@ from ..bucket import Layout
 from ..compressor import Compressor
 from ..reducer import Arena, Reducer, settle
 from ..reducers.exact import Exact
-from ..store import StateError, Store
+from ..store import State, StateError, Store
 from ..transports import compat
 from ..transports.process_group import ProcessGroup
 from ..transports.worker import Worker
@@ -31,7 +31,7 @@ from .auto import Pilot
 from .flight import Flight
 from .options import Options
 from .plain import Plain
-from .report import Report, relative_errors
+from .report import Counters, Report, parameter_bytes, relative_errors
 from .scheduler import Job, Scheduler, Step
 
 
@@ -281,7 +281,31 @@ class Attachment:
             exposed_seconds=self._exposed / steps,
             state_bytes=self._store.nbytes(),
             relative_error=relative_errors(self._last, self._store) if self._open is None else {},
+            review_seconds=s.review_seconds / steps,
+            elements=sizes,
+            parameter_bytes=parameter_bytes(
+                self._now(), {n: tuple(p.shape) for n, p in self.parameters}, s.transport.world
+            ),
+            choices=self.choices(),
         )
+
+    def counters(self) -> Counters:
+        """What has been sent and how long it took: sums, at once, while a step's review may still go on."""
+        s = self._scheduler
+        return Counters(
+            step=s.number,
+            bytes_sent=s.sent,
+            kernel_seconds=s.kernel_seconds,
+            wire_seconds=s.transport.seconds - self._wire_before,
+            exposed_seconds=self._exposed,
+            review_seconds=s.review_seconds,
+            controlled=next(self.reducer.controllers(()), None) is not None,
+        )
+
+    def _now(self) -> Reducer:
+        """The reducer with its decisions taken."""
+        layout = Layout.of((n, p.shape) for n, p in self.parameters)
+        return self.reducer.now(State(self._store, layout)) if self.choices() else self.reducer
 
     def choices(self) -> dict[str, float]:
         """What a controller has chosen, by parameter: the density, the bits or the rank. Empty where there is none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -90,7 +91,7 @@ class Pilot:
 
         transport = self._attachment.wire
         ends = self._ends[SETTLE:]
-        whole = median(b - a for a, b in zip(ends, ends[1:], strict=False))
+        whole = median(b - a for a, b in pairwise(ends))
         measured = torch.tensor([whole, median(self._exposed[SETTLE + 1 :])], dtype=torch.float64)
         _run(transport, AllReduceMax(measured))
         step, exposed = measured.tolist()

@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
 
 from .. import coded
+from ..bucket import Layout
+from ..reducer import Reducer
 from ..store import Store
+from ..transports.dry_run import cost
 from .flight import Flight
+
+SHOWN = 12
+"""Parameters that have a line of their own in a table, the largest ones."""
+
+
+class Counters(NamedTuple):
+    """Sums since attach or load_state_dict on this rank: bytes, link headers apart, and seconds. ``controlled``:
+    whether a controller chooses settings."""
+
+    step: int
+    bytes_sent: int
+    kernel_seconds: float
+    wire_seconds: float
+    exposed_seconds: float
+    review_seconds: float
+    controlled: bool
 
 
 @dataclass(frozen=True)
@@ -19,6 +39,10 @@ class Report:
     ``kernel_seconds``: coding and decoding. ``wire_seconds``: a collective was in flight (other work may have gone on
     meanwhile). ``exposed_seconds``: the backward pass had ended and waited. ``relative_error``: |x - C(x)| / |x| of the
     last good step by parameter, where x is the gradient plus the residual; None where nothing is fed back.
+
+    ``review_seconds``: what controllers did between steps. ``elements`` by parameter; ``parameter_bytes``: what each
+    would send alone, a header of some 24 bytes included; ``choices``: the density, bits or rank that a controller gave
+    it.
     """
 
     reducer: str
@@ -31,6 +55,10 @@ class Report:
     exposed_seconds: float
     state_bytes: int
     relative_error: Mapping[str, float | None]
+    review_seconds: float = 0.0
+    elements: Mapping[str, int] = field(default_factory=dict[str, int])
+    parameter_bytes: Mapping[str, int] = field(default_factory=dict[str, int])
+    choices: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @property
     def ratio(self) -> float:
@@ -51,11 +79,42 @@ class Report:
             f"  seconds exposed      {self.exposed_seconds:>14.6f}",
             f"  bytes of state       {self.state_bytes:>14,}",
         ]
+        if self.choices:
+            lines.append(f"  seconds in reviews   {self.review_seconds:>14.6f}")
+        return "\n".join([*lines, *self._table()])
+
+    def _table(self) -> list[str]:
+        """The parameters, the largest first, where more is known of them than their names."""
         known = {n: e for n, e in self.relative_error.items() if e is not None}
-        if known:
-            width = max(map(len, known))
-            lines += ["  relative error", *(f"    {n:<{width}}  {e:.4f}" for n, e in known.items())]
-        return "\n".join(lines)
+        if not known and not self.choices:
+            return []
+        names = sorted(self.elements or known, key=lambda n: (-self.elements.get(n, 0), n))
+        width = max(map(len, [*names[:SHOWN], "parameter"]))
+        head = f"  {'parameter':<{width}}  {'elements':>12}  {'bytes':>11}  {'setting':>8}  {'error':>6}"
+        lines = [head]
+        for n in names[:SHOWN]:
+            sent, chosen, error = self.parameter_bytes.get(n), self.choices.get(n), known.get(n)
+            cells = (
+                f"{self.elements[n]:,}" if n in self.elements else "-",
+                "-" if sent is None else f"{sent:,}",
+                "-" if chosen is None else f"{chosen:.4g}",
+                "-" if error is None else f"{error:.4f}",
+            )
+            lines.append(f"  {n:<{width}}  {cells[0]:>12}  {cells[1]:>11}  {cells[2]:>8}  {cells[3]:>6}")
+        rest = names[SHOWN:]
+        if rest:
+            numel, sent = sum(self.elements.get(n, 0) for n in rest), sum(self.parameter_bytes.get(n, 0) for n in rest)
+            lines.append(f"  {f'and {len(rest)} more':<{width}}  {numel:>12,}  {sent:>11,}")
+        return lines
+
+
+def parameter_bytes(reducer: Reducer, shapes: Mapping[str, tuple[int, ...]], world: int) -> dict[str, int]:
+    """What each parameter would send alone; without those that cannot be asked alone."""
+    found: dict[str, int] = {}
+    for name, shape in shapes.items():
+        with suppress(ValueError):
+            found[name] = cost(reducer, Layout.of([(name, shape)]), world).sent
+    return found
 
 
 def relative_errors(flights: Sequence[Flight], store: Store) -> dict[str, float | None]:

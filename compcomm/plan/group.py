@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from statistics import median
 from time import perf_counter
@@ -40,7 +40,7 @@ def measured(model: Model, methods: Sequence[Method], compute: str | float | Non
 
 
 @contextmanager
-def joined() -> Iterator[ProcessGroup]:
+def joined() -> Generator[ProcessGroup]:
     """The ranks that torchrun started, on Gloo, with a transport of ours between them.
 
     Raises:

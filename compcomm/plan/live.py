@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from ..bucket import Layout
@@ -70,5 +71,5 @@ def propose(
         settled = m.settled(world)
         kernels = calibrate(settled, layouts, world, transport)
         prediction = predict(settled, layouts, world, link, kernels, compute)
-        found.append((m, Prediction(**{**vars(prediction), "method": m.text})))
+        found.append((m, replace(prediction, method=m.text)))
     return Proposal(tuple(m for m, _ in found), tuple(p for _, p in found))

@@ -1,1 +1,3 @@
 """What a run did: counters, tables, plots."""
+
+from .recorder import Recorder as Recorder

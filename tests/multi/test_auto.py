@@ -26,7 +26,7 @@ METHODS = (cc.ErrorFeedback(cc.TopK(ratio=0.01)), cc.Cast(torch.bfloat16))
 
 def run(rank: int, steps: range, attached: Any, rate: str | None = None) -> Any:
     """Gradients of the steps, and what was said; ``rate``: the link that is measured, in place of the real one."""
-    module, model, attachment = attached
+    module, model, _ = attached
     real, said = live.measure, io.StringIO()
     if rate is not None:
         live.measure = lambda transport: Link.of(rate, "100us")
