@@ -25,7 +25,7 @@ FAMILIES = {
     "bits, min-max": "MinMax(bits=5, rounding='nearest'{})",
     "rank": "PowerSGD(4)",
 }
-ALPHAS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
+ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
 
 
 def run(models: tuple[str, ...], folder: Path, quick: bool = False) -> tuple[list[Row], list[Row]]:

@@ -21,7 +21,7 @@ def gains(rows: Sequence[Mapping[str, Any]], curve: Sequence[Mapping[str, Any]],
     left.bar(places - 0.2, [r["uniform_ratio"] for r in shown], 0.4, label="one setting for all", color=COLOURS[5])
     bars = left.bar(places + 0.2, [r["chosen_ratio"] for r in shown], 0.4, label="L-GreCo", color=COLOURS[1])
     left.bar_label(bars, [f"{r['gain']:.2f}x" for r in shown], padding=2, fontsize=9)
-    left.set_xticks(places, [f"{r['model']}\n{r['family']}" for r in shown], fontsize=8)
+    left.set_xticks(places, [f"{r['model']}\n{r['family']}" for r in shown], fontsize=7.5)
     left.set_yscale("log")
     left.set_ylabel("fp32 bytes over bytes sent")
     left.legend(frameon=False)
@@ -47,7 +47,7 @@ def training(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str) ->
     left.set_xlabel("megabytes sent per worker")
     left.set_ylabel("validation loss")
     left.set_ylim(top=min(max(p[2] for p in row["curve"][1:]) for row in rows) * 1.6)
-    left.legend(frameon=False, fontsize=8)
+    left.legend(frameon=False, fontsize=7.5)
     chosen = next(row for row in rows if row["name"] == "top-k, L-GreCo")["choices"]
     names = list(chosen[0][1])
     grid = np.array([[values[n] for _, values in chosen] for n in names])

@@ -61,7 +61,10 @@ def run(task: str, steps: int, every: int, world: int, seeds: int, workers: int 
                 "loss_std": stdev(losses) if seeds > 1 else None,
                 "bytes_per_step": mean(r["bytes_per_step"] for r in runs),
                 "ratio": mean(r["ratio"] for r in runs),
-                "curve": [[mean(v) for v in zip(*points, strict=True)] for points in zip(*(r["curve"] for r in runs))],
+                "curve": [
+                    [mean(v) for v in zip(*points, strict=True)]
+                    for points in zip(*(r["curve"] for r in runs), strict=True)
+                ],
                 "choices": runs[0]["choices"],
                 "seeds": seeds,
             }
