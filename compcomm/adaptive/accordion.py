@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from ..bucket import Layout
 from ..compressor import Compressor
 from ..reducer import Reducer
-from .controller import Controller, numbers
+from .controller import Controller, number
 from .knob import setting
 from .telemetry import Telemetry
 
@@ -31,7 +32,8 @@ class Accordion(Controller):
         eta: the relative change from which a regime is critical.
         window: the last steps of an interval that are summed; None: all of them.
 
-    State and timing: see ``Controller``. It asks for norms alone: 8 bytes per parameter and interval.
+    State and timing: see ``Controller``, with a lag of 0: it asks for norms alone, 8 bytes per parameter and interval,
+    and a decision takes effect in the step after its interval.
 
     Source: Agarwal, Wang, Lee, Venkataraman, Papailiopoulos 2021 (arXiv:2010.16248), Algorithm 1. Theirs also goes back
     to the first setting when the learning rate falls; a reducer is not told of rates.
@@ -47,10 +49,10 @@ class Accordion(Controller):
 
     def __post_init__(self) -> None:
         setting("Accordion", self.reducer)
-        object.__setattr__(self, "high", numbers("Accordion", self.reducer, self.high)[0])
+        object.__setattr__(self, "high", number("Accordion", self.reducer, "high", self.high))
         super().__post_init__()
-        number = isinstance(self.eta, int | float) and not isinstance(self.eta, bool)
-        if not number or not self.eta >= 0.0:
+        valid = isinstance(self.eta, int | float) and not isinstance(self.eta, bool)
+        if not valid or not self.eta >= 0.0:
             raise ValueError(f"Accordion(eta={self.eta!r}): a relative change, 0 or more; 0.5 as published.")
 
     @property
@@ -60,6 +62,19 @@ class Accordion(Controller):
     @property
     def gathers(self) -> int:
         return self.every if self.window is None else self.window
+
+    @property
+    def lag(self) -> int:
+        return 0
+
+    def check(self, layout: Layout) -> None:
+        super().check(layout)
+        own = setting("Accordion", self.reducer)
+        if not self.high < own:
+            raise ValueError(
+                f"Accordion(high={self.high!r}): {self.reducer!r} has {own!r} in critical regimes, and that must be "
+                f"more. Exchange the two numbers."
+            )
 
     def decide(self, t: Telemetry) -> Sequence[float]:
         low = setting("Accordion", self.reducer)

@@ -85,6 +85,13 @@ class Controller(Around, ABC, abstract=True):
                 f"as LGreCo(Accordion(...))."
             )
         refuse_inner(call, self.core)
+        inner = self.reducer
+        if isinstance(inner, Controller) and (inner.every % self.every or 2 * inner.lag > self.lag):
+            raise ValueError(
+                f"{call}(every={self.every}): {inner!r} decides every {inner.every} steps, and {2 * inner.lag} after "
+                f"its window; {call}, {self.lag} after its own, would heed that an interval late. Use "
+                f"every={inner.every} for both, and inside window={inner.every}."
+            )
         if self.candidates is not None:
             found = numbers(call, self.reducer, self.candidates)
             if found != self.candidates:
@@ -114,8 +121,9 @@ class Controller(Around, ABC, abstract=True):
     @property
     def settings(self) -> tuple[float, ...]:
         """All that a parameter may get, ascending."""
-        base = setting("", self.reducer)
-        return _grid(self.reducer) if self.candidates is None else tuple(sorted({*self.candidates, base}))
+        own = _grid(self.reducer) if self.candidates is None else (*self.candidates, setting("", self.reducer))
+        inside = self.reducer.settings if isinstance(self.reducer, Controller) else ()
+        return tuple(sorted({*own, *inside}))
 
     @property
     def core(self) -> Any:
@@ -323,7 +331,18 @@ class Controller(Around, ABC, abstract=True):
         return found
 
 
-def numbers(call: str, part: Any, candidates: Any) -> tuple[float, ...]:
+def number(call: str, part: Any, name: str, value: Any) -> float:
+    """One candidate, given as a number or as a description.
+
+    Raises:
+        ValueError: it is neither, of another method than ``part``, or ``part`` has no such form.
+    """
+    if isinstance(value, list | tuple | range):
+        raise ValueError(f"{call}({name}={value!r}): one setting, such as {name}={setting(call, part)!r}.")
+    return numbers(call, part, value, name)[0]
+
+
+def numbers(call: str, part: Any, candidates: Any, name: str = "candidates") -> tuple[float, ...]:
     """Candidates, given as numbers or as descriptions, as settings of ``part``: ascending and each once.
 
     Raises:
@@ -331,7 +350,7 @@ def numbers(call: str, part: Any, candidates: Any) -> tuple[float, ...]:
     """
     given = tuple(candidates) if isinstance(candidates, list | tuple | range) else (candidates,)
     if not given:
-        raise ValueError(f"{call}(candidates={candidates!r}): there is nothing to choose from. Give two or more.")
+        raise ValueError(f"{call}({name}={candidates!r}): there is nothing to choose from. Give two or more.")
     found: set[float] = set()
     for one in given:
         value = one
@@ -340,16 +359,16 @@ def numbers(call: str, part: Any, candidates: Any) -> tuple[float, ...]:
             same = owner(one) is one and type(one) is type(mine) and tuned(one, base) == mine
             if not same:
                 raise ValueError(
-                    f"{call}(candidates=...): {one!r} is of another family than {mine!r}: candidates differ in the "
+                    f"{call}({name}=...): {one!r} is of another family than {mine!r}: candidates differ in the "
                     f"density, the bits or the rank alone. Give the numbers, such as candidates=(0.001, 0.01, 0.1)."
                 )
             value = setting(call, one)
         if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-            raise ValueError(f"{call}(candidates={candidates!r}): {one!r} is no density, number of bits or rank.")
+            raise ValueError(f"{call}({name}={candidates!r}): {one!r} is no density, number of bits or rank.")
         try:
             tuned(part, value)
         except ValueError as error:
-            raise ValueError(f"{call}(candidates={candidates!r}): {value!r} does not serve: {error}") from None
+            raise ValueError(f"{call}({name}={candidates!r}): {value!r} does not serve: {error}") from None
         found.add(value)
     return tuple(sorted(found))
 

@@ -14,7 +14,7 @@ from ..reducer import Context, Flow, Reducer, source
 from ..reducers.around import Around
 from ..store import Slot, State
 from .assigned import assigned, check_assignable
-from .controller import numbers, roomy
+from .controller import number, roomy
 from .knob import field, refuse_inner, setting, tuned
 
 
@@ -34,8 +34,9 @@ class Legacy(Around):
         early: the factor in the early phase, above 0; 1: none.
         steps: of the early phase.
 
-    Source: in the manner of LEGACY (2025), a lightweight adaptive compression by layer size and training phase; the
-    rule to the letter is ours.
+    Source: in the manner of "LEGACY: A Lightweight Dynamic Gradient Compression Strategy for Distributed Deep Learning"
+    (2025; ICLR 2026, openreview.net/forum?id=DsBYEO3B8O), whose settings follow the layer's size and the training's
+    phase as well. Two classes of size, two phases, and a factor that joins them: this rule to the letter is ours.
     """
 
     reducer: Reducer | Compressor
@@ -49,13 +50,15 @@ class Legacy(Around):
         setting("Legacy", self.reducer)
         check_assignable("Legacy", self.reducer)
         refuse_inner("Legacy", self.reducer)
-        object.__setattr__(self, "large", numbers("Legacy", self.reducer, self.large)[0])
+        if getattr(self.reducer, "warmup", 0):
+            raise ValueError(f"Legacy({self.reducer!r}): two schedules of one density. Use warmup=0 inside.")
+        object.__setattr__(self, "large", number("Legacy", self.reducer, "large", self.large))
         for name, least in (("threshold", 1), ("steps", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"Legacy({name}={value!r}): an integer, {least} or more.")
-        number = isinstance(self.early, int | float) and not isinstance(self.early, bool)
-        if not number or not (self.early > 0 and isfinite(self.early)):
+        valid = isinstance(self.early, int | float) and not isinstance(self.early, bool)
+        if not valid or not (self.early > 0 and isfinite(self.early)):
             raise ValueError(f"Legacy(early={self.early!r}): a factor above 0; above 1 sends more in the early phase.")
         for value in self.settings:
             try:

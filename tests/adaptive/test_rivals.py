@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -79,31 +80,161 @@ def test_legacy_by_size_and_phase() -> None:
         assert abs(sent - due) <= 2 * 24  # two headers fewer
 
 
-def test_a_global_threshold_selects_what_sorting_the_whole_model_does() -> None:
+def test_legacy_multiplies_in_the_early_phase_by_what_the_method_has() -> None:
+    a, b, *_ = LAYOUT.segments
+    bits: Any = cc.Legacy(cc.QSGD(bits=4), large=2, threshold=4096, early=1.5, steps=1)
+    assert [(bits.at(a, t), bits.at(b, t)) for t in (0, 1)] == [(3, 6), (2, 4)]
+    ranks: Any = cc.Legacy(cc.PowerSGD(4), large=cc.PowerSGD(2), threshold=4096, early=2, steps=1)
+    assert [(ranks.at(a, t), ranks.at(b, t)) for t in (0, 1)] == [(4, 8), (2, 4)]
+    dense: Any = cc.Legacy(cc.TopK(ratio=0.4), large=0.1, threshold=4096, early=4, steps=1)
+    assert [(dense.at(a, t), dense.at(b, t)) for t in (0, 1)] == [(0.4, 1.0), (0.1, 0.4)]
+
+
+def drawn(kind: str) -> dict[str, torch.Tensor]:
+    """Layers whose magnitudes are as unlike as those of a model are."""
     generator = torch.Generator().manual_seed(1)
-    scale = {"a": 1.0, "b": 0.2, "c": 3.0}
-    given = []
-    for i, s in enumerate(LAYOUT.segments[:3]):
-        given.append((i, s, torch.randn(s.numel, generator=generator) ** 3 * scale[s.name]))
-    reducer: Any = cc.GlobalTopK(cc.TopK(ratio=0.02))
-    squares = measure(cc.settle(cc.TopK(ratio=0.02), 2), given, 3, reducer.settings, Context())
-    numel = np.array([s.numel for _, s, _ in given])
-    t = Telemetry(
-        names=("a", "b", "c"), numel=numel, settings=reducer.settings, norms=np.sqrt(squares[:, 0]),
-        before=np.zeros(3), errors=np.sqrt(squares[:, 1:]), sizes=np.ones((3, len(reducer.settings)), np.int64),
-        current=np.zeros(3, np.int64), reference=np.zeros(3, np.int64), first=True,
+    found = {n: torch.randn(size, generator=generator) for n, size in (("a", 4096), ("b", 2000), ("c", 100_000))}
+    if kind == "heavy tails":
+        scales = {"a": 1.0, "b": 3.0, "c": 0.2}
+        return {n: x**3 * scales[n] for n, x in found.items()}
+    if kind == "mostly zeros":
+        found["c"][10_000:] = 0.0
+        return {**found, "a": found["a"] * 0.3}
+    if kind == "a layer of zeros":
+        return {**found, "b": torch.zeros(2000)}
+    return {**found, "b": torch.full((2000,), 0.5)}  # all equal
+
+
+def told(reducer: Any, given: dict[str, torch.Tensor]) -> Telemetry:
+    pieces = [(i, cc.Layout.of([(n, (1, len(x)))]).segments[0], x) for i, (n, x) in enumerate(given.items())]
+    settings, m = reducer.settings, len(given)
+    squares = measure(cc.settle(reducer.reducer, 2), pieces, m, settings, Context())
+    return Telemetry(
+        names=tuple(given), numel=np.array([len(x) for x in given.values()]), settings=settings,
+        norms=np.sqrt(squares[:, 0]), before=np.zeros(m), errors=np.sqrt(squares[:, 1:]),
+        sizes=np.ones((m, len(settings)), np.int64), current=np.zeros(m, np.int64), reference=np.zeros(m, np.int64),
+        first=True,
     )  # fmt: skip
-    densities = np.array(reducer.decide(t))
-    wanted = 0.02 * numel.sum()
-    assert (densities * numel).sum() == pytest.approx(wanted, rel=0.02)
-    everything = torch.cat([x.abs() for _, _, x in given]).sort(descending=True).values
-    due = float(everything[int(wanted) :].square().sum())
-    error = sum(
-        float(x.abs().sort(descending=True).values[int(r * s.numel) :].square().sum())
-        for r, (_, s, x) in zip(densities, given, strict=True)
+
+
+@pytest.mark.parametrize("ratio", [0.001, 0.01, 0.05, 0.1])
+@pytest.mark.parametrize("kind", ["heavy tails", "mostly zeros", "a layer of zeros", "a layer all equal"])
+def test_a_global_threshold_selects_what_sorting_the_whole_model_does(kind: str, ratio: float) -> None:
+    given = drawn(kind)
+    reducer: Any = cc.GlobalTopK(cc.TopK(ratio=ratio))
+    densities = reducer.decide(told(reducer, given))
+    kept = [cc.TopK(ratio=r).kept(len(x)) for r, x in zip(densities, given.values(), strict=True)]
+    everything = torch.cat([x.abs() for x in given.values()]).sort(descending=True).values.double()
+    k = int(np.ceil(ratio * len(everything)))
+    assert sum(kept) == pytest.approx(k, rel=0.01)
+    assert min(kept) >= 1
+    found = sum(
+        float(x.abs().double().sort(descending=True).values[n:].square().sum())
+        for n, x in zip(kept, given.values(), strict=True)
     )
-    assert error == pytest.approx(due, rel=0.05)
-    assert densities[2] > 0.02 > densities[1]
+    assert found == pytest.approx(float(everything[k:].square().sum()), rel=0.05)
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.6, 1.0])
+def test_a_global_threshold_at_high_densities(ratio: float) -> None:
+    given = drawn("heavy tails")
+    reducer: Any = cc.GlobalTopK(cc.TopK(ratio=ratio))
+    densities = np.array(reducer.decide(told(reducer, given)))
+    numel = np.array([len(x) for x in given.values()])
+    assert (densities * numel).sum() == pytest.approx(ratio * numel.sum(), rel=0.01)
+
+
+def test_a_global_threshold_in_the_simulator() -> None:
+    simulator = Simulator(cc.GlobalTopK(cc.ErrorFeedback(cc.TopK(ratio=0.02)), every=4), 3)
+    for t in range(5):
+        simulator.mean([phased(rank, t + 8) for rank in range(3)])
+    choices = [simulator.reducer.choices(store.segments(), store) for store in simulator.stores]
+    assert choices[0] == choices[1] == choices[2]
+    assert choices[0]["b"] > 0.02 > choices[0]["a"]
+    kept = sum(cc.TopK(ratio=choices[0][s.name]).kept(s.numel) for s in LAYOUT.segments[:3])
+    assert kept == pytest.approx(0.02 * sum(s.numel for s in LAYOUT.segments[:3]), rel=0.01)
+
+
+def test_where_nothing_is_known_settings_stay() -> None:
+    reducer: Any = cc.GlobalTopK(cc.TopK(ratio=0.02))
+    t = told(reducer, drawn("heavy tails"))
+    base = reducer.settings.index(0.02)
+    for norms_ in (np.zeros(3), np.array([1.0, np.inf, 1.0])):
+        assert reducer.decide(replace(t, norms=norms_, current=np.full(3, base))) == [0.02] * 3
+
+
+def test_uniform_to_lgreco_is_what_accordion_says_whatever_the_candidates() -> None:
+    accordion = cc.Accordion(cc.ErrorFeedback(cc.TopK(ratio=0.1)), high=0.01, every=4)
+    simulator = Simulator(cc.LGreCo(accordion, every=4), 2)
+    for t in range(9):
+        simulator.mean([phased(rank, t) for rank in range(2)])
+    ((control, segments),) = simulator.reducer.controllers(simulator.stores[0].segments())
+    t = control.telemetry(segments, simulator.stores[0])
+    assert [t.settings[i] for i in t.reference] == [0.01] * 3
+    rows = np.arange(3)
+    assert t.errors[rows, t.current].sum() <= t.errors[rows, t.reference].sum() * (1 + 1e-9)
+    assert t.sizes[rows, t.current].sum() <= t.sizes[rows, t.reference].sum()
+
+
+def test_an_overflow_is_no_rise() -> None:
+    """What is not finite is not gathered, so that the regime of one interval is that of its good steps."""
+    simulator = Simulator(cc.Accordion(cc.ErrorFeedback(cc.TopK(ratio=0.1)), high=0.01, every=8), 2)
+    for t in range(17):
+        given = [phased(rank, 0) for rank in range(2)]
+        if t == 10:
+            given[1]["a"][3, 5] = float("inf")
+        simulator.mean(given)
+    store = simulator.stores[1]
+    assert simulator.reducer.choices(store.segments(), store) == {"a": 0.01, "b": 0.01, "c": 0.01}
+
+
+RIVALS: list[Any] = [
+    cc.Accordion(cc.ErrorFeedback(cc.TopK(ratio=0.1)), high=0.01, every=4),
+    cc.LGreCo(cc.Accordion(cc.ErrorFeedback(cc.TopK(ratio=0.1)), high=0.01, every=8), every=4, window=2),
+    cc.GlobalTopK(cc.ErrorFeedback(cc.TopK(ratio=0.02)), every=6, window=2),
+    cc.Legacy(cc.ErrorFeedback(cc.TopK(ratio=0.1)), large=0.01, threshold=4096, early=2, steps=7),
+]
+
+
+@pytest.mark.parametrize("at", [1, 5, 6, 7, 9])
+@pytest.mark.parametrize("reducer", RIVALS, ids=repr)
+def test_a_run_goes_on_in_the_middle_of_a_period(reducer: cc.Reducer, at: int) -> None:
+    first, second = Simulator(reducer, 2), Simulator(reducer, 2)
+    for t in range(at):
+        first.mean([phased(rank, t) for rank in range(2)])
+    for old, new in zip(first.stores, second.stores, strict=True):
+        new.declare(LAYOUT)
+        new.load_state_dict(old.state_dict())
+    second.steps = at
+    for t in range(at, 18):
+        one, two = (s.mean([phased(rank, t) for rank in range(2)]) for s in (first, second))
+        assert all(torch.equal(a[n], b[n]) for a, b in zip(one, two, strict=True) for n in a)
+    for old, new in zip(first.stores, second.stores, strict=True):
+        a, b = old.state_dict(), new.state_dict()
+        assert all(torch.equal(a[slot][n], b[slot][n]) for slot in a for n in a[slot])
+
+
+def test_state_is_what_they_say() -> None:
+    """Coded elements are held once more; a choice and two norms are 24 bytes a layer, an error 8 for every setting."""
+    elements, plain = sum(s.numel for s in LAYOUT.segments[:3]), cc.ErrorFeedback(cc.TopK(ratio=0.1))
+
+    def held(reducer: cc.Reducer) -> int:
+        store = Simulator(reducer, 2).stores[0]
+        store.declare(LAYOUT)
+        return store.nbytes()
+
+    base = held(plain)
+    assert held(cc.Legacy(plain, large=0.01)) == base
+    assert held(cc.Accordion(plain, high=0.01)) == base + 4 * elements + 3 * 24
+    top: Any = cc.GlobalTopK(plain)
+    assert held(top) == base + 4 * elements + 3 * (24 + 8 * len(top.settings))
+
+
+@pytest.mark.parametrize("reducer", [cc.Accordion(cc.TopK(ratio=0.01), high=0.1), cc.Accordion(cc.QSGD(4), high=4)])
+def test_more_compression_must_be_more(reducer: cc.Reducer) -> None:
+    for whole in (reducer, cc.LGreCo(reducer), cc.Warmup(steps=1, reducer=reducer)):
+        with pytest.raises(ValueError, match="Exchange the two numbers"):
+            whole.check(LAYOUT)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +245,14 @@ def test_a_global_threshold_selects_what_sorting_the_whole_model_does() -> None:
         (lambda: cc.Accordion(cc.TopK(ratio=0.1), high=0.01, eta=-1), "eta=-1"),
         (lambda: cc.Accordion(cc.LGreCo(cc.TopK(ratio=0.1)), high=0.01), "two controllers"),
         (lambda: cc.Accordion(cc.Exact(), high=0.01), "has no density"),
+        (lambda: cc.Accordion(cc.TopK(ratio=0.1), high=(0.01, 0.02)), "one setting, such as high=0.1"),
+        (lambda: cc.Accordion(cc.TopK(ratio=0.1), high=()), "one setting"),
+        (lambda: cc.LGreCo(cc.Accordion(cc.TopK(ratio=0.1), high=0.01, every=50)), "every=50 for both"),
+        (lambda: cc.LGreCo(cc.Accordion(cc.TopK(ratio=0.1), high=0.01, every=30), every=20), "an interval late"),
+        (lambda: cc.LGreCo(cc.GlobalTopK(cc.TopK(ratio=0.1))), "inside window=200"),
+        (lambda: cc.Legacy(cc.DGC(cc.TopK(ratio=0.1), warmup=3), large=0.01), "two schedules"),
+        (lambda: cc.GlobalTopK(cc.TopK(k=10)), "has no density"),
+        (lambda: cc.GlobalTopK(cc.Threshold(ratio=0.1)), "needs magnitudes"),
         (lambda: cc.Legacy(cc.TopK(ratio=0.1), large=3.0), "does not serve"),
         (lambda: cc.Legacy(cc.TopK(ratio=0.1), large=0.01, threshold=0), "threshold=0"),
         (lambda: cc.Legacy(cc.TopK(ratio=0.1), large=0.01, early=0), "early=0"),
