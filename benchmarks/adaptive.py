@@ -1,14 +1,18 @@
 """Compression that chooses itself: what it gains on recorded gradients and in training, and what it costs.
 
     python benchmarks/adaptive.py gains --json gains.json --plot gains.png
+    python benchmarks/adaptive.py rivals --json rivals.json
     python benchmarks/adaptive.py train --task charlm --steps 300 --json train.json --plot train.png
     python benchmarks/adaptive.py allocation --json allocation.json
+    python benchmarks/adaptive.py phases --json phases.json
     torchrun --nproc-per-node 2 benchmarks/adaptive.py cost --json cost.json
     torchrun --nproc-per-node 2 benchmarks/adaptive.py auto --json auto.json
 
-`gains`: bytes of one setting for all layers against L-GreCo's choice at the same sum of errors. `train`: losses over
-bytes among simulated workers, beside Accordion, LEGACY's rule and a global top-k. `cost`: steps with telemetry against
-steps without, in turns. `auto`: steps under `cc.Auto()` against DDP without a hook, in turns.
+`gains`: bytes of one setting for all layers against L-GreCo's choice at the same sum of errors. `rivals`: other
+rules for densities, each at the scale at which it loses as much. `train`: losses over bytes among simulated workers,
+beside Accordion, LEGACY's rule and a global top-k. `phases`: the seconds of a controller's period, part by part.
+`cost`: steps with telemetry against steps without, in turns. `auto`: steps under `cc.Auto()` against DDP without a
+hook, in turns.
 """
 
 from __future__ import annotations
@@ -30,6 +34,18 @@ def main() -> None:
             pictures.gains(rows, curve, options.plot)
         if options.json:
             write(options.json, "adaptive gains", rows, curve=curve)
+    elif options.experiment == "rivals":
+        from adapting import rivals
+
+        rows = rivals.run(tuple(options.model), options.recorded, options.quick)
+        if options.json:
+            write(options.json, "adaptive rivals", rows)
+    elif options.experiment == "phases":
+        from adapting import phases
+
+        rows = phases.run(tuple(options.model), options.recorded, options.quick)
+        if options.json:
+            write(options.json, "adaptive phases", rows)
     elif options.experiment == "train":
         from adapting import pictures, training
 
@@ -56,9 +72,12 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     experiments = parser.add_subparsers(dest="experiment", required=True)
     gains = experiments.add_parser("gains", help="ratios on recorded gradients")
-    gains.add_argument("--model", nargs="+", default=["digits", "transformer", "resnet50", "gpt2"])
-    gains.add_argument("--recorded", type=Path, default=record.FOLDER, help="folder of recordings")
-    gains.add_argument("--quick", action="store_true", help="small models, for tests")
+    rivals = experiments.add_parser("rivals", help="ratios of other rules at equal error")
+    phases = experiments.add_parser("phases", help="where a controller's time goes")
+    for recorded in (gains, rivals, phases):
+        recorded.add_argument("--model", nargs="+", default=["digits", "transformer", "resnet50", "gpt2"])
+        recorded.add_argument("--recorded", type=Path, default=record.FOLDER, help="folder of recordings")
+        recorded.add_argument("--quick", action="store_true", help="small models, for tests")
     train = experiments.add_parser("train", help="losses over bytes")
     train.add_argument("--task", default="charlm", choices=["charlm", "digits"])
     train.add_argument("--steps", type=int, default=300)
@@ -71,7 +90,7 @@ def arguments() -> argparse.Namespace:
     for timed in (cost, auto):
         timed.add_argument("--steps", type=int, default=400)
         timed.add_argument("--model", default="charlm", choices=["charlm", "resnet50"])
-    for each in (gains, train, cost, auto, experiments.choices["allocation"]):
+    for each in (gains, rivals, phases, train, cost, auto, experiments.choices["allocation"]):
         each.add_argument("--json", help="file for the rows")
     for each in (gains, train):
         each.add_argument("--plot", help="file for the picture")

@@ -1,0 +1,148 @@
+"""The README's part on compression that chooses itself, from the files that are there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cells import size, spread, table, times
+
+Row = dict[str, Any]
+MODELS = {"digits": "digits' MLP", "transformer": "character transformer", "resnet50": "ResNet-50", "gpt2": "GPT-2"}
+TASKS = {"digits": "Digits", "charlm": "A character transformer"}
+
+
+def section(folder: Path) -> str:
+    """All of it; empty without files."""
+    parts = [
+        gains(read(folder, "gains")),
+        rivals(read(folder, "rivals")),
+        *(training(read(folder, f"train-{task}"), what) for task, what in TASKS.items()),
+        cost([read(folder, f"cost-{model}") for model in ("charlm", "resnet50")], read(folder, "phases")),
+        allocation(read(folder, "allocation")),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def read(folder: Path, name: str) -> Row | None:
+    path = folder / f"adaptive-{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def gains(found: Row | None) -> str:
+    if found is None:
+        return ""
+    rows = [
+        (
+            f"{MODELS[r['model']]}, `{r['reducer']}`",
+            f"{r['relative_error']:.3f}",
+            times(r["uniform_ratio"]),
+            times(r["chosen_ratio"]),
+            times(r["gain"]),
+            times(r["coded_gain"]),
+        )
+        for r in found["rows"]
+    ]
+    columns = ["model, one setting", "relative error", "fewer bytes", "L-GreCo", "gain", "in what is coded"]
+    return (
+        "**L-GreCo on recorded gradients:** fp32 bytes over bytes sent, for one setting and for the settings by layer "
+        "that `LGreCo` chooses at the same sum of errors (never more, never more bytes: asserted). Exact parameters, "
+        "indices and headers count; the last column leaves out what travels exact. Relative error is the sum of errors "
+        "over the sum of norms: near 1, as of random densities, nearly every choice loses nearly all, and a gain says "
+        f"little (`python benchmarks/adaptive.py gains`).\n\n{table(columns, rows)}\n\n"
+        "![ratios](benchmarks/results/adaptive-gains.png)"
+    )
+
+
+def rivals(found: Row | None) -> str:
+    if found is None:
+        return ""
+    rows = [
+        (
+            f"{MODELS[r['model']]}, {r['name']}",
+            *(times(r[f"{kind}_ratio"]) for kind in ("norms", "squares")),
+            size(r["norms_bytes"]),
+            f"{r['norms_least']:.2g} to {r['norms_most']:.2g}",
+        )
+        for r in found["rows"]
+    ]
+    columns = ["model, rule", "ratio, equal sum of norms", "equal sum of squares", "bytes", "densities"]
+    return (
+        f"**Rules for densities at equal error,** of the coded parameters alone: each rule at the scale at which it "
+        f"loses as much as `{found['rows'][0]['reducer']}`, once counted as the sum of the layers' L2 errors (what "
+        f"L-GreCo bounds), once as the sum of their squares (what a global top-k makes least) "
+        f"(`python benchmarks/adaptive.py rivals`).\n\n{table(columns, rows)}"
+    )
+
+
+def training(found: Row | None, what: str) -> str:
+    if found is None:
+        return ""
+    rows = [
+        (f"{r['name']}: `{r['reducer']}`", spread(r, "loss"), size(r["bytes_per_step"]), times(r["ratio"]))
+        for r in found["rows"]
+    ]
+    return (
+        f"**{what} under settings that change,** {found['world_size']} simulated workers, {found['steps']} steps, a "
+        f"decision every {found['every']}, {found['rows'][0]['seeds']} seeds; bytes include controllers' messages "
+        f"(`python benchmarks/adaptive.py train --task {found['task']} --steps {found['steps']} --every "
+        f"{found['every']} --world {found['world_size']}`).\n\n"
+        f"{table(['method', 'validation loss', 'bytes per step', 'fewer'], rows)}\n\n"
+        f"![loss against bytes](benchmarks/results/adaptive-train-{found['task']}.png)"
+    )
+
+
+def cost(found: list[Row | None], phases: Row | None) -> str:
+    there = [f for f in found if f is not None]
+    parts: list[str] = []
+    if there:
+        rows = [
+            (
+                {"charlm": "character transformer"}.get(f["model"], "ResNet-50's shapes"),
+                f"{r['seconds_without'] * 1e3:.2f}",
+                f"{r['seconds_with'] * 1e3:.2f}",
+                f"{r['share_of_a_step']:+.1%}",
+                f"{r['longest_over_median_without']:.2f}",
+                f"{r['longest_over_median_with']:.2f}",
+            )
+            for f in there
+            for r in f["rows"]
+        ]
+        first = there[0]["rows"][0]
+        columns = ["model", "ms without", "ms with", "more", "longest step / median, without", "with"]
+        parts.append(
+            f"**What telemetry costs,** `ErrorFeedback(TopK(ratio=0.01))` with and without a controller that gathers, "
+            f"measures and decides every {first['every']} steps and sends the same bytes; {first['world_size']} ranks, "
+            f"{there[0]['link']}, mean step of whole periods in turns (`torchrun --nproc-per-node 2 "
+            f"benchmarks/adaptive.py cost --model NAME`).\n\n{table(columns, rows)}"
+        )
+    if phases is not None:
+        names = ("gather", "measure", "exchange", "decide", "adopt")
+        rows = [
+            (
+                MODELS[r["model"]],
+                *(f"{r[f'{name}_seconds'] * 1e3:.2f}" for name in names),
+                size(r["message_bytes"]),
+            )
+            for r in phases["rows"]
+        ]
+        columns = ["model", "gathering, a step", *names[1:], "messages"]
+        parts.append(
+            "**Where it goes,** milliseconds of one rank on recorded gradients, one thread: gathering adds to each "
+            "step of the window; measuring (all layers, so the share of a rank among W is a W-th) and deciding run "
+            "beside the steps; exchanging and adopting take part of a step, the network's time apart "
+            f"(`python benchmarks/adaptive.py phases`).\n\n{table(columns, rows)}"
+        )
+    return "\n\n".join(parts)
+
+
+def allocation(found: Row | None) -> str:
+    if found is None:
+        return ""
+    r = found["rows"][0]
+    return (
+        f"**Choosing** for {r['layers']} layers of {r['candidates']} settings in {r['buckets']:,} buckets takes "
+        f"{r['allocate_ms']:.1f} ms within an error and {r['allocate_bytes_ms']:.1f} ms within bytes "
+        f"(`python benchmarks/adaptive.py allocation`)."
+    )
