@@ -31,7 +31,7 @@ from .auto import Pilot
 from .flight import Flight
 from .options import Options
 from .plain import Plain
-from .report import Counters, Report, parameter_bytes, relative_errors
+from .report import Counters, Report, dense_bytes, noun, parameter_bytes, relative_errors
 from .scheduler import Job, Scheduler, Step
 
 
@@ -266,34 +266,44 @@ class Attachment:
         self._settle()
         s = self._scheduler
         steps = max(1, s.number - s.first)
-        sizes = {n: p.numel() for n, p in self.parameters}
-        if not self.named:
-            sizes = {part.name: part.numel for layout in s.layouts for part in layout.segments}
-        dense = 2 * (4 * sum(sizes.values()) * (s.transport.world - 1) // s.transport.world)
+        sizes = self.elements
+        shapes = tuple((n, tuple(p.shape)) for n, p in self.parameters)
         return Report(
             reducer=repr(self.reducer),
             world=s.transport.world,
             steps=s.number - s.first,
             bytes_sent=s.sent / steps,
-            bytes_dense=float(dense),
+            bytes_dense=float(dense_bytes(sum(sizes.values()), s.transport.world)),
             kernel_seconds=s.kernel_seconds / steps,
             wire_seconds=(s.transport.seconds - self._wire_before) / steps,
             exposed_seconds=self._exposed / steps,
             state_bytes=self._store.nbytes(),
-            relative_error=relative_errors(self._last, self._store) if self._open is None else {},
+            relative_error=self.errors(),
             review_seconds=s.review_seconds / steps,
             elements=sizes,
-            parameter_bytes=parameter_bytes(
-                self._now(), {n: tuple(p.shape) for n, p in self.parameters}, s.transport.world
-            ),
+            parameter_bytes=dict(parameter_bytes(self._now(), shapes, s.transport.world)),
             choices=self.choices(),
+            knob=noun(self.reducer),
         )
+
+    def errors(self) -> dict[str, float | None]:
+        """A report's ``relative_error``, alone. It decodes what the last step sent: some passes over the gradient."""
+        self._settle()
+        return relative_errors(self._last, self._store) if self._open is None else {}
+
+    @property
+    def elements(self) -> dict[str, int]:
+        """The size of each parameter; before parameters have names, of those that have been in a bucket."""
+        if self.named:
+            return {n: p.numel() for n, p in self.parameters}
+        return {part.name: part.numel for layout in self._scheduler.layouts for part in layout.segments}
 
     def counters(self) -> Counters:
         """What has been sent and how long it took: sums, at once, while a step's review may still go on."""
         s = self._scheduler
         return Counters(
             step=s.number,
+            steps=s.number - s.first,
             bytes_sent=s.sent,
             kernel_seconds=s.kernel_seconds,
             wire_seconds=s.transport.seconds - self._wire_before,

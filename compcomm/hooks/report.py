@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from .. import coded
+from ..adaptive import knob
 from ..bucket import Layout
 from ..reducer import Reducer
 from ..store import Store
@@ -19,10 +21,11 @@ SHOWN = 12
 
 
 class Counters(NamedTuple):
-    """Sums since attach or load_state_dict on this rank: bytes, link headers apart, and seconds. ``controlled``:
-    whether a controller chooses settings."""
+    """``step``: averaged backward passes so far, ``steps``: those since attach or load_state_dict. Sums over these on
+    this rank: bytes, link headers apart, and seconds. ``controlled``: whether a controller chooses settings."""
 
     step: int
+    steps: int
     bytes_sent: int
     kernel_seconds: float
     wire_seconds: float
@@ -41,8 +44,8 @@ class Report:
     last good step by parameter, where x is the gradient plus the residual; None where nothing is fed back.
 
     ``review_seconds``: what controllers did between steps. ``elements`` by parameter; ``parameter_bytes``: what each
-    would send alone, a header of some 24 bytes included; ``choices``: the density, bits or rank that a controller gave
-    it.
+    would send alone, a header of some 24 bytes included, by a dry run of its packing; ``choices``: what a controller
+    gave it, and ``knob`` what that is, "density", "bits" or "rank".
     """
 
     reducer: str
@@ -59,6 +62,7 @@ class Report:
     elements: Mapping[str, int] = field(default_factory=dict[str, int])
     parameter_bytes: Mapping[str, int] = field(default_factory=dict[str, int])
     choices: Mapping[str, float] = field(default_factory=dict[str, float])
+    knob: str = ""
 
     @property
     def ratio(self) -> float:
@@ -81,37 +85,59 @@ class Report:
         ]
         if self.choices:
             lines.append(f"  seconds in reviews   {self.review_seconds:>14.6f}")
-        return "\n".join([*lines, *self._table()])
+        known = any(e is not None for e in self.relative_error.values())
+        return "\n".join([*lines, *self._plain()] if known or self.choices else lines)
 
-    def _table(self) -> list[str]:
-        """The parameters, the largest first, where more is known of them than their names."""
-        known = {n: e for n, e in self.relative_error.items() if e is not None}
-        if not known and not self.choices:
-            return []
-        names = sorted(self.elements or known, key=lambda n: (-self.elements.get(n, 0), n))
-        width = max(map(len, [*names[:SHOWN], "parameter"]))
-        head = f"  {'parameter':<{width}}  {'elements':>12}  {'bytes':>11}  {'setting':>8}  {'error':>6}"
-        lines = [head]
-        for n in names[:SHOWN]:
-            sent, chosen, error = self.parameter_bytes.get(n), self.choices.get(n), known.get(n)
-            cells = (
-                f"{self.elements[n]:,}" if n in self.elements else "-",
-                "-" if sent is None else f"{sent:,}",
-                "-" if chosen is None else f"{chosen:.4g}",
-                "-" if error is None else f"{error:.4f}",
-            )
-            lines.append(f"  {n:<{width}}  {cells[0]:>12}  {cells[1]:>11}  {cells[2]:>8}  {cells[3]:>6}")
-        rest = names[SHOWN:]
-        if rest:
-            numel, sent = sum(self.elements.get(n, 0) for n in rest), sum(self.parameter_bytes.get(n, 0) for n in rest)
-            lines.append(f"  {f'and {len(rest)} more':<{width}}  {numel:>12,}  {sent:>11,}")
-        return lines
+    def table(self) -> Any:
+        """All parameters as a rich table, the largest first. Needs ``compcomm[bench]``."""
+        from ..report.tables import table
+
+        return table(self.reducer, self._head(), [self._row(n) for n in self._names()])
+
+    def _names(self) -> list[str]:
+        return sorted(self.elements or self.relative_error, key=lambda n: (-self.elements.get(n, 0), n))
+
+    def _head(self) -> tuple[str, ...]:
+        return "parameter", "elements", "bytes", self.knob or "setting", "error"
+
+    def _row(self, name: str) -> tuple[str, ...]:
+        numel, sent = self.elements.get(name), self.parameter_bytes.get(name)
+        chosen, error = self.choices.get(name), self.relative_error.get(name)
+        return (
+            name,
+            "-" if numel is None else f"{numel:,}",
+            "-" if sent is None else f"{sent:,}",
+            "-" if chosen is None else f"{chosen:.4g}",
+            "-" if error is None else f"{error:.4f}",
+        )
+
+    def _plain(self) -> list[str]:
+        """The largest parameters, and the rest in one line."""
+        names = self._names()
+        rows = [self._head(), *map(self._row, names[:SHOWN])]
+        if rest := names[SHOWN:]:
+            numel, sent = (sum(of.get(n, 0) for n in rest) for of in (self.elements, self.parameter_bytes))
+            rows.append((f"and {len(rest)} more", f"{numel:,}", f"{sent:,}", "", ""))
+        width = max(len(name) for name, *_ in rows)
+        return [f"  {n:<{width}}  {a:>12}  {b:>11}  {c:>8}  {d:>6}".rstrip() for n, a, b, c, d in rows]
 
 
-def parameter_bytes(reducer: Reducer, shapes: Mapping[str, tuple[int, ...]], world: int) -> dict[str, int]:
+def dense_bytes(elements: int, world: int) -> int:
+    """What a rank sends in an all-reduce of so many fp32 numbers."""
+    return 2 * (4 * elements * (world - 1) // world)
+
+
+def noun(reducer: Reducer) -> str:
+    """What its controllers choose: "density", "bits" or "rank"; "" where there are none, or they differ."""
+    found = {knob.NOUNS.get(knob.field(controller), "") for controller, _ in reducer.controllers(())}
+    return found.pop() if len(found) == 1 else ""
+
+
+@lru_cache(maxsize=8)
+def parameter_bytes(reducer: Reducer, shapes: tuple[tuple[str, tuple[int, ...]], ...], world: int) -> Mapping[str, int]:
     """What each parameter would send alone; without those that cannot be asked alone."""
     found: dict[str, int] = {}
-    for name, shape in shapes.items():
+    for name, shape in shapes:
         with suppress(ValueError):
             found[name] = cost(reducer, Layout.of([(name, shape)]), world).sent
     return found

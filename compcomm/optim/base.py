@@ -198,10 +198,20 @@ class CompressedOptimizer(torch.optim.Optimizer):
     def report(self) -> Report:
         """What the present phase sent and cost, per step: see ``Attachment.report``."""
         self._open("report")
-        found = self._at_work
+        found = self.attachment
         if found is None:
             return Report(repr(self.reducer), self.world, self.steps, 0.0, 0.0, 0.0, 0.0, 0.0, 0, {})
         return found.report()
+
+    @property
+    def attachment(self) -> Attachment | None:
+        """What averages in the present phase; None: there is one rank, which sends nothing."""
+        dense = self._hook.attachment if self._hook is not None else None
+        dense = self.dense.attachment if self.dense is not None else dense
+        found = dense if not self.compressed and dense is not None else None
+        if found is None and self.exchange is not None:
+            found = self.exchange.attachment
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's state, exact: moments, groups, and what this rank failed to send (under "compcomm"). Save every
@@ -247,16 +257,6 @@ class CompressedOptimizer(torch.optim.Optimizer):
         """The plan of the flat vectors."""
         assert self._flat is not None
         return self._flat
-
-    @property
-    def _at_work(self) -> Attachment | None:
-        """What averages in this phase; None: there is one rank, which sends nothing."""
-        dense = self._hook.attachment if self._hook is not None else None
-        dense = self.dense.attachment if self.dense is not None else dense
-        found = dense if not self.compressed and dense is not None else None
-        if found is None and self.exchange is not None:
-            found = self.exchange.attachment
-        return found
 
     @property
     def averaged(self) -> int:
