@@ -36,18 +36,21 @@ def gains(rows: Sequence[Mapping[str, Any]], curve: Sequence[Mapping[str, Any]],
 
 
 def training(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> None:
-    """Left: loss over bytes. Right: one run's choices over time."""
+    """Loss over bytes, densities left and bits and ranks in the middle; right: one run's choices over time."""
     pyplot = _pyplot()
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(15, 6), layout="constrained", width_ratios=(3, 2))
-    for i, row in enumerate(rows):
-        points = row["curve"][1:]
-        style = {"color": COLOURS[i % len(COLOURS)], "linestyle": "-" if i < len(COLOURS) else "--"}
-        left.plot([p[1] * 1e-6 for p in points], [p[2] for p in points], label=row["name"], linewidth=1.7, **style)
-    left.set_xscale("log")
-    left.set_xlabel("megabytes sent per worker")
+    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(19, 6), layout="constrained")
+    dense = [row for row in rows if row["name"].startswith(("top-k", "Accordion", "L-GreCo"))]
+    others = [row for row in rows if row not in dense]
+    for axes, shown in ((left, dense), (middle, others)):
+        for i, row in enumerate(shown):
+            points = row["curve"][1:]
+            style = {"color": COLOURS[i % len(COLOURS)], "linestyle": "-" if i < len(COLOURS) else "--"}
+            axes.plot([p[1] * 1e-6 for p in points], [p[2] for p in points], label=row["name"], linewidth=1.7, **style)
+        axes.set_xscale("log")
+        axes.set_xlabel("megabytes sent per worker")
+        axes.set_ylim(*_limits(rows))
+        axes.legend(frameon=False, fontsize=8)
     left.set_ylabel("validation loss")
-    left.set_ylim(top=min(max(p[2] for p in row["curve"][1:]) for row in rows) * 1.6)
-    left.legend(frameon=False, fontsize=7.5)
     chosen = next(row for row in rows if row["name"] == "top-k, L-GreCo")["choices"]
     names = list(chosen[0][1])
     grid = np.array([[values[n] for _, values in chosen] for n in names])
@@ -57,7 +60,13 @@ def training(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str) ->
     right.set_xlabel("step")
     right.set_title("densities that L-GreCo chose (log10)", fontsize=10)
     figure.colorbar(image, ax=right)
-    _finish(pyplot, figure, (left,), path, title)
+    _finish(pyplot, figure, (left, middle), path, title)
+
+
+def _limits(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """From the lowest end to what the first validation of all runs shows, with room."""
+    first, last = max(row["curve"][1][2] for row in rows), min(row["loss"] for row in rows)
+    return last - 0.05 * (first - last), first + 0.05 * (first - last)
 
 
 def _pyplot() -> Any:

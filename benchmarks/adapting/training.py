@@ -13,23 +13,30 @@ import torch
 from torch.nn import functional
 
 import compcomm as cc
+from compcomm.adaptive import telemetry
+from compcomm.adaptive.knob import setting
+from compcomm.report.metrics import settled
 
 Row = dict[str, Any]
 POINTS = 20
 
 
 def methods(task: str, every: int) -> dict[str, str]:
-    """What is compared, by name: reducers as text. The first is what the others are measured against."""
+    """What is compared, by name: reducers as text. "Same bytes": as the uniform setting, with the least error."""
     one = "TopK(ratio=0.02)" if task == "charlm" else "TopK(ratio=0.01, dense_below=1)"
     tenth, small = one.replace("0.02", "0.1").replace("0.01", "0.1"), ", dense_below=1" if task == "digits" else ""
     bits = f"QSGD(bits=4, rounding='nearest'{small})"
     high = one.partition("=")[2].partition(",")[0].partition(")")[0]
     accordion = f"Accordion(ErrorFeedback({tenth}), high={high}, every={every})"
+    layout = cc.Layout.of((n, p.shape) for n, p in tasks.load(task).model(0).named_parameters())
+    budget = {text: f"budget={coded(text, layout)}, every={every}" for text in (one, bits, "PowerSGD(4)")}
     return {
         "no compression": "Exact()",
         "top-k, uniform": f"ErrorFeedback({one})",
         "top-k, L-GreCo": f"LGreCo(ErrorFeedback({one}), every={every})",
         "top-k, L-GreCo inside": f"ErrorFeedback(LGreCo({one}, every={every}))",
+        "top-k, L-GreCo, same bytes": f"LGreCo(ErrorFeedback({one}), {budget[one]})",
+        "top-k, L-GreCo inside, same bytes": f"ErrorFeedback(LGreCo({one}, {budget[one]}))",
         "top-k, global": f"GlobalTopK(ErrorFeedback({one}), every={every})",
         "top-k, LEGACY": f"Legacy(ErrorFeedback({one}), large={float(high) / 2}, threshold=20000, early=2, "
         f"steps={2 * every})",
@@ -37,9 +44,18 @@ def methods(task: str, every: int) -> dict[str, str]:
         "L-GreCo on Accordion": f"LGreCo({accordion}, every={every})",
         "4 bits, uniform": f"ErrorFeedback({bits})",
         "4 bits, L-GreCo": f"LGreCo(ErrorFeedback({bits}), every={every})",
+        "4 bits, L-GreCo, same bytes": f"LGreCo(ErrorFeedback({bits}), {budget[bits]})",
         "PowerSGD 4, uniform": "PowerSGD(4)",
         "PowerSGD 4, L-GreCo": f"LGreCo(PowerSGD(4), every={every})",
+        "PowerSGD 4, L-GreCo, same bytes": f"LGreCo(PowerSGD(4), {budget['PowerSGD(4)']})",
     }
+
+
+def coded(text: str, layout: cc.Layout) -> int:
+    """Bytes of the coded parameters in a payload."""
+    part = cc.parse(text)
+    layers = telemetry.layers(s for s in layout.segments if not part.exact(s))
+    return int(telemetry.sizes(part, layers, (setting("training", part),)).sum())
 
 
 def run(task: str, steps: int, every: int, world: int, seeds: int, workers: int = 2) -> list[Row]:
@@ -59,6 +75,7 @@ def run(task: str, steps: int, every: int, world: int, seeds: int, workers: int 
                 "reducer": text,
                 "loss": mean(losses),
                 "loss_std": stdev(losses) if seeds > 1 else None,
+                "losses": losses,
                 "bytes_per_step": mean(r["bytes_per_step"] for r in runs),
                 "ratio": mean(r["ratio"] for r in runs),
                 "curve": [
@@ -69,7 +86,27 @@ def run(task: str, steps: int, every: int, world: int, seeds: int, workers: int 
                 "seeds": seeds,
             }
         )
+    for row in rows:
+        row |= reached(row, next(r for r in rows if r["name"] == yardstick(row["name"])))
     return rows
+
+
+def yardstick(name: str) -> str:
+    """Whose end loss is to be reached.
+
+    >>> yardstick("top-k, L-GreCo"), yardstick("L-GreCo on Accordion"), yardstick("no compression")
+    ('top-k, uniform', 'Accordion', 'no compression')
+    """
+    if "Accordion" in name:
+        return "Accordion"
+    return f"{name.partition(',')[0]}, uniform" if "," in name else name
+
+
+def reached(row: Row, first: Row) -> Row:
+    """With how many bytes a run comes to the loss that the yardstick ends with, and stays there."""
+    spent = settled([p[1] for p in row["curve"]], [p[2] for p in row["curve"]], first["loss"])
+    fewer = first["curve"][-1][1] / spent if spent else None
+    return {"yardstick": first["name"], "bytes_to_yardstick": spent, "fewer_to_yardstick": fewer}
 
 
 def _train(task: str, steps: int, world: int, job: tuple[str, str, int]) -> Row:
