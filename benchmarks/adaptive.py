@@ -90,6 +90,7 @@ def arguments() -> argparse.Namespace:
     for timed in (cost, auto):
         timed.add_argument("--steps", type=int, default=400)
         timed.add_argument("--model", default="charlm", choices=["charlm", "resnet50"])
+    cost.add_argument("--every", type=int, default=200, help="steps between decisions, and of a period")
     for each in (gains, rivals, phases, train, cost, auto, experiments.choices["allocation"]):
         each.add_argument("--json", help="file for the rows")
     for each in (gains, train):

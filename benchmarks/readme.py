@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from adapting import results as adapting
 from cells import size, table, times
 from momentum import results
 
@@ -30,6 +31,7 @@ def section() -> str:
         volume(),
         convergence(),
         optimizers(),
+        adaptive(),
         memory(),
         kernels(),
         overhead(),
@@ -249,6 +251,11 @@ def digits() -> str:
 def optimizers() -> str:
     """What `benchmarks/optimizers.py` has measured."""
     return results.section(RESULTS)
+
+
+def adaptive() -> str:
+    """What `benchmarks/adaptive.py` has measured."""
+    return adapting.section(RESULTS)
 
 
 def memory() -> str:

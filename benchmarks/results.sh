@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Measures everything that the README quotes, one after the other, on a machine that does nothing else (an hour and a
-# half):
+# Measures everything that the README quotes, one after the other, on a machine that does nothing else (two hours):
 #   bash benchmarks/results.sh
 # May be run again: each step overwrites its file in benchmarks/results, and only when it has come to its end. The first
 # step that fails ends the script, with the step's name.
@@ -52,6 +51,21 @@ done
 exchange 2 1gbit
 exchange 2 100mbit --repeats 5
 exchange 4 1gbit --repeats 9
+for name in gains rivals phases allocation; do
+    more=()
+    [ $name != gains ] || more=(--plot "$results/adaptive-gains.png")
+    measure "adaptive-$name" $python benchmarks/adaptive.py $name "${more[@]}"
+done
+measure adaptive-train-digits $python benchmarks/adaptive.py train --task digits --world 4 \
+    --plot "$results/adaptive-train-digits.png"
+measure adaptive-train-charlm $python benchmarks/adaptive.py train --task charlm \
+    --plot "$results/adaptive-train-charlm.png"
+for name in cost auto; do
+    for model in charlm resnet50; do
+        measure "adaptive-$name-$model" $python -m torch.distributed.run --standalone --nproc-per-node 2 \
+            benchmarks/adaptive.py $name --model $model
+    done
+done
 optimizers convergence-digits 4 1gbit convergence --task digits --steps 640 --local-steps 8 \
     --plot "$results/optimizers-convergence-digits.png"
 optimizers convergence-charlm 4 1gbit convergence --task charlm --steps 320 --local-steps 8 \

@@ -11,6 +11,7 @@ from cells import size, spread, table, times
 Row = dict[str, Any]
 MODELS = {"digits": "digits' MLP", "transformer": "character transformer", "resnet50": "ResNet-50", "gpt2": "GPT-2"}
 TASKS = {"digits": "Digits", "charlm": "A character transformer"}
+SHAPES = {"charlm": "character transformer", "resnet50": "ResNet-50's shapes"}
 
 
 def section(folder: Path) -> str:
@@ -21,6 +22,7 @@ def section(folder: Path) -> str:
         *(training(read(folder, f"train-{task}"), what) for task, what in TASKS.items()),
         cost([read(folder, f"cost-{model}") for model in ("charlm", "resnet50")], read(folder, "phases")),
         allocation(read(folder, "allocation")),
+        auto([json.loads(path.read_text()) for path in sorted(folder.glob("adaptive-auto*.json"))]),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -80,15 +82,23 @@ def training(found: Row | None, what: str) -> str:
     if found is None:
         return ""
     rows = [
-        (f"{r['name']}: `{r['reducer']}`", spread(r, "loss"), size(r["bytes_per_step"]), times(r["ratio"]))
+        (
+            f"{r['name']}: `{r['reducer']}`",
+            spread(r, "loss"),
+            size(r["bytes_per_step"]),
+            times(r["ratio"]),
+            times(r["fewer_to_yardstick"]),
+        )
         for r in found["rows"]
     ]
     return (
         f"**{what} under settings that change,** {found['world_size']} simulated workers, {found['steps']} steps, a "
-        f"decision every {found['every']}, {found['rows'][0]['seeds']} seeds; bytes include controllers' messages "
-        f"(`python benchmarks/adaptive.py train --task {found['task']} --steps {found['steps']} --every "
-        f"{found['every']} --world {found['world_size']}`).\n\n"
-        f"{table(['method', 'validation loss', 'bytes per step', 'fewer'], rows)}\n\n"
+        f"decision every {found['every']}, {found['rows'][0]['seeds']} seeds. Bytes are those of the whole run, and up "
+        f"to the first decision the uniform setting's. Same bytes: the budget is the uniform setting's bytes, and the "
+        f"error is made least. To the same loss: how many times fewer bytes until the mean loss stays where the "
+        f"uniform run (for L-GreCo on Accordion, Accordion) ends; -: it does not (`python benchmarks/adaptive.py train "
+        f"--task {found['task']} --steps {found['steps']} --every {found['every']} --world {found['world_size']}`).\n\n"
+        f"{table(['method', 'validation loss', 'bytes per step', 'fewer', 'to the same loss'], rows)}\n\n"
         f"![loss against bytes](benchmarks/results/adaptive-train-{found['task']}.png)"
     )
 
@@ -99,7 +109,7 @@ def cost(found: list[Row | None], phases: Row | None) -> str:
     if there:
         rows = [
             (
-                {"charlm": "character transformer"}.get(f["model"], "ResNet-50's shapes"),
+                SHAPES[f["model"]],
                 f"{r['seconds_without'] * 1e3:.2f}",
                 f"{r['seconds_with'] * 1e3:.2f}",
                 f"{r['share_of_a_step']:+.1%}",
@@ -145,4 +155,25 @@ def allocation(found: Row | None) -> str:
         f"**Choosing** for {r['layers']} layers of {r['candidates']} settings in {r['buckets']:,} buckets takes "
         f"{r['allocate_ms']:.1f} ms within an error and {r['allocate_bytes_ms']:.1f} ms within bytes "
         f"(`python benchmarks/adaptive.py allocation`)."
+    )
+
+
+def auto(found: list[Row]) -> str:
+    if not found:
+        return ""
+    rows = [
+        (
+            f"{SHAPES[f['model']]}, {f['link']}",
+            f"`{r['picked']}`" if r["picked"] else "no hook",
+            f"{r['seconds_no_hook'] * 1e3:.1f}",
+            f"{r['seconds_auto'] * 1e3:.1f}",
+            f"{r['ratio']:.3f}",
+        )
+        for f in found
+        for r in f["rows"]
+    ]
+    return (
+        f"**`Auto()`** after its pick, and DDP without a hook, step by step in turns, "
+        f"{found[0]['rows'][0]['world_size']} ranks (`benchmarks/adaptive.py auto`).\n\n"
+        f"{table(['model, link', 'picked', 'ms without a hook', 'ms under Auto', 'ratio'], rows)}"
     )

@@ -59,8 +59,8 @@ def main(options: argparse.Namespace) -> None:
 
 
 def cost(here: Ranks, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Whole periods of 200 steps, without and with telemetry in turns; the mean step of a period counts."""
-    every = 200
+    """Whole periods, without and with telemetry in turns; the mean step of a period counts."""
+    every = options.every
     plain, _ = contestant(options.model, cc.parse(PLAIN), here.rank)
     pinned = cc.ErrorFeedback(Pinned(cc.TopK(ratio=0.01), every=every))
     measured, attachment = contestant(options.model, pinned, here.rank)

@@ -150,7 +150,11 @@ def test_results_keep_what_they_had_when_a_step_fails(checkout: Path) -> None:
         f"optimizers-{name}.json"
         for name in throughputs | {"convergence-digits", "convergence-charlm", "arithmetic", "model"}
     }
-    assert {file.name for file in results.iterdir()} == exchanges | experiments | optimizers | {
+    adaptive = {f"adaptive-{name}.json" for name in ("gains", "rivals", "phases", "allocation")} | {
+        f"adaptive-{name}.json"
+        for name in ("train-digits", "train-charlm", "cost-charlm", "cost-resnet50", "auto-charlm", "auto-resnet50")
+    }
+    assert {file.name for file in results.iterdir()} == exchanges | experiments | optimizers | adaptive | {
         "compressors.json", "compressors.png", "kernels.json", "memory.json", "overhead.json", "quickstart.json",
         "quickstart.png",
     }  # fmt: skip
