@@ -11,8 +11,9 @@ import numpy as np
 from ..bucket import Layout
 from ..compressor import Compressor
 from ..reducer import Reducer
-from .controller import Controller, number
+from .controller import Controller
 from .knob import setting
+from .settings import number
 from .telemetry import Telemetry
 
 

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from math import isfinite
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -14,16 +13,15 @@ import torch
 
 from ..bucket import Bucket, Layout, Segment
 from ..collectives import AllReduce, Broadcast
-from ..compressor import Compressor
 from ..feedback import memory
 from ..reducer import Context, Flow, Reducer, Review
 from ..reducers.around import Around
-from ..reducers.powersgd import PowerSGD
 from ..store import Merge, Slot, State, Store
 from ..wire import PeerError
 from . import telemetry
 from .assigned import assigned, check_assignable
-from .knob import owner, refuse_inner, setting, tuned, with_owner
+from .knob import refuse_inner, setting, tuned
+from .settings import grid, nearest, numbers, roomy
 from .telemetry import Background, Layer, Table, Telemetry
 
 LAG = 5
@@ -121,7 +119,7 @@ class Controller(Around, ABC, abstract=True):
     @property
     def settings(self) -> tuple[float, ...]:
         """All that a parameter may get, ascending."""
-        own = _grid(self.reducer) if self.candidates is None else (*self.candidates, setting("", self.reducer))
+        own = grid(self.reducer) if self.candidates is None else (*self.candidates, setting("", self.reducer))
         inside = self.reducer.settings if isinstance(self.reducer, Controller) else ()
         return tuple(sorted({*own, *inside}))
 
@@ -329,83 +327,6 @@ class Controller(Around, ABC, abstract=True):
             if s.numel and not self.exact(s):
                 found[s.name] = float(store.get(self._slot("choice"), s)) or inner.get(s.name, base)
         return found
-
-
-def number(call: str, part: Any, name: str, value: Any) -> float:
-    """One candidate, given as a number or as a description.
-
-    Raises:
-        ValueError: it is neither, of another method than ``part``, or ``part`` has no such form.
-    """
-    if isinstance(value, list | tuple | range):
-        raise ValueError(f"{call}({name}={value!r}): one setting, such as {name}={setting(call, part)!r}.")
-    return numbers(call, part, value, name)[0]
-
-
-def numbers(call: str, part: Any, candidates: Any, name: str = "candidates") -> tuple[float, ...]:
-    """Candidates, given as numbers or as descriptions, as settings of ``part``: ascending and each once.
-
-    Raises:
-        ValueError: there are none, they are of another method than ``part``, or it has no such form.
-    """
-    given = tuple(candidates) if isinstance(candidates, list | tuple | range) else (candidates,)
-    if not given:
-        raise ValueError(f"{call}({name}={candidates!r}): there is nothing to choose from. Give two or more.")
-    found: set[float] = set()
-    for one in given:
-        value = one
-        if isinstance(one, Compressor | Reducer):
-            mine, base = owner(part), setting(call, part)
-            same = owner(one) is one and type(one) is type(mine) and tuned(one, base) == mine
-            if not same:
-                raise ValueError(
-                    f"{call}({name}=...): {one!r} is of another family than {mine!r}: candidates differ in the "
-                    f"density, the bits or the rank alone. Give the numbers, such as candidates=(0.001, 0.01, 0.1)."
-                )
-            value = setting(call, one)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-            raise ValueError(f"{call}({name}={candidates!r}): {one!r} is no density, number of bits or rank.")
-        try:
-            tuned(part, value)
-        except ValueError as error:
-            raise ValueError(f"{call}({name}={candidates!r}): {value!r} does not serve: {error}") from None
-        found.add(value)
-    return tuple(sorted(found))
-
-
-def nearest(settings: Sequence[float], value: float) -> int:
-    """The position of the setting that comes nearest."""
-    return min(range(len(settings)), key=lambda i: (abs(settings[i] - value), i))
-
-
-@lru_cache(maxsize=256)
-def _grid(part: Any) -> tuple[float, ...]:
-    """The default candidates: densities of 1/16 to 16 times the one given, 2 to 8 bits, half to twice the rank."""
-    base = setting("", part)
-    mine = owner(part)
-    if mine.knob == "ratio":
-        wanted: list[float] = [base * 2.0**k for k in range(-4, 5)]
-    elif mine.knob == "bits":
-        wanted = [*range(2, 9), base]
-    else:
-        low, high = max(1, int(base) // 2), 2 * int(base)
-        step = max(1, -(-(high - low) // 15))
-        wanted = [*range(low, high + 1, step), base]
-    found: set[float] = set()
-    for value in wanted:
-        try:
-            tuned(part, value)
-            found.add(value)
-        except ValueError:
-            continue
-    return tuple(sorted(found))
-
-
-@lru_cache(maxsize=256)
-def roomy(part: Any, settings: tuple[float, ...]) -> Any:
-    """``part`` with memory for every setting, and exact where it is exact at its own."""
-    mine = owner(part)
-    return with_owner(part, replace(mine, most=int(max(settings)))) if isinstance(mine, PowerSGD) else part
 
 
 @lru_cache(maxsize=4096)

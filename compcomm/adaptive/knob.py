@@ -80,6 +80,10 @@ def refuse_inner(call: str, part: Any) -> None:
     """Raises ValueError where ``part`` has a wrapper inside that turns the knob too, or takes no notice of it."""
     inner = part
     while isinstance(inner, Reducer) and not isinstance(inner, Around):
+        if getattr(inner, "warmup", 0):
+            raise ValueError(
+                f"{call}: {inner!r} warms up, so there would be two schedules of one density. Use warmup=0."
+            )
         inner = getattr(inner, "reducer", None)
     if isinstance(inner, Around):
         raise ValueError(

@@ -14,8 +14,8 @@ from ..reducer import Context, Flow, Reducer, source
 from ..reducers.around import Around
 from ..store import Slot, State
 from .assigned import assigned, check_assignable
-from .controller import number, roomy
 from .knob import field, refuse_inner, setting, tuned
+from .settings import number, roomy
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,8 +50,6 @@ class Legacy(Around):
         setting("Legacy", self.reducer)
         check_assignable("Legacy", self.reducer)
         refuse_inner("Legacy", self.reducer)
-        if getattr(self.reducer, "warmup", 0):
-            raise ValueError(f"Legacy({self.reducer!r}): two schedules of one density. Use warmup=0 inside.")
         object.__setattr__(self, "large", number("Legacy", self.reducer, "large", self.large))
         for name, least in (("threshold", 1), ("steps", 0)):
             value = getattr(self, name)

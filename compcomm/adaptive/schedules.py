@@ -20,8 +20,8 @@ from ..reducer import Context, Flow, Reducer
 from ..reducers.around import Around
 from ..reducers.powersgd import PowerSGD
 from ..store import Slot, State
-from .controller import roomy
 from .knob import field, owner, refuse_inner, setting, tuned, with_owner
+from .settings import roomy
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,8 +38,6 @@ class Schedule(Around, ABC, abstract=True):
         _count(call, "epoch", self.epoch)
         setting(call, self.reducer)
         refuse_inner(call, self.reducer)
-        if getattr(self.reducer, "warmup", 0):
-            raise ValueError(f"{call}({self.reducer!r}): two schedules of one density. Use warmup=0 inside.")
         for value in self.settings:
             try:
                 tuned(self.reducer, value)

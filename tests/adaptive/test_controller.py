@@ -11,8 +11,9 @@ import torch
 
 import compcomm as cc
 from compcomm.adaptive import telemetry
-from compcomm.adaptive.controller import Controller, numbers
+from compcomm.adaptive.controller import Controller
 from compcomm.adaptive.knob import tuned
+from compcomm.adaptive.settings import numbers
 from compcomm.adaptive.telemetry import Telemetry
 from compcomm.hooks.poison import rehearse
 from compcomm.reducer import Context, Reducer
