@@ -6,7 +6,7 @@ timed one by one, since a step's pipeline hides some of them behind the wire and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
@@ -14,10 +14,10 @@ from time import perf_counter
 import torch
 
 from ..bucket import Bucket, Layout
-from ..collectives import AllReduce, Collective, Commit
+from ..collectives import AllReduce, AllReduceMax, Commit
 from ..reducer import Arena, Context, Flow, Reducer, flow
 from ..store import State, Store
-from ..transports.process_group import ProcessGroup
+from ..transports.process_group import Pending, ProcessGroup
 from ..transports.simulate import perform
 from .cost import collectives
 from .sample import sample
@@ -84,10 +84,13 @@ def calibrate(
 ) -> Kernels:
     """Runs a settled reducer on a sample of the model's parameters and times its stages.
 
-    With ``transport`` through that group, whose world it is, all ranks at the same time: hosts that share cores then
-    slow each other as they will in training. Collective: every rank calls it, between two steps, and all get the same
-    numbers, the mean over the ranks of each rank's median. Else on simulated ranks in this process: up to 8, and where
-    what a stage reads grows with W, at 4 and at 8.
+    With ``transport`` through that group, whose world it is: two buckets side by side as the hook's schedule has them,
+    so that one is coded while the other is on the wire, and on all ranks at the same time: hosts that share cores, and
+    kernels that share them with the network, slow each other as they will in training. A stage counts with the slowest
+    rank's time, since the next collective waits for it. Collective: every rank calls it, between two steps, and all get
+    the same numbers. Takes about as long as three to eight exchanges of one bucket.
+
+    Else on simulated ranks in this process: up to 8, and where what a stage reads grows with W, at 4 and at 8.
 
     None, DDP without a hook, has no kernels.
     """
@@ -110,21 +113,55 @@ def _grows(reducer: Reducer, layout: Layout, world: int) -> list[bool]:
 
 def _simulated(reducer: Reducer, layout: Layout, world: int) -> Stages:
     """The mean over ``world`` ranks of one process, which take turns."""
-    bench = [_Rank(reducer, layout, rank, world, seed=rank) for rank in range(world)]
-    return _stages(reducer, layout, world, _rounds(bench, perform))
+    bench = [_Rank(reducer, layout, rank, world) for rank in range(world)]
+    return _stages(reducer, layout, world, _rounds(bench))
 
 
 def _real(reducer: Reducer, whole: Layout, transport: ProcessGroup) -> Stages:
-    layout = sample(reducer, whole, transport.world, SAMPLE)
-    bench = [_Rank(reducer, layout, transport.rank, transport.world, seed=transport.rank)]
+    """Both buckets together are as large as the sample of one process."""
+    layout = sample(reducer, whole, transport.world, SAMPLE // 2)
+    pair = [_Rank(reducer, layout, transport.rank, transport.world, bucket=b) for b in range(2)]
+    _side_by_side(pair, transport)  # memory is touched
+    since = perf_counter()
+    _side_by_side(pair, transport)
+    took = torch.tensor([perf_counter() - since], dtype=torch.float64)
+    transport.start(AllReduceMax(took)).wait()
+    rounds = max(2, min(7, int(2 * _BUDGET / max(1e-3, float(took)))))
+    found = torch.tensor([_side_by_side(pair, transport) for _ in range(rounds)], dtype=torch.float64)
+    transport.start(AllReduceMax(found.view(-1))).wait()
+    return _stages(reducer, layout, transport.world, found.mean(1).median(0).values.tolist())
 
-    def run(ops: Sequence[Collective]) -> None:
-        transport.start(ops[0]).wait()
 
-    found = _rounds(bench, run, fixed=5)
-    total = torch.tensor(found, dtype=torch.float64)
-    transport.start(AllReduce(total)).wait()
-    return _stages(reducer, layout, transport.world, (total / transport.world).tolist())
+@torch.no_grad()
+def _side_by_side(pair: Sequence[_Rank], transport: ProcessGroup) -> list[list[float]]:
+    """Seconds of every stage of both buckets."""
+    flows = [rank.begin() for rank in pair]
+    seconds: list[list[float]] = [[] for _ in pair]
+    pending: list[Pending | None] = [None for _ in pair]
+    transport.start(AllReduce(torch.zeros(1))).wait()  # all ranks are here
+    while True:
+        landed = 0
+        for b, one in enumerate(flows):
+            held = pending[b]
+            if held is not None:
+                held.wait()
+            since = perf_counter()
+            op = one.send(False) if seconds[b] else next(one)
+            seconds[b].append(perf_counter() - since)
+            if isinstance(op, Commit):
+                landed += 1
+            else:
+                pending[b] = transport.start(op)
+        if landed:
+            break
+    _commit(flows)
+    return seconds
+
+
+def _commit(flows: Sequence[Flow]) -> None:
+    for one in flows:
+        for _ in one:  # answers the Commit: the step was good
+            raise RuntimeError("a flow yielded after its Commit")
 
 
 def _stages(reducer: Reducer, layout: Layout, world: int, seconds: Sequence[float]) -> Stages:
@@ -135,48 +172,45 @@ def _stages(reducer: Reducer, layout: Layout, world: int, seconds: Sequence[floa
 class _Rank:
     """One rank's memory and gradients."""
 
-    def __init__(self, reducer: Reducer, layout: Layout, rank: int, world: int, seed: int) -> None:
-        self.reducer, self.layout, self.rank, self.world = reducer, layout, rank, world
+    def __init__(self, reducer: Reducer, layout: Layout, rank: int, world: int, bucket: int = 0) -> None:
+        self.reducer, self.layout, self.rank, self.world, self.bucket = reducer, layout, rank, world, bucket
         self.store, self.arena, self.step = Store(reducer, rank, world), Arena(), _FAR
         self.store.declare(layout)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(2 * rank + bucket)
         self.gradients = [torch.randn(layout.numel, generator=generator) for _ in range(2)]
         self.flat = torch.empty(layout.numel)
 
     def begin(self) -> Flow:
         self.step += 1
         torch.add(self.gradients[0], self.gradients[1], alpha=float(self.step % 7), out=self.flat)
-        ctx = Context(self.rank, self.world, self.step, arena=self.arena, watch=self.reducer.stateful)
+        ctx = Context(
+            self.rank, self.world, self.step, self.bucket, arena=self.arena, watch=self.reducer.stateful
+        )  # fmt: skip
         return flow(self.reducer, Bucket(self.flat, self.layout), State(self.store, self.layout), ctx)
 
 
 @torch.no_grad()
-def _rounds(bench: Sequence[_Rank], run: Callable[[Sequence[Collective]], None], fixed: int = 0) -> list[float]:
-    """The median seconds per stage and rank. ``fixed``: so many steps, where ranks must agree; else as time allows."""
+def _rounds(bench: Sequence[_Rank]) -> list[float]:
+    """The median seconds per stage and rank of three steps or more, as time allows."""
     found: list[list[float]] = []
     begin = perf_counter()
-    for number in range(2 + (fixed or 7)):
-        flows = [rank.begin() for rank in bench]
-        seconds = _once(flows, run)
+    for number in range(9):
+        seconds = _once([rank.begin() for rank in bench])
         if number >= 2:  # memory is touched, and hints are warm
             found.append(seconds)
-        if not fixed and len(found) >= 3 and perf_counter() - begin > _BUDGET:
+        if len(found) >= 3 and perf_counter() - begin > _BUDGET:
             break
     return [median(stage) for stage in zip(*found, strict=True)]
 
 
-def _once(flows: Sequence[Flow], run: Callable[[Sequence[Collective]], None]) -> list[float]:
+def _once(flows: Sequence[Flow]) -> list[float]:
     seconds: list[float] = []
-    first = True
     while True:
         since = perf_counter()
-        ops = [next(f) if first else f.send(False) for f in flows]
+        ops = [f.send(False) if seconds else next(f) for f in flows]
         seconds.append((perf_counter() - since) / len(flows))
-        first = False
         if isinstance(ops[0], Commit):
             break
-        run(ops)
-    for f in flows:
-        for _ in f:
-            raise RuntimeError("a flow yielded after its Commit")
+        perform(ops)
+    _commit(flows)
     return seconds
