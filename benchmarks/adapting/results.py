@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from cells import size, spread, table, times
@@ -85,20 +86,23 @@ def training(found: Row | None, what: str) -> str:
         (
             f"{r['name']}: `{r['reducer']}`",
             spread(r, "loss"),
+            f"{mean(p[2] for p in r['curve'][1:]):.4f}",
             size(r["bytes_per_step"]),
             times(r["ratio"]),
             times(r["fewer_to_yardstick"]),
         )
         for r in found["rows"]
     ]
+    columns = ["method", "validation loss", "mean over the run", "bytes per step", "fewer", "to the same loss"]
     return (
         f"**{what} under settings that change,** {found['world_size']} simulated workers, {found['steps']} steps, a "
         f"decision every {found['every']}, {found['rows'][0]['seeds']} seeds. Bytes are those of the whole run, and up "
         f"to the first decision the uniform setting's. Same bytes: the budget is the uniform setting's bytes, and the "
-        f"error is made least. To the same loss: how many times fewer bytes until the mean loss stays where the "
-        f"uniform run (for L-GreCo on Accordion, Accordion) ends; -: it does not (`python benchmarks/adaptive.py train "
-        f"--task {found['task']} --steps {found['steps']} --every {found['every']} --world {found['world_size']}`).\n\n"
-        f"{table(['method', 'validation loss', 'bytes per step', 'fewer', 'to the same loss'], rows)}\n\n"
+        f"error is made least. To the same loss: how many times fewer bytes than the whole uniform run (for L-GreCo on "
+        f"Accordion, Accordion) until the mean loss stays where that ends, within one standard deviation of its runs; "
+        f"-: it does not (`python benchmarks/adaptive.py train --task {found['task']} --steps {found['steps']} --every "
+        f"{found['every']} --world {found['world_size']}`).\n\n"
+        f"{table(columns, rows)}\n\n"
         f"![loss against bytes](benchmarks/results/adaptive-train-{found['task']}.png)"
     )
 

@@ -92,7 +92,7 @@ def run(task: str, steps: int, every: int, world: int, seeds: int, workers: int 
 
 
 def yardstick(name: str) -> str:
-    """Whose end loss is to be reached.
+    """Whose end is to be reached.
 
     >>> yardstick("top-k, L-GreCo"), yardstick("L-GreCo on Accordion"), yardstick("no compression")
     ('top-k, uniform', 'Accordion', 'no compression')
@@ -103,8 +103,9 @@ def yardstick(name: str) -> str:
 
 
 def reached(row: Row, first: Row) -> Row:
-    """With how many bytes a run comes to the loss that the yardstick ends with, and stays there."""
-    spent = settled([p[1] for p in row["curve"]], [p[2] for p in row["curve"]], first["loss"])
+    """With how many bytes a run comes to where the yardstick ends, within one deviation of its runs, and stays."""
+    target = first["loss"] + (first["loss_std"] or 0.0)
+    spent = settled([p[1] for p in row["curve"]], [p[2] for p in row["curve"]], target)
     fewer = first["curve"][-1][1] / spent if spent else None
     return {"yardstick": first["name"], "bytes_to_yardstick": spent, "fewer_to_yardstick": fewer}
 
