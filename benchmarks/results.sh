@@ -60,12 +60,14 @@ measure adaptive-train-digits $python benchmarks/adaptive.py train --task digits
     --plot "$results/adaptive-train-digits.png"
 measure adaptive-train-charlm $python benchmarks/adaptive.py train --task charlm \
     --plot "$results/adaptive-train-charlm.png"
-for name in cost auto; do
-    for model in charlm resnet50; do
-        measure "adaptive-$name-$model" $python -m torch.distributed.run --standalone --nproc-per-node 2 \
-            benchmarks/adaptive.py $name --model $model
-    done
-done
+adaptive() { # experiment, model, steps
+    measure "adaptive-$1-$2" $python -m torch.distributed.run --standalone --nproc-per-node 2 \
+        benchmarks/adaptive.py "$1" --model "$2" --steps "$3"
+}
+adaptive cost charlm 2000
+adaptive cost resnet50 800
+adaptive auto charlm 400
+adaptive auto resnet50 100
 optimizers convergence-digits 4 1gbit convergence --task digits --steps 640 --local-steps 8 \
     --plot "$results/optimizers-convergence-digits.png"
 optimizers convergence-charlm 4 1gbit convergence --task charlm --steps 320 --local-steps 8 \

@@ -117,14 +117,14 @@ def cost(found: list[Row | None], phases: Row | None) -> str:
                 f"{r['seconds_without'] * 1e3:.2f}",
                 f"{r['seconds_with'] * 1e3:.2f}",
                 f"{r['share_of_a_step']:+.1%}",
-                f"{r['longest_over_median_without']:.2f}",
-                f"{r['longest_over_median_with']:.2f}",
+                f"{r['at_review_over_median_without']:.2f}",
+                f"{r['at_review_over_median_with']:.2f}",
             )
             for f in there
             for r in f["rows"]
         ]
         first = there[0]["rows"][0]
-        columns = ["model", "ms without", "ms with", "more", "longest step / median, without", "with"]
+        columns = ["model", "ms without", "ms with", "more", "longest step at a review / median, without", "with"]
         parts.append(
             f"**What telemetry costs,** `ErrorFeedback(TopK(ratio=0.01))` with and without a controller that gathers, "
             f"measures and decides every {first['every']} steps and sends the same bytes; {first['world_size']} ranks, "

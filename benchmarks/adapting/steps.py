@@ -62,8 +62,8 @@ def cost(here: Ranks, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Whole periods, without and with telemetry in turns; the mean step of a period counts."""
     every = options.every
     plain, _ = contestant(options.model, cc.parse(PLAIN), here.rank)
-    pinned = cc.ErrorFeedback(Pinned(cc.TopK(ratio=0.01), every=every))
-    measured, attachment = contestant(options.model, pinned, here.rank)
+    pinned = Pinned(cc.TopK(ratio=0.01), every=every)
+    measured, attachment = contestant(options.model, cc.ErrorFeedback(pinned), here.rank)
     spent: dict[str, list[list[float]]] = {"without": [], "with": []}
     for step in (*range(5),):
         plain(step)
@@ -82,6 +82,8 @@ def cost(here: Ranks, options: argparse.Namespace) -> list[dict[str, Any]]:
     per = {name: [sum(block) / len(block) for block in blocks] for name, blocks in spent.items()}
     shares = [b / a - 1 for a, b in zip(per["without"], per["with"], strict=True)]
     counters = attachment.counters()
+    # From the end of a period until it has taken effect; there were five steps before.
+    about = [i for i in range(every) if (i + 6) % every <= 2 * pinned.lag]
     return [
         {
             "world_size": here.world,
@@ -93,6 +95,8 @@ def cost(here: Ranks, options: argparse.Namespace) -> list[dict[str, Any]]:
             "shares": shares,
             "longest_over_median_without": max(max(b) / median(b) for b in spent["without"]),
             "longest_over_median_with": max(max(b) / median(b) for b in spent["with"]),
+            "at_review_over_median_without": median(max(b[i] for i in about) / median(b) for b in spent["without"]),
+            "at_review_over_median_with": median(max(b[i] for i in about) / median(b) for b in spent["with"]),
             "review_seconds_per_step": counters.review_seconds / counters.step,
         }
     ]
