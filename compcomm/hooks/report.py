@@ -33,6 +33,19 @@ class Counters(NamedTuple):
     review_seconds: float
     controlled: bool
 
+    def since(self, earlier: Counters) -> Counters:
+        """The sums less those of ``earlier``; all of them where they have begun anew in between."""
+        if self.steps < earlier.steps or self.bytes_sent < earlier.bytes_sent:
+            return self
+        return self._replace(
+            steps=self.steps - earlier.steps,
+            bytes_sent=self.bytes_sent - earlier.bytes_sent,
+            kernel_seconds=self.kernel_seconds - earlier.kernel_seconds,
+            wire_seconds=self.wire_seconds - earlier.wire_seconds,
+            exposed_seconds=self.exposed_seconds - earlier.exposed_seconds,
+            review_seconds=self.review_seconds - earlier.review_seconds,
+        )
+
 
 @dataclass(frozen=True)
 class Report:

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 
 from . import history
-from .runs import Run, read
+from .runs import Run, named, read
+
+COLUMNS = {
+    "MB/step": ("bytes_sent", 1e-6),
+    "ms/step": ("seconds", 1e3),
+    "exposed": ("exposed_seconds", 1e3),
+    "kernels": ("kernel_seconds", 1e3),
+}
+"""Sums of which the table shows the mean per step, with the scale; the last two are milliseconds as well."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,41 +27,42 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Prints the table and where the pictures are; 2 where a folder holds no run."""
+    """Prints the table and where the pictures are; 2 where a folder holds no run, or matplotlib is missing."""
+    folders: list[Path] = list(dict.fromkeys(options.folders))
     try:
-        runs = [read(folder) for folder in options.folders]
-    except ValueError as error:
+        runs = named([read(folder) for folder in folders], folders)
+        empty = [str(folder) for run, folder in zip(runs, folders, strict=True) if not run.steps]
+        if empty:
+            raise ValueError(f"report: {', '.join(empty)}: no step was recorded yet. Leave it out, or wait for one.")
+        print(table(runs))
+        for path in draw(runs, options.out or folders[0]):
+            print(path)
+    except (ValueError, ImportError) as error:
         print(error, file=sys.stderr)
         return 2
-    if not any(run.steps for run in runs):
-        print("report: no step was recorded yet.", file=sys.stderr)
-        return 2
-    print(table(runs))
-    folder: Path = options.out or options.folders[0]
-    made = [history.losses(runs, folder / "loss.png")]
-    for run in runs:
-        suffix = "" if len(runs) == 1 else f"-{run.name}"
-        made.append(history.choices(run, folder / f"choices{suffix}.png"))
-        made.append(history.errors(run, folder / f"errors{suffix}.png"))
-    for path in made:
-        if path is not None:
-            print(path)
     return 0
 
 
-def table(runs: list[Run]) -> str:
-    """A line per run: steps, the last loss, bytes per step, and seconds per step in all, exposed and in kernels."""
-    width = max(len("run"), *(len(run.name) for run in runs))
-    head = ("steps", "loss", "MB/step", "ms/step", "exposed", "kernels", "reducer")
-    lines = [f"{'run':<{width}}  " + "  ".join(f"{h:>9}" for h in head[:-1]) + f"  {head[-1]}"]
+def draw(runs: Sequence[Run], folder: Path) -> list[Path]:
+    """All pictures that the runs have numbers for."""
+    made = [history.losses(runs, folder / "loss.png")]
     for run in runs:
-        last = run.steps[-1] if run.steps else {}
-        steps = int(last.get("step", 0)) or 1
-        loss = run.series("loss")[1]
-        cells = [f"{steps:,}", f"{loss[-1]:.4f}" if loss else "-"]
-        for key, scale in (("bytes_sent", 1e-6), ("seconds", 1e3), ("exposed_seconds", 1e3), ("kernel_seconds", 1e3)):
-            value = last.get(key)
-            cells.append("-" if value is None else f"{value * scale / steps:.4g}")
-        reducer = last.get("reducer") or run.about.get("reducer") or "-"
-        lines.append(f"{run.name:<{width}}  " + "  ".join(f"{c:>9}" for c in cells) + f"  {reducer}")
+        suffix = "" if len(runs) == 1 else f"-{run.name.replace('/', '-')}"
+        made.append(history.choices(run, folder / f"choices{suffix}.png"))
+        made.append(history.errors(run, folder / f"errors{suffix}.png"))
+    return [path for path in made if path is not None]
+
+
+def table(runs: Sequence[Run]) -> str:
+    """A line per run: steps, the last loss, and per step megabytes, and milliseconds in all, exposed and in kernels."""
+    width = max(len("run"), *(len(run.name) for run in runs))
+    head = ("steps", "loss", *COLUMNS)
+    lines = [f"{'run':<{width}}  " + "  ".join(f"{h:>9}" for h in head) + "  reducer"]
+    for run in runs:
+        losses = run.columns("loss")[0]
+        cells = [f"{run.steps[-1]['step']:,}", f"{losses[-1]:.4f}" if len(losses) else "-"]
+        for key, scale in COLUMNS.values():
+            value = run.pace(key)
+            cells.append("-" if value is None or not isfinite(value) else f"{value * scale:.4g}")
+        lines.append(f"{run.name:<{width}}  " + "  ".join(f"{c:>9}" for c in cells) + f"  {run.reducer}")
     return "\n".join(lines)

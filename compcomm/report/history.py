@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,83 +10,125 @@ import numpy as np
 
 from .extras import need
 from .plots import COLOURS
-from .runs import Run
+from .runs import Array, Run
 
 LABELLED = 48
 """Parameters up to which every row of a heat map has its name."""
 
+STYLES = ("-", "--", ":", "-.")
+SMOOTH = 50
+"""A loss curve is the running mean over a part of this of its points; the points are drawn behind it, pale."""
+
 
 def losses(runs: Sequence[Run], path: Path) -> Path | None:
-    """Loss against megabytes sent (left, logarithmic) and against seconds (right); None where no run recorded one."""
-    shown = [(i, run) for i, run in enumerate(runs) if run.series("loss")[0]]
-    if not shown:
+    """Loss against megabytes sent (left, logarithmic; steps where nothing was counted) and against seconds (right);
+    None where no run recorded a loss that is a number."""
+    everything = np.concatenate([run.columns("loss")[0] for run in runs])
+    values = everything[np.isfinite(everything)]
+    if not len(values):
         return None
-    pyplot = _pyplot("losses")
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5.6), sharey=True, layout="constrained")
-    for i, run in shown:
-        style = {"color": COLOURS[i % len(COLOURS)], "linewidth": 1.8, "linestyle": "-" if i < len(COLOURS) else "--"}
-        sent, loss = run.against("bytes_sent", "loss")
-        points = [(b * 1e-6, v) for b, v in zip(sent, loss, strict=True) if b > 0]
-        if points:
-            left.plot(*zip(*points, strict=True), label=run.name, **style)
-        right.plot(*run.against("seconds", "loss"), label=run.name, **style)
-    left.set_xscale("log")
-    left.set_xlabel("megabytes sent per rank")
+    pyplot = _pyplot()
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5.8), sharey=True, layout="constrained")
+    counted = any(run.steps and run.steps[-1].get("bytes_sent") for run in runs)
+    for i, run in enumerate(runs):
+        look = {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i // len(COLOURS) % len(STYLES)]}
+        for axes, (key, scale) in ((left, ("bytes_sent", 1e-6) if counted else ("step", 1)), (right, ("seconds", 1))):
+            x, y = run.columns(key, "loss")
+            kept = (x > 0) & np.isfinite(y)
+            x, y, even = x[kept] * scale, y[kept], smooth(y[kept])
+            if len(even) < len(y):
+                axes.plot(x, y, color=look["color"], linewidth=0.6, alpha=0.2)
+            axes.plot(x[len(y) - len(even) :], even, linewidth=2, label=run.name, **look)
+    low, high = float(values.min()), float(np.quantile(values, 0.995))  # a spike does not flatten the rest
+    left.set_ylim(low - 0.03 * (high - low or 1), high + 0.05 * (high - low or 1))
+    left.set_xlabel("megabytes sent per rank" if counted else "steps")
     left.set_ylabel("loss")
+    if counted:
+        _decades(left)
     right.set_xlabel("seconds")
-    right.legend(frameon=False)
-    return _finish(pyplot, figure, (left, right), path, "loss over bytes and over time")
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    for axes in (left, right):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    return _finish(pyplot, figure, path, f"loss over {'bytes' if counted else 'steps'} and over time")
 
 
 def choices(run: Run, path: Path) -> Path | None:
-    """A row per parameter, a column per decision; None where no controller chose."""
-    steps, tables = run.tables("choices")
-    if not tables:
+    """A row per parameter, in the model's order, and steps to the right; None where no controller chose."""
+    steps, names, values = run.grid("choices")
+    if not names:
         return None
-    whole = all(v == int(v) for table in tables for v in table.values())
-    what = "bits or rank" if whole else "density, log10"
-    return _heat(run, steps, tables, path, f"{run.name}: settings over time", what, logarithmic=not whole)
+    knob = run.about.get("knob") or "setting"
+    wide = float(np.nanmax(values)) > 8 * float(np.nanmin(values)) > 0
+    end = max(float(run.steps[-1]["step"]), steps[-1]) + 1
+    edges = np.append(steps, end)  # a choice holds until the next
+    return _heat(edges, names, values, path, f"{run.name}: {knob} by parameter", knob, logarithmic=wide)
 
 
 def errors(run: Run, path: Path) -> Path | None:
     """|x - C(x)| / |x| by parameter over time; None where none was recorded."""
-    steps, tables = run.tables("errors")
-    if not tables:
+    steps, names, values = run.grid("errors")
+    if not names:
         return None
-    return _heat(run, steps, tables, path, f"{run.name}: relative error by parameter", "error", logarithmic=False)
+    edges = np.insert(steps, 0, steps[0] - (steps[1] - steps[0] if len(steps) > 1 else 1))
+    return _heat(edges, names, values, path, f"{run.name}: relative error by parameter", "error", logarithmic=False)
+
+
+def smooth(y: Array) -> Array:
+    """Running means, the last as many as fit; short curves as they are.
+
+    >>> len(smooth(np.ones(40))), len(smooth(np.ones(1000)))
+    (40, 981)
+    """
+    width = len(y) // SMOOTH
+    return np.convolve(y, np.full(width, 1 / width), mode="valid") if width > 1 else y
 
 
 def _heat(
-    run: Run, steps: Sequence[int], tables: Sequence[Mapping[str, float]], path: Path, title: str, what: str,
-    logarithmic: bool,
-) -> Path:  # fmt: skip
-    pyplot = _pyplot("heat map")
-    sizes: Mapping[str, int] = run.about.get("parameters") or {}
-    names = [n for n in sizes if any(n in t for t in tables)] or sorted({n for t in tables for n in t})
-    grid = np.array([[t.get(n, np.nan) for t in tables] for n in names], dtype=float)
-    if logarithmic:
-        grid = np.log10(np.where(grid > 0, grid, np.nan))
-    height = min(16.0, max(3.0, 0.22 * len(names) + 1.5))
-    figure, axes = pyplot.subplots(figsize=(11, height), layout="constrained")
-    image = axes.imshow(grid, aspect="auto", interpolation="nearest", cmap="viridis")
-    apart = max(1, -(-len(names) // LABELLED))
+    edges: Array, names: Sequence[str], values: Array, path: Path, title: str, what: str, logarithmic: bool
+) -> Path:
+    """Columns between ``edges``, rows from the top."""
+    pyplot, colors = _pyplot(), need("matplotlib.colors", "report")
+    figure, axes = pyplot.subplots(figsize=(11, min(16.0, max(3.0, 0.22 * len(names) + 1.5))), layout="constrained")
+    norm = colors.LogNorm() if logarithmic else colors.Normalize()
+    rows = np.arange(len(names) + 1) - 0.5
+    mesh = axes.pcolormesh(edges, rows, np.ma.masked_invalid(values), norm=norm, cmap="viridis", rasterized=True)
+    apart = -(-len(names) // LABELLED)
     axes.set_yticks(range(0, len(names), apart), names[::apart], fontsize=7)
-    between = max(1, -(-len(steps) // 10))
-    axes.set_xticks(range(0, len(steps), between), [str(s) for s in steps[::between]])
+    axes.invert_yaxis()
     axes.set_xlabel("step")
-    figure.colorbar(image, ax=axes, label=what)
-    return _finish(pyplot, figure, (), path, title)
+    axes.set_facecolor("#dddddd")
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(mesh, ax=axes, label=what, aspect=40)
+    bar.outline.set_visible(False)
+    if logarithmic:
+        ticker = need("matplotlib.ticker", "report")
+        bar.ax.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        bar.ax.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+        bar.ax.yaxis.set_minor_locator(ticker.NullLocator())
+    return _finish(pyplot, figure, path, title)
 
 
-def _pyplot(call: str) -> Any:
-    need("matplotlib", f"report: {call}").use("Agg")
-    return need("matplotlib.pyplot", f"report: {call}")
+def _decades(axes: Any) -> None:
+    """A logarithmic width with numbers that people read."""
+    ticker = need("matplotlib.ticker", "report")
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(_plainly))
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
 
 
-def _finish(pyplot: Any, figure: Any, axes: Sequence[Any], path: Path, title: str) -> Path:
-    for each in axes:
-        each.grid(alpha=0.25)
-        each.spines[["top", "right"]].set_visible(False)
+def _plainly(value: float, _: int) -> str:
+    return f"{value:,.0f}" if value >= 1 else f"{value:g}"
+
+
+def _pyplot() -> Any:
+    need("matplotlib", "report").use("Agg")
+    return need("matplotlib.pyplot", "report")
+
+
+def _finish(pyplot: Any, figure: Any, path: Path, title: str) -> Path:
     figure.suptitle(title)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

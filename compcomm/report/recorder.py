@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
+import torch.distributed as dist
 from torch import Tensor
 
-from .extras import need
+from ..hooks.report import Counters, dense_bytes
+from . import board, journal, meta
+from .sums import NAMES, Sums
 
 if TYPE_CHECKING:
     from ..hooks.attachment import Attachment
 
-STEPS, RUN = "steps.jsonl", "run.json"
-_COUNTED = ("bytes_sent", "kernel_seconds", "wire_seconds", "exposed_seconds", "review_seconds")
+_OWN = frozenset(("step", "seconds", "ratio", "reducer", "choices", "errors", *NAMES))
 
 
 class Recorder:
@@ -30,11 +30,15 @@ class Recorder:
                 ...
                 recorder.step(loss=loss)
 
-    Call ``step`` on every rank or on rank 0 alone: rank 0 writes, and nothing is sent. A line holds "step", "seconds"
-    since the start, cumulative "bytes_sent" of this rank, seconds in kernels, on the wire, exposed and in reviews, the
-    given scalars; and where they are known, "choices" of a controller (when they changed) and "errors", |x - C(x)|/|x|
-    by parameter (every ``errors_every`` steps: they cost a decoding). Lines are whole or not there for the reader; a
-    run that resumes in the same folder goes on, and of two entries of a step the later one counts.
+    Call ``step`` on every rank or on rank 0 alone: rank 0 of the job writes, and nothing is sent. A line holds "step";
+    sums since the start: "seconds", "bytes_sent" of this rank, and seconds in kernels, on the wire, exposed and in
+    reviews; "ratio", the bytes of a dense all-reduce over those sent since the last line; the given scalars; and where
+    they are known "choices" of a controller (when they changed) and "errors", |x - C(x)|/|x| by parameter. Every line
+    is flushed; a run that is started again in the same folder goes on there: steps and sums where its checkpoint was,
+    what the attempt before did beyond is left out by readers.
+
+    A loss on a GPU is waited for, as ``.item()`` does: use ``every``. Errors decode what the step sent, some passes
+    over the gradient.
 
     Args:
         folder: made where it is missing.
@@ -42,10 +46,11 @@ class Recorder:
             scalars alone.
         tensorboard: True: also TensorBoard's own files in the folder; None: if the package is there; False: not.
         every: writes every that many steps.
-        errors_every: 0: never.
+        errors_every: adds errors by parameter to a line after that many steps; 0: never.
 
     Raises:
         ValueError: a number that is none.
+        TypeError: ``attachment`` is something else.
         ImportError: ``tensorboard=True`` and the package is missing.
     """
 
@@ -61,44 +66,66 @@ class Recorder:
         for name, value, least in (("every", every, 1), ("errors_every", errors_every, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"Recorder({name}={value!r}): a number of steps, an integer, {least} or more.")
-        self.folder, self.every, self.errors_every = Path(folder), every, errors_every
-        self._source = attachment
-        self._count = 0
-        self._begin = perf_counter()
-        self._before = 0.0
-        self._chosen: dict[str, float] = {}
-        self._file: TextIO | None = None
-        self._board: Any = None
-        self._wanted = tensorboard
         if tensorboard:
-            need("tensorboard", "Recorder(tensorboard=True)")
+            board.check()
+        self.folder, self.every, self.errors_every = Path(folder), every, errors_every
+        self._source, self._wanted = attachment, tensorboard
+        self._count, self._erred, self._closed = 0, 0, False
+        self._begin = perf_counter()
+        self._before = 0.0  # seconds of the attempts before this one
+        self._sums = Sums()
+        now = _attachment(attachment)
+        if now is not None:
+            self._sums.begin(now, now.counters())
+        self._dense = 0  # bytes per step of a dense all-reduce
+        self._reducer: Any = None
+        self._reviewed: float | None = None
+        self._chosen: dict[str, float] = {}
+        self._file: journal.Journal | None = None
+        self._board: board.Board | None = None
 
-    def step(self, loss: Any = None, **scalars: Any) -> None:
-        """Takes the end of a step in, after the optimizer's. ``loss`` and scalars: numbers or tensors of one element;
-        of these None is left out."""
+    def step(self, loss: Any = None, *, at: int | None = None, **scalars: Any) -> None:
+        """Takes the end of a step in, after the optimizer's.
+
+        Args:
+            loss, scalars: numbers or tensors of one element. None is left out; what is not finite becomes null.
+            at: the step's number. By default the attachment's (averaged backward passes) or optimizer's; without one,
+                this recorder's own count, which begins at 1.
+
+        Raises:
+            TypeError, ValueError: something else, or a scalar that has the name of something that a line holds.
+            RuntimeError: the recorder was closed.
+        """
+        if self._closed:
+            raise RuntimeError(f"Recorder({str(self.folder)!r}).step: it was closed. A new one in this folder goes on.")
         self._count += 1
-        attachment = _attachment(self._source)
-        if self._count % self.every or not _first(attachment):
+        if self._count % self.every or (dist.is_available() and dist.is_initialized() and dist.get_rank()):
             return
-        given = {"loss": loss, **scalars}
-        numbers = {name: _number(name, value) for name, value in given.items() if value is not None}
+        numbers = {n: _number(n, v) for n, v in {"loss": loss, **scalars}.items() if v is not None}
+        if not _OWN.isdisjoint(numbers):
+            name = min(_OWN & numbers.keys())
+            cure = "The step's number is at=." if name == "step" else "Give it another name."
+            raise ValueError(f"Recorder.step({name}=...): a line holds a {name!r} of the recorder's own. {cure}")
+        attachment = _attachment(self._source)
+        counters = None if attachment is None else attachment.counters()
+        step = self._number_of(at, counters)
         if self._file is None:
-            self._open(attachment)
-        line: dict[str, Any] = {
-            "step": self._count if attachment is None else attachment.counters().step,
-            "seconds": self._before + perf_counter() - self._begin,
-            **numbers,
-        }
-        if attachment is not None:
-            self._ask(attachment, line)
-        self._write(line)
+            self._open(attachment, step)
+        line = {"step": step, "seconds": self._before + perf_counter() - self._begin, **numbers}
+        shown = {n: v for n, v in numbers.items() if v is not None}
+        if attachment is not None and counters is not None:
+            self._ask(attachment, counters, line, shown)
+        assert self._file is not None
+        self._file.write(line)
+        if self._board is not None:
+            self._board.show(shown, step)
 
     def close(self) -> None:
         """Ends the files."""
-        if self._file is not None:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
+        self._closed = True
+        for file in (self._file, self._board):
+            if file is not None:
+                file.close()
         self._file = self._board = None
 
     def __enter__(self) -> Recorder:
@@ -107,75 +134,69 @@ class Recorder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ask(self, attachment: Attachment, line: dict[str, Any]) -> None:
-        counters = attachment.counters()
-        line.update({name: getattr(counters, name) for name in _COUNTED})
-        line["reducer"] = repr(attachment.reducer)
-        choices = attachment.choices() if counters.controlled else {}
-        if choices != self._chosen:
-            line["choices"] = self._chosen = choices
-        if self.errors_every and self._count % self.errors_every == 0:
-            errors = {n: e for n, e in attachment.report().relative_error.items() if e is not None}
+    def _number_of(self, at: int | None, counters: Counters | None) -> int:
+        if at is not None:
+            if isinstance(at, bool) or not isinstance(at, int) or at < 0:
+                raise ValueError(f"Recorder.step(at={at!r}): a step's number, an integer, 0 or more.")
+            return at
+        steps = getattr(self._source, "steps", None)  # an optimizer's, whose attachments come and go
+        if isinstance(steps, int):
+            return steps
+        return self._count if counters is None else counters.step
+
+    def _ask(self, attachment: Attachment, counters: Counters, line: dict[str, Any], shown: dict[str, float]) -> None:
+        part = self._sums.take(attachment, counters)
+        line.update(self._sums.totals)
+        shown["bytes_sent"] = self._sums.totals["bytes_sent"]
+        shown |= {f"per step/{n}": getattr(part, n) / max(1, part.steps) for n in NAMES}
+        if part.bytes_sent and part.steps:
+            line["ratio"] = shown["ratio"] = self._dense * part.steps / part.bytes_sent
+        if attachment.reducer is not self._reducer:
+            self._reducer, self._reviewed = attachment.reducer, None
+            line["reducer"] = repr(attachment.reducer)
+        # Asking waits for a review that is under way: only after one has ended is there something new.
+        if counters.controlled and counters.review_seconds != self._reviewed:
+            self._reviewed = counters.review_seconds
+            choices = attachment.choices()
+            if choices != self._chosen:
+                line["choices"] = self._chosen = choices
+                shown |= {f"choices/{n}": v for n, v in choices.items()}
+        if self.errors_every and self._count - self._erred >= self.errors_every:
+            self._erred = self._count
+            errors = {n: e for n, e in attachment.errors().items() if e is not None}
             if errors:
-                line["errors"] = errors
+                line["errors"] = {n: e if isfinite(e) else None for n, e in errors.items()}
+                shown |= {f"errors/{n}": e for n, e in errors.items()}
 
-    def _open(self, attachment: Attachment | None) -> None:
-        from ..__about__ import about
-
+    def _open(self, attachment: Attachment | None, step: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / STEPS
+        path = self.folder / journal.STEPS
         if path.exists():
-            mended = _whole_lines(path)
-            last = json.loads(mended[-1]) if mended else {}
-            self._before = float(last.get("seconds", 0.0))
-        self._file = path.open("a", encoding="utf-8")
-        sizes = {} if attachment is None else {n: p.numel() for n, p in attachment.parameters}
-        run = {
-            **about(),
-            "reducer": None if attachment is None else repr(attachment.reducer),
-            "world": 1 if attachment is None else attachment.wire.world,
-            "parameters": sizes,
-        }
-        (self.folder / RUN).write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+            before = next((e for e in reversed(journal.read(path)) if e["step"] < step), {})
+            self._before = before.get("seconds", 0.0)
+            self._sums.totals.update({n: before[n] for n in NAMES if n in before})
+        meta.write(self.folder, attachment)
+        self._file = journal.Journal(path)
+        if attachment is not None:
+            self._dense = dense_bytes(sum(attachment.elements.values()), attachment.wire.world)
         if self._wanted is not False:
             try:
-                board = need("torch.utils.tensorboard", "Recorder")
-                self._board = board.SummaryWriter(str(self.folder))
+                self._board = board.Board(self.folder, step)
             except ImportError:
                 if self._wanted:
                     raise
-
-    def _write(self, line: Mapping[str, Any]) -> None:
-        assert self._file is not None
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        if self._board is None:
-            return
-        for name, value in line.items():
-            if isinstance(value, int | float) and name != "step":
-                self._board.add_scalar(name, value, line["step"])
-            elif isinstance(value, dict):
-                for key, number in value.items():  # pyright: ignore[reportUnknownVariableType]
-                    self._board.add_scalar(f"{name}/{key}", number, line["step"])
 
 
 def _attachment(source: Any) -> Attachment | None:
     """What was attached, however it was given."""
     if source is None or hasattr(source, "counters"):
         return source
-    inner = getattr(source, "attachment", None)
-    if inner is None and not hasattr(source, "attachment"):
-        raise TypeError(f"Recorder({type(source).__name__}): give what cc.attach(...) returned, a DDPState, or None.")
-    return inner
-
-
-def _first(attachment: Attachment | None) -> bool:
-    """Whether this rank writes."""
-    if attachment is not None:
-        return attachment.wire.rank == 0
-    import torch.distributed as dist
-
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+    if not hasattr(source, "attachment"):
+        raise TypeError(
+            f"Recorder({type(source).__name__}): give what cc.attach(...) returned, a DDPState, an optimizer of "
+            f"compcomm.optim, or None."
+        )
+    return source.attachment
 
 
 def _number(name: str, value: Any) -> float | None:
@@ -184,12 +205,3 @@ def _number(name: str, value: Any) -> float | None:
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"Recorder.step({name}={value!r}): give a number, or a tensor of one element.") from None
     return found if isfinite(found) else None
-
-
-def _whole_lines(path: Path) -> list[str]:
-    """The lines of a file whose writer may have been killed; what was cut off is taken out of it."""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
-    return whole.splitlines()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .recorder import RUN, STEPS
+import numpy as np
+import numpy.typing as npt
+
+from . import journal, meta
+
+Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -19,42 +24,58 @@ class Run:
     about: Mapping[str, Any]
     steps: Sequence[Mapping[str, Any]]
 
-    def series(self, key: str) -> tuple[list[float], list[float]]:
-        """(steps, values) of a number, where it was recorded."""
-        found = [(s["step"], s[key]) for s in self.steps if s.get(key) is not None]
-        return [float(a) for a, _ in found], [float(b) for _, b in found]
+    @property
+    def reducer(self) -> str:
+        """As the run ended; "-" where nothing was attached."""
+        said = (s["reducer"] for s in reversed(self.steps) if "reducer" in s)
+        return next(said, None) or self.about.get("reducer") or "-"
 
-    def against(self, across: str, up: str) -> tuple[list[float], list[float]]:
-        """Values of two numbers, where both were recorded."""
-        found = [(s[across], s[up]) for s in self.steps if s.get(across) is not None and s.get(up) is not None]
-        return [float(a) for a, _ in found], [float(b) for _, b in found]
+    def columns(self, *keys: str) -> tuple[Array, ...]:
+        """Numbers of every step that recorded all of ``keys`` ("step", "seconds", "loss", ...). What was not finite is
+        NaN."""
+        found = [[s[key] for key in keys] for s in self.steps if all(key in s for key in keys)]
+        grid = np.array(found, dtype=np.float64).reshape(len(found), len(keys))
+        return tuple(grid.T)
 
-    def tables(self, key: str) -> tuple[list[int], list[Mapping[str, float]]]:
-        """(steps, values by parameter) of "choices" or "errors"."""
-        found = [(int(s["step"]), s[key]) for s in self.steps if s.get(key)]
-        return [a for a, _ in found], [b for _, b in found]
+    def pace(self, key: str) -> float | None:
+        """A sum's mean growth per step; the first line, which holds what comes before training, only counts where there
+        is no other."""
+        if not self.steps or key not in self.steps[-1]:
+            return None
+        steps, values = self.columns("step", key)
+        if len(steps) == 1:
+            return float(values[0]) / max(1.0, float(steps[0]))
+        return float((values[-1] - values[0]) / (steps[-1] - steps[0]))
+
+    def grid(self, key: str) -> tuple[Array, list[str], Array]:
+        """(steps, parameters, values) of "choices" or "errors": a row per parameter, in the model's order."""
+        found = [s for s in self.steps if s.get(key)]
+        present = {n for s in found for n in s[key]}
+        order = [n for n in self.about.get("parameters") or () if n in present]
+        names = order + sorted(present.difference(order))
+        values = np.array([[s[key].get(n, np.nan) for s in found] for n in names], dtype=np.float64)
+        return np.array([s["step"] for s in found], dtype=np.float64), names, values.reshape(len(names), len(found))
 
 
 def read(folder: str | Path) -> Run:
-    """A run. A last line that was cut short is left out, and of two entries of a step the later one counts.
+    """A run. See ``journal.read`` for runs that were cut short or restarted.
 
     Raises:
-        ValueError: there is no run in the folder, or a line in the middle is no JSON.
+        ValueError: there is no run in the folder, or it holds what no Recorder wrote.
     """
     path = Path(folder)
-    file = path / STEPS
+    file = path / journal.STEPS
     if not file.is_file():
-        near = sorted(str(p.parent) for p in path.glob(f"*/{STEPS}")) if path.is_dir() else []
-        cure = f"Its runs are {', '.join(near[:4])}." if near else "A Recorder writes one."
-        raise ValueError(f"report: {path} has no {STEPS}: no run. {cure}")
-    text = file.read_text(encoding="utf-8", errors="replace")
-    steps: dict[int, Mapping[str, Any]] = {}
-    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), 1):
-        try:
-            entry = json.loads(line)
-            steps[int(entry["step"])] = entry
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"report: {file}, line {number} is not what a Recorder writes: {line[:60]!r}.") from None
-    about = path / RUN
-    known = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
-    return Run(path.name, known, [steps[step] for step in sorted(steps)])
+        near = sorted(str(p.parent) for p in path.glob(f"*/{journal.STEPS}")) if path.is_dir() else []
+        cure = f"Its runs are {', '.join(near[:4])}." if near else 'cc.report.Recorder("FOLDER", hook) writes one.'
+        raise ValueError(f"report: {path} has no {journal.STEPS}: no run. {cure}")
+    return Run(path.resolve().name, meta.read(path), journal.read(file))
+
+
+def named(runs: Sequence[Run], folders: Sequence[Path]) -> list[Run]:
+    """The runs under names that differ: their folders' own, or paths where two folders have one name."""
+    if len({run.name for run in runs}) == len(runs):
+        return list(runs)
+    paths = [str(folder.resolve()) for folder in folders]
+    shared = os.path.commonpath([os.path.dirname(p) for p in paths])
+    return [replace(run, name=os.path.relpath(p, shared)) for run, p in zip(runs, paths, strict=True)]

@@ -7,9 +7,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from torch.nn.parallel import DistributedDataParallel as DDP
 
 import compcomm as cc
+from compcomm.hooks.report import Report
+from compcomm.report import runs
 
 from . import models
 from .given import Given, gradients, hooked
@@ -62,3 +66,67 @@ def plain(rank: int, world: int, folder: str) -> Any:
 
 def test_with_pytorchs_own_form_of_the_hook(two: Workers, tmp_path: Path) -> None:
     assert two.run(plain, folder=str(tmp_path))[0] == 3
+
+
+def stopped_and_resumed(rank: int, world: int, folder: str) -> Any:
+    """Six steps with a checkpoint after the fourth; then a fresh attachment that goes on from there."""
+    saved: Any = None
+    for steps in (range(6), range(4, 7)):
+        model, attachment = hooked(Given(), "ErrorFeedback(TopK(ratio=0.02))")
+        if saved is not None:
+            attachment.load_state_dict(saved)
+        with cc.report.Recorder(folder, attachment, tensorboard=False) as recorder:
+            for step in steps:
+                model(gradients(rank, step)).backward()
+                recorder.step(loss=float(steps.start))
+                if step == 3:
+                    saved = attachment.state_dict()
+        attachment.detach()
+
+
+def test_a_resumed_run_is_one_run(two: Workers, tmp_path: Path) -> None:
+    two.run(stopped_and_resumed, folder=str(tmp_path))
+    run = runs.read(tmp_path)
+    steps, loss, sent = run.columns("step", "loss", "bytes_sent")
+    assert steps.tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert loss.tolist() == [0, 0, 0, 0, 4, 4, 4]
+    each = np.diff(sent, prepend=0).tolist()  # no gap, and nothing twice: DDP has fewer buckets in its first step
+    assert each == [each[0], *each[1:2] * 3, each[0], *each[1:2] * 2] and each[0] < each[1] < 1.1 * each[0]
+
+
+def phases(rank: int, world: int, folder: str) -> Any:
+    model = DDP(Given(), bucket_cap_mb=0.004)
+    optimizer = cc.optim.OneBitAdam(model, lr=0.01, freeze=4, timeout=20)
+    with cc.report.Recorder(folder, optimizer, tensorboard=False) as recorder:
+        for step in range(8):
+            optimizer.zero_grad()
+            model(gradients(rank, step)).backward()
+            optimizer.step()
+            recorder.step(loss=1.0)
+    optimizer.detach()
+
+
+def test_an_optimizer_with_two_phases_is_one_run(two: Workers, tmp_path: Path) -> None:
+    two.run(phases, folder=str(tmp_path))
+    run = runs.read(tmp_path)
+    steps, sent = run.columns("step", "bytes_sent")
+    assert steps.tolist() == list(range(1, 9))
+    each = np.diff(sent)
+    assert (each > 0).all() and each[-1] < each[0] / 4
+
+
+def test_the_report_prints_the_largest_parameters_and_the_rest_in_one_line() -> None:
+    names = [f"layer{i}.weight" for i in range(160)]
+    report = Report(
+        "LGreCo(...)", 2, 10, 100.0, 1000.0, 0.1, 0.1, 0.1, 0, dict.fromkeys(names, 0.5),
+        elements={n: i + 1 for i, n in enumerate(names)}, parameter_bytes=dict.fromkeys(names, 7),
+        choices=dict.fromkeys(names, 0.01), knob="density",
+    )  # fmt: skip
+    said = str(report).splitlines()
+    assert len(said) < 25 and max(map(len, said)) < 100
+    head = next(i for i, line in enumerate(said) if "density" in line)
+    assert said[head + 1].split() == ["layer159.weight", "160", "7", "0.01", "0.5000"]
+    assert said[-1].split() == ["and", "148", "more", f"{148 * 149 // 2:,}", "1,036"]
+    assert report.table().row_count == 160
+    assert report.as_dict()["choices"]["layer3.weight"] == 0.01 and report.as_dict()["knob"] == "density"
+    assert "parameter" not in str(Report("Exact()", 2, 1, 1.0, 1.0, 0, 0, 0, 0, {"a": None}, elements={"a": 3}))
