@@ -109,14 +109,14 @@ def plan(
     if (link is None) == (bandwidth is None):
         raise ValueError("plan: give a link, or a bandwidth (and a latency), one of the two.")
     line = link if link is not None else Link.of(bandwidth or 0.0, latency)
-    found = find(model)
+    took, found = units.seconds(compute), find(model)
     chosen = default() if methods is None else tuple(m if isinstance(m, Method) else method(m) for m in methods)
     buckets = cut(found.shapes)
     measured = dict(kernels or {})
     for m in chosen:
         if m.text not in measured:
             measured[m.text] = calibrate(m.settled(world), buckets, world)
-    return made(found, buckets, world, line, units.seconds(compute), chosen, measured)
+    return made(found, buckets, world, line, took, chosen, measured)
 
 
 def made(
