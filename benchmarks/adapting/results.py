@@ -98,7 +98,7 @@ def training(found: Row | None, what: str) -> str:
         f"**{what} under settings that change,** {found['world_size']} simulated workers, {found['steps']} steps, a "
         f"decision every {found['every']}, {found['rows'][0]['seeds']} seeds. Bytes are those of the whole run, and up "
         f"to the first decision the uniform setting's. Same bytes: the budget is the uniform setting's bytes, and the "
-        f"error is made least. To the same loss: how many times fewer bytes than the whole uniform run (for L-GreCo on "
+        f"error is made least. To the same loss: how many times fewer bytes than the uniform run (for L-GreCo on "
         f"Accordion, Accordion) until the mean loss stays where that ends, within one standard deviation of its runs; "
         f"-: it does not (`python benchmarks/adaptive.py train --task {found['task']} --steps {found['steps']} --every "
         f"{found['every']} --world {found['world_size']}`).\n\n"

@@ -103,11 +103,14 @@ def yardstick(name: str) -> str:
 
 
 def reached(row: Row, first: Row) -> Row:
-    """With how many bytes a run comes to where the yardstick ends, within one deviation of its runs, and stays."""
+    """With how many bytes a run, and the yardstick, come to where that ends, within one deviation of its runs."""
     target = first["loss"] + (first["loss_std"] or 0.0)
-    spent = settled([p[1] for p in row["curve"]], [p[2] for p in row["curve"]], target)
-    fewer = first["curve"][-1][1] / spent if spent else None
-    return {"yardstick": first["name"], "bytes_to_yardstick": spent, "fewer_to_yardstick": fewer}
+    spent, due = (settled([p[1] for p in r["curve"]], [p[2] for p in r["curve"]], target) for r in (row, first))
+    return {
+        "yardstick": first["name"],
+        "bytes_to_yardstick": spent,
+        "fewer_to_yardstick": due / spent if due and spent else None,
+    }
 
 
 def _train(task: str, steps: int, world: int, job: tuple[str, str, int]) -> Row:
