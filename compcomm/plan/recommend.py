@@ -10,7 +10,7 @@ from ..spec import Described
 from .methods import UNCOMPRESSED
 from .step import Prediction
 
-CLOSE = 0.03
+CLOSE = 0.06
 """Of the shortest step's time: within it the method that loses less is preferred."""
 
 
