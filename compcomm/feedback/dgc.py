@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adaptive.knob import field, setting, tuned
+from ..adaptive.knob import field, refuse_inner, setting, tuned
 from ..bucket import Bucket, Segment
 from ..compressor import Compressor
 from ..compressors.topk import is_integer
@@ -89,6 +89,7 @@ class DGC(Scheme):
                 f"ever be left. Use masking=False, or a compressor that selects, such as TopK(0.01)."
             )
         if self.warmup:
+            refuse_inner(f"DGC(warmup={self.warmup})", self.reducer)
             self._thinned(0)
 
     def memory(self, segment: Segment) -> Mapping[str, Slot]:
@@ -194,6 +195,7 @@ class DGC(Scheme):
 
 
 def _compressor(part: object) -> Compressor | None:
-    """That of a route, or the compressor itself."""
-    found = part if isinstance(part, Compressor) else getattr(part, "compressor", None)
-    return found if isinstance(found, Compressor) else None
+    """The outermost within, or the compressor itself."""
+    while part is not None and not isinstance(part, Compressor):
+        part = getattr(part, "compressor", None) or getattr(part, "reducer", None)
+    return part

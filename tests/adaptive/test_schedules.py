@@ -68,6 +68,51 @@ def test_ranks_change_and_exact_parameters_do_not() -> None:
     assert sent[0] > 3 * sent[-1]
 
 
+def test_resumes_at_any_step() -> None:
+    """A run cut before, at and after a boundary goes on bit for bit, and knows its stage from the step alone."""
+    reducer = cc.Steps(cc.PowerSGD(2, alternate=True), {2: 7, 4: 1})
+    whole = Simulator(reducer, 2)
+    for t in range(7):
+        states = [store.state_dict() for store in whole.stores]
+        resumed = Simulator(reducer, 2)
+        for store, state in zip(resumed.stores, states, strict=True):
+            if t:
+                store.declare(model_layout())
+                store.load_state_dict(state)
+        resumed.steps = t
+        a, b = (step(s, gradients(2, t), backwards(t)) for s in (resumed, whole))
+        assert all(torch.equal(a[0][n], b[0][n]) for n in a[0])
+
+
+def test_memory_is_that_of_the_largest_rank() -> None:
+    """Named ranks stay, whatever "*" says the memory is that of the schedule, and it does not move with the step."""
+    layout = model_layout()
+    for ranks in ({}, {"*": 30}, {layout.segments[0].name: 3}):
+        reducer: Any = cc.settle(cc.Steps(cc.PowerSGD(2, ranks=ranks), {0: 6, 5: 1}), 2)
+        for s in layout.segments:
+            found = [reducer.now_at(t).slots(s, 2) for t in (0, 5)]
+            assert found[0] == found[1] == reducer.slots(s, 2)
+
+
+def test_the_coarsest_setting_decides_the_form() -> None:
+    """Feedback is around contractions only, in every stage, and EControl's eta fits all of them."""
+    for make in (lambda c: cc.ErrorFeedback(cc.Steps(c, {3: 1})), lambda c: cc.Steps(cc.ErrorFeedback(c), {3: 1})):
+        for world in (2, 3):
+            assert "Contractive(MinMax(5))" in repr(cc.settle(make(cc.MinMax(5)), world))
+    assert "Contractive" not in repr(cc.settle(cc.ErrorFeedback(cc.Steps(cc.MinMax(5), {3: 8})), 3))
+    inside: Any = cc.settle(cc.EControl(cc.Steps(cc.TopK(ratio=0.1), {3: 0.001})), 3)
+    outside: Any = cc.settle(cc.Steps(cc.EControl(cc.TopK(ratio=0.1)), {3: 0.001}), 3)
+    assert inside.eta == outside.reducer.eta == 0.001
+    given: Any = cc.settle(cc.Steps(cc.EControl(cc.TopK(ratio=0.1), eta=0.3), {3: 0.001}), 3)
+    assert given.reducer.eta == 0.3
+
+
+def test_within_a_stage_nothing_is_made_anew() -> None:
+    reducer: Any = cc.settle(cc.Geometric(cc.ErrorFeedback(cc.TopK(ratio=0.01)), start=0.25, steps=4, epoch=10), 2)
+    assert reducer.now_at(10) is reducer.now_at(19) is not reducer.now_at(20)
+    assert reducer.now_at(1 << 30) is reducer.now_at(40)
+
+
 @pytest.mark.parametrize(
     ("make", "why"),
     [
@@ -82,6 +127,16 @@ def test_ranks_change_and_exact_parameters_do_not() -> None:
         (lambda: cc.Steps(cc.TopK(ratio=0.1), {5: 0.1, 2: 0.2}), "ascending"),
         (lambda: cc.Steps(cc.TopK(ratio=0.1), {-1: 0.1}), "ascending"),
         (lambda: cc.Steps(cc.TopK(ratio=0.1), {0: 7}), "does not serve"),
+        (lambda: cc.Steps(cc.TopK(ratio=0.1), None), "give {step: setting}"),
+        (lambda: cc.Steps(cc.TopK(ratio=0.1), 5), "give {step: setting}"),
+        (lambda: cc.Steps(cc.TopK(ratio=0.1), [1, 2]), "give {step: setting}"),
+        (lambda: cc.Steps(cc.TopK(ratio=0.1), ["ab"]), "give {step: setting}"),
+        (lambda: cc.Steps(cc.QSGD(bits=4), {0: 0.25}), "0.25, which comes in the schedule, does not serve"),
+        (lambda: cc.Steps(cc.PowerSGD(2), {0: 2.5}), "2.5, which comes in the schedule, does not serve"),
+        (lambda: cc.Linear(cc.QSGD(bits=4), start=0.25, steps=3), "0, which comes in the schedule, does not serve"),
+        (lambda: cc.DGC(cc.Steps(cc.TopK(ratio=0.1), {0: 0.5}), warmup=4), "chooses too"),
+        (lambda: cc.DGC(cc.Steps(cc.QSGD(bits=4), {0: 8})), "Use masking=False"),
+        (lambda: cc.Steps(cc.Warmup(2, cc.TopK(ratio=0.1)), {0: 0.5}), "Warmup goes outside"),
         (lambda: cc.Steps(cc.TopK(ratio=0.1), {0: "0.1"}), "no density"),
         (lambda: cc.Steps(cc.DGC(cc.TopK(ratio=0.01), warmup=4), {0: 0.1}), "two schedules"),
         (lambda: cc.Steps(cc.Linear(cc.TopK(ratio=0.1), start=0.5, steps=3), {0: 0.1}), "chooses too"),
@@ -98,5 +153,7 @@ def test_descriptions_read_back() -> None:
     for text in (
         "Steps(ErrorFeedback(TopK(ratio=0.01)), boundaries=((0, 0.25), (10, 0.05)), epoch=500)",
         "Geometric(TopK(ratio=0.001), start=0.25, steps=4)",
+        "EControl(Linear(QSGD(bits=2, rounding='nearest'), start=8, steps=100, stages=3))",
     ):
         assert repr(cc.parse(text)) == text
+    assert cc.parse("Steps(TopK(0.01), {0: 0.25, 10: 0.05})") == cc.Steps(cc.TopK(0.01), {0: 0.25, 10: 0.05})

@@ -147,6 +147,9 @@ REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
         cc.ErrorFeedback(cc.Accordion(cc.TopK(ratio=0.1), high=0.02, every=2)),
         cc.ErrorFeedback(cc.Legacy(cc.TopK(ratio=0.1), large=0.02, threshold=2000)),
         cc.ErrorFeedback(cc.Steps(cc.TopK(ratio=0.05), {1: 0.5, 4: 0.01})),
+        cc.ErrorFeedback(cc.Steps(cc.MinMax(bits=5), {1: 1, 4: 8})),
+        cc.ErrorFeedback(cc.Linear(cc.QSGD(bits=2, rounding="nearest"), start=8, steps=6, stages=3)),
+        cc.ErrorFeedback(cc.Geometric(cc.RandK(ratio=0.05), start=0.5, steps=4)),
         cc.ErrorFeedback(cc.LGreCo(cc.MinMax(bits=5), every=6, window=2, budget=8000)),
         cc.ErrorFeedback(cc.TwoPhase(cc.SignScale(block=64), server=False)),
         cc.ErrorFeedback(cc.Unproven(cc.SignScale(scale="l2"))),
@@ -199,6 +202,7 @@ REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
         cc.DGC(cc.SparseAllReduce(cc.TopK(ratio=0.05)), warmup=5, stages=1),
         cc.DGC(cc.TwoPhase(cc.QSGD(bits=4, rounding="nearest")), masking=False),
         cc.DGC(cc.SignScale(), nesterov=True, masking=False),
+        cc.DGC(cc.Geometric(cc.TopK(ratio=0.01), start=0.25, steps=4)),
     ],
     cc.EControl: [
         cc.EControl(cc.TopK(ratio=0.05)),
@@ -210,6 +214,7 @@ REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
         cc.EControl(cc.SparseAllReduce(cc.TopK(ratio=0.05)), eta=0.05),
         cc.EControl(cc.SharedScale(cc.QSGD(bits=4, rounding="nearest")), eta=0.1),
         cc.EControl(cc.SignScale()),
+        cc.EControl(cc.Geometric(cc.TopK(ratio=0.05), start=0.4, steps=3)),
     ],
     cc.LGreCo: [
         cc.LGreCo(cc.TopK(ratio=0.05), every=2, window=1),
@@ -246,6 +251,8 @@ REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
     cc.Steps: [
         cc.Steps(cc.EF21(cc.TopK(ratio=0.01)), {0: 0.25, 3: 0.05, 6: 0.01}),
         cc.Steps(cc.ErrorFeedback(cc.Threshold(ratio=0.05)), {2: 0.1, 4: 0.2}),
+        cc.Steps(cc.PowerSGD(2, ranks={"*": 9}, error="local"), {1: 1, 3: 5}),
+        cc.Steps(cc.EControl(cc.TopK(ratio=0.1)), {2: 0.02, 4: 0.3}),
     ],
     cc.Warmup: [
         cc.Warmup(1, cc.LGreCo(cc.ErrorFeedback(cc.TopK(ratio=0.05)), every=2)),
