@@ -1,6 +1,6 @@
 """Predicted against measured: what ``python -m compcomm plan --measure`` says of a step, beside the step itself.
 
-    launch/netlab --hosts 4 --rate 300mbit --rank0-raw -- python benchmarks/planner.py --json planner-4-300mbit.json
+    launch/netlab --hosts 4 --rate 300mbit --rank0-raw -- .venv/bin/python benchmarks/planner.py --json out.json
 
 Real DDP with real hooks on the parameters of a model, whose computation is waiting: a third of --wait before the
 backward pass, the rest in it, so much for every bucket. The ranks of a lab share a machine's cores, and a computation
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -59,8 +60,8 @@ class Waiting(nn.Module):
         for name, shape in model.shapes:  # a module allows no dot in the name of a parameter of its own
             self.register_parameter(name.replace(".", "/"), nn.Parameter(torch.full(shape, 0.01)))
         self.waits = [backward * p.numel() / total[name.replace("/", ".")] for name, p in self.named_parameters()]
-        draw = torch.Generator().manual_seed(rank)
         longest = max(p.numel() for p in self.parameters())
+        draw = torch.Generator().manual_seed(rank)
         self.noise, self.step = torch.randn(longest + 4099, generator=draw) * 1e-3, 0
 
     def forward(self) -> Tensor:
@@ -100,7 +101,8 @@ def main() -> None:
         plan = predicted(model, methods, compute, forward / compute)
         if here.first:
             print(plan, flush=True)
-            print(plan.link.as_dict(), flush=True)
+            stretched = {name: round(k.stretch, 2) for name, k in plan.kernels.items()}
+            print(f"{plan.link.as_dict()['speeds']}\nstretch: {stretched}\nload: {os.getloadavg()}", flush=True)
         rows = [compared(m, plan, model, here, options) for m in methods]
         if here.first:
             report(rows, plan, options)
@@ -111,7 +113,7 @@ def predicted(model: models.Model, methods: Sequence[Method], compute: float, fo
     transport = ProcessGroup(dist.new_group())
     try:
         line, buckets, world = measure(transport), cut(model.shapes), transport.world
-        kernels = {m.text: calibrate(m.settled(world), buckets, world, transport) for m in methods}
+        kernels = {m.text: calibrate(m.settled(world), buckets, world, transport, line) for m in methods}
         return planner.made(model, buckets, world, line, compute, methods, kernels, forward)
     finally:
         transport.close()
@@ -210,7 +212,8 @@ def report(rows: Sequence[Row], plan: planner.Plan, options: argparse.Namespace)
     if options.json:
         write(
             options.json, "planner", list(rows), model=plan.model, numel=plan.numel, link=link(), lab=lab(),
-            wait=options.wait, plan=plan.as_dict(), recommended=advised, best=best["reducer"], above_best=regret,
+            wait=options.wait, load=os.getloadavg(), plan=plan.as_dict(), recommended=advised, best=best["reducer"],
+            above_best=regret,
         )  # fmt: skip
         print(f"written: {options.json}", flush=True)
 

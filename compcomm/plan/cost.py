@@ -13,7 +13,6 @@ from .link import Link
 EXACT = 256
 """Workers up to which a dry run lists the bytes. Where ranks own shares it packs a message for each of them: time and
 memory grow with their number."""
-_SMALL = 1 << 16
 
 
 def collectives(reducer: Reducer | None, layout: Layout, world: int) -> tuple[Planned, ...]:
@@ -49,8 +48,8 @@ def seconds(planned: Planned, world: int, link: Link) -> float:
     kind                           rounds                  bytes that a rank sends
     ============================== ======================= ===================================
     all-reduce (ring)              2 (W-1)                 2 (W-1)/W of the buffer
-    all-gather, all-to-all         W-1; 1 where messages   (W-1) messages, as the dry run
-                                   have 64 KiB or less     counts them
+    all-gather, all-to-all         W-1                     (W-1) messages, as the dry run
+                                                           counts them
     reduce-scatter (ring)          W-1                     (W-1)/W of the buffer
     broadcast (binomial tree)      ceil(log2 W)            the buffer, in every round
     ============================== ======================= ===================================
@@ -71,8 +70,7 @@ def steps(planned: Planned, world: int) -> tuple[int, int]:
     if planned.kind == "Broadcast":
         depth = ceil(log2(world))
         return depth, depth * planned.nbytes
-    small = planned.kind != "ReduceScatter" and planned.sent <= _SMALL * (world - 1)
-    return 1 if small else world - 1, planned.sent
+    return world - 1, planned.sent
 
 
 @lru_cache(maxsize=1024)

@@ -19,8 +19,11 @@ from ..reducer import Arena, Context, Flow, Reducer, flow
 from ..store import State, Store
 from ..transports.process_group import Pending, ProcessGroup
 from ..transports.simulate import perform
+from . import cost
 from .cost import collectives
+from .link import Link
 from .sample import sample
+from .schedule import stretch
 
 SAMPLE = 25 * (1 << 20) // 4
 """Elements: a bucket of DDP's, so that what a bucket costs beside its elements is in it as often as in a model."""
@@ -53,9 +56,13 @@ class Kernels:
     The first stage codes this rank's own gradient, whatever W is. A later one reads what its collective brought, and
     its seconds grow along a line with those bytes: W payloads behind an all-gather of selections, nothing more than
     before behind a sum or behind shares. So two small numbers of workers tell how it goes on for any.
+
+    ``stretch``: by how much longer stages and collectives took together than each alone: the network's own work waits
+    for cores that code, and ranks wait for each other. 1 where that was not measured.
     """
 
     measured: tuple[Stages, ...] = ()
+    stretch: float = 1.0
 
     def seconds(self, reducer: Reducer | None, layout: Layout, world: int) -> tuple[float, ...]:
         """Of every stage of a bucket. Zeros where nothing was measured."""
@@ -80,7 +87,11 @@ class Kernels:
 
 
 def calibrate(
-    reducer: Reducer | None, layouts: Sequence[Layout], world: int, transport: ProcessGroup | None = None
+    reducer: Reducer | None,
+    layouts: Sequence[Layout],
+    world: int,
+    transport: ProcessGroup | None = None,
+    link: Link | None = None,
 ) -> Kernels:
     """Runs a settled reducer on a sample of the model's parameters and times its stages.
 
@@ -88,7 +99,8 @@ def calibrate(
     so that one is coded while the other is on the wire, and on all ranks at the same time: hosts that share cores, and
     kernels that share them with the network, slow each other as they will in training. A stage counts with the slowest
     rank's time, since the next collective waits for it. Collective: every rank calls it, between two steps, and all get
-    the same numbers. Takes about as long as three to eight exchanges of one bucket.
+    the same numbers. Takes about as long as three to eight exchanges of one bucket. With the ``link`` that was measured
+    beside it, ``stretch`` is found too: the pair's seconds, over what the schedule makes of its parts.
 
     Else on simulated ranks in this process: up to 8, and where what a stage reads grows with W, at 4 and at 8.
 
@@ -98,7 +110,7 @@ def calibrate(
         return Kernels()
     whole = Layout.of((s.name, s.shape) for layout in layouts for s in layout.segments if s.whole)
     if transport is not None:
-        return Kernels((_real(reducer, whole, transport),))
+        return _real(reducer, whole, transport, link)
     small = sample(reducer, whole, min(world, 8), SAMPLE)
     worlds = [min(world, 4)]
     if world > 4 and any(_grows(reducer, small, min(world, 8))):
@@ -117,45 +129,56 @@ def _simulated(reducer: Reducer, layout: Layout, world: int) -> Stages:
     return _stages(reducer, layout, world, _rounds(bench))
 
 
-def _real(reducer: Reducer, whole: Layout, transport: ProcessGroup) -> Stages:
+def _real(reducer: Reducer, whole: Layout, transport: ProcessGroup, link: Link | None) -> Kernels:
     """Both buckets together are as large as the sample of one process."""
-    layout = sample(reducer, whole, transport.world, SAMPLE // 2)
-    pair = [_Rank(reducer, layout, transport.rank, transport.world, bucket=b) for b in range(2)]
+    world = transport.world
+    layout = sample(reducer, whole, world, SAMPLE // 2)
+    pair = [_Rank(reducer, layout, transport.rank, world, bucket=b) for b in range(2)]
     _side_by_side(pair, transport)  # memory is touched
-    since = perf_counter()
-    _side_by_side(pair, transport)
-    took = torch.tensor([perf_counter() - since], dtype=torch.float64)
-    transport.start(AllReduceMax(took)).wait()
-    rounds = max(2, min(7, int(2 * _BUDGET / max(1e-3, float(took)))))
+    once = torch.tensor([_side_by_side(pair, transport)[-1]], dtype=torch.float64)
+    transport.start(AllReduceMax(once)).wait()
+    rounds = max(2, min(7, int(2 * _BUDGET / max(1e-3, float(once)))))
     found = torch.tensor([_side_by_side(pair, transport) for _ in range(rounds)], dtype=torch.float64)
     transport.start(AllReduceMax(found.view(-1))).wait()
-    return _stages(reducer, layout, transport.world, found.mean(1).median(0).values.tolist())
+    *seconds, took = found.median(0).values.tolist()
+    stages = _stages(reducer, layout, world, seconds)
+    if link is None:
+        return Kernels((stages,))
+    wires = [cost.seconds(p, world, link) for p in collectives(reducer, layout, world)]
+    return Kernels((stages,), stretch(seconds, wires, took))
 
 
 @torch.no_grad()
-def _side_by_side(pair: Sequence[_Rank], transport: ProcessGroup) -> list[list[float]]:
-    """Seconds of every stage of both buckets."""
+def _side_by_side(pair: Sequence[_Rank], transport: ProcessGroup) -> list[float]:
+    """Seconds of every stage, the mean of both buckets, and of all together."""
     flows = [rank.begin() for rank in pair]
-    seconds: list[list[float]] = [[] for _ in pair]
+    spent: list[list[float]] = [[] for _ in pair]
     pending: list[Pending | None] = [None for _ in pair]
+    landed = [False for _ in pair]
+
+    def advance(b: int) -> None:
+        held = pending[b]
+        if held is not None:
+            held.wait()
+        since = perf_counter()
+        op = flows[b].send(False) if spent[b] else next(flows[b])
+        spent[b].append(perf_counter() - since)
+        landed[b] = isinstance(op, Commit)
+        if not landed[b]:
+            pending[b] = transport.start(op)
+
     transport.start(AllReduce(torch.zeros(1))).wait()  # all ranks are here
-    while True:
-        landed = 0
-        for b, one in enumerate(flows):
-            held = pending[b]
-            if held is not None:
-                held.wait()
-            since = perf_counter()
-            op = one.send(False) if seconds[b] else next(one)
-            seconds[b].append(perf_counter() - since)
-            if isinstance(op, Commit):
-                landed += 1
-            else:
-                pending[b] = transport.start(op)
-        if landed:
-            break
+    begin = perf_counter()
+    for b in (0, 1, 0):  # as the schedule has it
+        if not landed[b]:
+            advance(b)
+    while not all(landed):
+        for b in (0, 1):
+            if not landed[b]:
+                advance(b)
+    took = perf_counter() - begin
     _commit(flows)
-    return seconds
+    return [*(sum(stage) / len(pair) for stage in zip(*spent, strict=True)), took]
 
 
 def _commit(flows: Sequence[Flow]) -> None:

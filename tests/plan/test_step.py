@@ -9,7 +9,8 @@ import compcomm as cc
 from compcomm.plan.cost import collectives
 from compcomm.plan.kernels import Kernels, Stages, calibrate
 from compcomm.plan.link import Link
-from compcomm.plan.step import pipeline, predict
+from compcomm.plan.schedule import pipeline
+from compcomm.plan.step import predict
 
 LAYOUTS = tuple(cc.Layout.of([(f"p{i}", (1000, 1000))]) for i in range(3))
 
