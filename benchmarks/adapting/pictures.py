@@ -15,13 +15,13 @@ from compcomm.report.plots import COLOURS
 def gains(rows: Sequence[Mapping[str, Any]], curve: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Left: ratio of uniform and of L-GreCo, by model and family. Right: ratio over the budget."""
     pyplot = _pyplot()
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(14, 5.6), layout="constrained", width_ratios=(3, 2))
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(17, 5.6), layout="constrained", width_ratios=(3, 2))
     shown = [r for r in rows if r["family"] in ("density", "bits", "rank")]
     places = np.arange(len(shown))
     left.bar(places - 0.2, [r["uniform_ratio"] for r in shown], 0.4, label="one setting for all", color=COLOURS[5])
     bars = left.bar(places + 0.2, [r["chosen_ratio"] for r in shown], 0.4, label="L-GreCo", color=COLOURS[1])
     left.bar_label(bars, [f"{r['gain']:.2f}x" for r in shown], padding=2, fontsize=9)
-    left.set_xticks(places, [f"{r['model']}\n{r['family']}" for r in shown], fontsize=7.5)
+    left.set_xticks(places, [f"{r['model']}\n{r['family']}" for r in shown], fontsize=7)
     left.set_yscale("log")
     left.set_ylabel("fp32 bytes over bytes sent")
     left.legend(frameon=False)

@@ -72,9 +72,10 @@ def rivals(found: Row | None) -> str:
     ]
     columns = ["model, rule", "ratio, equal sum of norms", "equal sum of squares", "bytes", "densities"]
     return (
-        f"**Rules for densities at equal error,** of the coded parameters alone: each rule at the scale at which it "
-        f"loses as much as `{found['rows'][0]['reducer']}`, once counted as the sum of the layers' L2 errors (what "
-        f"L-GreCo bounds), once as the sum of their squares (what a global top-k makes least) "
+        "**Rules for densities at equal error,** of the coded parameters alone: each rule at the scale at which it "
+        "loses as much as `TopK(ratio=0.01)`, once counted as the sum of the layers' L2 errors (what L-GreCo bounds), "
+        "once as the sum of their squares (what a global top-k makes least). L-GreCo's default candidates go from 1/16 "
+        "to 16 times the one density, a global top-k goes to a single element "
         f"(`python benchmarks/adaptive.py rivals`).\n\n{table(columns, rows)}"
     )
 

@@ -8,6 +8,7 @@ L2 errors, and as the sum of their squares. Accordion compares a gradient with a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,13 +106,20 @@ def rules(g: Gradient, threshold: int) -> dict[str, Callable[[float], Densities]
         rule = cc.Legacy(small, large=min(1.0, scale * own) / 4, threshold=threshold)
         return {s.name: rule.at(s, 0) for s in g.layout.segments}
 
-    def lgreco(scale: float) -> Densities:
+    def lgreco(candidates: tuple[float, ...] | None, scale: float) -> Densities:
+        alpha = scale**-0.25  # an error moves less than a density
         try:
-            return g.chosen(cc.LGreCo(g.base, every=1, alpha=scale**-0.25))  # an error moves less than a density
+            return g.chosen(cc.LGreCo(g.base, candidates=candidates, every=1, alpha=alpha))
         except ValueError:
-            return {n: min(1.0, 16 * own) for n in g.named}  # its largest candidate
+            return {n: min(1.0, 16 * own) for n in g.named}  # the largest candidate
 
-    return {"uniform": uniform, "L-GreCo": lgreco, "global top-k": global_topk, "LEGACY": legacy}
+    return {
+        "uniform": uniform,
+        "L-GreCo": partial(lgreco, None),
+        "L-GreCo from 1/4096": partial(lgreco, tuple(own * 2.0**k for k in range(-12, 5))),
+        "global top-k": global_topk,
+        "LEGACY": legacy,
+    }
 
 
 def within(g: Gradient, rule: Callable[[float], Densities], kind: str, limit: float) -> Densities:

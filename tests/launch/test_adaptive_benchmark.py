@@ -53,8 +53,9 @@ def test_gains_and_rivals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     file = tmp_path / "adaptive-rivals.json"
     run(monkeypatch, "rivals", *where, f"--json={file}")
     rows = {r["name"]: r for r in read(file)["rows"]}
-    assert list(rows) == ["uniform", "L-GreCo", "global top-k", "LEGACY"]
+    assert list(rows) == ["uniform", "L-GreCo", "L-GreCo from 1/4096", "global top-k", "LEGACY"]
     assert rows["L-GreCo"]["norms_ratio"] > rows["uniform"]["norms_ratio"]
+    assert rows["L-GreCo from 1/4096"]["norms_ratio"] >= rows["L-GreCo"]["norms_ratio"]
     assert rows["global top-k"]["squares_ratio"] > rows["uniform"]["squares_ratio"]
     monkeypatch.setattr(readme, "RESULTS", tmp_path)
     said = readme.adaptive()
