@@ -32,6 +32,10 @@ class _Assigned(Compressor):
     compressor: Compressor
     values: Values
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "_memo", {})
+
     @property
     def linear(self) -> bool:  # type: ignore[override]
         return self.compressor.linear
@@ -110,11 +114,16 @@ class _Assigned(Compressor):
 
     def _groups(self, table: Tensor, rng: Rng) -> list[tuple[Compressor, list[int]]]:
         """The rows of each setting, by the key of their parameters' names."""
-        keyed = _keyed(self, rng.seed)
-        found: dict[Compressor, list[int]] = {}
-        for row, name in enumerate(table[:, 5].tolist()):
-            found.setdefault(keyed.get(name, self.compressor), []).append(row)
-        return list(found.items())
+        names = tuple(table[:, 5].tolist())
+        memo: dict[object, list[tuple[Compressor, list[int]]]] = self._memo  # type: ignore[attr-defined]
+        known = memo.get((rng.seed, names))
+        if known is None:
+            keyed = _keyed(self, rng.seed)
+            found: dict[Compressor, list[int]] = {}
+            for row, name in enumerate(names):
+                found.setdefault(keyed.get(name, self.compressor), []).append(row)
+            known = memo[rng.seed, names] = list(found.items())
+        return known
 
 
 def assigned(reducer: Any, values: Values) -> Any:

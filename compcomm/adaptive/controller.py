@@ -24,6 +24,7 @@ from .knob import refuse_inner, setting, tuned
 from .settings import grid, nearest, numbers, roomy
 from .telemetry import Background, Layer, Table, Telemetry
 
+_FAILED, _KEPT = 1.0, 2.0
 LAG = 5
 """Steps that measuring, and then deciding, may take in the background."""
 
@@ -100,8 +101,8 @@ class Controller(Around, ABC, abstract=True):
                 object.__setattr__(self, "reducer", form)
 
     @abstractmethod
-    def decide(self, t: Telemetry) -> Sequence[float]:
-        """A setting for each parameter of ``t``. Runs on rank 0 alone.
+    def decide(self, t: Telemetry) -> Sequence[float] | None:
+        """A setting for each parameter of ``t``; None: all keep theirs. Runs on rank 0 alone.
 
         Raises:
             ValueError: there is none that serves; it ends the run on every rank.
@@ -211,9 +212,9 @@ class Controller(Around, ABC, abstract=True):
             raise TypeError(f"{self!r}: gradients are {x.flat.dtype} here, and it gathers float32. Convert them.")
         gathered, scale = state[self._slot("gathered")], ctx.unscale
         parts = [(x, decay * scale)] + ([] if add is None else [(add, add_scale * scale)])
-        for i, (bucket, factor) in enumerate(parts):
+        for bucket, factor in parts:
             unheard = memory.fresh(ctx, bucket.layout, "unheard")
-            memory.blend(gathered, bucket, unheard, alpha=0.0 if at == 0 and i == 0 else 1.0, beta=factor)
+            memory.blend(gathered, bucket, unheard, alpha=1.0, beta=factor)
 
     def now(self, state: State) -> Reducer:
         held = state[self._slot("choice")]
@@ -237,24 +238,29 @@ class Controller(Around, ABC, abstract=True):
         if not every:
             return
         if self._at(ctx.step, 0) and self.lag:
-            store.under_way[self, "measured"] = Background(partial(self._measured, every, store, ctx))
+            store.under_way[self._key(every, "measured")] = Background(partial(self._measured, every, store, ctx))
         if self._at(ctx.step, self.lag):
             yield from self._exchange(every, store, ctx)
         if self._at(ctx.step, 2 * self.lag):
             yield from self._adopt(every, store, ctx)
 
+    def _key(self, every: Sequence[Layer], work: str) -> object:
+        """Of work under way: two parts of a Partition may have equal controllers."""
+        return self, tuple(layer.name for layer in every), work
+
     def _measured(self, every: Sequence[Layer], store: Store, ctx: Context) -> Table:
         mine, gathered = telemetry.dealt(every, ctx.rank, ctx.world), self._slot("gathered")
-        given = [(i, s, store.get(gathered, s)) for i in mine for s in every[i].pieces]
+        given = [(i, s, store.get(gathered, s).cpu()) for i in mine for s in every[i].pieces]
         return telemetry.measure(self.core, given, len(every), self.settings if self.measures else (), ctx)
 
     def _exchange(self, every: Sequence[Layer], store: Store, ctx: Context) -> Review:
-        work, failure = store.under_way.pop((self, "measured"), None), None
+        work, failure = store.under_way.pop(self._key(every, "measured"), None), None
         width = 1 + (len(self.settings) if self.measures else 0)
-        found = torch.zeros(len(every) * width + 1, dtype=torch.float64)
+        found = torch.zeros(len(every) * width + 1, dtype=torch.float64, device=store.device)
         try:
             with torch.no_grad():
-                squares = self._measured(every, store, ctx) if work is None else work.result()
+                then = replace(ctx, step=ctx.step - self.lag)  # random rounding is that of the step of the measurement
+                squares = self._measured(every, store, then) if work is None else work.result()
             found[:-1] = torch.from_numpy(squares).view(-1)
         except Exception as error:
             failure = error
@@ -267,12 +273,13 @@ class Controller(Around, ABC, abstract=True):
         for layer, row in zip(every, found[:-1].view(len(every), width).sqrt(), strict=True):
             for s in layer.pieces:
                 held = store.get(self._slot("telemetry"), s)
-                held[0] = held[1]
+                held[0] = held[1].clone()
                 held[1:] = row
+                store.get(self._slot("gathered"), s).zero_()
         if self.lag and ctx.rank == 0:
-            store.under_way[self, "decided"] = Background(partial(self._decided, every, store))
+            store.under_way[self._key(every, "decided")] = Background(partial(self._decided, every, store))
 
-    def _decided(self, every: Sequence[Layer], store: Store) -> Sequence[float]:
+    def _decided(self, every: Sequence[Layer], store: Store) -> Sequence[float] | None:
         return self.decide(self._telemetry(every, store))
 
     def telemetry(self, segments: Sequence[Segment], store: Store) -> Telemetry:
@@ -284,7 +291,8 @@ class Controller(Around, ABC, abstract=True):
 
     def _telemetry(self, every: Sequence[Layer], store: Store) -> Telemetry:
         pieces = [layer.pieces[0] for layer in every]
-        rows = np.array([store.get(self._slot("telemetry"), s).tolist() for s in pieces])
+        width = 2 + (len(self.settings) if self.measures else 0)
+        rows = np.array([store.get(self._slot("telemetry"), s).tolist() for s in pieces]).reshape(len(every), width)
         settings, base = self.settings, setting("", self.reducer)
         mine = self.choices(pieces, store)
         inner = self.reducer.choices(pieces, store) if isinstance(self.reducer, Controller) else {}
@@ -298,23 +306,28 @@ class Controller(Around, ABC, abstract=True):
             sizes=telemetry.sizes(self.core, every, settings),
             current=np.array([nearest(settings, mine.get(s.name, base)) for s in pieces]),
             reference=np.array([nearest(settings, inner.get(s.name, base)) for s in pieces]),
-            first=not any(store.get(self._slot("choice"), s).item() for s in pieces),
+            first=not rows[:, 0].any(),
         )
 
     def _adopt(self, every: Sequence[Layer], store: Store, ctx: Context) -> Review:
-        said, failure = torch.zeros(1 + len(every), dtype=torch.float64), None
-        work = store.under_way.pop((self, "decided"), None)
+        said, failure = torch.zeros(1 + len(every), dtype=torch.float64, device=store.device), None
+        work = store.under_way.pop(self._key(every, "decided"), None)
         if ctx.rank == 0:
             try:
                 values = self._decided(every, store) if work is None else work.result()
-                said[1:] = torch.tensor(list(values), dtype=torch.float64)
+                if values is None:
+                    said[0] = _KEPT
+                else:
+                    said[1:] = torch.tensor(list(values), dtype=torch.float64)
             except Exception as error:
                 failure = error
-                said[0] = 1.0
+                said[0] = _FAILED
         yield Broadcast(said)
         if failure is not None:
             raise failure
-        if said[0]:
+        if said[0] == _KEPT:
+            return
+        if said[0] == _FAILED:
             raise PeerError(f"{self!r}: rank 0 found no setting after step {ctx.step}; its own log has the error.")
         for layer, value in zip(every, said[1:].tolist(), strict=True):
             for s in layer.pieces:

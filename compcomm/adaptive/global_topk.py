@@ -59,9 +59,9 @@ class GlobalTopK(Controller):
             factors.append(2 * max(1.0, factors[-1]))
         return tuple(own * factor for factor in factors)
 
-    def decide(self, t: Telemetry) -> Sequence[float]:
+    def decide(self, t: Telemetry) -> Sequence[float] | None:
         if not (np.isfinite(t.norms).all() and np.isfinite(t.errors).all() and t.norms.any()):
-            return [t.settings[i] for i in t.current]
+            return None
         forms = [tuned(owner(self.reducer), value) for value in t.settings]
         tails = [
             _tail([form.kept(n) for form in forms], n, t.norms[i], t.errors[i]) for i, n in enumerate(t.numel.tolist())

@@ -79,9 +79,9 @@ class LGreCo(Controller):
                     f"at least. Give that or more, or smaller candidates."
                 )
 
-    def decide(self, t: Telemetry) -> Sequence[float]:
+    def decide(self, t: Telemetry) -> Sequence[float] | None:
         if not (np.isfinite(t.norms).all() and np.isfinite(t.errors).all() and t.norms.any()):
-            return [t.settings[i] for i in t.current]
+            return None
         rows = np.arange(len(t.names))
         if isinstance(self.budget, int):
             chosen = allocate_bytes(t.errors, t.sizes, limit=self.budget, reference=_within(t, self.budget))

@@ -33,7 +33,7 @@ class Telemetry:
     ``norms`` [m]: the L2 norm of the gathered gradient; ``before``: at the last time, 0 at first. ``errors`` [m, P]:
     the L2 norm of what each setting loses of it, NaN where it was not measured. ``sizes`` [m, P]: bytes of its section
     in a payload. ``current``, ``reference`` [m]: positions of the setting in use, and of the one that it would have
-    without this controller. ``first``: nothing has been decided yet.
+    without this controller. ``first``: nothing was measured before.
     """
 
     names: tuple[str, ...]
@@ -193,7 +193,9 @@ class Background:
 
     def __init__(self, work: Any) -> None:
         self._work, self._error, self._value = work, None, None
-        self._thread = Thread(target=self._run, name="compcomm-controller", daemon=True)
+        self._thread = Thread(
+            target=self._run, name="compcomm-controller"
+        )  # no daemon: torch must not be cut off at exit
         self._thread.start()
 
     def _run(self) -> None:

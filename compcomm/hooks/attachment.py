@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -201,6 +201,7 @@ class Attachment:
     def average_plainly(self, flat: Tensor, last: bool) -> Any:
         """The future of a bucket's mean by ``plain``, past the scheduler."""
         assert self.plain is not None
+        self.check()
         before = self.plain.sent
         future = self.plain.average(flat)
         self._scheduler.sent += self.plain.sent - before
@@ -228,6 +229,15 @@ class Attachment:
             store.declare(expected)
         self.options = replace(self.options, reducer=reducer)
         self.reducer, self._store, self._scheduler.store, self._last = settled, store, store, []
+
+    def configuration(self) -> Any:
+        """What ``switch`` changes, for ``restore``."""
+        return self.options, self.reducer, self._store, self.plain
+
+    def restore(self, configuration: Any) -> None:
+        """As it was."""
+        self.options, self.reducer, self._store, self.plain = configuration
+        self._scheduler.store = self._store
 
     # What the user calls.
 
@@ -354,10 +364,10 @@ class Attachment:
                 ended. The running state is unchanged.
         """
         self._ready("load_state_dict")
-        if self.pilot is not None:
-            self.pilot.follow(state.get(self._place))
-        step, slots = resume.exact(state, self._place, self._identity())
-        self._store.load_state_dict(slots)
+        known = state.get(self._place) if isinstance(state, Mapping) else None
+        with self.pilot.follow(known, self._identity()) if self.pilot is not None else nullcontext():
+            step, slots = resume.exact(state, self._place, self._identity())
+            self._store.load_state_dict(slots)
         self.resume(step)
 
     def portable_state_dict(self) -> dict[str, Any]:
@@ -397,10 +407,9 @@ class Attachment:
                 unchanged.
         """
         self._ready("load_portable_state_dict")
-        if self.pilot is not None:
-            self.pilot.follow(state)
-        step, slots = resume.portable(state, self._origin())
-        portable.adopt(self._store, slots)
+        with self.pilot.follow(state, self._origin()) if self.pilot is not None else nullcontext():
+            step, slots = resume.portable(state, self._origin())
+            portable.adopt(self._store, slots)
         self.resume(step)
 
     def forget(self) -> None:
@@ -410,6 +419,7 @@ class Attachment:
             StateError: a backward pass has not ended.
         """
         self._between_steps("forget")
+        self._store.under_way.clear()
         for entry in self._store.entries():
             entry.tensor.fill_(entry.slot.fill)
 

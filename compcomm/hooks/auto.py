@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
@@ -18,6 +19,7 @@ from ..compressor import Compressor
 from ..reducer import Reducer, settle
 from ..reducers.exact import Exact
 from ..spec import Described, parse
+from ..store import StateError
 from .flight import Flight
 from .plain import Plain
 
@@ -103,29 +105,50 @@ class Pilot:
         self.decide(found.methods[picked].reducer, found.why(picked))
 
     def _fits(self, method: Any) -> bool:
+        attachment = self._attachment
         try:
-            settle(method, self._attachment.wire.world).check_optimizer(
-                self._attachment.options.groups(self._attachment.parameters)
-            )
+            settled = settle(method, attachment.wire.world)
+            if settled.needs_names and not attachment.named:
+                return False
+            settled.check(Layout.of((n, p.shape) for n, p in attachment.parameters))
+            settled.check_optimizer(attachment.options.groups(attachment.parameters))
         except ValueError:
             return False
         return True
 
-    def follow(self, saved: Any) -> None:
-        """What a checkpoint's run had picked is picked here too."""
-        if isinstance(saved, Mapping) and saved.get("picked") is True:
-            method = parse(str(saved.get("reducer")))
-            self.decide(None if method == Exact() else method)
+    @contextmanager
+    def follow(self, saved: Any, here: Mapping[str, Any]) -> Generator[None]:
+        """Picks what a checkpoint's run had picked, while that is loaded; what cannot be loaded changes nothing.
+
+        ``here``: what this run says of itself; where the checkpoint says something else, loading will refuse it.
+        """
+        attachment, decided = self._attachment, self.decided
+        before = attachment.configuration()
+        alike = isinstance(saved, Mapping) and all(saved.get(n) == v for n, v in here.items() if n != "reducer")
+        try:
+            if alike and saved.get("picked") is True:
+                try:
+                    method = parse(str(saved.get("reducer")))
+                except ValueError as error:
+                    raise StateError(f"load_state_dict: the reducer of the checkpoint is none: {error}") from None
+                self.decide(None if method == Exact() else method)
+            elif alike and self.decided:
+                self.decided, attachment.plain = False, None
+                self._ends, self._exposed = [], []
+                attachment.switch(Exact())
+            yield
+        except BaseException:
+            attachment.restore(before)
+            self.decided = decided
+            raise
 
     def decide(self, method: Reducer | Compressor | None, why: str = "") -> None:
         """From the next step on: ``method``, or DDP's own reduction."""
         attachment = self._attachment
         self.decided = True
-        if method is None:
-            attachment.switch(Exact())
-            attachment.plain = Plain(attachment.options.group)
-        else:
-            attachment.switch(method)
+        attachment.switch(Exact() if method is None else method)
+        watched = attachment.options.check_every > 0  # replicas are compared by the scheduler, after each step
+        attachment.plain = Plain(attachment.options.group) if method is None and not watched else None
         self.line = why
         if why and attachment.wire.rank == 0:
             print(f"compcomm: {why}", file=sys.stderr, flush=True)

@@ -90,7 +90,16 @@ class DDPState:
         self._names, self._layouts, self._bound = names, {}, parameters
 
     def open(self, device: torch.device, trial: Callable[[Reducer, Layout], None] | None = None) -> Attachment:
-        """Makes the attachment: collective over the group."""
+        """Makes the attachment: collective over the group.
+
+        Raises:
+            ValueError: ``Auto`` on an accelerator, whose kernels it cannot time yet.
+        """
+        if self.auto is not None and device.type != "cpu":
+            raise ValueError(
+                f"{self.auto!r} on {device.type}: it times kernels on the CPU alone, so far. Ask "
+                f"python -m compcomm plan, and give the reducer that it names."
+            )
         self.attachment = Attachment(self.options, self._bound, device, trial, facts={"auto": repr(self.auto)})
         self.attachment.enabled = self._enabled
         if self.auto is not None:

@@ -212,6 +212,7 @@ class Scheduler:
                 self.sent += op.sent_bytes(transport.world, transport.rank)
                 transport.start(op).wait()
         except TransportError:
+            self.number -= 1  # ``_lose`` counts the step that broke
             raise
         except Exception as error:  # on every rank, as a review says so; raised with the next step, at the same place
             self._doomed = error

@@ -27,7 +27,7 @@ class Proposal(NamedTuple):
         """The position of the method to go on with; 0, DDP as it is, unless another saves more than ``margin``."""
         plain = self.predictions[0]
         worth = [p for p in self.predictions[1:] if p.seconds < (1 - margin) * plain.seconds]
-        return self.predictions.index(self.named(choose([plain, *worth]).method)) if worth else 0
+        return self.predictions.index(self.named(choose(worth).method)) if worth else 0
 
     def named(self, text: str) -> Prediction:
         """The prediction of a method."""
@@ -40,6 +40,8 @@ class Proposal(NamedTuple):
         if picked:
             gain = f"predicted {1e3 * taken.seconds:.4g} ms ({plain.seconds / taken.seconds:.2f}x as fast)"
             return f"Auto picks {taken.method}: {waits} without compression; {gain}, {taken.ratio:.3g}x fewer bytes"
+        if len(self.predictions) == 1:
+            return f"Auto picks no compression: {waits}; none of the methods fits this model and its optimizer"
         best = min(self.predictions[1:], key=lambda p: p.seconds)
         saving = 100 * (1 - best.seconds / plain.seconds)
         rest = f"{best.method}, the best of {len(self.predictions) - 1}, would " + (

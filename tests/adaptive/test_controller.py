@@ -185,9 +185,10 @@ def test_bytes_follow_the_decision_and_so_does_what_a_failed_rank_sends() -> Non
 
 
 @pytest.mark.parametrize("at", [7, 8, 10, 11, 13, 14, 16])
-def test_a_run_goes_on_bit_for_bit_wherever_it_was_interrupted(at: int) -> None:
+@pytest.mark.parametrize("part", ["ErrorFeedback(TopK(ratio=0.05))", "QSGD(bits=4)", "RandK(ratio=0.05)"])
+def test_a_run_goes_on_bit_for_bit_wherever_it_was_interrupted(at: int, part: str) -> None:
     def fresh() -> Simulator:
-        return Simulator(odd_by_norms(), 2, seed=1)
+        return Simulator(odd_by_errors(cc.parse(part)), 2, seed=1)
 
     whole = fresh()
     advance(whole, 20)
@@ -207,16 +208,16 @@ def test_a_run_goes_on_bit_for_bit_wherever_it_was_interrupted(at: int) -> None:
         assert all(torch.equal(one[slot][name], two[slot][name]) for slot in one for name in one[slot])
 
 
-class ByNorms(Controller, abstract=True):
-    """A setting by the digits of a norm, so that any difference shows."""
+class ByErrors(Controller, abstract=True):
+    """A setting by the digits of an error, so that any difference shows."""
 
     def decide(self, t: Telemetry) -> list[float]:
-        return [t.settings[int(norm * 1e4) % len(t.settings)] for norm in t.norms]
+        return [t.settings[int(error * 1e4) % len(t.settings)] for error in t.errors[:, 0]]
 
 
-def odd_by_norms() -> Controller:
-    made = make_dataclass("_ByNorms", FIELDS, bases=(ByNorms,), frozen=True, repr=False)
-    return made(cc.ErrorFeedback(cc.TopK(ratio=0.05)), None, 8, 2)
+def odd_by_errors(part: Any) -> Controller:
+    made = make_dataclass("_ByErrors", FIELDS, bases=(ByErrors,), frozen=True, repr=False)
+    return made(part, None, 8, 2)
 
 
 class Fails(Odd, abstract=True):

@@ -132,7 +132,28 @@ def test_a_budget_that_cannot_be_met_names_the_smallest() -> None:
 
 def test_a_gradient_of_zeros_changes_nothing() -> None:
     t = synthetic(np.zeros((2, 3)), SIZES, 1)
-    assert lgreco().decide(t) == pytest.approx([0.2, 0.2])
+    assert lgreco().decide(t) is None
+
+
+def test_equal_controllers_of_two_parts() -> None:
+    one = cc.LGreCo(cc.ErrorFeedback(cc.TopK(ratio=0.01)), every=12)
+    both = trained(cc.Partition({"embed": one, "*": one}), 2, 24)
+    apart = trained(cc.Partition({"embed": one, "*": cc.LGreCo(one.reducer, every=12, alpha=1.0 + 1e-9)}), 2, 24)
+    assert choices_of(both) == choices_of(apart)
+    assert set(choices_of(both)) == {"embed", "wide", "deep", "small"}
+
+
+def choices_of(simulator: Simulator) -> dict[str, float]:
+    store = simulator.stores[0]
+    return simulator.reducer.choices(store.segments(), store)
+
+
+def test_nothing_to_control() -> None:
+    simulator = cc.Simulator(cc.LGreCo(cc.TopK(ratio=0.01), every=1), 2)
+    for _ in range(3):
+        simulator.mean([{"w": torch.ones(4, 4)}] * 2)
+    ((control, segments),) = simulator.reducer.controllers(simulator.stores[0].segments())
+    assert control.telemetry(segments, simulator.stores[0]).names == ()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Auto between real processes: no compression where nothing pays, the fastest method on a slow link, and checkpoints."""
+"""Auto between real processes: no compression where nothing pays, the fastest method on a slow link, checkpoints."""
 
 from __future__ import annotations
 
@@ -111,6 +111,39 @@ def resumes(rank: int, world: int, rate: str, portable: bool) -> Any:
 def test_a_pick_is_kept_in_checkpoints(two: Workers, rate: str, portable: bool) -> None:
     for same, said, alike, step in two.run(resumes, rate=rate, portable=portable):
         assert (same or (portable and rate == "1mbit"), alike, step, said) == (True, True, BEFORE + 6, "")
+
+
+def misfits(rank: int, world: int) -> Any:
+    dgc = cc.DGC(cc.TopK(ratio=0.01))
+    mine = attached(cc.Auto(methods=(dgc, cc.LGreCo(cc.TopK(ratio=0.01), budget=10)), steps=STEPS))
+    _, said = run(rank, range(BEFORE + 2), mine, "1mbit")
+    return said, mine[2].plain is not None
+
+
+def test_methods_that_do_not_fit_are_left_out(two: Workers) -> None:
+    (said, plain), _ = two.run(misfits)
+    assert plain
+    assert "none of the methods fits" in said
+
+
+def loads(rank: int, world: int) -> Any:
+    """A run that picked nothing loads what another one picked; a checkpoint that does not fit changes nothing."""
+    auto = cc.Auto(methods=METHODS, steps=STEPS, margin=0.3)
+    slow, fast = attached(auto), attached(auto)
+    run(rank, range(BEFORE + 1), slow, "1mbit")
+    run(rank, range(BEFORE + 1), fast, "100gbit")
+    saved = slow[2].state_dict()
+    (place,) = saved
+    wrong = {place: {**saved[place], "seed": 9}}
+    told = models.caught(lambda: fast[2].load_state_dict(wrong))
+    unchanged = fast[2].plain is not None and repr(fast[2].reducer) == "Exact()"
+    fast[2].load_state_dict(saved)
+    return told[0], unchanged, fast[2].plain is None, repr(fast[2].reducer) == repr(slow[2].reducer)
+
+
+def test_loading_what_another_run_picked(two: Workers) -> None:
+    for kind, unchanged, taken, alike in two.run(loads):
+        assert (kind, unchanged, taken, alike) == ("StateError", True, True, True)
 
 
 def alone(rank: int, world: int) -> Any:

@@ -18,8 +18,9 @@ rank, path, how = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=3)
 model = torch.nn.parallel.DistributedDataParallel(torch.nn.Sequential(*[torch.nn.Linear(64, 64) for _ in range(3)]))
-attachment = cc.attach(model, cc.ErrorFeedback(cc.TwoPhase(cc.SignScale())), timeout=10)
-for _ in range(3):
+reducer = "ErrorFeedback(TwoPhase(SignScale()))" if how != "measures" else "LGreCo(PowerSGD(2), every=12, window=2)"
+attachment = cc.attach(model, cc.parse(reducer), timeout=10)
+for _ in range(12 if how == "measures" else 3):  # the last step's review measures in the background
     model(torch.randn(4, 64)).sum().backward()
 if how == "drops":
     import gc, threading
@@ -37,7 +38,7 @@ print("the end", flush=True)
 """
 
 
-@pytest.mark.parametrize("how", ["cleans", "drops", "raises", "leaves"])
+@pytest.mark.parametrize("how", ["cleans", "drops", "raises", "leaves", "measures"])
 def test_programs_end(tmp_path: Path, how: str) -> None:
     script = tmp_path / "program.py"
     script.write_text(SCRIPT)
