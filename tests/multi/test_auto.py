@@ -147,20 +147,18 @@ def test_loading_what_another_run_picked(two: Workers) -> None:
 
 
 def alone(rank: int, world: int) -> Any:
-    if rank:
-        torch.distributed.new_group([0])
-        return None
-    group = torch.distributed.new_group([0])
-    module = models.mlp(layers=2)
-    ddp = torch.nn.parallel.DistributedDataParallel(module, process_group=group)
-    attachment = cc.attach(ddp, cc.Auto(steps=2), group=group)
+    model, attachment = models.wrap(models.mlp(layers=2), cc.Auto(steps=2))
     for x in models.batches(0, 8):
-        ddp(x).sum().backward()
+        model(x).sum().backward()
     return attachment.step
 
 
-def test_one_rank_has_nothing_to_pick(two: Workers) -> None:
-    assert two.run(alone)[0] == 8
+def test_one_rank_has_nothing_to_pick() -> None:
+    workers = Workers(1)
+    try:
+        assert workers.run(alone) == [8]
+    finally:
+        workers.stop()
 
 
 @pytest.mark.parametrize(
