@@ -127,14 +127,20 @@ def computation(model: models.Model, here: Ranks, options: argparse.Namespace) -
         future.set_result(bucket.buffer())
         return future
 
-    ddp = DistributedDataParallel(Waiting(model, options.wait, here.rank), gradient_as_bucket_view=True)
+    ddp = wrapped(model, here, options)
     ddp.register_comm_hook(None, nothing)
     return steps(ddp, here, 1e9, 6)[1:]
 
 
+def wrapped(model: models.Model, here: Ranks, options: argparse.Namespace) -> DistributedDataParallel:
+    """Its parameters are equal on all ranks already: sending them would take longer than the measured steps."""
+    module = Waiting(model, options.wait, here.rank)
+    return DistributedDataParallel(module, gradient_as_bucket_view=True, init_sync=False)
+
+
 def compared(m: Method, plan: planner.Plan, model: models.Model, here: Ranks, options: argparse.Namespace) -> Row:
     """One row: a method's step, measured, beside its prediction."""
-    ddp = DistributedDataParallel(Waiting(model, options.wait, here.rank), gradient_as_bucket_view=True)
+    ddp = wrapped(model, here, options)
     attachment = None if m.reducer is None else cc.attach(ddp, m.reducer)
     try:
         before = here.card_bytes()

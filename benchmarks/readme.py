@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from adapting import planned
 from adapting import results as adapting
 from cells import size, table, times
 from momentum import results
@@ -255,7 +256,7 @@ def optimizers() -> str:
 
 def adaptive() -> str:
     """What `benchmarks/adaptive.py` has measured."""
-    return adapting.section(RESULTS)
+    return "\n\n".join(part for part in (planned.section(RESULTS), adapting.section(RESULTS)) if part)
 
 
 def memory() -> str:
