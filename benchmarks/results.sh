@@ -64,6 +64,12 @@ adaptive() { # experiment, model, steps
     measure "adaptive-$1-$2" $python -m torch.distributed.run --standalone --nproc-per-node 2 \
         benchmarks/adaptive.py "$1" --model "$2" --steps "$3"
 }
+for hosts in 2 4; do
+    for rate in 100mbit 300mbit 1gbit; do
+        measure "planner-$hosts-hosts-$rate" $python launch/netlab --hosts $hosts --rate $rate --rank0-raw -- \
+            $python benchmarks/planner.py
+    done
+done
 adaptive cost charlm 2000
 adaptive cost resnet50 800
 adaptive auto charlm 400
