@@ -20,8 +20,8 @@ def collectives(reducer: Reducer | None, layout: Layout, world: int) -> tuple[Pl
 
     Up to 256 workers as the dry run counts it. Beyond, the length of every buffer goes on along the line through 128
     and 256: exact for what sums and for an all-gather of selections; where ranks own shares the line stands for what
-    headers and smallest shares add, and counts too little where shares fall below a block (ResNet-50 and 4 bits: 5 % at
-    1024 workers, 10 % at 2048).
+    headers and smallest shares add, and counts too little where shares fall below a block (ResNet-50, 4 bits: 10 % at
+    1024 workers, 15 % at 2048).
     """
     if reducer is None:
         nbytes = 4 * sum(s.numel for s in layout.segments)
