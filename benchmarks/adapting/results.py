@@ -115,22 +115,33 @@ def cost(found: list[Row | None], phases: Row | None) -> str:
         rows = [
             (
                 SHAPES[f["model"]],
-                f"{r['seconds_without'] * 1e3:.2f}",
-                f"{r['seconds_with'] * 1e3:.2f}",
-                f"{r['share_of_a_step']:+.1%}",
-                f"{r['at_review_over_median_without']:.2f}",
-                f"{r['at_review_over_median_with']:.2f}",
+                f"{r['seconds'] * 1e3:.1f}",
+                *(f"{r['more_with'][kind] * 1e3:+.2f}" for kind in ("gathering", "beside", "other")),
+                f"{r['share_with']:+.2%}",
+                f"{r['share_again']:+.2%}",
+                f"{r['longest_beside_with']:.2f} ({r['longest_beside_without']:.2f})",
             )
             for f in there
             for r in f["rows"]
         ]
         first = there[0]["rows"][0]
-        columns = ["model", "ms without", "ms with", "more", "longest step at a review / median, without", "with"]
+        columns = [
+            "model",
+            "ms a step",
+            "more, gathering",
+            "measuring and deciding",
+            "otherwise",
+            "share of a step",
+            "twin without",
+            "longest step beside the review / median",
+        ]
         parts.append(
-            f"**What telemetry costs,** `ErrorFeedback(TopK(ratio=0.01))` with and without a controller that gathers, "
+            f"**What telemetry costs,** `ErrorFeedback(TopK(ratio=0.01))` without and with a controller that gathers, "
             f"measures and decides every {first['every']} steps and sends the same bytes; {first['world_size']} ranks, "
-            f"{there[0]['link']}, mean step of whole periods in turns (`torchrun --nproc-per-node 2 "
-            f"benchmarks/adaptive.py cost --model NAME`).\n\n{table(columns, rows)}"
+            f"{there[0]['link']}, in turns step by step, and beside it a twin without: what noise alone would say. "
+            f"Median differences in ms by kind of step, and their sum over a period; in brackets the longest step "
+            f"without (`torchrun --nproc-per-node 2 benchmarks/adaptive.py cost --model NAME`).\n\n"
+            f"{table(columns, rows)}"
         )
     if phases is not None:
         names = ("gather", "measure", "exchange", "decide", "adopt")

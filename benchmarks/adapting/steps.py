@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import Any
 
@@ -59,47 +59,56 @@ def main(options: argparse.Namespace) -> None:
 
 
 def cost(here: Ranks, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Whole periods, without and with telemetry in turns; the mean step of a period counts."""
+    """Steps without and with telemetry in turns, and those of a second model without: what noise alone would say.
+
+    A period has three kinds of steps: those whose gradients are gathered, those beside which is measured and decided,
+    and all others. The first and the last take turns step by step. The second run in a row, so that what works beside
+    them slows no other contestant. Of each kind the median difference counts, as often as a period has such steps.
+    """
     every = options.every
-    plain, _ = contestant(options.model, cc.parse(PLAIN), here.rank)
     pinned = Pinned(cc.TopK(ratio=0.01), every=every)
-    measured, attachment = contestant(options.model, cc.ErrorFeedback(pinned), here.rank)
-    spent: dict[str, list[list[float]]] = {"without": [], "with": []}
-    for step in (*range(5),):
-        plain(step)
-        measured(step)
-    done = 5
-    for _ in range(max(2, options.steps // every)):
-        for name, go in (("without", plain), ("with", measured)):
+    reducers = {"without": cc.parse(PLAIN), "again": cc.parse(PLAIN), "with": cc.ErrorFeedback(pinned)}
+    made = {name: contestant(options.model, reducer, here.rank) for name, reducer in reducers.items()}
+    total, beside = every * (1 + max(2, options.steps // every)), 2 * pinned.lag
+    spent: dict[str, list[float]] = {name: [] for name in made}
+    for first, last in blocks(total, every, beside):
+        for name, (go, _) in made.items():
             dist.barrier()
-            seconds: list[float] = []
-            for step in range(done, done + every):
+            for step in range(first, last):
                 since = time.perf_counter()
                 go(step)
-                seconds.append(time.perf_counter() - since)
-            spent[name].append(here.slowest(seconds))
-        done += every
-    per = {name: [sum(block) / len(block) for block in blocks] for name, blocks in spent.items()}
-    shares = [b / a - 1 for a, b in zip(per["without"], per["with"], strict=True)]
-    counters = attachment.counters()
-    # From the end of a period until it has taken effect; there were five steps before.
-    about = [i for i in range(every) if (i + 6) % every <= 2 * pinned.lag]
-    return [
-        {
-            "world_size": here.world,
-            "every": every,
-            "periods": len(shares),
-            "seconds_without": median(per["without"]),
-            "seconds_with": median(per["with"]),
-            "share_of_a_step": median(shares),
-            "shares": shares,
-            "longest_over_median_without": max(max(b) / median(b) for b in spent["without"]),
-            "longest_over_median_with": max(max(b) / median(b) for b in spent["with"]),
-            "at_review_over_median_without": median(max(b[i] for i in about) / median(b) for b in spent["without"]),
-            "at_review_over_median_with": median(max(b[i] for i in about) / median(b) for b in spent["with"]),
-            "review_seconds_per_step": counters.review_seconds / counters.step,
-        }
-    ]
+                spent[name].append(time.perf_counter() - since)
+    slowest = {name: here.slowest(seconds) for name, seconds in spent.items()}
+    found = {name: seconds[every:] for name, seconds in slowest.items()}  # the first period is not yet like the others
+    places = range(len(found["with"]))
+    kinds = {
+        "gathering": [i for i in places if i % every >= every - pinned.gathers],
+        "beside": [i for i in places if i % every < beside],
+        "other": [i for i in places if beside <= i % every < every - pinned.gathers],
+    }
+    usual = median(found["without"])
+    row: dict[str, Any] = {"world_size": here.world, "every": every, "periods": len(places) // every, "seconds": usual}
+    for name in ("with", "again"):
+        differences = [b - a for a, b in zip(found["without"], found[name], strict=True)]
+        more = {kind: median(differences[i] for i in chosen) for kind, chosen in kinds.items() if chosen}
+        row[f"more_{name}"] = more
+        row[f"share_{name}"] = sum(len(kinds[k]) * more[k] for k in more) / len(places) / usual
+    for name, seconds in found.items():
+        longest = [max(seconds[i : i + beside], default=0.0) for i in places[::every]]
+        row[f"longest_beside_{name}"] = median(longest) / usual
+    counters = made["with"][1].counters()
+    return [{**row, "review_seconds_per_step": counters.review_seconds / counters.step}]
+
+
+def blocks(total: int, every: int, beside: int) -> Iterator[tuple[int, int]]:
+    """What a contestant runs in a row: single steps, and the first ``beside`` of a period.
+
+    >>> list(blocks(8, 4, 2))
+    [(0, 2), (2, 3), (3, 4), (4, 6), (6, 7), (7, 8)]
+    """
+    for start in range(0, total, every):
+        yield start, start + beside
+        yield from ((step, step + 1) for step in range(start + beside, start + every))
 
 
 def auto(here: Ranks, options: argparse.Namespace) -> list[dict[str, Any]]:
