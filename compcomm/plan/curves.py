@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..reducer import Reducer
 from ..report.extras import need
 from ..report.plots import COLOURS
 from . import units
 from .buckets import cut
+from .kernels import MANY, Kernels, calibrate, grown
 from .methods import Method
 from .models import Model
 from .planner import Plan
@@ -22,15 +24,25 @@ RATES = tuple(10 ** (7 + i / 4) for i in range(17))
 
 def draw(plan: Plan, model: Model, methods: Sequence[Method], path: str | Path) -> Path:
     """Two panels: left over workers at the plan's rate, right over rates at the plan's workers. A vertical line marks
-    the plan itself. Kernels are the plan's."""
+    the plan itself. Kernels are the plan's; how they grow with the workers is measured here where the plan's ranks did
+    not."""
     need("matplotlib", "plan --png").use("Agg")
     pyplot = need("matplotlib.pyplot", "plan --png")
     figure, panels = pyplot.subplots(1, 2, figsize=(13, 5.8), sharey=True, layout="constrained")
     buckets = cut(model.shapes)
+    known: dict[Any, Kernels] = {}
+
+    def kernels(method: Method, reducer: Reducer | None) -> Kernels:
+        if reducer not in known:
+            planned = reducer == method.settled(plan.world)  # others take another route between more or fewer workers
+            found = plan.kernels[method.text] if planned else calibrate(reducer, buckets, MANY)
+            known[reducer] = grown(found, reducer, buckets)
+        return known[reducer]
 
     def seconds(method: Method, world: int, rate: float) -> float:
-        reducer, kernels = method.settled(world), plan.kernels[method.text]
-        return predict(reducer, buckets, world, plan.link.at(rate), kernels, plan.compute).seconds
+        reducer = method.settled(world)
+        measured = kernels(method, reducer)
+        return predict(reducer, buckets, world, plan.link.at(rate), measured, plan.compute).seconds
 
     for n, method in enumerate(methods):
         style: dict[str, Any] = {"color": COLOURS[n % len(COLOURS)], "linestyle": "-" if n < len(COLOURS) else "--"}

@@ -7,8 +7,7 @@ timed one by one, since a step's pipeline hides some of them behind the wire and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import median
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import torch
@@ -27,6 +26,8 @@ from .schedule import stretch
 
 SAMPLE = 25 * (1 << 20) // 4
 """Elements: a bucket of DDP's, so that what a bucket costs beside its elements is in it as often as in a model."""
+FEW, MANY = 4, 16
+"""Simulated ranks between which the growth of stages is measured."""
 _FAR = 1 << 30
 """A step at which any warm-up is over."""
 _BUDGET = 1.0
@@ -43,47 +44,46 @@ class Stages:
     seconds: tuple[float, ...]
     received: tuple[int, ...]
 
-    def of(self, stage: int, count: int) -> float:
-        """Seconds of a stage in a bucket that has ``count`` of them; short flows have the first ones and the last."""
-        last = len(self.seconds) - 1
-        return self.seconds[last if stage == count - 1 else min(stage, last)]
+    @staticmethod
+    def at(row: Sequence[float], stage: int, count: int) -> float:
+        """``row``'s entry for a stage of a bucket that has ``count``; short flows have the first ones and the last."""
+        return row[len(row) - 1 if stage == count - 1 else min(stage, len(row) - 1)]
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """What was measured of one method: at one number of workers, or two.
+    """What was measured of one method at one number of workers, and how it goes on for others.
 
-    The first stage codes this rank's own gradient, whatever W is. A later one reads what its collective brought, and
-    its seconds grow along a line with those bytes: W payloads behind an all-gather of selections, nothing more than
-    before behind a sum or behind shares. So two small numbers of workers tell how it goes on for any.
+    The first stage codes this rank's own gradient, whatever W is. A later one reads what its collective brought: W
+    payloads behind an all-gather of selections, no more than before behind a sum or behind shares. ``growth``: seconds
+    for each of those bytes more, by stage; empty where that was not measured, and stages then stay as long as they are.
 
     ``stretch``: by how much longer stages and collectives took together than each alone: the network's own work waits
     for cores that code, and ranks wait for each other. 1 where that was not measured.
     """
 
-    measured: tuple[Stages, ...] = ()
+    measured: Stages | None = None
+    growth: tuple[float, ...] = ()
     stretch: float = 1.0
 
     def seconds(self, reducer: Reducer | None, layout: Layout, world: int) -> tuple[float, ...]:
         """Of every stage of a bucket. Zeros where nothing was measured."""
         planned = collectives(reducer, layout, world)
         count = len(planned) + 1
-        if not self.measured:
+        if self.measured is None:
             return (0.0,) * count
-        numel = sum(s.numel for s in layout.segments)
-        return tuple(self._stage(i, count, numel, 0 if i == 0 else planned[i - 1].nbytes, world) for i in range(count))
+        share = sum(s.numel for s in layout.segments) / self.measured.numel
+        if share == 0.0:
+            return (0.0,) * count
+        received = (0, *(p.nbytes for p in planned))
+        return tuple(self._stage(self.measured, i, count, received[i] / share) * share for i in range(count))
 
-    def _stage(self, stage: int, count: int, numel: int, received: int, world: int) -> float:
-        near = min(self.measured, key=lambda m: abs(m.world - world))
-        share = numel / near.numel
-        if stage == 0 or len(self.measured) == 1 or near.world == world:
-            return near.of(stage, count) * share
-        low, high = self.measured[0], self.measured[-1]
-        a, b = (m.received[-1 if stage == count - 1 else min(stage, len(m.received) - 1)] for m in (low, high))
-        if b < a * 1.2:
-            return near.of(stage, count) * share
-        slope = max(0.0, (high.of(stage, count) - low.of(stage, count)) / (b - a))
-        return max(0.0, high.of(stage, count) + slope * (received / share - b)) * share
+    def _stage(self, measured: Stages, stage: int, count: int, received: float) -> float:
+        alone = measured.at(measured.seconds, stage, count)
+        if stage == 0 or not self.growth:
+            return alone
+        more = received - measured.at(measured.received, stage, count)
+        return max(0.0, alone + measured.at(self.growth, stage, count) * more)
 
 
 def calibrate(
@@ -102,7 +102,7 @@ def calibrate(
     the same numbers. Takes about as long as three to eight exchanges of one bucket. With the ``link`` that was measured
     beside it, ``stretch`` is found too: the pair's seconds, over what the schedule makes of its parts.
 
-    Else on simulated ranks in this process: up to 8, and where what a stage reads grows with W, at 4 and at 8.
+    Else on up to 4 simulated ranks in this process. Where what a stage reads grows with W, ``grown`` adds how.
 
     None, DDP without a hook, has no kernels.
     """
@@ -111,22 +111,43 @@ def calibrate(
     whole = Layout.of((s.name, s.shape) for layout in layouts for s in layout.segments if s.whole)
     if transport is not None:
         return _real(reducer, whole, transport, link)
-    small = sample(reducer, whole, min(world, 8), SAMPLE)
-    worlds = [min(world, 4)]
-    if world > 4 and any(_grows(reducer, small, min(world, 8))):
-        worlds.append(min(world, 8))
-    return Kernels(tuple(_simulated(reducer, small, w) for w in worlds))
+    few = min(world, FEW)
+    small = sample(reducer, whole, few, SAMPLE)
+    (seconds,) = _rounds([_bench(reducer, small, few)])
+    return grown(Kernels(_stages(reducer, small, few, seconds)), reducer, layouts)
 
 
-def _grows(reducer: Reducer, layout: Layout, world: int) -> list[bool]:
-    few, many = collectives(reducer, layout, 4), collectives(reducer, layout, world)
-    return [b.nbytes >= 1.2 * a.nbytes for a, b in zip(few, many, strict=True)]
+def grown(kernels: Kernels, reducer: Reducer | None, layouts: Sequence[Layout]) -> Kernels:
+    """With ``growth``, where stages read more the more workers there are: from 4 and 16 simulated ranks that take
+    turns, but never less than a copy of those bytes takes."""
+    if kernels.measured is None or kernels.growth or reducer is None:
+        return kernels
+    whole = Layout.of((s.name, s.shape) for layout in layouts for s in layout.segments if s.whole)
+    small = sample(reducer, whole, MANY, SAMPLE // 4)
+    received = [[p.nbytes for p in collectives(reducer, small, world)] for world in (FEW, MANY)]
+    more = [b - a if b >= 1.2 * a else 0 for a, b in zip(*received, strict=True)]
+    if not any(more):
+        return kernels
+    few, many = _rounds([_bench(reducer, small, world) for world in (FEW, MANY)])
+    least = _copying()
+    slopes = (max(least, (b - a) / n) if n else 0.0 for a, b, n in zip(few[1:], many[1:], more, strict=True))
+    return replace(kernels, growth=(0.0, *slopes))
 
 
-def _simulated(reducer: Reducer, layout: Layout, world: int) -> Stages:
-    """The mean over ``world`` ranks of one process, which take turns."""
-    bench = [_Rank(reducer, layout, rank, world) for rank in range(world)]
-    return _stages(reducer, layout, world, _rounds(bench))
+def _bench(reducer: Reducer, layout: Layout, world: int) -> list[_Rank]:
+    """Ranks of one process, which take turns."""
+    return [_Rank(reducer, layout, rank, world) for rank in range(world)]
+
+
+def _copying() -> float:
+    """Seconds for each byte of a copy."""
+    source, target = torch.ones(1 << 22), torch.empty(1 << 22)
+    best = float("inf")
+    for _ in range(5):
+        since = perf_counter()
+        target.copy_(source)
+        best = min(best, perf_counter() - since)
+    return best / source.nbytes
 
 
 def _real(reducer: Reducer, whole: Layout, transport: ProcessGroup, link: Link | None) -> Kernels:
@@ -143,9 +164,9 @@ def _real(reducer: Reducer, whole: Layout, transport: ProcessGroup, link: Link |
     *seconds, took = found.median(0).values.tolist()
     stages = _stages(reducer, layout, world, seconds)
     if link is None:
-        return Kernels((stages,))
+        return Kernels(stages)
     wires = [cost.seconds(p, world, link) for p in collectives(reducer, layout, world)]
-    return Kernels((stages,), stretch(seconds, wires, took))
+    return Kernels(stages, stretch=stretch(seconds, wires, took))
 
 
 @torch.no_grad()
@@ -213,17 +234,19 @@ class _Rank:
 
 
 @torch.no_grad()
-def _rounds(bench: Sequence[_Rank]) -> list[float]:
-    """The median seconds per stage and rank of three steps or more, as time allows."""
-    found: list[list[float]] = []
+def _rounds(benches: Sequence[Sequence[_Rank]]) -> list[list[float]]:
+    """The shortest seconds per stage and rank of three rounds or more, as time allows, for each bench in turns: what
+    else the machine does only ever adds to them."""
+    found: list[list[list[float]]] = [[] for _ in benches]
     begin = perf_counter()
     for number in range(9):
-        seconds = _once([rank.begin() for rank in bench])
-        if number >= 2:  # memory is touched, and hints are warm
-            found.append(seconds)
-        if len(found) >= 3 and perf_counter() - begin > _BUDGET:
+        for bench, rounds in zip(benches, found, strict=True):
+            seconds = _once([rank.begin() for rank in bench])
+            if number >= 2:  # memory is touched, and hints are warm
+                rounds.append(seconds)
+        if number >= 4 and perf_counter() - begin > _BUDGET:
             break
-    return [median(stage) for stage in zip(*found, strict=True)]
+    return [[min(stage) for stage in zip(*rounds, strict=True)] for rounds in found]
 
 
 def _once(flows: Sequence[Flow]) -> list[float]:

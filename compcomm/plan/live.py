@@ -71,7 +71,7 @@ def propose(
     found: list[tuple[Method, Prediction]] = []
     for m in chosen:
         settled = m.settled(world)
-        kernels = calibrate(settled, layouts, world, transport)
+        kernels = calibrate(settled, layouts, world, transport, link)
         prediction = predict(settled, layouts, world, link, kernels, compute)
         found.append((m, replace(prediction, method=m.text)))
     return Proposal(tuple(m for m, _ in found), tuple(p for _, p in found))

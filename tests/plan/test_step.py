@@ -7,7 +7,7 @@ import torch
 
 import compcomm as cc
 from compcomm.plan.cost import collectives
-from compcomm.plan.kernels import Kernels, Stages, calibrate
+from compcomm.plan.kernels import Kernels, Stages, calibrate, grown
 from compcomm.plan.link import Link
 from compcomm.plan.schedule import pipeline
 from compcomm.plan.step import predict
@@ -41,21 +41,37 @@ def test_a_step_is_forward_and_the_longer_of_backward_and_communication() -> Non
 def test_decoding_grows_with_the_workers_only_where_it_reads_more() -> None:
     reducer, layout = cc.settle(cc.TopK(0.01), 64), cc.Layout.of([("p", (100, 1000))])
     received = {w: collectives(reducer, layout, w)[0].nbytes for w in (4, 8)}
-    gathered = Kernels(tuple(Stages(w, 100_000, (1e-3, 1e-4 * (w + 1)), (0, received[w])) for w in (4, 8)))
+    slope = 4e-4 / (received[8] - received[4])
+    gathered = Kernels(Stages(4, 100_000, (1e-3, 5e-4), (0, received[4])), (0.0, slope))
     assert gathered.seconds(reducer, layout, 8) == pytest.approx((1e-3, 9e-4))
     assert gathered.seconds(reducer, layout, 64) == pytest.approx((1e-3, 65e-4))
-    shared = Kernels((Stages(4, 1000, (1e-3, 1e-3, 1e-3), (0, 500, 500)),))
+    assert gathered.seconds(reducer, layout, 2) == pytest.approx((1e-3, 3e-4)), "and shrinks"
+    shared = Kernels(Stages(4, 1000, (1e-3, 1e-3, 1e-3), (0, 500, 500)))
     phases = cc.settle(cc.QSGD(bits=4), 64)
     assert shared.seconds(phases, layout, 64) == shared.seconds(phases, layout, 8) == (0.1, 0.1, 0.1)
 
 
 def test_calibration_runs_every_stage_and_sees_the_gather_grow() -> None:
     shapes = [cc.Layout.of([("a", (400, 1000)), ("b", (50,))])]
-    found = calibrate(cc.settle(cc.ErrorFeedback(cc.TopK(0.01)), 64), shapes, 64)
-    assert [m.world for m in found.measured] == [4, 8]
-    assert all(s > 0 for m in found.measured for s in m.seconds)
-    assert found.measured[1].received[1] == 2 * found.measured[0].received[1]
+    for world in (2, 64):
+        found = calibrate(cc.settle(cc.ErrorFeedback(cc.TopK(0.01)), world), shapes, world)
+        assert found.measured is not None and found.measured.world == min(4, world)
+        assert len(found.growth) == 2 and found.growth[0] == 0
+        assert 0 < found.growth[1] < 1e-6, "seconds per byte, never less than a copy takes"
     for reducer, stages in ((cc.Cast(torch.bfloat16), 3), (cc.PowerSGD(2), 3), (cc.Exact(), 2)):
-        (one,) = calibrate(cc.settle(reducer, 64), shapes, 64).measured
-        assert len(one.seconds) == stages and one.world == 4
-    assert calibrate(None, shapes, 64) == Kernels()
+        one = calibrate(cc.settle(reducer, 64), shapes, 64)
+        assert one.measured is not None and len(one.measured.seconds) == stages and one.measured.world == 4
+        assert all(s > 0 for s in one.measured.seconds) and not one.growth
+    assert calibrate(None, shapes, 64) == Kernels() == grown(Kernels(), None, shapes)
+
+
+def test_what_was_measured_between_two_ranks_still_grows_with_the_workers() -> None:
+    """Curves over the number of workers begin at a plan for two as they do at one for 64."""
+    shapes = [cc.Layout.of([("a", (400, 1000))])]
+    gather, phases = cc.settle(cc.ErrorFeedback(cc.TopK(0.01)), 2), cc.settle(cc.TwoPhase(cc.QSGD(bits=4)), 2)
+    received = collectives(gather, shapes[0], 2)[0].nbytes
+    found = grown(Kernels(Stages(2, 400_000, (1e-3, 1e-4), (0, received))), gather, shapes)
+    many = found.seconds(gather, shapes[0], 4096)[1]
+    assert many > 4094 * received / 2 * found.growth[1] * 0.99 > 1e-4
+    flat = Kernels(Stages(2, 400_000, (1e-3, 1e-4, 1e-4), (0, 500, 500)))
+    assert grown(flat, phases, shapes) == flat
