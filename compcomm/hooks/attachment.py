@@ -500,6 +500,10 @@ class Attachment:
         self._wire_before, self._exposed = self._transport.seconds, 0.0
         self._last = []
 
+    def overlook(self, seconds: float) -> None:
+        """Leaves so many seconds on the wire out of reports: they were not training's."""
+        self._wire_before += seconds
+
     def _do(self, task: Callable[[], None]) -> None:
         if self._worker is not None:
             self._worker.do(task)
@@ -532,7 +536,7 @@ class Attachment:
 
     def _finished(self, flights: list[Flight], bad: bool) -> None:
         self._last = [] if bad else flights
-        if self.pilot is not None and not self.pilot.decided:
+        if self.pilot is not None and self.pilot.awake:
             self.pilot.after(flights, self._current.exposed if self._current is not None else 0.0)
         every = self.options.check_every
         if every and self._scheduler.number % every == 0:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from math import ceil, log2
 
+import torch
+
 from ..bucket import Layout
 from ..reducer import Reducer
 from ..transports.dry_run import Planned, plan
@@ -15,8 +17,11 @@ EXACT = 256
 memory grow with their number."""
 
 
-def collectives(reducer: Reducer | None, layout: Layout, world: int) -> tuple[Planned, ...]:
-    """What rank 0 of ``world`` sends for one bucket. None is DDP without a hook: one all-reduce in fp32.
+def collectives(
+    reducer: Reducer | None, layout: Layout, world: int, dtype: torch.dtype = torch.float32
+) -> tuple[Planned, ...]:
+    """What rank 0 of ``world`` sends for one bucket of gradients in ``dtype``. None is DDP without a hook: one
+    all-reduce in that type.
 
     Up to 256 workers as the dry run counts it. Beyond, the length of every buffer goes on along the line through 128
     and 256: exact for what sums and for an all-gather of selections; where ranks own shares the line stands for what
@@ -24,11 +29,11 @@ def collectives(reducer: Reducer | None, layout: Layout, world: int) -> tuple[Pl
     1024 workers, 15 % at 2048).
     """
     if reducer is None:
-        nbytes = 4 * sum(s.numel for s in layout.segments)
-        return (Planned("AllReduce", "float32", nbytes, 2 * (nbytes * (world - 1) // world)),)
+        nbytes = dtype.itemsize * sum(s.numel for s in layout.segments)
+        return (Planned("AllReduce", str(dtype)[6:], nbytes, 2 * (nbytes * (world - 1) // world)),)
     if world <= EXACT:
-        return plan(reducer, layout, world)
-    near, far = plan(reducer, layout, EXACT // 2), plan(reducer, layout, EXACT)
+        return plan(reducer, layout, world, dtype=dtype)
+    near, far = (plan(reducer, layout, w, dtype=dtype) for w in (EXACT // 2, EXACT))
     past = (world - EXACT) / (EXACT - EXACT // 2)
     lengths = (round(b.nbytes + (b.nbytes - a.nbytes) * past) for a, b in zip(near, far, strict=True))
     return tuple(Planned(p.kind, p.dtype, n, _sent(p.kind, n, world)) for p, n in zip(far, lengths, strict=True))
@@ -74,9 +79,11 @@ def steps(planned: Planned, world: int) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=1024)
-def traffic(reducer: Reducer | None, layouts: tuple[Layout, ...], world: int) -> tuple[tuple[Planned, ...], ...]:
+def traffic(
+    reducer: Reducer | None, layouts: tuple[Layout, ...], world: int, dtype: torch.dtype = torch.float32
+) -> tuple[tuple[Planned, ...], ...]:
     """``collectives`` of every bucket."""
-    return tuple(collectives(reducer, layout, world) for layout in layouts)
+    return tuple(collectives(reducer, layout, world, dtype) for layout in layouts)
 
 
 def exchange(reducer: Reducer | None, layouts: tuple[Layout, ...], world: int, link: Link) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from torch import nn
@@ -20,27 +21,28 @@ from .models import Model, find
 from .recommend import Recommendation, choose
 from .step import FORWARD, Prediction, predict
 
-_SLOWEST, _FASTEST = 1e4, 1e13
-"""Bits per second between which a break-even is looked for."""
+_SLOWEST, _FASTEST, _POINTS = 1e4, 1e13, 37
+"""Bits per second between which break-evens are looked for, first at so many rates: four for each factor of ten."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method's prediction. ``breakeven``: bits per second below which its step is shorter than the best uncompressed
-    one's; infinity: on any link, 0: on none, None: it is uncompressed itself. ``speedup``: of the step, over the fp32
-    and over the bf16 one (None where that is not in the plan)."""
+    """A method's prediction. ``pays``: where its step is shorter than the best uncompressed one's, as (lowest, highest)
+    bits per second, 0 and infinity for no bound; none: on no link. It need not begin at 0: fewer rounds may win where
+    latency counts, and more bytes lose below. None: it is uncompressed itself. ``over_fp32`` and ``over_bf16``: the
+    step's speed-up (None where that is not in the plan)."""
 
     short: str
     prediction: Prediction
-    breakeven: float | None
+    pays: tuple[tuple[float, float], ...] | None
     over_fp32: float | None
     over_bf16: float | None
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it, ready for JSON: an infinite break-even is the text "any"."""
-        at = "any" if self.breakeven == float("inf") else self.breakeven
+        """All of it, ready for JSON: None stands for no bound."""
+        pays = self.pays and [[low, None if high == float("inf") else high] for low, high in self.pays]
         more = {
-            "breakeven_bits_per_second": at,
+            "pays_bits_per_second": pays,
             "speedup_over_fp32": self.over_fp32,
             "speedup_over_bf16": self.over_bf16,
         }
@@ -98,7 +100,7 @@ def plan(
         workers: how many ranks, 2 or more.
         link: between them; or give ``bandwidth`` ("1gbit", "125 MB/s", or bits per second) and ``latency`` ("50us").
         compute: seconds of forward and backward pass of one worker.
-        methods: those to compare; None: DDP as it is and eight others. The order counts: of two that are equally fast,
+        methods: those to compare; None: DDP as it is and seven others. The order counts: of two that are equally fast,
             the first is recommended.
         kernels: seconds of coding, by method text; what is missing is measured on this machine.
 
@@ -111,6 +113,8 @@ def plan(
     line = link if link is not None else Link.of(bandwidth or 0.0, latency)
     took, found = units.seconds(compute), find(model)
     chosen = default() if methods is None else tuple(m if isinstance(m, Method) else method(m) for m in methods)
+    if not chosen:
+        raise ValueError(f"plan(methods={methods!r}): nothing to compare. Give reducers, or None for those it knows.")
     buckets = cut(found.shapes)
     measured = dict(kernels or {})
     for m in chosen:
@@ -142,14 +146,16 @@ def made(
     fp32 = [predictions[t].seconds for t in UNCOMPRESSED[:2] if t in predictions]
     bf16 = [predictions[t].seconds for t in UNCOMPRESSED[2:] if t in predictions]
 
+    @lru_cache(maxsize=4096)
+    def plain(b: float) -> float:
+        return min(at(x, link.at(b)).seconds for x in baselines)
+
     def row(m: Method) -> Row:
         p = predictions[m.text]
-        even = None
+        pays = None
         if m.text not in UNCOMPRESSED and baselines:
-            even = breakeven(
-                lambda b: at(m, link.at(b)).seconds, lambda b: min(at(x, link.at(b)).seconds for x in baselines)
-            )
-        return Row(m.short, p, even, min(fp32) / p.seconds if fp32 else None, bf16[0] / p.seconds if bf16 else None)
+            pays = breakeven(lambda b: at(m, link.at(b)).seconds, plain)
+        return Row(m.short, p, pays, min(fp32) / p.seconds if fp32 else None, bf16[0] / p.seconds if bf16 else None)
 
     rows = tuple(map(row, methods))
     sizes = tuple(layout.numel for layout in buckets)
@@ -157,19 +163,29 @@ def made(
     return Plan(model.name, model.numel, world, link, compute, sizes, rows, recommendation, dict(kernels))
 
 
-def breakeven(ours: Callable[[float], float], theirs: Callable[[float], float]) -> float:
-    """The highest rate in bits per second below which ``ours(rate)`` is shorter than ``theirs(rate)``, by bisection
-    between 10 kbit/s and 10 Tbit/s on a logarithmic scale; infinity: at all of them, 0: at none. Equal steps (where
-    both hide behind the computation) are no gain."""
-    if ours(_SLOWEST) >= theirs(_SLOWEST):
-        return 0.0
-    if ours(_FASTEST) < theirs(_FASTEST):
-        return float("inf")
-    low, high = _SLOWEST, _FASTEST
-    for _ in range(40):
-        middle = (low * high) ** 0.5
-        low, high = (middle, high) if ours(middle) < theirs(middle) else (low, middle)
-    return low
+def breakeven(ours: Callable[[float], float], theirs: Callable[[float], float]) -> tuple[tuple[float, float], ...]:
+    """The rates in bits per second between which ``ours(rate)`` is shorter than ``theirs(rate)``, ascending; 0 and
+    infinity where it still is at 10 kbit/s and at 10 Tbit/s. Equal steps, both hidden by the computation, are no gain.
+
+    >>> breakeven(lambda b: 1.0 + 1e9 / b, lambda b: 5e9 / b)
+    ((0.0, 4000000000.0),)
+    """
+
+    def wins(rate: float) -> bool:
+        return ours(rate) < theirs(rate)
+
+    def edge(low: float, high: float) -> float:
+        before = wins(low)
+        for _ in range(32):
+            middle = (low * high) ** 0.5
+            low, high = (middle, high) if wins(middle) is before else (low, middle)
+        return float(f"{low:.6g}")
+
+    rates = [_SLOWEST * (_FASTEST / _SLOWEST) ** (i / (_POINTS - 1)) for i in range(_POINTS)]
+    won = [wins(rate) for rate in rates]
+    edges = [edge(a, b) for a, b, x, y in zip(rates, rates[1:], won, won[1:], strict=False) if x is not y]
+    bounds = [*([0.0] if won[0] else []), *edges, *([float("inf")] if won[-1] else [])]
+    return tuple(zip(bounds[::2], bounds[1::2], strict=True))
 
 
 def _named(found: Prediction, text: str) -> Prediction:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from ..bucket import Layout
 from ..reducer import Reducer
 from .cost import seconds, traffic
@@ -59,6 +61,7 @@ def predict(
     *,
     forward: float = FORWARD,
     arrivals: Sequence[float] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Prediction:
     """The step of a settled reducer (None: DDP without a hook) on buckets in the order of the backward pass.
 
@@ -67,11 +70,12 @@ def predict(
         forward: the forward pass's part of it.
         arrivals: when each bucket is full, in seconds after the backward pass began; None: evenly, the last one at
             its end.
+        dtype: of the gradients. Kernels count as they were measured, in fp32.
     """
     buckets = tuple(layouts)
     backward = compute * (1 - forward)
     when = arrivals or [backward * (b + 1) / len(buckets) for b in range(len(buckets))]
-    planned = traffic(reducer, buckets, world)
+    planned = traffic(reducer, buckets, world, dtype)
     stages = [[kernels.stretch * t for t in kernels.seconds(reducer, layout, world)] for layout in buckets]
     wires = [[kernels.stretch * seconds(p, world, link) for p in bucket] for bucket in planned]
     native = reducer is None or reducer.native(1 << 30)

@@ -9,7 +9,8 @@ from . import units
 if TYPE_CHECKING:
     from .planner import Plan, Row
 
-COLUMNS = ("method", "ms/step", "exposed", "kernels", "wire", "MB/rank", "ratio", "pays below", "vs fp32", "vs bf16")
+COLUMNS = ("method", "ms/step", "exposed", "kernels", "wire", "MB/rank", "ratio", "pays", "vs fp32", "vs bf16")
+TIME_ALONE = "(time per step alone: how many steps a loss takes with each method is not predicted)"
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -20,23 +21,37 @@ def cells(row: Row) -> tuple[str, ...]:
         *(f"{1e3 * value:.1f}" for value in (p.seconds, p.exposed, p.kernels, p.wire)),
         f"{p.sent / 1e6:.2f}",
         f"{p.ratio:.1f}x",
-        "-" if row.breakeven is None else "no link" if row.breakeven == 0 else units.rate(row.breakeven),
+        "-" if row.pays is None else ", ".join(span(*bounds) for bounds in row.pays) or "no link",
         *("-" if gain is None else f"{gain:.2f}x" for gain in (row.over_fp32, row.over_bf16)),
     )
+
+
+def span(low: float, high: float) -> str:
+    """Between which rates a method pays.
+
+    >>> span(0.0, 3e9), span(2e9, float("inf")), span(1e6, 2e6), span(0.0, float("inf"))
+    ('< 3 Gbit/s', '> 2 Gbit/s', '1 to 2 Mbit/s', 'any link')
+    """
+    if high == float("inf"):
+        return f"> {units.rate(low)}" if low else "any link"
+    number, unit = units.rate(low).split(" ", 1)
+    first = number if units.rate(high).endswith(f" {unit}") else units.rate(low)
+    return f"{first} to {units.rate(high)}" if low else f"< {units.rate(high)}"
 
 
 def title(plan: Plan) -> str:
     """What was planned, in one line."""
     return (
         f"{plan.model}: {plan.numel:,} elements in {len(plan.buckets)} bucket{'s' * (len(plan.buckets) != 1)}, "
-        f"{plan.world} workers, {plan.link}, {units.duration(plan.compute)} of computation"
+        f"{plan.world} workers, {plan.link}, {units.duration(plan.compute)} of computation; kernels on "
+        "this machine's CPU"
     )
 
 
 def advice(plan: Plan) -> str:
     """What to do, and why."""
     found = plan.recommendation
-    return f"{found.line}\n  ({found.reason})"
+    return f"{found.line}\n  ({found.reason})\n  {TIME_ALONE}"
 
 
 def text(plan: Plan) -> str:
