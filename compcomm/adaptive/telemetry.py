@@ -193,9 +193,8 @@ class Background:
 
     def __init__(self, work: Any) -> None:
         self._work, self._error, self._value = work, None, None
-        self._thread = Thread(
-            target=self._run, name="compcomm-controller"
-        )  # no daemon: torch must not be cut off at exit
+        # No daemon, as it would be by itself when a daemon starts it: torch must not be cut off at the program's end.
+        self._thread = Thread(target=self._run, name="compcomm-controller", daemon=False)
         self._thread.start()
 
     def _run(self) -> None:

@@ -65,3 +65,27 @@ def test_programs_end(tmp_path: Path, how: str) -> None:
         for process in processes:
             process.kill()
             process.communicate()
+
+
+MEASURES = """
+import threading, time
+import torch
+from compcomm.adaptive.telemetry import Background
+def work():
+    end = time.monotonic() + 1.0
+    while time.monotonic() < end:
+        torch.cat([torch.ones(1000)] * 1000).square().sum()
+    print("measured", flush=True)
+scheduler = threading.Thread(target=lambda: Background(work), daemon=True)
+scheduler.start()
+scheduler.join()
+"""
+
+
+def test_a_program_that_ends_while_a_controller_measures_lets_it_finish(tmp_path: Path) -> None:
+    """The scheduler's thread, which starts it, is a daemon; a daemon that runs torch when the interpreter goes down
+    aborts the process."""
+    script = tmp_path / "program.py"
+    script.write_text(MEASURES)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "measured\n"), done.stderr
