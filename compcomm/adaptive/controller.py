@@ -86,10 +86,12 @@ class Controller(Around, ABC, abstract=True):
         refuse_inner(call, self.core)
         inner = self.reducer
         if isinstance(inner, Controller) and (inner.every % self.every or 2 * inner.lag > self.lag):
+            same = f"every={inner.every}"
+            inside = f"{same}, window={inner.every}" if inner.lag else same
             raise ValueError(
-                f"{call}(every={self.every}): {inner!r} decides every {inner.every} steps, and {2 * inner.lag} after "
-                f"its window; {call}, {self.lag} after its own, would heed that an interval late. Use "
-                f"every={inner.every} for both, and inside window={inner.every}."
+                f"{call}(every={self.every}): {inner!r} decides every {inner.every} steps, and {call} would "
+                f"hear of that a period late. Give both the same period, as in "
+                f"{call}({type(inner).__name__}(..., {inside}), {same})."
             )
         if self.candidates is not None:
             found = numbers(call, self.reducer, self.candidates)

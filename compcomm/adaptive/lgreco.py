@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
+from warnings import warn
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from ..reducer import Reducer
 from . import telemetry
 from .allocate import allocate, allocate_bytes
 from .controller import Controller
+from .knob import setting
 from .telemetry import Telemetry
 
 
@@ -36,7 +38,10 @@ class LGreCo(Controller):
         every: steps between decisions.
         alpha: budget in multiples of the uniform setting's error.
         budget: "uniform"; or a float in (0, 1), the largest sum of errors as a share of the sum of norms; or an
-            integer, bytes of payload per step (coded parameters alone), within which the error is made least.
+            integer, bytes of payload per rank and step (coded parameters alone), within which the error is made least.
+            An error that no choice meets ends the run at the first decision, in a message with the smallest that can be
+            met. Gradients change: where a later decision finds none, the choice of least error is taken, with a warning
+            on rank 0.
         window: steps whose gradients are gathered; None: 10, or ``every`` if that is less.
 
     State and timing: see ``Controller``. Source: Markov, Alimohammadi, Frantar, Alistarh 2022 (arXiv:2210.17357),
@@ -65,8 +70,25 @@ class LGreCo(Controller):
                 f"LGreCo(budget={b!r}): give 'uniform', a relative error (a float in (0, 1)), or bytes per step (an "
                 f"integer)."
             )
+        self._check_candidates()
         if b != "uniform" and self.alpha != 1.0:
             raise ValueError(f"LGreCo(alpha={self.alpha!r}, budget={b!r}): alpha multiplies the uniform budget alone.")
+
+    def _check_candidates(self) -> None:
+        """Beside one setting for all, with its error as the budget, something must be gained somewhere and given back
+        elsewhere."""
+        if self.candidates is None or self.budget != "uniform" or isinstance(self.reducer, Controller):
+            return
+        own, call = setting("LGreCo", self.reducer), f"LGreCo(candidates={self.candidates!r})"
+        if {*self.candidates} <= {own}:
+            raise ValueError(f"{call}: there is nothing to choose from beside {own!r}. Give two or more.")
+        if min(self.candidates) > own:
+            raise ValueError(f"{call}: none sends less than {own!r}, the setting for all. Give some below it too.")
+        if max(self.candidates) < own and self.alpha <= 1:
+            raise ValueError(
+                f"{call}: none loses less than {own!r}, the setting for all, whose error is the budget. Give some above "
+                f"it too, or alpha above 1."
+            )
 
     def check(self, layout: Layout) -> None:
         super().check(layout)
@@ -92,13 +114,15 @@ class LGreCo(Controller):
             reference = t.reference if uniform.sum() <= limit else None
             least = float(np.nanmin(t.errors, axis=1).sum())
             if least > limit:
+                smallest = least / float(t.norms.sum() if relative else uniform.sum())
+                name = "budget" if relative else "alpha"
+                text = (
+                    f"LGreCo({name}={getattr(self, name)!r}): no choice of candidates loses so little. The "
+                    f"smallest that can be met is {name}={smallest:.4g}; or give candidates that send more."
+                )
                 if t.first:
-                    smallest = least / float(t.norms.sum() if relative else uniform.sum())
-                    name = "budget" if relative else "alpha"
-                    raise ValueError(
-                        f"LGreCo({name}={getattr(self, name)!r}): no choice of candidates loses so little. The "
-                        f"smallest that can be met is {name}={smallest:.4g}; or give candidates that send more."
-                    )
+                    raise ValueError(text)
+                warn(f"{text} Until then it goes on with those that lose least.", RuntimeWarning, stacklevel=2)
                 return [t.settings[i] for i in np.nanargmin(t.errors, axis=1)]
             chosen = allocate(t.errors, t.sizes, budget=limit, reference=reference)
         return [t.settings[int(i)] for i in chosen]

@@ -125,9 +125,22 @@ def test_a_budget_that_cannot_be_met_names_the_smallest() -> None:
     with pytest.raises(ValueError, match=r"budget=0.01\).*smallest that can be met is budget=0.12"):
         lgreco(budget=0.01).decide(t)
     later = synthetic(ERRORS, SIZES, 1, first=False)  # in the middle of a run: as little error as there is
-    assert lgreco(alpha=0.1).decide(later) == pytest.approx([0.3, 0.3])
+    with pytest.warns(RuntimeWarning, match=r"alpha=0.1\).*goes on with those that lose least"):
+        assert lgreco(alpha=0.1).decide(later) == pytest.approx([0.3, 0.3])
     with pytest.raises(ValueError, match="take 816 bytes at least"):
         cc.LGreCo(cc.TopK(ratio=0.01), candidates=(0.001, 0.01), budget=100).check(LAYOUT)
+
+
+def test_candidates_among_which_nothing_can_be_gained() -> None:
+    with pytest.raises(ValueError, match=r"none sends less than 0.01, .* Give some below it too"):
+        cc.LGreCo(cc.TopK(ratio=0.01), candidates=(0.1, 0.2))
+    with pytest.raises(ValueError, match=r"none loses less than 4, .* Give some above it too, or alpha above 1"):
+        cc.LGreCo(cc.QSGD(bits=4), candidates=(2, 3))
+    for alone in (4, (4,), [4, 4]):
+        with pytest.raises(ValueError, match=r"nothing to choose from beside 4. Give two or more"):
+            cc.LGreCo(cc.PowerSGD(4), candidates=alone)
+    cc.LGreCo(cc.QSGD(bits=4), candidates=(2, 3), alpha=2.0)
+    cc.LGreCo(cc.TopK(ratio=0.01), candidates=(0.1, 0.2), budget=0.5)
 
 
 def test_a_gradient_of_zeros_changes_nothing() -> None:
