@@ -308,6 +308,14 @@ class Reducer(Described, ABC, abstract=True):
             found |= controller.choices(own, store)
         return found
 
+    def scheduled(self, segments: Sequence[Segment], step: int) -> dict[str, float]:
+        """What schedules give in ``step``, by parameter: a function of the configuration and the step alone."""
+        found: dict[str, float] = {}
+        for part in vars(self).values():
+            if isinstance(part, Reducer):
+                found |= part.scheduled(segments, step)
+        return found
+
     def controllers(self, segments: Sequence[Segment]) -> Iterator[tuple[Any, Sequence[Segment]]]:
         """Those within, the outermost of each branch, with the segments in their charge."""
         for part in vars(self).values():

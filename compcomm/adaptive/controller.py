@@ -40,7 +40,7 @@ class Controller(Around, ABC, abstract=True):
     its last ``window`` steps     the gradients are gathered: sum of what comes in (under feedback that includes the
                                   residual), one pass over them
     then, for ``lag`` steps       each rank measures its share of the parameters, in the background
-    one message                   an all-reduce of 8 m (1 + P) bytes: all ranks have the same telemetry
+    one message                   an all-reduce of 8 (m + 1)(1 + P) bytes: all ranks have the same telemetry
     for ``lag`` steps more        rank 0 decides, in the background
     one message                   a broadcast of 8 m bytes: all ranks have the same settings from here on
     ============================= =================================================================================
@@ -250,7 +250,7 @@ class Controller(Around, ABC, abstract=True):
         """Of work under way: two parts of a Partition may have equal controllers."""
         return self, tuple(layer.name for layer in every), work
 
-    def _measured(self, every: Sequence[Layer], store: Store, ctx: Context) -> Table:
+    def _measured(self, every: Sequence[Layer], store: Store, ctx: Context) -> tuple[Table, Table]:
         mine, gathered = telemetry.dealt(every, ctx.rank, ctx.world), self._slot("gathered")
         given = [(i, s, store.get(gathered, s).cpu()) for i in mine for s in every[i].pieces]
         return telemetry.measure(self.core, given, len(every), self.settings if self.measures else (), ctx)
@@ -258,26 +258,29 @@ class Controller(Around, ABC, abstract=True):
     def _exchange(self, every: Sequence[Layer], store: Store, ctx: Context) -> Review:
         work, failure = store.under_way.pop(self._key(every, "measured"), None), None
         width = 1 + (len(self.settings) if self.measures else 0)
-        found = torch.zeros(len(every) * width + 1, dtype=torch.float64, device=store.device)
+        end = len(every) * width
+        found = torch.zeros(end + width, dtype=torch.float64, device=store.device)
         try:
             with torch.no_grad():
                 then = replace(ctx, step=ctx.step - self.lag)  # random rounding is that of the step of the measurement
-                squares = self._measured(every, store, then) if work is None else work.result()
-            found[:-1] = torch.from_numpy(squares).view(-1)
+                squares, spent = self._measured(every, store, then) if work is None else work.result()
+            found[:end] = torch.from_numpy(squares).view(-1)
+            found[end + 1 :] = torch.from_numpy(spent)
         except Exception as error:
             failure = error
-            found[-1] = 1.0
+            found[end] = 1.0
         yield AllReduce(found)
         if failure is not None:
             raise failure
-        if found[-1]:
+        if found[end]:
             raise PeerError(f"{self!r}: a peer could not measure in step {ctx.step}; its own log has the error.")
-        for layer, row in zip(every, found[:-1].view(len(every), width).sqrt(), strict=True):
+        for layer, row in zip(every, found[:end].view(len(every), width).sqrt(), strict=True):
             for s in layer.pieces:
                 held = store.get(self._slot("telemetry"), s)
                 held[0] = held[1].clone()
                 held[1:] = row
                 store.get(self._slot("gathered"), s).zero_()
+        store.under_way[self._key(every, "seconds")] = found[end + 1 :].tolist()
         if self.lag and ctx.rank == 0:
             store.under_way[self._key(every, "decided")] = Background(partial(self._decided, every, store))
 
@@ -309,6 +312,7 @@ class Controller(Around, ABC, abstract=True):
             current=np.array([nearest(settings, mine.get(s.name, base)) for s in pieces]),
             reference=np.array([nearest(settings, inner.get(s.name, base)) for s in pieces]),
             first=not rows[:, 0].any(),
+            seconds=np.array(store.under_way.get(self._key(every, "seconds"), ())),
         )
 
     def _adopt(self, every: Sequence[Layer], store: Store, ctx: Context) -> Review:

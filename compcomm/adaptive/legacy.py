@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import isfinite, prod
@@ -77,6 +77,9 @@ class Legacy(Around):
         """The setting of a parameter in a step."""
         value = self.large if prod(segment.shape) >= self.threshold else setting("Legacy", self.reducer)
         return self._times(value) if step < self.steps else value
+
+    def scheduled(self, segments: Sequence[Segment], step: int) -> dict[str, float]:
+        return {s.name: self.at(s, step) for s in segments if s.numel and not self.exact(s)}
 
     def contractive(self, scheme: str) -> Reducer:
         for value in self.settings:

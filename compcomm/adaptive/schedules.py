@@ -9,7 +9,7 @@ less (benchmarks/schedules.py); within a stage nothing is made anew. ``cost`` gi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import isfinite
@@ -71,6 +71,9 @@ class Schedule(Around, ABC, abstract=True):
     def delta(self, segment: Segment) -> float | None:
         found = [tuned(self.inner, value).delta(segment) for value in self.settings]
         return None if None in found else min(d for d in found if d is not None)
+
+    def scheduled(self, segments: Sequence[Segment], step: int) -> dict[str, float]:
+        return {s.name: self.at(step) for s in segments if s.numel and not self.exact(s)}
 
     def now_at(self, step: int) -> Reducer:
         """What is inside, as it runs in a step."""

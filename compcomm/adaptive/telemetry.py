@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Thread
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from ..compressor import Compressor
 from ..feedback import memory
 from ..reducer import Context, Reducer
 from ..rng import key
+from . import shown
 from .knob import owner, tuned
 
 Table = NDArray[np.float64]
@@ -33,7 +35,9 @@ class Telemetry:
     ``norms`` [m]: the L2 norm of the gathered gradient; ``before``: at the last time, 0 at first. ``errors`` [m, P]:
     the L2 norm of what each setting loses of it, NaN where it was not measured. ``sizes`` [m, P]: bytes of its section
     in a payload. ``current``, ``reference`` [m]: positions of the setting in use, and of the one that it would have
-    without this controller. ``first``: nothing was measured before.
+    without this controller. ``first``: nothing was measured before. ``seconds`` [P]: what it took to code the gathered
+    gradients of all parameters at each setting, in the background, as one rank would need for all; NaN where one pass
+    measures all settings, empty where none was made. Times are not kept in checkpoints.
     """
 
     names: tuple[str, ...]
@@ -46,6 +50,10 @@ class Telemetry:
     current: NDArray[np.int64]
     reference: NDArray[np.int64]
     first: bool
+    seconds: Table = field(default_factory=lambda: np.zeros(0))
+
+    def __str__(self) -> str:
+        return shown.telemetry(self)
 
 
 class Layer(NamedTuple):
@@ -91,17 +99,18 @@ def sizes(part: Any, every: Sequence[Layer], settings: Sequence[float]) -> NDArr
 
 def measure(
     part: Any, given: Sequence[tuple[int, Segment, Tensor]], count: int, settings: Sequence[float], ctx: Context
-) -> Table:
-    """Squares [count, 1 + P] of the norm of each layer and of what each setting loses of it; zero where none is given.
+) -> tuple[Table, Table]:
+    """Squares [count, 1 + P] of the norm of each layer and of what each setting loses of it, zero where none is given;
+    and the seconds [P] that each setting took.
 
     ``given``: (layer, piece, its gathered gradient). Compressors are measured by coding, PowerSGD by power iterations.
     """
-    found = np.zeros((count, 1 + len(settings)))
+    found, seconds = np.zeros((count, 1 + len(settings))), np.zeros(len(settings))
     coder = _coder(part)
     if isinstance(coder, Reducer):
         for i, segment, tensor in given:
             found[i] += _low_rank(tensor.view(segment.shape[0], -1), settings, key(ctx.seed, segment.name))
-        return found
+        return found, np.full(len(settings), np.nan)
     for chunk in _chunks(given):
         layout = _end_to_end([s for _, s, _ in chunk])
         rows = np.array([i for i, _, _ in chunk])
@@ -110,9 +119,11 @@ def measure(
         for j, value in enumerate(settings):
             scratch.copy_(flat)
             form: Compressor = tuned(coder, value)
+            since = perf_counter()
             form.encode_(Bucket(scratch, layout), ctx.rng)
+            seconds[j] += perf_counter() - since
             found[:, 1 + j] += np.bincount(rows, _squares(scratch, layout), count)
-    return found
+    return found, seconds
 
 
 def _coder(part: Any) -> Any:

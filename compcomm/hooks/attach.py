@@ -15,6 +15,7 @@ from ..bucket import Layout
 from ..compressor import Compressor
 from ..plan.breakeven import breakeven
 from ..reducer import Reducer
+from ..transports.dry_run import plan
 from .attachment import Attachment, decline
 from .auto import Auto
 from .ddp import DDPState, ddp_hook
@@ -122,6 +123,9 @@ def announce(reducer: Reducer, everything: Layout, world: int, what: str = "comp
     found = breakeven(reducer, everything, world)
     most, least = ("at most ", "at least ") if reducer.variable else ("", "")
     text += f": {_size(found.dense)} -> {most}{_size(found.sent)} per rank and step ({least}{found.ratio:.1f}x)"
+    first = sum(p.sent for p in plan(reducer, everything, world, step=0))
+    if abs(first - found.sent) > 0.02 * found.sent:
+        text += f", {_size(first)} in the first step"
     if found.seconds and found.sent >= found.dense:
         text += ", which saves nothing: use Exact()"
     elif found.seconds:

@@ -325,12 +325,18 @@ class Attachment:
     def _now(self) -> Reducer:
         """The reducer with its decisions taken."""
         layout = Layout.of((n, p.shape) for n, p in self.parameters)
-        return self.reducer.now(State(self._store, layout)) if self.choices() else self.reducer
+        chosen = next(self.reducer.controllers(()), None) is not None
+        return self.reducer.now(State(self._store, layout)) if chosen else self.reducer
 
     def choices(self) -> dict[str, float]:
-        """What a controller has chosen, by parameter: the density, the bits or the rank. Empty where there is none."""
+        """The setting of the next step by parameter: the density, the bits or the rank that a controller has chosen or a
+        schedule gives. Empty where there is neither."""
         self._settle()
-        return self.reducer.choices(self._store.segments(), self._store)
+        return {**self.scheduled(), **self.reducer.choices(self._store.segments(), self._store)}
+
+    def scheduled(self) -> dict[str, float]:
+        """What schedules alone give in the next step; at once, while a step's review may still go on."""
+        return self.reducer.scheduled(self._store.segments(), self._scheduler.number)
 
     def telemetry(self) -> list[Telemetry]:
         """What each controller measured last, the same on every rank: the norm of every parameter's gradient, and the

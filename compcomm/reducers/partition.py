@@ -102,6 +102,13 @@ class Partition(Reducer):
     def due(self, step: int) -> bool:
         return any(p.due(step) for p in self.parts.values() if isinstance(p, Reducer))
 
+    def scheduled(self, segments: Sequence[Segment], step: int) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for pattern, part in self.parts.items():
+            if isinstance(part, Reducer):
+                found |= part.scheduled([s for s in segments if self._pattern(s) == pattern], step)
+        return found
+
     def review(self, segments: Sequence[Segment], store: Store, ctx: Context) -> Review:
         for pattern, part in self.parts.items():
             if isinstance(part, Reducer) and part.due(ctx.step):

@@ -154,19 +154,23 @@ class Recorder:
         if attachment.reducer is not self._reducer:
             self._reducer, self._reviewed = attachment.reducer, None
             line["reducer"] = repr(attachment.reducer)
+        if not counters.controlled:
+            self._show(attachment.scheduled(), line, shown)
         # Asking waits for a review that is under way: only after one has ended is there something new.
         if counters.controlled and counters.review_seconds != self._reviewed:
             self._reviewed = counters.review_seconds
-            choices = attachment.choices()
-            if choices != self._chosen:
-                line["choices"] = self._chosen = choices
-                shown |= {f"choices/{n}": v for n, v in choices.items()}
+            self._show(attachment.choices(), line, shown)
         if self.errors_every and self._count - self._erred >= self.errors_every:
             self._erred = self._count
             errors = {n: e for n, e in attachment.errors().items() if e is not None}
             if errors:
                 line["errors"] = {n: e if isfinite(e) else None for n, e in errors.items()}
                 shown |= {f"errors/{n}": e for n, e in errors.items()}
+
+    def _show(self, choices: dict[str, float], line: dict[str, Any], shown: dict[str, float]) -> None:
+        if choices != self._chosen:
+            line["choices"] = self._chosen = choices
+            shown |= {f"choices/{n}": v for n, v in choices.items()}
 
     def _open(self, attachment: Attachment | None, step: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -39,7 +39,7 @@ def gathered_model(seed: int = 3) -> list[tuple[int, cc.Segment, torch.Tensor]]:
 
 def measured(part: Any, settings: tuple[float, ...]) -> tuple[Any, list[tuple[int, cc.Segment, torch.Tensor]]]:
     given = gathered_model()
-    return telemetry.measure(cc.settle(part, 2), given, len(given), settings, Context(step=5, seed=1)), given
+    return telemetry.measure(cc.settle(part, 2), given, len(given), settings, Context(step=5, seed=1))[0], given
 
 
 def test_the_error_of_top_k_is_the_tail_of_the_sorted_gradient() -> None:
@@ -68,7 +68,7 @@ def test_the_tail_of_a_large_matrix_comes_from_power_iterations() -> None:
     spectrum = 1.0 / torch.arange(1, 201) ** 0.7
     (segment,) = cc.Layout.of([("w", (300, 400))]).segments
     given = [(0, segment, (left * spectrum @ right.T).reshape(-1).contiguous())]
-    found = telemetry.measure(cc.PowerSGD(4), given, 1, (1, 4, 16), Context())[0]
+    found = telemetry.measure(cc.PowerSGD(4), given, 1, (1, 4, 16), Context())[0][0]
     for j, rank in enumerate((1, 4, 16)):
         assert found[1 + j] == pytest.approx(float(spectrum[rank:].square().sum()), rel=0.01)
 

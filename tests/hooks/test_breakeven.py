@@ -9,6 +9,7 @@ import pytest
 
 import compcomm as cc
 from compcomm.compressor import Inputs
+from compcomm.hooks.attach import announce
 from compcomm.plan.breakeven import Breakeven, _sample, breakeven
 from compcomm.testing.shapes import resnet50
 
@@ -86,3 +87,14 @@ def test_a_prediction_that_fails_is_left_out_and_a_wrong_reducer_is_an_error() -
     assert 0 < found.sent < found.dense
     with pytest.raises(ValueError, match="20000"):
         breakeven(cc.settle(cc.TopK(k=20_000), 2), layout, 2)
+
+
+def test_what_the_first_step_sends_is_said_where_it_differs() -> None:
+    for text, first in (
+        ("Geometric(ErrorFeedback(TopK(ratio=0.001)), start=0.25, steps=4)", "0.38 MB in the first step"),
+        ("EF21(TopK(ratio=0.01))", "1.00 MB in the first step"),
+        ("ErrorFeedback(TopK(ratio=0.01))", None),
+    ):
+        reducer, layout = matrices(text, ("w", (500, 500)))
+        line = announce(reducer, layout, 2)
+        assert (first in line) if first else ("in the first step" not in line), line

@@ -88,6 +88,30 @@ def test_a_checkpoint_between_measuring_and_deciding(two: Workers, at: int) -> N
         assert all(torch.equal(means[n], same[n]) for n in SHAPES)
 
 
+def shows(rank: int, world: int, reducer: str, steps: int) -> Any:
+    model, attachment = hooked(Given(), reducer, seed=3)
+    chosen = [attachment.choices()]
+    for step in range(steps):
+        model(gradients(rank, step)).backward()
+        chosen.append(attachment.choices())
+    return chosen, [t.seconds.tolist() for t in attachment.telemetry()], attachment.report().choices
+
+
+@pytest.mark.parametrize("place", ["{}", "Partition({{'a': Exact(), '*': {}}})"])
+def test_schedules_show_their_settings_too(two: Workers, place: str) -> None:
+    reducer = place.format("ErrorFeedback(Steps(TopK(ratio=0.02), {0: 0.5, 2: 0.1}))")
+    (chosen, seconds, reported), _ = two.run(shows, reducer=reducer, steps=3)
+    assert [{*settings.values()} for settings in chosen] == [{0.5}, {0.5}, {0.1}, {0.1}]
+    assert ("a" in chosen[0]) == (place == "{}")
+    assert reported == chosen[-1] and seconds == []
+
+
+def test_telemetry_has_the_seconds_of_each_setting(two: Workers) -> None:
+    (_, mine, _), (_, theirs, _) = two.run(shows, reducer=REDUCERS["outside"], steps=8)
+    assert mine == theirs, "equal on all ranks"
+    assert len(mine[0]) == 9 and min(mine[0]) > 0
+
+
 def fails(rank: int, world: int) -> Any:
     model, _ = hooked(Given(), "LGreCo(ErrorFeedback(TopK(ratio=0.02)), every=2, window=2, alpha=0.0001)")
 
