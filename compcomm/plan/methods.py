@@ -26,7 +26,7 @@ _DEFAULT = {
     "Exact()": "Exact",
     "Cast(bfloat16)": "Cast(bfloat16)",
     "ErrorFeedback(QSGD(bits=4, rounding='nearest'))": "QSGD(bits=4) + feedback",
-    "PowerSGD(rank=4)": "PowerSGD(rank=4)",
+    "PowerSGD(rank=4)": "PowerSGD(4)",
     "ErrorFeedback(SignScale())": "SignScale + feedback",
     "ErrorFeedback(TopK(ratio=0.01))": "TopK(0.01) + feedback",
     "ErrorFeedback(SparseAllReduce(TopK(ratio=0.01)))": "SparseAllReduce(TopK(0.01)) + feedback",

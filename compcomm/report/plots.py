@@ -12,6 +12,10 @@ from .extras import need
 # Blue, vermilion, green, purple, orange, sky, black: told apart by colour-blind eyes too (Okabe and Ito, 2008).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
+# Tol's muted scheme in an order that tells neighbours apart, and grey: ten that leave black free for a line on top.
+TEN = ("#88CCEE", "#CC6677", "#332288", "#DDAA33", "#117733", "#AA4499", "#44AA99", "#882255", "#999933", "#777777")
+"""Sky, rose, indigo, amber, green, purple, teal, wine, olive, grey."""
+
 
 def training(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> Path:
     """Validation loss against seconds (left) and against megabytes sent per rank (right, logarithmic).

@@ -79,3 +79,18 @@ def named(runs: Sequence[Run], folders: Sequence[Path]) -> list[Run]:
     paths = [str(folder.resolve()) for folder in folders]
     shared = os.path.commonpath([os.path.dirname(p) for p in paths])
     return [replace(run, name=os.path.relpath(p, shared)) for run, p in zip(runs, paths, strict=True)]
+
+
+def common(folders: Sequence[Path]) -> Path:
+    """Where a picture of all runs goes: the folder that theirs lie in; a single run's own. The first run's where they
+    have nothing but the root of the file system in common.
+
+    >>> print(common([Path("runs/a"), Path("runs/b")]), common([Path("runs/a")]))
+    runs runs/a
+    """
+    if len(folders) == 1:
+        return folders[0]
+    shared = Path(os.path.commonpath([folder.resolve().parent for folder in folders]))
+    if shared == Path(shared.anchor):
+        return folders[0]
+    return shared if any(folder.is_absolute() for folder in folders) else Path(os.path.relpath(shared))

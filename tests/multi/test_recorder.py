@@ -53,6 +53,18 @@ def test_a_run_with_a_controller(two: Workers, tmp_path: Path) -> None:
     assert int(rows[0][2].replace(",", "")) == numbers["parameter_bytes"]["a"]
 
 
+def test_a_run_with_a_schedule(two: Workers, tmp_path: Path) -> None:
+    reducer = "ErrorFeedback(Steps(TopK(ratio=0.02), {0: 0.5, 10: 0.1}))"
+    (said, numbers, choices, _), _ = two.run(records, folder=str(tmp_path), reducer=reducer)
+    found = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    stages = [(line["step"], *{*line["choices"].values()}) for line in found if "choices" in line]
+    assert stages == [(1, 0.5), (10, 0.1)], "what the next step has"
+    assert numbers["choices"] == choices and set(choices.values()) == {0.1}
+    assert "setting" in said and "seconds in reviews" not in said
+    # What a parameter sends is that of the stage, not of the schedule's end.
+    assert 1750 < numbers["parameter_bytes"]["a"] < 1950, "a tenth of 3072 elements, 6 bytes each"
+
+
 def plain(rank: int, world: int, folder: str) -> Any:
     state = cc.DDPState(cc.TopK(ratio=0.02), timeout=20)
     model, _ = models.wrap(Given())
@@ -126,7 +138,8 @@ def test_the_report_prints_the_largest_parameters_and_the_rest_in_one_line() -> 
     assert len(said) < 25 and max(map(len, said)) < 100
     head = next(i for i, line in enumerate(said) if "density" in line)
     assert said[head + 1].split() == ["layer159.weight", "160", "7", "0.01", "0.5000"]
-    assert said[-1].split() == ["and", "148", "more", f"{148 * 149 // 2:,}", "1,036"]
+    rest = next(line.split() for line in said if "148 more" in line)
+    assert rest == ["and", "148", "more", f"{148 * 149 // 2:,}", "1,036"]
     assert report.table().row_count == 160
     assert report.as_dict()["choices"]["layer3.weight"] == 0.01 and report.as_dict()["knob"] == "density"
     assert "parameter" not in str(Report("Exact()", 2, 1, 1.0, 1.0, 0, 0, 0, 0, {"a": None}, elements={"a": 3}))
