@@ -86,8 +86,8 @@ class LGreCo(Controller):
             raise ValueError(f"{call}: none sends less than {own!r}, the setting for all. Give some below it too.")
         if max(self.candidates) < own and self.alpha <= 1:
             raise ValueError(
-                f"{call}: none loses less than {own!r}, the setting for all, whose error is the budget. Give some above "
-                f"it too, or alpha above 1."
+                f"{call}: none loses less than {own!r}, the setting for all, whose error is the budget. Give some "
+                f"above it too, or alpha above 1."
             )
 
     def check(self, layout: Layout) -> None:
