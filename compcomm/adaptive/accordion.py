@@ -17,6 +17,14 @@ from .settings import number
 from .telemetry import Telemetry
 
 
+class _Lower(float):
+    """A setting that was below the reducer's own when it was given. L-GreCo around tries the same Accordion with other
+    settings inside, and these are no mistakes: a form that is made from another is checked at attach alone."""
+
+    def __repr__(self) -> str:
+        return repr(int(self)) if self.is_integer() else super().__repr__()
+
+
 @dataclass(frozen=True, repr=False)
 class Accordion(Controller):
     """For each layer and interval, with G the gradient summed over the interval: where
@@ -31,7 +39,9 @@ class Accordion(Controller):
         high: the other setting, as a number or a description.
         every: steps of an interval; an epoch or several, as published.
         eta: the relative change from which a regime is critical.
-        window: the last steps of an interval that are summed; None: all of them.
+        window: the last steps of an interval that are summed; None: all of them, as published, at the cost of a pass
+            over the gradients in every step (ResNet-50: 35 ms on one core). ``window=10`` sums the last ten alone, as
+            the other controllers do.
 
     State and timing: see ``Controller``, with a lag of 0: it asks for norms alone, 8 bytes per parameter and interval,
     and a decision takes effect in the step after its interval.
@@ -50,7 +60,10 @@ class Accordion(Controller):
 
     def __post_init__(self) -> None:
         setting("Accordion", self.reducer)
-        object.__setattr__(self, "high", number("Accordion", self.reducer, "high", self.high))
+        high = number("Accordion", self.reducer, "high", self.high)
+        if not isinstance(high, _Lower):
+            self._check(high)
+        object.__setattr__(self, "high", _Lower(high))
         super().__post_init__()
         valid = isinstance(self.eta, int | float) and not isinstance(self.eta, bool)
         if not valid or not self.eta >= 0.0:
@@ -70,11 +83,14 @@ class Accordion(Controller):
 
     def check(self, layout: Layout) -> None:
         super().check(layout)
+        self._check(self.high)
+
+    def _check(self, high: float) -> None:
         own = setting("Accordion", self.reducer)
-        if not self.high < own:
+        if not high < own:
             raise ValueError(
-                f"Accordion(high={self.high!r}): {self.reducer!r} has {own!r} in critical regimes, and that must be "
-                f"more. Exchange the two numbers."
+                f"Accordion(high={high!r}): {self.reducer!r} has {own!r} in critical regimes, and that must be more. "
+                f"Exchange the two numbers."
             )
 
     def decide(self, t: Telemetry) -> Sequence[float]:

@@ -11,7 +11,7 @@ from typing import Any
 from ..compressor import Compressor
 from ..reducer import Reducer
 from ..reducers.powersgd import PowerSGD
-from .knob import owner, setting, tuned, with_owner
+from .knob import NOUNS, field, owner, setting, tuned, with_owner
 
 
 def number(call: str, part: Any, name: str, value: Any) -> float:
@@ -21,7 +21,8 @@ def number(call: str, part: Any, name: str, value: Any) -> float:
         ValueError: it is neither, of another method than ``part``, or ``part`` has no such form.
     """
     if isinstance(value, list | tuple | range):
-        raise ValueError(f"{call}({name}={value!r}): one setting, such as {name}={setting(call, part)!r}.")
+        such = f", such as {name}={value[0]!r}" if value else ""
+        raise ValueError(f"{call}({name}={value!r}): one setting{such}.")
     return numbers(call, part, value, name)[0]
 
 
@@ -41,9 +42,12 @@ def numbers(call: str, part: Any, candidates: Any, name: str = "candidates") -> 
             mine, base = owner(part), setting(call, part)
             same = owner(one) is one and type(one) is type(mine) and tuned(one, base) == mine
             if not same:
+                cure = f"the numbers, such as {name}=(0.001, 0.01, 0.1)"
+                if name != "candidates":
+                    cure = f"{name} as a number, the {NOUNS[field(part)]} alone"
                 raise ValueError(
-                    f"{call}({name}=...): {one!r} is of another family than {mine!r}: candidates differ in the "
-                    f"density, the bits or the rank alone. Give the numbers, such as candidates=(0.001, 0.01, 0.1)."
+                    f"{call}({name}=...): {one!r} is of another family than {mine!r}: settings differ in the "
+                    f"density, the bits or the rank alone. Give {cure}."
                 )
             value = setting(call, one)
         if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):

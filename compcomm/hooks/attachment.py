@@ -291,7 +291,9 @@ class Attachment:
             relative_error=self.errors(),
             review_seconds=s.review_seconds / steps,
             elements=sizes,
-            parameter_bytes=dict(parameter_bytes(self._now(), shapes, s.transport.world)),
+            parameter_bytes=dict(
+                parameter_bytes(self._now(), shapes, s.transport.world, s.number if self.scheduled() else 1 << 30)
+            ),
             choices=self.choices(),
             knob=noun(self.reducer),
         )
@@ -329,7 +331,7 @@ class Attachment:
         return self.reducer.now(State(self._store, layout)) if chosen else self.reducer
 
     def choices(self) -> dict[str, float]:
-        """The setting of the next step by parameter: the density, the bits or the rank that a controller has chosen or a
+        """The setting of the next step by parameter: the density, the bits or the rank that a controller chose or a
         schedule gives. Empty where there is neither."""
         self._settle()
         return {**self.scheduled(), **self.reducer.choices(self._store.segments(), self._store)}

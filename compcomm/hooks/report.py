@@ -6,18 +6,21 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
+from math import isfinite
 from typing import Any, NamedTuple
 
 from .. import coded
 from ..adaptive import knob
+from ..adaptive.shown import SHOWN, columns, value
 from ..bucket import Layout
 from ..reducer import Reducer
 from ..store import Store
-from ..transports.dry_run import cost
+from ..transports.dry_run import plan
 from .flight import Flight
 
-SHOWN = 12
-"""Parameters that have a line of their own in a table, the largest ones."""
+_ERROR = "error: relative to gradient plus residual, in the last step; what is lost is fed back, not gone"
+_EXACT = "-: the parameter travels exact (or had no gradient, or has no feedback)"
+_APART = "-: the parameter travels exact (or has no setting of its own)"
 
 
 class Counters(NamedTuple):
@@ -83,8 +86,9 @@ class Report:
         return self.bytes_dense / self.bytes_sent if self.bytes_sent else float("inf")
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields and the ratio, ready for JSON."""
-        return {**asdict(self), "ratio": self.ratio}
+        """All fields and the ratio, ready for JSON: None for what is no finite number, as the ratio where nothing was
+        sent."""
+        return {name: _strict(value) for name, value in {**asdict(self), "ratio": self.ratio}.items()}
 
     def __str__(self) -> str:
         ratio = f"{self.ratio:.1f}x" if self.bytes_sent else "-"
@@ -96,43 +100,58 @@ class Report:
             f"  seconds exposed      {self.exposed_seconds:>14.6f}",
             f"  bytes of state       {self.state_bytes:>14,}",
         ]
-        if self.choices:
+        if self.review_seconds:
             lines.append(f"  seconds in reviews   {self.review_seconds:>14.6f}")
-        known = any(e is not None for e in self.relative_error.values())
-        return "\n".join([*lines, *self._plain()] if known or self.choices else lines)
+        return "\n".join([*lines, *self._lines()] if self._lossy or self.choices else lines)
 
     def table(self) -> Any:
         """All parameters as a rich table, the largest first. Needs ``compcomm[bench]``."""
         from ..report.tables import table
 
-        return table(self.reducer, self._head(), [self._row(n) for n in self._names()])
+        rows = [self._row(n) for n in self._names()]
+        return table(self.reducer, self._head(), rows, "\n".join(self._notes(rows)))
+
+    @property
+    def _lossy(self) -> bool:
+        """Whether the last step's errors are known."""
+        return any(e is not None for e in self.relative_error.values())
 
     def _names(self) -> list[str]:
         return sorted(self.elements or self.relative_error, key=lambda n: (-self.elements.get(n, 0), n))
 
     def _head(self) -> tuple[str, ...]:
-        return "parameter", "elements", "bytes", self.knob or "setting", "error"
+        setting = (self.knob or "setting",) if self.choices else ()
+        return "parameter", "elements", "bytes", *setting, *(("error",) if self._lossy else ())
 
     def _row(self, name: str) -> tuple[str, ...]:
         numel, sent = self.elements.get(name), self.parameter_bytes.get(name)
         chosen, error = self.choices.get(name), self.relative_error.get(name)
-        return (
-            name,
-            "-" if numel is None else f"{numel:,}",
-            "-" if sent is None else f"{sent:,}",
-            "-" if chosen is None else f"{chosen:.4g}",
-            "-" if error is None else f"{error:.4f}",
-        )
+        setting = ("-" if chosen is None else value(chosen),) if self.choices else ()
+        lost = ("-" if error is None else f"{error:.4f}",) if self._lossy else ()
+        return name, *("-" if n is None else f"{n:,}" for n in (numel, sent)), *setting, *lost
 
-    def _plain(self) -> list[str]:
+    def _notes(self, rows: Sequence[Sequence[str]]) -> list[str]:
+        """What "error" and "-" mean, where the table has them."""
+        dashes = any("-" in row[3:] for row in rows)
+        found = [_ERROR] if self._lossy else []
+        return [*found, _EXACT if self._lossy else _APART] if dashes else found
+
+    def _lines(self) -> list[str]:
         """The largest parameters, and the rest in one line."""
         names = self._names()
         rows = [self._head(), *map(self._row, names[:SHOWN])]
+        notes = self._notes(rows)
         if rest := names[SHOWN:]:
             numel, sent = (sum(of.get(n, 0) for n in rest) for of in (self.elements, self.parameter_bytes))
             rows.append((f"and {len(rest)} more", f"{numel:,}", f"{sent:,}", "", ""))
-        width = max(len(name) for name, *_ in rows)
-        return [f"  {n:<{width}}  {a:>12}  {b:>11}  {c:>8}  {d:>6}".rstrip() for n, a, b, c, d in rows]
+        return [*columns(rows), *(f"  {note}" for note in notes)]
+
+
+def _strict(value: Any) -> Any:
+    """As strict JSON has it."""
+    if isinstance(value, Mapping):
+        return {name: _strict(one) for name, one in value.items()}
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def dense_bytes(elements: int, world: int) -> int:
@@ -147,12 +166,14 @@ def noun(reducer: Reducer) -> str:
 
 
 @lru_cache(maxsize=8)
-def parameter_bytes(reducer: Reducer, shapes: tuple[tuple[str, tuple[int, ...]], ...], world: int) -> Mapping[str, int]:
-    """What each parameter would send alone; without those that cannot be asked alone."""
+def parameter_bytes(
+    reducer: Reducer, shapes: tuple[tuple[str, tuple[int, ...]], ...], world: int, step: int = 1 << 30
+) -> Mapping[str, int]:
+    """What each parameter would send alone in a step; without those that cannot be asked alone."""
     found: dict[str, int] = {}
     for name, shape in shapes:
         with suppress(ValueError):
-            found[name] = cost(reducer, Layout.of([(name, shape)]), world).sent
+            found[name] = sum(p.sent for p in plan(reducer, Layout.of([(name, shape)]), world, step=step))
     return found
 
 

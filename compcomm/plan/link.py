@@ -44,7 +44,7 @@ class Link:
     def of(cls, bandwidth: str | float, latency: str | float = 0.0) -> Link:
         """From texts (see ``units``); numbers are bits per second and seconds."""
         bits = units.bandwidth(bandwidth) if isinstance(bandwidth, str) else float(bandwidth)
-        return cls(units.seconds(latency), bits)
+        return cls(units.latency(latency), bits)
 
     def speed(self, kind: str) -> Speed:
         """How this kind of collective goes; a maximum or a reduce-scatter like the sum, of which it is a part."""

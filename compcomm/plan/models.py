@@ -15,6 +15,9 @@ from torch import nn
 
 from .known import KNOWN, Shapes
 
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""Buffers of batch norms: a state dict holds them beside the parameters, and they have no gradients."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -28,7 +31,7 @@ class Model:
     @property
     def numel(self) -> int:
         """Elements of all parameters."""
-        return sum(prod(shape) for _, shape in self.shapes)
+        return _count(self.shapes)
 
 
 def find(text: str | nn.Module | Iterable[tuple[str, Iterable[int]]] | Model) -> Model:
@@ -38,7 +41,8 @@ def find(text: str | nn.Module | Iterable[tuple[str, Iterable[int]]] | Model) ->
     ``resnet50``       a known name (``compcomm.plan.known.KNOWN``)
     ``net.py``         a Python file with ``model()``, which gives a module, or ``shapes()``, which gives pairs
     ``net.py:make``    a Python file's function, which gives either. The file is executed
-    ``weights.pt``     a state dict (.pt or .pth): its floating-point tensors. Nothing in it is executed
+    ``weights.pt``     a state dict (.pt or .pth): its floating-point tensors, tied ones once, without the statistics of
+                       batch norms. Nothing in it is executed
     ================== =================================================================================
 
     A module or (name, shape) pairs are taken as they are.
@@ -66,15 +70,28 @@ def find(text: str | nn.Module | Iterable[tuple[str, Iterable[int]]] | Model) ->
 
 
 def _from_code(text: str, path: Path, function: str) -> Model:
-    found = runpy.run_path(str(path))
+    found = _ran(f"model {text!r}: {path}", lambda: runpy.run_path(str(path)), "Run it alone to see where.")
     names = [function] if function else ["model", "shapes"]
-    made = next((found[n] for n in names if callable(found.get(n))), None)
-    if made is None:
+    name = next((n for n in names if callable(found.get(n))), None)
+    if name is None:
         wanted = f"{function}()" if function else "model() or shapes()"
         raise ValueError(f"model {text!r}: {path} has no function {wanted}. Write {path}:NAME for another name.")
-    result = made()
+    made = found[name]
+    result = _ran(f"model {text!r}: {path}:{name}", made, f"{name}() is called without arguments.")
     model = _taken(text, result)
     return Model(text, model.shapes, made if isinstance(result, nn.Module) else None)
+
+
+def _ran(what: str, call: Callable[[], Any], cure: str) -> Any:
+    """What ``call`` gives: somebody else's code, which may raise anything."""
+    try:
+        return call()
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{what} raised {type(error).__name__}: {_line(error)}. {cure}") from error
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def _from_state(text: str, path: Path) -> Model:
@@ -82,14 +99,34 @@ def _from_state(text: str, path: Path) -> Model:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(
-            f"model {text!r}: not a state dict that loads with weights_only=True: {error}. Save model.state_dict()."
+            f"model {text!r}: not a state dict that loads with weights_only=True: {_line(error)}. Save "
+            f"model.state_dict()."
         ) from error
-    pairs: list[tuple[str, Iterable[int]]] = []
-    if isinstance(state, Mapping):
-        pairs = [(str(n), t.shape) for n, t in state.items() if torch.is_tensor(t) and t.is_floating_point()]
+    pairs = _trained(state)
+    inside = {key: _trained(value) for key, value in state.items()} if isinstance(state, Mapping) else {}
+    held = [key for key, found in inside.items() if _count(found) > _count(pairs)]
+    if held:
+        raise ValueError(
+            f"model {text!r}: a checkpoint, with a state dict under {', '.join(map(repr, held))}. Save that alone: "
+            f"torch.save(checkpoint[{held[0]!r}], 'weights.pt')."
+        )
     if not pairs:
         raise ValueError(f"model {text!r}: no floating-point tensors by name in it. Save model.state_dict().")
     return _taken(text, pairs)
+
+
+def _trained(state: Any) -> Shapes:
+    """A state dict's tensors that may have gradients: tied ones once, no statistics. Empty where it is none."""
+    found: dict[Any, tuple[str, tuple[int, ...]]] = {}
+    for name, tensor in state.items() if isinstance(state, Mapping) else ():
+        if torch.is_tensor(tensor) and tensor.is_floating_point() and str(name).rpartition(".")[2] not in _STATISTICS:
+            where = tensor.data_ptr() or id(tensor)  # one without memory is like no other
+            found.setdefault((where, tensor.shape), (str(name), tuple(tensor.shape)))
+    return list(found.values())
+
+
+def _count(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> int:
+    return sum(prod(shape) for _, shape in shapes)
 
 
 def _taken(name: str, made: Any) -> Model:
@@ -102,6 +139,6 @@ def _taken(name: str, made: Any) -> Model:
             raise ValueError(
                 f"model {name!r}: it gave {type(made).__name__}, where an nn.Module or (name, shape) pairs are due."
             ) from None
-    if not sum(prod(shape) for _, shape in shapes):
+    if not _count(shapes):
         raise ValueError(f"model {name!r}: it has no parameters with gradients: there is nothing to average.")
     return Model(name, tuple(shapes))

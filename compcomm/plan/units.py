@@ -7,12 +7,14 @@ from math import isfinite
 
 _NUMBER = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(.*?)\s*", re.IGNORECASE)
 _PER_SECOND = re.compile(r"\s*(?:/\s*s(?:ec(?:ond)?)?|p\s*s)?$", re.IGNORECASE)
-_PREFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+_PREFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "kilo": 1e3, "mega": 1e6, "giga": 1e9, "tera": 1e12}
 _BINARY = {"ki": 2.0**10, "mi": 2.0**20, "gi": 2.0**30, "ti": 2.0**40}
+_SECONDS = re.compile(r"sec(?:ond)?s?$", re.IGNORECASE)
 _TIMES = {"": 1.0, "s": 1.0, "ms": 1e3, "us": 1e6, "\u00b5s": 1e6, "\u03bcs": 1e6, "ns": 1e9}
 """How many make a second; micro has two characters in Unicode."""
 RATES = "1gbit, 1 Gbit/s, 1 Gbps, 100mbit, 125 MB/s or 125MBps (b or bit: bits, B or byte: bytes)"
 TIMES = "50us, 3 ms, 0.2s or 0.2 (seconds)"
+LATENCIES = "50us, 50ms or 0.05s"
 
 
 def bandwidth(text: str) -> float:
@@ -31,7 +33,7 @@ def bandwidth(text: str) -> float:
     if not unit:
         raise ValueError(f"{call}: bits or bytes? Give a unit: {RATES}.")
     unit = _PER_SECOND.sub("", unit)
-    found = re.fullmatch(r"((?:[kmgt]i?)?)(b|bits?|bytes?)", unit, re.IGNORECASE)
+    found = re.fullmatch(r"((?:kilo|mega|giga|tera|[kmgt]i?)?)(b|bits?|bytes?)", unit, re.IGNORECASE)
     scale = {**_PREFIXES, **_BINARY}.get(found[1].lower()) if found else None
     if found is None or scale is None:
         raise ValueError(f"{call}: {unit!r} is no unit of a rate. Understood: {RATES}.")
@@ -50,12 +52,28 @@ def seconds(text: str | float, *, zero: bool = True) -> float:
     """
     call = f"seconds({text!r})"
     number, unit = (float(text), "") if isinstance(text, int | float) else _split(text, call, "a time", TIMES)
-    scale = _TIMES.get(unit.lower())
+    scale = _TIMES.get(_SECONDS.sub("s", unit).lower())
     if scale is None:
         raise ValueError(f"{call}: {unit!r} is no unit of time. Understood: {TIMES}.")
     if number == 0 and zero:
         return 0.0
     return _positive(number / scale, call, TIMES)
+
+
+def latency(text: str | float) -> float:
+    """Seconds of a latency: a number is seconds, and a text needs a unit, since "50" is hardly meant as 50 seconds.
+
+    Raises:
+        ValueError: no time, or a bare number in a text other than "0".
+
+    >>> latency("50us"), latency("0"), latency(5e-05)
+    (5e-05, 0.0, 5e-05)
+    """
+    if isinstance(text, str):
+        number, unit = _split(text, f"latency({text!r})", "a time", LATENCIES)
+        if number and not unit:
+            raise ValueError(f"latency({text!r}): of what? Give a unit: {LATENCIES}.")
+    return seconds(text)
 
 
 def rate(bits: float) -> str:

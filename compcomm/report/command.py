@@ -9,7 +9,7 @@ from math import isfinite
 from pathlib import Path
 
 from . import history
-from .runs import Run, named, read
+from .runs import Run, common, named, read
 
 COLUMNS = {
     "MB/step": ("bytes_sent", 1e-6),
@@ -19,15 +19,29 @@ COLUMNS = {
 }
 """Sums of which the table shows the mean per step, with the scale; the last two are milliseconds as well."""
 
+KINDS = {
+    "choices": (history.choices, "nothing, such as LGreCo, chose settings there"),
+    "errors": (
+        history.errors,
+        "nothing is fed back there, or none was recorded (Recorder(errors_every=...))",
+    ),
+}
+"""The pictures of a single run, and why a run has none."""
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="folders that a Recorder wrote")
-    parser.add_argument("--out", type=Path, help="folder for the pictures (default: that of the first run)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder for all pictures (default: choices and errors in each run's folder, loss in the one around)",
+    )
 
 
 def main(options: argparse.Namespace) -> int:
-    """Prints the table and where the pictures are; 2 where a folder holds no run, or matplotlib is missing."""
+    """Prints the table and where the pictures are; 2 where a folder holds no run, cannot be written to, or matplotlib
+    is missing."""
     folders: list[Path] = list(dict.fromkeys(options.folders))
     try:
         runs = named([read(folder) for folder in folders], folders)
@@ -35,22 +49,32 @@ def main(options: argparse.Namespace) -> int:
         if empty:
             raise ValueError(f"report: {', '.join(empty)}: no step was recorded yet. Leave it out, or wait for one.")
         print(table(runs))
-        for path in draw(runs, options.out or folders[0]):
-            print(path)
+        for line in draw(runs, folders, options.out):
+            print(line)
     except (ValueError, ImportError) as error:
         print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"report: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def draw(runs: Sequence[Run], folder: Path) -> list[Path]:
-    """All pictures that the runs have numbers for."""
-    made = [history.losses(runs, folder / "loss.png")]
-    for run in runs:
-        suffix = "" if len(runs) == 1 else f"-{run.name.replace('/', '-')}"
-        made.append(history.choices(run, folder / f"choices{suffix}.png"))
-        made.append(history.errors(run, folder / f"errors{suffix}.png"))
-    return [path for path in made if path is not None]
+def draw(runs: Sequence[Run], folders: Sequence[Path], out: Path | None) -> list[str]:
+    """Draws all pictures that the runs have numbers for; their paths, and why some runs lack what others have.
+
+    Without ``out`` a run's own pictures go into its folder, and that of all runs into the folder around these.
+    """
+    made = [history.losses(runs, (out or common(folders)) / "loss.png")]
+    lacking = {kind: list[str]() for kind in KINDS}
+    for run, folder in zip(runs, folders, strict=True):
+        suffix = "" if out is None or len(runs) == 1 else f"-{run.name.replace('/', '-')}"
+        for kind, (picture, _) in KINDS.items():
+            made.append(picture(run, (out or folder) / f"{kind}{suffix}.png"))
+            if made[-1] is None:
+                lacking[kind].append(run.name)
+    why = [f"no picture of {k} for {', '.join(r)}: {KINDS[k][1]}" for k, r in lacking.items() if 0 < len(r) < len(runs)]
+    return [*(str(path) for path in made if path is not None), *why]
 
 
 def table(runs: Sequence[Run]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,29 @@ def read(path: Path) -> list[Entry]:
     found: list[Entry] = []
     text = path.read_text(encoding="utf-8", errors="replace")
     for number, line in enumerate(text[: text.rfind("\n") + 1].split("\n")[:-1], 1):
-        try:
+        entry: Any = None
+        with suppress(ValueError):
             entry = json.loads(line)
-            step = int(entry["step"])
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(
-                f"{path}, line {number} is not what a Recorder writes: {line[:60]!r}. Remove that line."
-            ) from None
-        while found and found[-1]["step"] >= step:
+        if not _fits(entry):
+            raise ValueError(f"{path}, line {number} is not what a Recorder writes: {line[:60]!r}. Remove that line.")
+        while found and found[-1]["step"] >= entry["step"]:
             found.pop()
         found.append(entry)
     return found
+
+
+def _fits(entry: Any) -> bool:
+    """Whether it is an entry: an integer step, numbers by parameter where tables are, and numbers; null may be any."""
+    if not isinstance(entry, dict) or type(entry.get("step")) is not int:
+        return False
+    return all(_has(key, value) for key, value in entry.items())
+
+
+def _has(key: str, value: Any) -> bool:
+    if value is None:
+        return True
+    if key == "reducer":
+        return isinstance(value, str)
+    if key in ("choices", "errors"):
+        return isinstance(value, dict) and all(one is None or type(one) in (int, float) for one in value.values())
+    return type(value) in (int, float)

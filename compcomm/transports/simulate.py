@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor
 
-from ..bucket import Bucket, Layout
+from ..bucket import Bucket, Layout, Segment
 from ..collectives import (
     AllGather,
     AllReduce,
@@ -42,6 +42,8 @@ class Simulator:
         self.contexts = [Context(rank, world, seed=seed) for rank in range(world)]
         self.sent = [0] * world
         self.bad = False
+        self._fitting: set[Layout] = set()
+        self._segments: dict[tuple[str, int], Segment] = {}
         self._here = frozenset(range(world))
 
     @torch.no_grad()
@@ -55,6 +57,10 @@ class Simulator:
 
         ``present``: the ranks that take part (None: all). The others' buckets do not count, and they send nothing;
         every rank gets the mean.
+
+        Raises:
+            ValueError: the reducer does not fit these buckets: what a host refuses at attach, all that was seen so far
+                taken as the model. Gradients in float64, which no host has, are not held to that.
         """
         here = self._present(present)
         if len(buckets) != self.world or any(isinstance(given, dict) for given in buckets):
@@ -62,6 +68,7 @@ class Simulator:
                 f"Simulator.step: {len(buckets)} entries for {self.world} ranks. Give a list of buckets per rank; "
                 f"named tensors go to mean([...])."
             )
+        self._check(buckets[0])
         flows: list[list[Flow]] = []
         means: list[list[Bucket]] = [[] for _ in range(self.world)]
         contexts: list[Context] = []
@@ -97,6 +104,19 @@ class Simulator:
             self._review()
         self.steps += 1
         return means
+
+    def _check(self, buckets: Sequence[Bucket]) -> None:
+        layouts = [b.layout for b in buckets]
+        if self._fitting.issuperset(layouts) or any(b.flat.dtype == torch.float64 for b in buckets):
+            return
+        known = {**self._segments, **{(s.name, s.offset): s for layout in layouts for s in layout.segments}}
+        model, at = list[Segment](), 0
+        for s in known.values():
+            model.append(s._replace(start=at, stop=at + s.numel))
+            at += s.numel
+        self.reducer.check(Layout(model))
+        self._fitting.update(layouts)
+        self._segments = known
 
     def _review(self) -> None:
         """What controllers do between two steps."""

@@ -108,7 +108,7 @@ def drawn(kind: str) -> dict[str, torch.Tensor]:
 def told(reducer: Any, given: dict[str, torch.Tensor]) -> Telemetry:
     pieces = [(i, cc.Layout.of([(n, (1, len(x)))]).segments[0], x) for i, (n, x) in enumerate(given.items())]
     settings, m = reducer.settings, len(given)
-    squares = measure(cc.settle(reducer.reducer, 2), pieces, m, settings, Context())
+    squares, _ = measure(cc.settle(reducer.reducer, 2), pieces, m, settings, Context())
     return Telemetry(
         names=tuple(given), numel=np.array([len(x) for x in given.values()]), settings=settings,
         norms=np.sqrt(squares[:, 0]), before=np.zeros(m), errors=np.sqrt(squares[:, 1:]),
@@ -230,26 +230,63 @@ def test_state_is_what_they_say() -> None:
     assert held(top) == base + 4 * elements + 3 * (24 + 8 * len(top.settings))
 
 
-@pytest.mark.parametrize("reducer", [cc.Accordion(cc.TopK(ratio=0.01), high=0.1), cc.Accordion(cc.QSGD(4), high=4)])
-def test_more_compression_must_be_more(reducer: cc.Reducer) -> None:
-    for whole in (reducer, cc.LGreCo(reducer), cc.Warmup(steps=1, reducer=reducer)):
+@pytest.mark.parametrize("part", [cc.TopK(ratio=0.01), cc.QSGD(4)])
+def test_more_compression_must_be_more(part: cc.Compressor) -> None:
+    """Where it is made; and at attach, where one that was right was given another reducer."""
+    right = (
+        cc.Accordion(cc.TopK(ratio=0.1), high=0.05) if isinstance(part, cc.TopK) else cc.Accordion(cc.QSGD(5), high=4)
+    )
+    with pytest.raises(ValueError, match="Exchange the two numbers"):
+        cc.Accordion(part, high=0.05 if isinstance(part, cc.TopK) else 4)
+    wrong = replace(right, reducer=part)
+    for whole in (wrong, cc.LGreCo(wrong), cc.Warmup(steps=1, reducer=wrong)):
         with pytest.raises(ValueError, match="Exchange the two numbers"):
             whole.check(LAYOUT)
+
+
+def test_a_turned_accordion_is_described_as_it_was_made() -> None:
+    for text in ("Accordion(QSGD(bits=5), high=4)", "LGreCo(Accordion(TopK(ratio=0.1), high=0.01))"):
+        assert repr(cc.parse(text)) == text and cc.parse(text) == cc.parse(repr(cc.parse(text)))
+    fed: Any = cc.settle(cc.ErrorFeedback(cc.LGreCo(cc.Accordion(cc.TopK(ratio=0.1), high=0.05))), 2)
+    assert min(fed.reducer.settings) == 0.1 / 16, "settings below high are candidates too"
+
+
+def test_a_simulator_refuses_what_does_not_fit_the_model() -> None:
+    """As attach does: at the first step, with all buckets of a step taken together, and again where more comes."""
+    parts = cc.Partition({"a": cc.Exact(), "z*": cc.TopK(ratio=0.1), "*": cc.TopK(ratio=0.1)})
+    small = cc.LGreCo(cc.TopK(ratio=0.1), budget=400, every=4)
+    given = [phased(rank, 0) for rank in range(2)]
+    with pytest.raises(ValueError, match=r"no parameter is left for pattern 'z\*'"):
+        Simulator(parts, 2).mean(given)
+    layouts = [cc.Layout.of([(n, shape)]) for n, shape in SHAPES]
+    buckets = [[cc.Bucket(torch.randn(layout.numel), layout) for layout in layouts] for _ in range(2)]
+    Simulator(cc.Partition({"a": cc.Exact(), "*": cc.TopK(ratio=0.1)}), 2).step(buckets)
+    simulator = Simulator(small, 2)
+    simulator.step([own[:1] for own in buckets])
+    with pytest.raises(ValueError, match=r"LGreCo\(budget=400\): no choice is that small"):
+        simulator.step([own[1:] for own in buckets])
 
 
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (lambda: cc.Accordion(cc.TopK(ratio=0.1), high=cc.RandK(ratio=0.01)), "another family"),
+        (lambda: cc.Accordion(cc.TopK(ratio=0.1), high=cc.RandK(ratio=0.01)), "Give high as a number, the density"),
+        (
+            lambda: cc.LGreCo(cc.TopK(ratio=0.1), candidates=cc.RandK(ratio=0.01)),
+            r"another family.*such as candidates=",
+        ),
         (lambda: cc.Accordion(cc.TopK(ratio=0.1), high=2.0), "does not serve"),
         (lambda: cc.Accordion(cc.TopK(ratio=0.1), high=0.01, eta=-1), "eta=-1"),
         (lambda: cc.Accordion(cc.LGreCo(cc.TopK(ratio=0.1)), high=0.01), "two controllers"),
         (lambda: cc.Accordion(cc.Exact(), high=0.01), "has no density"),
-        (lambda: cc.Accordion(cc.TopK(ratio=0.1), high=(0.01, 0.02)), "one setting, such as high=0.1"),
+        (lambda: cc.Accordion(cc.TopK(ratio=0.1), high=(0.01, 0.02)), "one setting, such as high=0.01"),
         (lambda: cc.Accordion(cc.TopK(ratio=0.1), high=()), "one setting"),
-        (lambda: cc.LGreCo(cc.Accordion(cc.TopK(ratio=0.1), high=0.01, every=50)), "every=50 for both"),
-        (lambda: cc.LGreCo(cc.Accordion(cc.TopK(ratio=0.1), high=0.01, every=30), every=20), "an interval late"),
-        (lambda: cc.LGreCo(cc.GlobalTopK(cc.TopK(ratio=0.1))), "inside window=200"),
+        (
+            lambda: cc.LGreCo(cc.Accordion(cc.TopK(ratio=0.1), high=0.01, every=50)),
+            r"LGreCo\(Accordion\(..., every=50\)",
+        ),
+        (lambda: cc.LGreCo(cc.Accordion(cc.TopK(ratio=0.1), high=0.01, every=30), every=20), "a period late"),
+        (lambda: cc.LGreCo(cc.GlobalTopK(cc.TopK(ratio=0.1))), "window=200"),
         (lambda: cc.Legacy(cc.DGC(cc.TopK(ratio=0.1), warmup=3), large=0.01), "two schedules"),
         (lambda: cc.GlobalTopK(cc.TopK(k=10)), "has no density"),
         (lambda: cc.GlobalTopK(cc.Threshold(ratio=0.1)), "needs magnitudes"),

@@ -41,6 +41,9 @@ class Attached:
         n = self.number - self.first
         return Counters(self.number, n, 100 * n, 0.1 * n, 0.0, 0.0, self.reviewed, bool(self.chosen))
 
+    def scheduled(self) -> dict[str, float]:
+        return {}
+
     def choices(self) -> dict[str, float]:
         self.asked += 1
         return dict(self.chosen)

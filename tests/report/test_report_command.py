@@ -50,7 +50,10 @@ def test_it_prints_a_table_and_draws(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert said[0].split() == ["run", "steps", "loss", "MB/step", "ms/step", "exposed", "kernels", "reducer"]
     assert said[1].split() == ["uniform", "40", "0.0250", "1", "500", "20", "10", *REDUCER.split()]
     names = ["loss.png", "choices-lgreco.png", "errors-lgreco.png"]
-    assert said[3:] == [str(out / n) for n in names] and sorted(p.name for p in out.iterdir()) == sorted(names)
+    assert said[3:-2] == [str(out / n) for n in names] and sorted(p.name for p in out.iterdir()) == sorted(names)
+    assert [line.split(":")[0] for line in said[-2:]] == [
+        f"no picture of {k} for uniform" for k in ("choices", "errors")
+    ]
     assert size(out / "choices-lgreco.png")[1] == 1760 > size(out / "loss.png")[1]
 
 
@@ -97,6 +100,11 @@ def test_it_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "none has no steps.jsonl: no run" in capsys.readouterr().err
     assert call(good, written(tmp_path / "empty")) == 2
     assert "empty: no step was recorded yet" in capsys.readouterr().err
+    assert call(written(tmp_path / "typed", {"step": 1, "loss": "abc"})) == 2
+    assert "steps.jsonl, line 1 is not what a Recorder writes" in capsys.readouterr().err
+    assert call(good, "--out", good / "steps.jsonl" / "pictures") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("report: ") and "pictures" in said and len(said.splitlines()) == 1
 
 
 def test_without_matplotlib_the_table_still_comes(

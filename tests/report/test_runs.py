@@ -94,9 +94,18 @@ def test_what_is_no_run(tmp_path: Path) -> None:
     written(tmp_path / "inner", step(1))
     with pytest.raises(ValueError, match=r"no run\. Its runs are .*inner"):
         runs.read(tmp_path)
-    for nonsense in ("nonsense", "3", "{}", '{"step": null}', ""):
+    typed = ('{"step": 2, "loss": "abc"}', '{"step": "2"}', '{"step": 1.5}', '{"step": 2, "errors": {"a": "b"}}')
+    shaped = (
+        '{"step": 2, "choices": 5}',
+        '{"step": 2, "seconds": [1]}',
+        '{"step": 2, "reducer": 7}',
+        '{"step": 1e999}',
+    )
+    for nonsense in ("nonsense", "3", "{}", '{"step": null}', "", *typed, *shaped):
         with pytest.raises(ValueError, match=r"line 2 is not what a Recorder writes"):
-            runs.read(written(tmp_path / "bad", step(1), nonsense + "\n", step(2)))
+            runs.read(written(tmp_path / "bad", step(1), nonsense + "\n", step(3)))
+    odd = step(2, errors={"a": None, "b": 1}, choices=None, reducer=None, accuracy=1)
+    assert len(runs.read(written(tmp_path / "odd", step(1), odd)).steps) == 2
     written(tmp_path / "inner", step(1))
     for nonsense in ('{"reducer": ', "[]"):
         (tmp_path / "inner" / "run.json").write_text(nonsense)
