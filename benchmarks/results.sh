@@ -71,7 +71,7 @@ for hosts in 2 4; do
     done
 done
 adaptive cost charlm 2000
-adaptive cost resnet50 800
+adaptive cost resnet50 400
 adaptive auto charlm 400
 adaptive auto resnet50 100
 optimizers convergence-digits 4 1gbit convergence --task digits --steps 640 --local-steps 8 \

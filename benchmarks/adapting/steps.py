@@ -25,6 +25,8 @@ from compcomm.testing.shapes import resnet50
 PLAIN = "ErrorFeedback(TopK(ratio=0.01))"
 WAIT = 0.25
 """Seconds that ResNet-50's shapes wait in place of computation."""
+DECIDED = 32
+"""Steps after which ``Auto()`` has picked and tested its pick: twice 14, and a few."""
 Step = Callable[[int], None]
 
 
@@ -112,14 +114,14 @@ def blocks(total: int, every: int, beside: int) -> Iterator[tuple[int, int]]:
 
 
 def auto(here: Ranks, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Steps after Auto's pick, against DDP without a hook, step by step in turns."""
+    """Steps after Auto's pick and its test, against DDP without a hook, step by step in turns."""
     plain, _ = contestant(options.model, None, here.rank)
     own, attachment = contestant(options.model, cc.Auto(), here.rank)
-    for step in range(16):
-        plain(step)
-        own(step)
+    for go in (plain, own):  # each alone, since Auto measures its own steps: it picks, and puts the pick to the test
+        for step in range(DECIDED):
+            go(step)
     spent: dict[str, list[float]] = {"no hook": [], "Auto": []}
-    for step in range(16, 16 + options.steps):
+    for step in range(DECIDED, DECIDED + options.steps):
         for name, go in (("no hook", plain), ("Auto", own)):
             dist.barrier()
             since = time.perf_counter()
