@@ -143,7 +143,7 @@ class Report:
         notes = self._notes(rows)
         if rest := names[SHOWN:]:
             numel, sent = (sum(of.get(n, 0) for n in rest) for of in (self.elements, self.parameter_bytes))
-            rows.append((f"and {len(rest)} more", f"{numel:,}", f"{sent:,}", "", ""))
+            rows.append((f"and {len(rest)} more", f"{numel:,}", f"{sent:,}", *[""] * (len(rows[0]) - 3)))
         return [*columns(rows), *(f"  {note}" for note in notes)]
 
 

@@ -37,3 +37,13 @@ def test_whole_settings_are_integers() -> None:
 
 def test_the_rich_table_has_the_same_notes() -> None:
     assert str(UNIFORM.table().caption).count("\n") == 1
+
+
+def test_more_parameters_than_are_shown_with_every_number_of_columns() -> None:
+    many = {f"p{i}": 100 for i in range(20)}
+    for errors in ({}, dict.fromkeys(many, 0.5)):
+        for choices in ({}, dict.fromkeys(many, 4.0)):
+            found = replace(UNIFORM, elements=many, parameter_bytes=many, relative_error=errors, choices=choices)
+            said = str(found)
+            assert ("and 8 more" in said) == bool(errors or choices)
+            assert not (errors or choices) or said.count("p1 ") == 1
