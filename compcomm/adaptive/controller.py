@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
+from ..background import Background
 from ..bucket import Bucket, Layout, Segment
 from ..collectives import AllReduce, Broadcast
 from ..feedback import memory
@@ -22,7 +23,7 @@ from . import telemetry
 from .assigned import assigned, check_assignable
 from .knob import refuse_inner, setting, tuned
 from .settings import grid, nearest, numbers, roomy
-from .telemetry import Background, Layer, Table, Telemetry
+from .telemetry import Layer, Table, Telemetry
 
 _FAILED, _KEPT = 1.0, 2.0
 LAG = 5

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from threading import Thread
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -197,27 +196,3 @@ def _iterated(g: Tensor, most: int, generator: torch.Generator, iterations: int 
     for _ in range(iterations):
         q = g.T @ torch.linalg.qr(g @ q)[0]
     return torch.linalg.svdvals(q).double().square().numpy()[:most]
-
-
-class Background:
-    """Work in a thread of its own, so that no step waits for it."""
-
-    def __init__(self, work: Any) -> None:
-        self._work, self._error, self._value = work, None, None
-        # No daemon, as it would be by itself when a daemon starts it: torch must not be cut off at the program's end.
-        self._thread = Thread(target=self._run, name="compcomm-controller", daemon=False)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            with torch.no_grad():
-                self._value = self._work()
-        except Exception as error:
-            self._error = error
-
-    def result(self) -> Any:
-        """Waits; raises what the work raised."""
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._value

@@ -7,6 +7,8 @@ import weakref
 from collections.abc import Callable
 from queue import SimpleQueue
 
+from ..background import ending, finish
+
 Task = Callable[[], None]
 
 
@@ -35,3 +37,5 @@ def _stop(queue: SimpleQueue[Task | None], thread: threading.Thread) -> None:
     queue.put(None)
     if thread is not threading.current_thread():
         thread.join(timeout=5)  # a thread that waits for a dead peer is left behind: it is a daemon
+    if ending():
+        finish()

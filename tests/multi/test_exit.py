@@ -70,7 +70,7 @@ def test_programs_end(tmp_path: Path, how: str) -> None:
 MEASURES = """
 import threading, time
 import torch
-from compcomm.adaptive.telemetry import Background
+from compcomm.background import Background
 def work():
     end = time.monotonic() + 1.0
     while time.monotonic() < end:
@@ -89,3 +89,29 @@ def test_a_program_that_ends_while_a_controller_measures_lets_it_finish(tmp_path
     script.write_text(MEASURES)
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "measured\n"), done.stderr
+
+
+LATE = """
+import time
+import torch
+from compcomm.background import Background
+from compcomm.transports.worker import Worker
+class Owner: pass
+owner = Owner()
+def review():
+    time.sleep(0.5)  # the program has ended by now, and waits for the worker
+    end = time.monotonic() + 1.0
+    def work():
+        while time.monotonic() < end:
+            torch.cat([torch.ones(1000)] * 1000).square().sum()
+    Background(work)
+Worker(owner, "scheduler").do(review)
+"""
+
+
+def test_a_program_that_ends_before_a_controller_measures_is_not_held_up(tmp_path: Path) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(LATE)
+    for _ in range(3):
+        done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
