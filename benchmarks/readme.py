@@ -45,7 +45,8 @@ def load(name: str) -> dict[str, Any]:
 
 
 def intro() -> str:
-    found = [json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json"))]
+    every = (json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json")))
+    found = [f for f in every if "hardware" in f]  # a plan is predicted
     machines = dict.fromkeys(f"{f['hardware']['cpu']}, {f['hardware']['isa']}" for f in found)
     where, what = found[0]["hardware"], found[0]["versions"]
     return (

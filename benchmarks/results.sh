@@ -60,6 +60,8 @@ measure adaptive-train-digits $python benchmarks/adaptive.py train --task digits
     --plot "$results/adaptive-train-digits.png"
 measure adaptive-train-charlm $python benchmarks/adaptive.py train --task charlm \
     --plot "$results/adaptive-train-charlm.png"
+measure plan-resnet50 $python -m compcomm plan --model resnet50 --workers 64 --bandwidth 1gbit --latency 50us \
+    --compute 0.2 --png "$results/plan-resnet50.png"
 adaptive() { # experiment, model, steps
     measure "adaptive-$1-$2" $python -m torch.distributed.run --standalone --nproc-per-node 2 \
         benchmarks/adaptive.py "$1" --model "$2" --steps "$3"

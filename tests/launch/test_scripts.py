@@ -154,7 +154,9 @@ def test_results_keep_what_they_had_when_a_step_fails(checkout: Path) -> None:
         f"adaptive-{name}.json"
         for name in ("train-digits", "train-charlm", "cost-charlm", "cost-resnet50", "auto-charlm", "auto-resnet50")
     }
-    planned = {f"planner-{hosts}-hosts-{rate}.json" for hosts in (2, 4) for rate in ("100mbit", "300mbit", "1gbit")}
+    planned = {"plan-resnet50.json"} | {
+        f"planner-{hosts}-hosts-{rate}.json" for hosts in (2, 4) for rate in ("100mbit", "300mbit", "1gbit")
+    }
     assert {file.name for file in results.iterdir()} == exchanges | experiments | optimizers | adaptive | planned | {
         "compressors.json", "compressors.png", "kernels.json", "memory.json", "overhead.json", "quickstart.json",
         "quickstart.png",
