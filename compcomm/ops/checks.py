@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 F32, U8, I64 = torch.float32, torch.uint8, torch.int64
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+"""What gradients, residuals and means may be; kernels for CPUs see fp32 copies of the others."""
 
 
 def encode(
@@ -13,14 +15,14 @@ def encode(
 ) -> None:
     """The leading arguments of every encode op."""
     if not (
-        (x is None or (x.dtype is F32 and x.dim() == 1 and x.is_contiguous()))
-        and (add is None or (add.dtype is F32 and add.dim() == 1 and add.is_contiguous()))
+        (x is None or (x.dtype in FLOATS and x.dim() == 1 and x.is_contiguous()))
+        and (add is None or (add.dtype in FLOATS and add.dim() == 1 and add.is_contiguous()))
         and (wire.dtype is U8 and wire.dim() == 1 and wire.is_contiguous())
         and (table.dtype is I64 and table.dim() == 2 and table.shape[1] == 8 and table.is_contiguous())
         and (status.dtype is U8 and status.dim() == 1 and status.is_contiguous())
     ):
-        flat(op, "x", x, F32)
-        flat(op, "add", add, F32)
+        flat(op, "x", x, *FLOATS)
+        flat(op, "add", add, *FLOATS)
         flat(op, "wire", wire, U8)
         flat(op, "status", status, U8)
         _table(op, table)
@@ -32,7 +34,7 @@ def decode(op: str, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, *_:
         (wires.dtype is U8 and wires.dim() == 2 and wires.stride(1) == 1 and wires.shape[0] > 0)
         and (table.dtype is I64 and table.dim() == 2 and table.shape[1] == 8 and table.is_contiguous())
         and (skip.dtype is U8 and skip.dim() == 1 and skip.is_contiguous())
-        and (out.dtype is F32 and out.dim() == 1 and out.is_contiguous())
+        and (out.dtype in FLOATS and out.dim() == 1 and out.is_contiguous())
     ):
         if wires.dtype is not U8:
             raise TypeError(f"compcomm.{op}: wires is {wires.dtype}; messages are bytes, pass a torch.uint8 tensor")
@@ -44,16 +46,17 @@ def decode(op: str, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, *_:
         if wires.shape[1] > 1 and wires.stride(1) != 1:
             raise ValueError(f"compcomm.{op}: the bytes of a message must be adjacent; call wires.contiguous()")
         flat(op, "skip", skip, U8)
-        flat(op, "out", out, F32)
+        flat(op, "out", out, *FLOATS)
         _table(op, table)
 
 
-def flat(op: str, name: str, tensor: Tensor | None, dtype: torch.dtype, numel: int | None = None) -> None:
-    """A one-dimensional contiguous tensor of this dtype (and length), or an error that says what to do."""
+def flat(op: str, name: str, tensor: Tensor | None, *dtypes: torch.dtype, numel: int | None = None) -> None:
+    """A one-dimensional contiguous tensor of one of these types (and that length), or an error that says what to do."""
     if tensor is None:
         return
-    if tensor.dtype is not dtype:
-        raise TypeError(f"compcomm.{op}: {name} is {tensor.dtype}, but must be {dtype}; call .to({dtype})")
+    if tensor.dtype not in dtypes:
+        due = " or ".join(map(str, dtypes))
+        raise TypeError(f"compcomm.{op}: {name} is {tensor.dtype}, but must be {due}; call .to({dtypes[0]})")
     if tensor.dim() != 1 or not tensor.is_contiguous():
         raise ValueError(
             f"compcomm.{op}: {name} has shape {tuple(tensor.shape)} and strides {tensor.stride()}, but must be flat "

@@ -17,7 +17,7 @@ from .schema import register
 def _check_encode(op: str, *args: Any) -> None:
     checks.encode(op, *args[:5])
     gain, bits, levels, block = args[7], args[8], args[9], args[12]
-    checks.flat(op, "gain", gain, checks.F32, args[3].shape[0])
+    checks.flat(op, "gain", gain, checks.F32, numel=args[3].shape[0])
     checks.qsgd(op, bits, levels, block)
 
 

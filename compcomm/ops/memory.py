@@ -26,7 +26,7 @@ def _check_blend(
     checks.flat(op, "source", source, source.dtype)
     checks.flat(op, "status", status, checks.U8)
     _table(op, table)
-    checks.flat(op, "beta", beta, source.dtype, table.shape[0])
+    checks.flat(op, "beta", beta, source.dtype, numel=table.shape[0])
 
 
 def _check_alive(op: str, source: Tensor, table: Tensor, status: Tensor) -> None:
@@ -38,7 +38,7 @@ def _check_alive(op: str, source: Tensor, table: Tensor, status: Tensor) -> None
 def _check_norms(op: str, source: Tensor, table: Tensor, out: Tensor) -> None:
     checks.flat(op, "source", source, source.dtype)
     _table(op, table)
-    checks.flat(op, "out", out, torch.float64, table.shape[0])
+    checks.flat(op, "out", out, torch.float64, numel=table.shape[0])
 
 
 def _check_steer(
@@ -46,7 +46,7 @@ def _check_steer(
 ) -> None:
     checks.flat(op, "x", x, error.dtype)
     checks.flat(op, "error", error, error.dtype)
-    checks.flat(op, "estimate", estimate, error.dtype, error.numel())
+    checks.flat(op, "estimate", estimate, error.dtype, numel=error.numel())
     checks.flat(op, "status", status, checks.U8)
     _table(op, table)
 

@@ -20,7 +20,7 @@ def _check(op: str, bits: int, block: int) -> None:
 def _check_encode(op: str, *args: Any) -> None:
     checks.encode(op, *args[:5])
     gain, bits, block = args[7], args[8], args[10]
-    checks.flat(op, "gain", gain, checks.F32, args[3].shape[0])
+    checks.flat(op, "gain", gain, checks.F32, numel=args[3].shape[0])
     _check(op, bits, block)
 
 

@@ -14,7 +14,7 @@ from .schema import register
 
 def _check_encode(op: str, *args: Any) -> None:
     checks.encode(op, *args[:5])
-    checks.flat(op, "gain", args[7], checks.F32, args[3].shape[0])
+    checks.flat(op, "gain", args[7], checks.F32, numel=args[3].shape[0])
 
 
 def _check_parameters(op: str, bits: int, block: int) -> None:

@@ -23,13 +23,13 @@ from .schema import current_backend, register
 
 def _check_topk_encode(op: str, *args: Any) -> None:
     checks.encode(op, *args[:5])
-    checks.flat(op, "hint", args[7], checks.F32, args[3].shape[0])
+    checks.flat(op, "hint", args[7], checks.F32, numel=args[3].shape[0])
 
 
 def _check_topk_some_encode(op: str, *args: Any) -> None:
     checks.encode(op, *args[:5])
-    checks.flat(op, "counts", args[7], checks.I64, args[3].shape[0])
-    checks.flat(op, "bounds", args[8], checks.F32, args[3].shape[0])
+    checks.flat(op, "counts", args[7], checks.I64, numel=args[3].shape[0])
+    checks.flat(op, "bounds", args[8], checks.F32, numel=args[3].shape[0])
 
 
 def _check_own(op: str, wires: Tensor, table: Tensor, out: Tensor) -> None:
@@ -40,7 +40,7 @@ def _check_own(op: str, wires: Tensor, table: Tensor, out: Tensor) -> None:
 
 def _check_randk_encode(op: str, *args: Any) -> None:
     checks.encode(op, *args[:5])
-    checks.flat(op, "gain", args[7], checks.F32, args[3].shape[0])
+    checks.flat(op, "gain", args[7], checks.F32, numel=args[3].shape[0])
 
 
 def _check_decode(op: str, *args: Any) -> None:

@@ -32,7 +32,7 @@ def _check_tail_stats(
     op: str, x: Tensor, list: Tensor, table: Tensor, threshold: Tensor, stats: Tensor, *_: Any
 ) -> None:
     checks.encode(op, x, list, torch.empty(0, dtype=torch.uint8), table, torch.empty(0, dtype=torch.uint8))
-    checks.flat(op, "threshold", threshold, checks.F32, table.shape[0])
+    checks.flat(op, "threshold", threshold, checks.F32, numel=table.shape[0])
     _stats(op, stats, table.shape[0])
 
 

@@ -15,7 +15,7 @@ from .schema import register
 def _check_encode(op: str, *args: Any) -> None:
     checks.encode(op, *args[:5])
     gain, clip, block = args[7:10]
-    checks.flat(op, "gain", gain, checks.F32, args[3].shape[0])
+    checks.flat(op, "gain", gain, checks.F32, numel=args[3].shape[0])
     if clip != 0 and not 1 <= clip < inf:
         raise ValueError(f"compcomm.{op}: clip={clip} is neither 0 (none) nor a finite number from 1 on")
     checks.blocks(op, block)

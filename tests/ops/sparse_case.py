@@ -21,8 +21,8 @@ KINDS = ("normal", "ties", "equal", "zero", "negative zero", "denormal", "huge",
 @contextmanager
 def using(implementation: str) -> Iterator[None]:
     """Run the ops on this implementation; skips the test where the machine does not have it."""
-    if implementation == "reference":
-        with backend("reference"):
+    if implementation in ("reference", "triton", "cuda"):
+        with backend(implementation):
             yield
         return
     if implementation not in native.isas():

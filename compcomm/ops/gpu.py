@@ -1,0 +1,82 @@
+"""Which kernel serves an op on a GPU: CUDA C++ where there is one for it and it was built, else Triton.
+
+Both are looked for at the first tensor that needs them, so machines without a GPU pay nothing. CPU tensors come here
+only where they are asked to by ``backend("triton")`` or ``backend("cuda")``: for Triton's interpreter, or for CUDA
+kernels that were compiled for the host.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+
+Kernel = Callable[..., Any]
+CURE = (
+    "or run every op on torch operators, tens of times slower, with compcomm.ops.backend('reference') "
+    "(COMPCOMM_BACKEND=reference)."
+)
+
+
+@cache
+def _triton() -> tuple[dict[str, Kernel], bool, str]:
+    """Its kernels, whether they are interpreted, and why there are none."""
+    try:
+        found = importlib.import_module("compcomm.ops.triton")
+    except ImportError as error:
+        return {}, False, f"Triton cannot be imported ({error}); install triton, which torch for CUDA brings"
+    return found.KERNELS, found.INTERPRETED, "Triton has no kernel for it"
+
+
+@cache
+def _cuda() -> tuple[dict[str, Kernel], bool, str]:
+    """The same for CUDA C++."""
+    found = importlib.import_module("compcomm.ops.cuda")
+    return found.KERNELS, found.EMULATED, found.missing()
+
+
+def find(op: str, wanted: str, device: str) -> Kernel:
+    """The kernel of ``op`` for tensors on ``device``; ``wanted``: "triton", "cuda", or "native" for either.
+
+    Raises:
+        RuntimeError: there is none; says why, and how to do without.
+    """
+    reasons: list[str] = []
+    for name, backend in (("cuda", _cuda), ("triton", _triton)):
+        if wanted not in (name, "native"):
+            continue
+        kernels, on_host, reason = backend()
+        if op in kernels and on_host == (device == "cpu"):
+            return kernels[op]
+        if op in kernels:
+            reason = {
+                "triton": "Triton's interpreter needs TRITON_INTERPRET=1 before the first use, and CPU tensors",
+                "cuda": "CUDA kernels need CUDA tensors, and those built for the host CPU tensors",
+            }[name]
+        reasons.append(f"{name}: {reason}")
+    if device not in ("cpu", "cuda"):
+        reasons = [f"kernels are there for cpu and cuda, not for {device}"]
+    raise RuntimeError(f"compcomm.{op}: no kernel for {device} tensors ({'; '.join(reasons)}). Mend that, {CURE}")
+
+
+def run(op: str, wanted: str, args: tuple[Any, ...]) -> Any:
+    """Finds the kernel and launches it on the device of the tensors, in its current stream."""
+    device = device_of(args)
+    f = find(op, wanted, device.type)
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            return f(*args)
+    return f(*args)
+
+
+def device_of(args: tuple[Any, ...]) -> torch.device:
+    """Where an op runs: where its tensors lie; tables and constants may lie on the host."""
+    found = torch.device("cpu")
+    for a in args:
+        for t in a if isinstance(a, (list, tuple)) else (a,):
+            if isinstance(t, torch.Tensor) and t.device.type != "cpu":
+                return t.device
+    return found
