@@ -2,6 +2,7 @@
 
     python benchmarks/kernels.py                                  # 25.6 million floats: a ResNet-50's gradient
     python benchmarks/kernels.py --ops qsgd4 sign --isa avx512 avx2 --backend native --json kernels.json
+    python benchmarks/kernels.py --device cuda                    # on one GPU, 256 Mi floats: see gpu_kernels.py
 
 Each measurement follows one of memcpy, so that a busy machine slows both. Encoders read x and a gradient, and leave the
 residual in x. "reference" is the same op from torch operators (three repeats: it is slow, and steady); ``torch.topk``
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,6 +37,9 @@ Call = Callable[[], Any]
 CASES: dict[str, Callable[[Buffers], Call]] = {}
 BLOCK = 512
 EVERY_ISA = ("qsgd4", "sign", "topk")
+ON_GPUS = ("triton", "cuda", "reference", "torch.compile", "GRACE", "cupy", "torch")
+DEVICES = {"cpu": (25_600_000, ("native", "reference")), "cuda": (1 << 28, ON_GPUS), "interpreter": (4096, ON_GPUS)}
+"""By device: how many elements unless told otherwise, and what is measured."""
 
 
 class Buffers:
@@ -261,6 +266,10 @@ def runs(name: str, options: argparse.Namespace) -> list[tuple[str, str]]:
 
 def main() -> None:
     options = arguments()
+    if options.device != "cpu":
+        import gpu_kernels
+
+        sys.exit(gpu_kernels.main(options))
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     b = Buffers(options.numel)
@@ -289,15 +298,19 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     more: dict[str, Any] = {"nargs": "+", "action": "extend"}
-    parser.add_argument("--numel", type=int, default=25_600_000)
+    parser.add_argument("--device", choices=DEVICES, default="cpu", help="interpreter: calls alone, nothing measured")
+    parser.add_argument("--numel", type=int, help="elements; default: 25.6 million, on a GPU 2^28")
     parser.add_argument("--ops", **more, help="only cases whose name begins so, such as qsgd4 or sign_decode")
     parser.add_argument("--isa", **more, choices=native.isas(), help="instruction sets, for all cases")
-    parser.add_argument("--backend", **more, choices=("native", "reference"), help="default: both")
+    parser.add_argument("--backend", **more, choices=sorted({b for found in DEVICES.values() for b in found[1]}))
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--budget", type=float, default=3.0, help="seconds per row, three repeats at least")
     parser.add_argument("--json", help="write the rows to this file")
     options = parser.parse_args()
-    options.backend = options.backend or ["native", "reference"]
+    numel, backends = DEVICES[options.device]
+    options.numel, options.backend = options.numel or numel, options.backend or backends
+    if options.device != "cpu" and options.numel % BLOCK:
+        parser.error(f"--numel {options.numel}: on a GPU a multiple of {BLOCK}, for what it is compared with")
     return options
 
 

@@ -15,6 +15,8 @@ from typing import Any
 from adapting import planned
 from adapting import results as adapting
 from cells import size, table, times
+from gpu_targets import FILE as GPU
+from gpu_targets import section as on_gpu
 from momentum import results
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +37,7 @@ def section() -> str:
         adaptive(),
         memory(),
         kernels(),
+        on_gpu(RESULTS),
         overhead(),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -45,7 +48,7 @@ def load(name: str) -> dict[str, Any]:
 
 
 def intro() -> str:
-    every = (json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json")))
+    every = (json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json")) if p.name != GPU)
     found = [f for f in every if "hardware" in f]  # a plan is predicted
     machines = dict.fromkeys(f"{f['hardware']['cpu']}, {f['hardware']['isa']}" for f in found)
     where, what = found[0]["hardware"], found[0]["versions"]
@@ -53,7 +56,8 @@ def intro() -> str:
         f"Measured on machines with {where['cores']} shared cores ({'; '.join(machines)}: each file says which), one "
         f"thread per worker, torch {what['torch']}, Python {what['python']}; medians. Bytes are what the network card "
         f"counts per rank, indices and headers included. `bash benchmarks/results.sh` measures all of it again. "
-        f"Nothing has been measured on a GPU or over NCCL yet."
+        + ("Nothing" if not (RESULTS / GPU).is_file() else "But for the kernels nothing")
+        + " has been measured on a GPU or over NCCL yet."
     )
 
 

@@ -31,6 +31,11 @@ step="netlab --check" # without shaped links the figures would mean nothing
 $python launch/netlab --check
 
 measure kernels $python benchmarks/kernels.py
+if $python -c "import torch; raise SystemExit(not torch.cuda.is_available())"; then
+    measure kernels-cuda $python benchmarks/kernels.py --device cuda
+else
+    echo "results: no GPU here that torch can use: kernels-cuda stays as it is" >&2
+fi
 measure compressors $python benchmarks/compressors.py --plot "$runs/compressors.png"
 cp "$runs/compressors.png" "$results/"
 measure overhead $python -m torch.distributed.run --standalone --nproc-per-node 2 benchmarks/overhead.py \

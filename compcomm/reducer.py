@@ -20,6 +20,7 @@ from .compressor import Compressor, Payload
 from .rng import Rng
 from .spec import Described
 from .store import Slot, State, Store
+from .verdict import Fault, Truth
 
 if TYPE_CHECKING:
     from .transports.dry_run import Cost
@@ -65,7 +66,8 @@ class Context:
     """Where a flow runs: which rank of how many, which step, which bucket of the step.
 
     ``watch``: whether anything in this attachment must know of non-finite results. ``unscale``: 1/loss-scale.
-    ``bad`` is the flow's answer: it met a non-finite value on some rank. ``participating``: whether this rank is one of
+    ``bad`` is the flow's answer: it met a non-finite value on some rank. ``faults``: what its peers may have done,
+    where the device knows and the host is yet to look (``verdict``). ``participating``: whether this rank is one of
     the ``present`` (None: all) in this step.
 
     What a scheme around a route tells it: ``status`` (as the kernels write it: non-finite, then nonzero per segment) of
@@ -84,7 +86,8 @@ class Context:
     status: Tensor | None = None
     weights: tuple[float, ...] | None = None
     arena: Arena = field(default_factory=Arena)
-    bad: bool = False
+    bad: Truth = False
+    faults: list[Fault] = field(default_factory=list[Fault])
     tag: str = ""
 
     @property
@@ -146,14 +149,14 @@ class Reduced:
     send (aliases x), None when nothing was lost. ``undo``: gives back what this step took from memory, and takes what
     a route added to an ``out`` that accumulates, for a step that the optimizer skips. ``keep``: what is left to do
     where the step counts. ``bad``: a rank met a non-finite value in this bucket. ``dead``: uint8 per segment, 1 where
-    every rank's gradient is zero; None where there is no such segment.
+    every rank's gradient is zero; None where there is surely no such segment.
     """
 
     sent: Update | None = None
     error: Bucket | None = None
     undo: Callable[[], None] = _nothing
     keep: Callable[[], None] = _nothing
-    bad: bool = False
+    bad: Truth = False
     dead: Tensor | None = None
 
     def after(self, undo: Callable[[], None]) -> Reduced:

@@ -29,15 +29,15 @@ import torch
 from torch import Tensor
 
 from .bucket import Layout, Segment
+from .ops.reference.header import FAILED, FAILURE, FIELDS, MAGIC, NONFINITE
 from .rng import key
+from .verdict import Fault, Truth, deferred
 
 if TYPE_CHECKING:
     from .compressor import Compressor
     from .reducer import Context
 
-MAGIC = int.from_bytes(b"CCM1", "little")
-NONFINITE, FAILED = 1, 2
-_FIELDS = 20
+ops = torch.ops.compcomm
 
 
 class PeerError(RuntimeError):
@@ -64,7 +64,7 @@ class Packing:
         self, compressor: Compressor, parts: tuple[tuple[tuple[int, Segment], ...], ...], count: int, bare: bool = False
     ) -> None:
         self.count = count
-        self.header = 0 if bare else -(-(_FIELDS + -(-count // 8)) // 4) * 4
+        self.header = 0 if bare else -(-(FIELDS + -(-count // 8)) // 4) * 4
         self.exact: list[Row] = []
         self.coded: list[Row] = []
         splits: list[int] = []
@@ -222,9 +222,9 @@ def pack_rows(compressor: Compressor, layout: Layout, world: int) -> Packing:
 class Flags(NamedTuple):
     """What the headers of all ranks say together: equal on all ranks."""
 
-    bad: bool
+    bad: Truth
     skip: Tensor  # uint8 per segment: its gradient is zero on every rank
-    zero: bool  # whether any is
+    zero: bool  # whether any is; where the device alone knows, True
     lengths: tuple[int, ...] = ()  # of the ranks' messages, in bytes
 
     @staticmethod
@@ -253,13 +253,21 @@ def write_headers(
     """The same for one message per owner: headers that differ in the length alone."""
     if not messages or messages[0].is_meta:
         return
+    if deferred(messages[0]) and status.device == messages[0].device:
+        at = tuple(m.data_ptr() - messages[0].data_ptr() for m in messages)
+        says = tuple(lengths or (m.numel() for m in messages))
+        places = _places(at, says)
+        extent = max(at) + -(-(FIELDS + -(-(status.numel() - 1) // 8)) // 4) * 4
+        wire = messages[0].as_strided((extent,), (1,))
+        ops.header_write(wire, status, places, FAILED if failed else 0, ctx.rank, ctx.step, ctx.bucket)
+        return
     bits = status.cpu().numpy()
     flags = (NONFINITE if bits[0] else 0) | (FAILED if failed else 0)
-    size = _FIELDS + -(-(len(bits) - 1) // 8)
+    size = FIELDS + -(-(len(bits) - 1) // 8)
     head = np.zeros(-(-size // 4) * 4, np.uint8)
-    fields = head[:_FIELDS].view("<u4")
+    fields = head[:FIELDS].view("<u4")
     fields[:] = MAGIC, flags | ctx.rank << 16, ctx.step & 0xFFFFFFFF, ctx.bucket & 0xFFFFFFFF, 0
-    head[_FIELDS:size] = np.packbits(bits[1:] == 0, bitorder="little")
+    head[FIELDS:size] = np.packbits(bits[1:] == 0, bitorder="little")
     for i, message in enumerate(messages):
         fields[4] = message.numel() if lengths is None else lengths[i]
         message[: len(head)].copy_(torch.from_numpy(head))
@@ -277,9 +285,11 @@ def read_headers(
     """
     if messages.is_meta:
         return Flags.clean(count, lengths)
-    size = _FIELDS + -(-count // 8)
+    if deferred(messages) and not shorter:
+        return _read_later(messages, count, ctx, lengths)
+    size = FIELDS + -(-count // 8)
     heads = messages[:, :size].contiguous().cpu().numpy()
-    fields = heads[:, :_FIELDS].copy().view("<u4")
+    fields = heads[:, :FIELDS].copy().view("<u4")
     bad, found = False, fields[:, 4].tolist()
     for rank, (magic, flags, step, bucket, length) in enumerate(fields.tolist()):
         due = length if shorter and messages.shape[1] <= length <= lengths[rank] else lengths[rank]
@@ -292,11 +302,37 @@ def read_headers(
                 f"where {here} was due: the ranks are out of step, or configured differently."
             )
         bad |= bool(flags & NONFINITE)
-    zero = np.bitwise_and.reduce(heads[:, _FIELDS:], axis=0)
+    zero = np.bitwise_and.reduce(heads[:, FIELDS:], axis=0)
     if not zero.any():
         return Flags(bad, _zeros(count, messages.device), False, tuple(found))
     skip = torch.from_numpy(np.unpackbits(zero, count=count, bitorder="little")).to(messages.device)
     return Flags(bad, skip, bool(skip.any()), tuple(found))
+
+
+def _read_later(messages: Tensor, count: int, ctx: Context, lengths: tuple[int, ...]) -> Flags:
+    """The same on the device: marks for its kernels, and a fault that the host looks at when the step is over."""
+    device, step, bucket = messages.device, ctx.step, ctx.bucket
+    heard = torch.empty(1 + count, dtype=torch.uint8, device=device)
+    word = torch.empty(1, dtype=torch.int64, device=device)
+    ops.header_read(messages, heard, word, _places(lengths, ())[:, 0], step, bucket)
+
+    def explain(fault: int) -> Exception:
+        rank, kind = divmod(fault, 4)
+        if kind == FAILURE:
+            return PeerError(f"rank {rank} failed in step {step}, bucket {bucket}; its own log has the error.")
+        return PeerError(
+            f"rank {rank} sent, for step {step} and bucket {bucket}, a message of another program, step, bucket or "
+            f"length: the ranks are out of step, or configured differently."
+        )
+
+    ctx.faults.append(Fault(word, explain))
+    return Flags(heard[:1], heard[1:], True)
+
+
+@lru_cache(maxsize=4096)
+def _places(first: tuple[int, ...], second: tuple[int, ...]) -> Tensor:
+    """Numbers as a constant table for kernels, a line for each message."""
+    return torch.tensor([first, second] if second else [first], dtype=torch.int64).t().contiguous()
 
 
 @lru_cache(maxsize=4096)

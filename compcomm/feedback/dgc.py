@@ -184,14 +184,9 @@ class DGC(Scheme):
 
     def _rest(self, u: Bucket, v: Bucket, dead: Tensor | None) -> None:
         """Takes back what momentum did to parameters without a gradient on any rank; the route gave v theirs back."""
-        if dead is None or u.flat.is_meta:
-            return
-        for s, marked in zip(u.layout.segments, dead.tolist(), strict=True):
-            if marked and self.momentum > 0.0:
-                at, moved = v.layout.position(s), u.flat[s.start : s.stop]
-                if at >= 0:
-                    v.flat[at : at + s.numel] -= moved
-                moved /= self.momentum
+        if self.momentum > 0.0:
+            memory.blend_marked(v, u, u.layout, dead, alpha=1.0, beta=-1.0)
+            memory.blend_marked(u, u, u.layout, dead, alpha=1.0 / self.momentum, beta=0.0)
 
 
 def _compressor(part: object) -> Compressor | None:

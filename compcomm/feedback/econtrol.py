@@ -98,15 +98,14 @@ class EControl(Estimates):
         result = yield from self.inner.reduce(x, wanted(mean, out), state, ctx, decay=scale, accumulate=True)
         if result.sent is not None:
             result.sent.add_(estimate)
-        living = memory.living(error, x.layout, result.dead)
-        memory.blend(living, x, memory.fresh(ctx, x.layout, "unheard"), alpha=1.0 - self.eta)
+        memory.blend_living(error, x, x.layout, result.dead, ctx, alpha=1.0 - self.eta)
         exact = lacking(mean, estimate)
         self.deliver(result, x, out, mean, exact, ctx, out_scale, accumulate)
 
         def undo() -> None:
             result.undo()
             exact.fill_(0.0)
-            memory.blend(living, estimate, memory.fresh(ctx, estimate.layout, "unheard"), alpha=1.0)
+            memory.blend_living(error, estimate, x.layout, result.dead, ctx, alpha=1.0)
             if result.sent is not None:
                 result.sent.add_(estimate, -1.0)
 

@@ -12,6 +12,7 @@ from ..bucket import Bucket, Layout, Segment
 from ..reducer import Context, Flow, Reduced
 from ..reducers.exact import Exact
 from ..store import State
+from ..verdict import either, poison
 from . import memory
 from .scheme import Scheme
 
@@ -56,10 +57,9 @@ class Estimates(Scheme, ABC, abstract=True):
         if not accumulate:
             memory.clear(out, x.layout, result.dead)
         exact.fill_(0.0)
-        if result.bad:
-            ctx.bad = True
-            if not accumulate:
-                out.fill_(float("nan"))
+        ctx.bad = either(ctx.bad, result.bad)
+        if not accumulate:
+            poison(out, result.bad)
 
     def begin(
         self, slabs: Sequence[tuple[Bucket, float]], mean: Bucket, x: Bucket, out: Bucket, state: State, ctx: Context,

@@ -58,23 +58,29 @@ def fresh(ctx: Context, layout: Layout, tag: str = "status") -> Tensor:
     return ctx.buffer(f"{tag} {numel}", numel).zero_()
 
 
-def clear(bucket: Bucket, numbering: Layout, dead: Tensor | None) -> None:
-    """Zeroes the segments that ``dead`` (uint8 per segment of ``numbering``, or None) marks, where ``bucket`` has
+def clear(bucket: Bucket, numbering: Layout, marks: Tensor | None) -> None:
+    """Zeroes the segments that ``marks`` (uint8 per segment of ``numbering``, or None) marks, where ``bucket`` has
     them."""
-    if dead is None or bucket.flat.is_meta:
-        return
-    for s, marked in zip(numbering.segments, dead.tolist(), strict=True):
-        at = bucket.layout.position(s) if marked else -1
-        if at >= 0:
-            bucket.flat[at : at + s.numel] = 0.0
+    if marks is not None and not bucket.flat.is_meta:
+        ops.fill_marked(bucket.flat, _table(bucket.layout, numbering), marks, 0.0)
 
 
-def living(bucket: Bucket, numbering: Layout, dead: Tensor | None) -> Bucket:
-    """The segments of ``bucket`` that ``dead`` (uint8 per segment of ``numbering``, or None) does not mark."""
+def blend_marked(
+    to: Bucket, source: Bucket, numbering: Layout, marks: Tensor | None, *, alpha: float, beta: float
+) -> None:
+    """``blend`` of the segments that ``marks`` (uint8 per segment of ``numbering``; None: none) marks."""
+    if marks is not None and not to.flat.is_meta:
+        ops.blend_marked(to.flat, source.flat, _marked(to.layout, source.layout, numbering), marks, alpha, beta)
+
+
+def blend_living(
+    to: Bucket, source: Bucket, numbering: Layout, dead: Tensor | None, ctx: Context, *, alpha: float
+) -> None:
+    """to <- alpha*to + source for the segments that ``dead`` (as ``marks`` above) does not mark."""
     if dead is None or dead.is_meta:
-        return bucket
-    marked = {(s.name, s.offset) for s, d in zip(numbering.segments, dead.tolist(), strict=True) if d}
-    return Bucket(bucket.flat, bucket.layout.select(lambda s: (s.name, s.offset) not in marked))
+        blend(to, source, fresh(ctx, source.layout, "unheard"), alpha=alpha)
+    else:
+        blend_marked(to, source, numbering, 1 - dead, alpha=alpha, beta=1.0)
 
 
 @lru_cache(maxsize=4096)
@@ -93,6 +99,12 @@ def shared(layout: Layout, other: Layout) -> Layout:
 def _table(to: Layout, source: Layout) -> Tensor:
     rows = [(to.position(s), s.start, s.numel, i) for i, s in enumerate(source.segments) if s.numel]
     return torch.tensor([r for r in rows if r[0] >= 0], dtype=torch.int64).view(-1, 4)
+
+
+@lru_cache(maxsize=4096)
+def _marked(to: Layout, source: Layout, numbering: Layout) -> Tensor:
+    rows = [(to.position(s), source.position(s), s.numel, i) for i, s in enumerate(numbering.segments) if s.numel]
+    return torch.tensor([r for r in rows if r[0] >= 0 and r[1] >= 0], dtype=torch.int64).view(-1, 4)
 
 
 @lru_cache(maxsize=4096)

@@ -13,8 +13,10 @@ from . import dense as dense
 from . import elias as elias
 from . import float8 as float8
 from . import hadamard as hadamard
+from . import header as header
 from . import interleave as interleave
 from . import lowrank as lowrank
+from . import marked as marked
 from . import memory as memory
 from . import minmax as minmax
 from . import native as native

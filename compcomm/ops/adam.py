@@ -16,9 +16,9 @@ from .reference.adam import DTYPES, adam, descend, given, momentum, pieces
 from .schema import register
 
 Tensors = Sequence[Tensor]
-_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # of a piece's types
+CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # of a piece's types
 _NONE, _OTHER, _FIELDS = 3, 16, 5  # not there; beyond all codes; words of a piece
-_UNREAD = dict.fromkeys(DTYPES, _NONE)
+UNREAD = dict.fromkeys(DTYPES, _NONE)
 
 
 def _moments(op: str, lists: dict[str, int], first: Tensor, name: str, second: Tensor) -> None:
@@ -64,14 +64,14 @@ _descend = native.function("cc_descend", *_LEADING, FLOAT, FLOAT)
 # given back, for the reference. These loops are most of what a step costs in Python: 0.6 us per parameter.
 
 
-def _pack(
+def pack(
     params: Tensors, grads: Tensors, starts: Sequence[int], known: dict[torch.dtype, int], optional: bool = False
 ) -> tuple[array[int], list[tuple[Tensor, Tensor, int]]]:
     """``known``: codes of the parameters' dtypes. ``optional``: a gradient of 0 elements counts as zeros."""
     words, others = list[int](), list[tuple[Tensor, Tensor, int]]()
     for p, g, start in zip(params, grads, starts, strict=True):
         if p.is_contiguous() and g.is_contiguous():
-            kind = known.get(p.dtype, _OTHER) + 4 * _CODES.get(g.dtype, _OTHER)
+            kind = known.get(p.dtype, _OTHER) + 4 * CODES.get(g.dtype, _OTHER)
             if kind < _OTHER:
                 if p.shape == g.shape:
                     words += (p.data_ptr(), g.data_ptr(), p.numel(), start, kind)
@@ -80,6 +80,18 @@ def _pack(
                     words += (p.data_ptr(), 0, p.numel(), start, known[p.dtype] + 4 * _NONE)
                     continue
         others.append((p, g, start))
+    return array("q", words), others
+
+
+def pack_params(params: Tensors, starts: Sequence[int]) -> tuple[array[int], list[tuple[Tensor, int]]]:
+    """The same without gradients."""
+    words, others = list[int](), list[tuple[Tensor, int]]()
+    for p, start in zip(params, starts, strict=True):
+        kind = CODES.get(p.dtype)
+        if kind is not None and p.is_contiguous():
+            words += (p.data_ptr(), 0, p.numel(), start, kind)
+        else:
+            others.append((p, start))
     return array("q", words), others
 
 
@@ -93,7 +105,7 @@ def _fast_adam(
     scale: float, rate: float, correction: float, eps: float, decay: float, l2: float,
 ) -> int:  # fmt: skip
     assert _adam is not None
-    table, others = _pack(params, grads, starts, _CODES)
+    table, others = pack(params, grads, starts, CODES)
     if others:  # nothing is written unless all is right
         pieces("adam", params, grads, starts, mean.numel(), False)
     code = _adam(
@@ -112,7 +124,7 @@ def _fast_momentum(
     l2: float, status: Tensor,
 ) -> int:  # fmt: skip
     assert _momentum is not None
-    table, others = _pack(params, grads, starts, _CODES if given(l2) else _UNREAD, True)
+    table, others = pack(params, grads, starts, CODES if given(l2) else UNREAD, True)
     if others:
         pieces("momentum", params, grads, starts, mean.numel(), True)
     code = _momentum(*_leading(table, mean, out), beta, 1.0 - beta, scale, l2, status.data_ptr())
@@ -126,16 +138,9 @@ def _fast_descend(
     params: Tensors, starts: Sequence[int], mean: Tensor, denominator: Tensor, rate: float, decay: float
 ) -> int:
     assert _descend is not None
-    words, others = list[int](), list[tuple[Tensor, int]]()
-    for p, start in zip(params, starts, strict=True):
-        kind = _CODES.get(p.dtype)
-        if kind is not None and p.is_contiguous():
-            words += (p.data_ptr(), 0, p.numel(), start, kind)
-        else:
-            others.append((p, start))
+    table, others = pack_params(params, starts)
     if others:
         pieces("descend", params, params, starts, mean.numel(), False)
-    table = array("q", words)
     code = _descend(*_leading(table, mean, denominator), rate, decay)
     if others and not code:
         p, s = zip(*others, strict=True)

@@ -19,14 +19,20 @@ def _table(op: str, table: Tensor) -> None:
         )
 
 
+def _alike(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+    """What goes with a tensor of this type: half precision is computed in fp32, so those three mix; others do not."""
+    return (dtype, *(d for d in checks.FLOATS if d is not dtype)) if dtype in checks.FLOATS else (dtype,)
+
+
 def _check_blend(
     op: str, to: Tensor, source: Tensor, table: Tensor, beta: Tensor, status: Tensor, alpha: float
 ) -> None:
-    checks.flat(op, "to", to, source.dtype)
+    alike = _alike(source.dtype)
+    checks.flat(op, "to", to, *alike)
     checks.flat(op, "source", source, source.dtype)
     checks.flat(op, "status", status, checks.U8)
     _table(op, table)
-    checks.flat(op, "beta", beta, source.dtype, numel=table.shape[0])
+    checks.flat(op, "beta", beta, *alike, numel=table.shape[0])
 
 
 def _check_alive(op: str, source: Tensor, table: Tensor, status: Tensor) -> None:
@@ -44,9 +50,10 @@ def _check_norms(op: str, source: Tensor, table: Tensor, out: Tensor) -> None:
 def _check_steer(
     op: str, x: Tensor, error: Tensor, estimate: Tensor, table: Tensor, status: Tensor, eta: float, scale: float
 ) -> None:
-    checks.flat(op, "x", x, error.dtype)
+    alike = _alike(error.dtype)
+    checks.flat(op, "x", x, *alike)
     checks.flat(op, "error", error, error.dtype)
-    checks.flat(op, "estimate", estimate, error.dtype, numel=error.numel())
+    checks.flat(op, "estimate", estimate, *alike, numel=error.numel())
     checks.flat(op, "status", status, checks.U8)
     _table(op, table)
 

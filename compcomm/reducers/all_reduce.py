@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from math import isnan
 
 import torch
@@ -12,6 +13,7 @@ from ..bucket import Bucket
 from ..collectives import AllReduce as Sum
 from ..reducer import Context, Flow, source
 from ..store import State
+from ..verdict import Fault, clear, deferred, either, not_finite
 from ..wire import Flags, PeerError, pack
 from .route import Route, finish, hear
 
@@ -81,9 +83,10 @@ class AllReduce(Route):
             if coded.numel():
                 yield Sum(coded)
         found = read_flags(flags, packing.count, ctx)
-        if ctx.watch and not (all_finite(exact) and all_finite(coded)):
-            found = found._replace(bad=True)
-            body.zero_()  # what accumulates must not take in an infinity
+        if ctx.watch:
+            lost = either(not_finite(exact), not_finite(coded))
+            found = found._replace(bad=either(found.bad, lost))
+            clear(body, lost)  # what accumulates must not take in an infinity
 
         def decode(sign: float, accumulate: bool) -> None:
             self.compressor.decode_(
@@ -92,13 +95,6 @@ class AllReduce(Route):
             )  # fmt: skip
 
         return finish(payload, found, x, out, ctx, decode, accumulate)
-
-
-def all_finite(total: Tensor) -> bool:
-    """Whether a sum of finite payloads fits its type: 40,000 from each of two ranks does not fit float16."""
-    if total.is_meta or bool(torch.isfinite(total.sum(dtype=torch.float32))):
-        return True
-    return bool(torch.isfinite(total).all())
 
 
 def place(ctx: Context) -> int:
@@ -110,10 +106,21 @@ def read_flags(flags: Tensor, count: int, ctx: Context) -> Flags:
     """What the summed header says: place, non-finite values met, nonzero gradients of ``count`` segments."""
     if flags.is_meta:
         return Flags.clean(count)
+    if deferred(flags):
+        failed, moved = torch.isnan(flags[1]), flags[0] != ctx.world * place(ctx)
+        heard = torch.cat(((flags[1:2] > 0) | failed | moved, flags[2:] == 0)).to(torch.uint8)
+        kind = failed.long() + 2 * (moved & ~failed).long()
+        ctx.faults.append(Fault(kind.view(1), partial(fault, ctx.step, ctx.bucket)))
+        return Flags(heard[:1], heard[1:], True)
     at, bad = flags[:2].tolist()
-    if isnan(bad):
-        raise PeerError(f"a peer failed in step {ctx.step}, bucket {ctx.bucket}; its own log has the error.")
-    if at != ctx.world * place(ctx):
-        raise PeerError(f"in step {ctx.step}, bucket {ctx.bucket}, a peer sent a payload of another step or bucket.")
+    if isnan(bad) or at != ctx.world * place(ctx):
+        raise fault(ctx.step, ctx.bucket, 1 if isnan(bad) else 2)
     skip = (flags[2:] == 0).to(torch.uint8)
     return Flags(bad > 0, skip, bool(skip.any()))
+
+
+def fault(step: int, bucket: int, kind: int) -> PeerError:
+    """The error for a sum that a peer spoilt: 1, it failed; 2, it is elsewhere."""
+    if kind == 1:
+        return PeerError(f"a peer failed in step {step}, bucket {bucket}; its own log has the error.")
+    return PeerError(f"in step {step}, bucket {bucket}, a peer sent a payload of another step or bucket.")

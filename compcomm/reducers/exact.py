@@ -11,6 +11,7 @@ from ..bucket import Bucket, Layout, Segment
 from ..collectives import AllReduce, ReduceScatter
 from ..reducer import Context, Flow, Reduced, Reducer, source
 from ..store import State
+from ..verdict import clear, either, not_finite
 
 
 @dataclass(frozen=True, repr=False)
@@ -68,11 +69,10 @@ class Exact(Reducer):
         else:
             yield AllReduce(y)
             total, where = y, layout.packed()
-        bad = ctx.watch and not total.is_meta and not bool(torch.isfinite(total.sum()))
-        bad = bad and not bool(torch.isfinite(total).all())
-        ctx.bad |= bad
-        if bad and accumulate:  # what accumulates must not take in an infinity
-            total.zero_()
+        bad = not_finite(total) if ctx.watch else False
+        ctx.bad = either(ctx.bad, bad)
+        if accumulate:  # what accumulates must not take in an infinity
+            clear(total, bad)
 
         def add_to_out(sign: float) -> None:
             for s in where.segments:

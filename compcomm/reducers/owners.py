@@ -16,6 +16,7 @@ from ..collectives import Collective
 from ..compressor import Compressor, Payload
 from ..reducer import Context, Reducer, Sent
 from ..store import Merge, Slot
+from ..verdict import either
 from ..wire import Flags, Packing, pack_shares
 from .exchange import to_all, to_owners
 from .route import Route, adder, hear
@@ -124,7 +125,7 @@ def phases(
         wire=ctx.buffer("owned", max(packing.splits)), packing=packing, message=ctx.rank,
     )  # fmt: skip
     gathered, again = yield from to_all(second, ctx, "gathered")
-    flags = flags._replace(bad=flags.bad or again.bad)
+    flags = flags._replace(bad=either(flags.bad, again.bad))
     kept = Sent(second, flags.skip if flags.zero else None)
     if server is not None and flags.zero:
         second.decode_add_(server, skip=1 - flags.skip)

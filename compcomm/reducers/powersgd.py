@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import isfinite
 from typing import Any, NamedTuple
 
@@ -18,8 +18,8 @@ from ..compressors.sketch import quantiles
 from ..reducer import Context, Flow, Reduced, Reducer
 from ..rng import key
 from ..store import Merge, Slot, State
-from ..wire import PeerError
-from .all_reduce import all_finite, place, read_flags
+from ..verdict import Fault, Truth, clear, deferred, either, not_finite, poison
+from .all_reduce import fault, place, read_flags
 
 ops = torch.ops.compcomm
 ERRORS = ("aggregate", "local")
@@ -155,13 +155,14 @@ class PowerSGD(Reducer):
         exact, scale = work.form.exact(out.layout), out_scale / ctx.world
         message = work.first.view(torch.uint8).unsqueeze(0)
         ops.dense_decode(message, exact, work.skip, out.flat, scale, accumulate)
+        ctx.bad = either(ctx.bad, work.bad)
         if factors is None:
-            ctx.bad = True
             out.fill_(float("nan"))
             return Reduced()
         table = work.form.matrices(work.residual.layout, out.layout)
         scale = out_scale / ctx.unscale
         ops.lowrank_reconstruct(work.residual.flat, out.flat, *factors, table, work.skip, scale, accumulate, 1.0)
+        poison(out, work.bad)
         sent = _Sent(work.form, factors, work.skip)
         return Reduced(sent, undo=lambda: sent.add_(work.residual))
 
@@ -196,7 +197,11 @@ class _Sent:
 
 
 class _Work:
-    """One bucket's step. ``first``: the buffer that is summed first, flags, exact parameters, then a factor."""
+    """One bucket's step. ``first``: the buffer that is summed first, flags, exact parameters, then a factor.
+
+    Where the device alone knows that the step is ``bad``, all goes on as in a good one, but that every matrix is
+    skipped (``mark``): nothing leaves the residual.
+    """
 
     def __init__(self, reducer: PowerSGD, x: Bucket, state: State, ctx: Context, add_scale: float) -> None:
         self.reducer, self.x, self.state, self.ctx, self.add_scale = reducer, x, state, ctx, add_scale
@@ -206,6 +211,7 @@ class _Work:
         self.real = not x.flat.is_meta
         self.status = ctx.buffer("status", 1 + self.form.count)
         self.first = self.skip = self.status
+        self.bad: Truth = False
 
     def both(self) -> Generator[Collective, bool, _Factors | None]:
         """P, then Q; None after a bad step."""
@@ -214,22 +220,23 @@ class _Work:
         ops.lowrank_orthonormal(q_old, form.lines["q"])  # else P grows as the square of the gradient, and overflows
         self._refresh("q", q_old)
         self._product(ops.lowrank_project, p, q_old, self.x.flat)
-        bad = yield from self._sum_first()
+        yield from self._sum_first()
         if not form.parts:
-            return None if bad else _Factors(p, p, p, p)
+            return None if self.bad is True else _Factors(p, p, p, p)
         second = ctx.buffer("second", 1 + form.numel["q"], torch.float32)
         q = second[1:]
-        if bad:
+        if self.bad is True:
             q.zero_()
         else:
+            clear(p, self.bad)
             ops.lowrank_orthonormal(p, form.lines["p"])
             self._product(ops.lowrank_backproject, p, q, None)
         own = self._own(q)
         second[0] = place(ctx)
         yield Sum(second)
-        if self.real and second[0] != ctx.world * place(ctx):  # NaN, too
-            raise PeerError(f"a peer failed in step {ctx.step}, bucket {ctx.bucket}; its own log has the error.")
-        if bad or (ctx.watch and not all_finite(second)):
+        if self.real:
+            self._hear_second(second[:1])
+        if self.bad is True or (ctx.watch and self._mark(not_finite(second)) is True):
             return None
         self._average("q", q)
         return _Factors(p, q, p, q if own is None else own)
@@ -244,7 +251,8 @@ class _Work:
         p, q = (sums, held) if even else (held, sums)
         self._product(ops.lowrank_project if even else ops.lowrank_backproject, p, q, self.x.flat)
         own = self._own(sums)
-        if (yield from self._sum_first()):
+        yield from self._sum_first()
+        if self.bad is True:
             return None
         self._average(made, sums)
         sent = sums if own is None else own
@@ -285,19 +293,41 @@ class _Work:
         sums.mul_(1.0 / self.ctx.world)
         if self.reducer.warm_start:
             held, used = self.state[name].flat, self.form.used(name)
+            if isinstance(self.bad, Tensor):  # what is held stays, if it must
+                sums = torch.where(self.bad != 0, held if used is None else held[used], sums)
             if used is None:
                 held.copy_(sums)
             elif self.real:
                 held.zero_()[used] = sums
 
-    def _sum_first(self) -> Generator[Collective, bool, bool]:
-        """Whether any rank met a non-finite value, or the sums are none."""
+    def _sum_first(self) -> Generator[Collective, bool, None]:
+        """The first sum; ``bad`` where any rank met a non-finite value, or the sums are none."""
         ctx, flags = self.ctx, self.first[: 2 + self.form.count]
         flags[0], flags[1:2], flags[2:] = place(ctx), self.status[:1], self.status[1:]
         yield Sum(self.first)
         found = read_flags(flags, self.form.count, ctx)
         self.skip = found.skip
-        return found.bad or (ctx.watch and not all_finite(self.first))
+        self._mark(found.bad)
+        if ctx.watch:
+            self._mark(not_finite(self.first))
+
+    def _hear_second(self, word: Tensor) -> None:
+        """Looks at the number that says whether all ranks are at the same place; NaN where one failed."""
+        due = self.ctx.world * place(self.ctx)
+        if not deferred(word):
+            if word != due:
+                raise fault(self.ctx.step, self.ctx.bucket, 1)
+            return
+        broken = ~(word == due)
+        self.ctx.faults.append(Fault(broken.long(), partial(fault, self.ctx.step, self.ctx.bucket)))
+        self._mark(broken.to(torch.uint8))
+
+    def _mark(self, bad: Truth) -> Truth:
+        """Takes ``bad`` in; where it is the device's, every matrix is skipped."""
+        self.bad = either(self.bad, bad)
+        if isinstance(self.bad, Tensor):
+            self.skip = self.skip | self.bad
+        return self.bad
 
 
 class _Form:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..bucket import Bucket, Segment
 from ..compressor import Compressor, Payload
 from ..reducer import Context, Reduced, Reducer, Sent, Update
+from ..verdict import either, poison
 from ..wire import Flags, Packing
 
 
@@ -67,10 +68,9 @@ def settled(
     accumulate: bool,
 ) -> Reduced:  # fmt: skip
     """What ``reduce`` returns once ``out`` is written."""
-    if flags.bad:
-        ctx.bad = True
-        if not accumulate:
-            out.fill_(float("nan"))
+    ctx.bad = either(ctx.bad, flags.bad)
+    if not accumulate:
+        poison(out, flags.bad)
 
     def undo() -> None:
         if accumulate:

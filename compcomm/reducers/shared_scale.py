@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -15,8 +15,9 @@ from ..ops.reference.shared import section
 from ..reducer import Context, Flow, Reducer, source
 from ..rng import key
 from ..store import State
-from ..wire import Flags, PeerError
-from .all_reduce import all_finite, place
+from ..verdict import Fault, Truth, clear, deferred, either, not_finite
+from ..wire import Flags
+from .all_reduce import fault, place
 from .route import Route, hear, settled
 
 
@@ -105,11 +106,12 @@ class SharedScale(Route):
         if exact.numel():
             yield AllReduce(exact)
         yield AllReduce(words)
-        if real and int(words[-1]) != ctx.world * (1 + place(ctx)):
-            raise PeerError(f"a peer failed in step {ctx.step}, bucket {ctx.bucket}; its own log has the error.")
-        if ctx.watch and not all_finite(exact):
-            flags = flags._replace(bad=True)
-            exact.zero_()  # what accumulates must not take in an infinity
+        if real:
+            flags = flags._replace(bad=either(flags.bad, _seal(words[-1:], ctx)))
+        if ctx.watch:
+            lost = not_finite(exact)
+            flags = flags._replace(bad=either(flags.bad, lost))
+            clear(exact, lost)  # what accumulates must not take in an infinity
         mine = _Sent(form, u, sent, norms, flags.skip)
 
         def decode(sign: float, accumulate: bool) -> None:
@@ -126,13 +128,30 @@ class SharedScale(Route):
 def _flags(peaks: Tensor, count: int, ctx: Context) -> Flags:
     if peaks.is_meta:
         return Flags.clean(count)
+    if deferred(peaks):
+        failed = peaks[0] == float("inf")
+        moved = ((peaks[0] != place(ctx)) | (peaks[1] != -place(ctx))) & ~failed
+        heard = torch.cat(((peaks[2:3] > 0) | failed | moved, peaks[3 : 3 + count] == 0)).to(torch.uint8)
+        kind = failed.long() + 2 * moved.long()
+        ctx.faults.append(Fault(kind.view(1), partial(fault, ctx.step, ctx.bucket)))
+        return Flags(heard[:1], heard[1:], True)
     first, second, bad = peaks[:3].tolist()
-    if first == float("inf"):
-        raise PeerError(f"a peer failed in step {ctx.step}, bucket {ctx.bucket}; its own log has the error.")
-    if (first, second) != (place(ctx), -place(ctx)):
-        raise PeerError(f"in step {ctx.step}, bucket {ctx.bucket}, a peer sent norms of another step or bucket.")
+    if first == float("inf") or (first, second) != (place(ctx), -place(ctx)):
+        raise fault(ctx.step, ctx.bucket, 1 if first == float("inf") else 2)
     skip = (peaks[3 : 3 + count] == 0).to(torch.uint8)
     return Flags(bad > 0, skip, bool(skip.any()))
+
+
+def _seal(word: Tensor, ctx: Context) -> Truth:
+    """Whether the last word of the sum is not what it is where no peer failed; an error where that can be told."""
+    due = ctx.world * (1 + place(ctx))
+    if deferred(word):
+        broken = word != due
+        ctx.faults.append(Fault(broken.long(), partial(fault, ctx.step, ctx.bucket)))
+        return broken.to(torch.uint8)
+    if int(word) != due:
+        raise fault(ctx.step, ctx.bucket, 1)
+    return False
 
 
 class _Form:

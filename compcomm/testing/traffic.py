@@ -12,6 +12,7 @@ from ..reducer import Context, Flow, Reduced, Reducer, settle
 from ..store import State, Store
 from ..transports.dry_run import cost, plan
 from ..transports.simulate import Simulator, perform
+from ..verdict import known
 from .inputs import model_layout
 from .simulated import WORLDS, backwards, gradients, pack, step
 from .verdict import ContractError, demand
@@ -75,7 +76,7 @@ def lockstep(
         if done:
             if pending or len(done) != world:
                 raise ContractError(f"{reducer!r}: some ranks are done while others yield {seen}.")
-            bad = [ctx.bad for ctx in contexts]
+            bad = [known(ctx.bad) for ctx in contexts]
             return [Ran(*found) for found in zip(done, outs, seen, bad, strict=True)]
         if len({p.signature for p in pending}) != 1:
             raise ContractError(f"{reducer!r}: the ranks yield different collectives: {seen}.")

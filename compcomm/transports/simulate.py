@@ -22,6 +22,7 @@ from ..compressor import Compressor
 from ..portable import merge
 from ..reducer import Context, Flow, Reducer, flow, settle
 from ..store import State, Store
+from ..verdict import known, listen
 
 
 class Simulator:
@@ -92,7 +93,9 @@ class Simulator:
                 group.append(flow(self.reducer, x, State(self.stores[rank], x.layout), ctx, out))
             self._run(group)
             flows.append(group)
-        self.bad = any(ctx.bad for ctx in contexts)
+        for ctx in contexts:
+            listen(ctx.faults)
+        self.bad = any(known(ctx.bad) for ctx in contexts)
         for group in flows:
             for f in group:
                 try:

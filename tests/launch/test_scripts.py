@@ -157,7 +157,9 @@ def test_results_keep_what_they_had_when_a_step_fails(checkout: Path) -> None:
     planned = {"plan-resnet50.json"} | {
         f"planner-{hosts}-hosts-{rate}.json" for hosts in (2, 4) for rate in ("100mbit", "300mbit", "1gbit")
     }
-    assert {file.name for file in results.iterdir()} == exchanges | experiments | optimizers | adaptive | planned | {
+    on_a_gpu = {"kernels-cuda.json"}  # where there is one
+    found = {file.name for file in results.iterdir()} - on_a_gpu
+    assert found == exchanges | experiments | optimizers | adaptive | planned | {
         "compressors.json", "compressors.png", "kernels.json", "memory.json", "overhead.json", "quickstart.json",
         "quickstart.png",
     }  # fmt: skip
@@ -166,7 +168,7 @@ def test_results_keep_what_they_had_when_a_step_fails(checkout: Path) -> None:
     code, said, calls = bash(checkout, script)
     assert (code, calls) == (3, []) and "results: exchange-2-hosts-100mbit failed with exit code 3" in said
     changed = {file.name for file in results.iterdir() if file.read_text() != before[file.name]}
-    assert changed == experiments | {
+    assert changed - on_a_gpu == experiments | {
         "kernels.json",
         "compressors.json",
         "overhead.json",

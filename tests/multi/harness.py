@@ -26,10 +26,13 @@ class WorkerError(AssertionError):
 
 
 class Workers:
-    """``world`` processes with a default group. ``run`` starts them when they are not there."""
+    """``world`` processes with a default group. ``run`` starts them when they are not there.
 
-    def __init__(self, world: int) -> None:
-        self.world = world
+    ``backend``: what carries the collectives of each kind of device; with NCCL every rank has a GPU to itself.
+    """
+
+    def __init__(self, world: int, backend: str = "cpu:gloo") -> None:
+        self.world, self.backend = world, backend
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -77,16 +80,15 @@ class Workers:
         self._folder = tempfile.TemporaryDirectory()
         for rank in range(self.world):
             here, there = _SPAWN.Pipe()
-            process = _SPAWN.Process(
-                target=_serve, args=(rank, self.world, os.path.join(self._folder.name, "meet"), there), daemon=True
-            )
+            meet = os.path.join(self._folder.name, "meet")
+            process = _SPAWN.Process(target=_serve, args=(rank, self.world, self.backend, meet, there), daemon=True)
             process.start()
             there.close()
             self._processes.append(process)
             self._pipes.append(here)
 
 
-def _serve(rank: int, world: int, path: str, pipe: Connection) -> None:
+def _serve(rank: int, world: int, backend: str, path: str, pipe: Connection) -> None:
     import torch
     import torch.distributed as dist
 
@@ -94,9 +96,11 @@ def _serve(rank: int, world: int, path: str, pipe: Connection) -> None:
     warnings.simplefilter("error")
     # torch.compile asks every tensor for its gradient and hides this warning only from the printer, not from "error".
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf Tensor")
+    options: dict[str, Any] = {"device_id": torch.device("cuda", rank)} if "nccl" in backend else {}
     dist.init_process_group(
-        init_method=f"file://{path}", backend="cpu:gloo", rank=rank, world_size=world, timeout=timedelta(seconds=40)
-    )
+        init_method=f"file://{path}", backend=backend, rank=rank, world_size=world, timeout=timedelta(seconds=40),
+        **options,
+    )  # fmt: skip
     try:
         while True:
             scenario, arguments = pipe.recv()

@@ -8,7 +8,15 @@ row, by the lists of ``work.py``. It allocates nothing on the hot path and never
 from __future__ import annotations
 
 # Importing a module registers its kernels.
+from . import adam as adam
 from . import dense as dense
+from . import header as header
+from . import marked as marked
+from . import memory as memory
+from . import shared as shared
 from . import sign as sign
+from . import ternary as ternary
+from . import topk as topk
+from . import two_means as two_means
 from .launch import INTERPRETED as INTERPRETED
 from .registry import KERNELS as KERNELS

@@ -33,3 +33,22 @@ def blocks(block: int, tile: int = 4096) -> Blocks:
     """About ``tile`` elements to a program, and two blocks at least."""
     wide = next_power_of_2(block)
     return Blocks(max(2, tile // wide), wide, block)
+
+
+class Pieces(NamedTuple):
+    """``nb`` blocks to a program, ``chunk`` columns of each at a time."""
+
+    nb: int
+    chunk: int
+    block: int
+
+    @property
+    def tile(self) -> int:
+        """Elements to a program."""
+        return self.nb * self.block
+
+
+def pieces(block: int, tile: int) -> Pieces:
+    """Like ``blocks``, for any length: a program has a block of ``tile`` elements and more alone, and loops over it."""
+    wide = next_power_of_2(block)
+    return Pieces(max(1, tile // wide), min(wide, tile), block)

@@ -98,9 +98,9 @@ def philox(c0, step, rank, stream, key):
     """The four words of Philox4x32-10 (uint32) for the counters (c0, step, rank, stream): c0 is uint32, the others
     scalars of any integer type, taken modulo 2^32."""
     zero = tl.zeros_like(c0)
-    c1 = zero + (step & 0xFFFFFFFF).to(tl.uint32)
-    c2 = zero + (rank & 0xFFFFFFFF).to(tl.uint32)
-    c3 = zero + (stream & 0xFFFFFFFF).to(tl.uint32)
+    c1 = zero + tl.cast(step, tl.uint32)
+    c2 = zero + tl.cast(rank, tl.uint32)
+    c3 = zero + tl.cast(stream, tl.uint32)
     k0 = zero + (key & 0xFFFFFFFF).to(tl.uint32)
     k1 = zero + ((key >> 32) & 0xFFFFFFFF).to(tl.uint32)
     for _ in tl.static_range(10):
@@ -246,3 +246,40 @@ def lane_sums(
         sizes += tl.abs(y)
         squares += y * y
     return fold_lanes(sizes), fold_lanes(squares)
+
+
+@triton.jit
+def nearest_even(t):
+    """The nearest integer, halves to even, of what lies in -2^22..2^22."""
+    return (t + 12582912.0) - 12582912.0
+
+
+@triton.jit
+def room_for(left, BITS: tl.constexpr, NB: tl.constexpr, BLOCK: tl.constexpr):
+    """Bytes that codes may take from a tile's first one on: to the end of the section, where ``left`` elements are left,
+    or of the block, where a program has one alone."""
+    whole = (left * BITS + 31) // 32 * 4
+    if NB == 1:
+        return tl.where(left > BLOCK, BLOCK * BITS // 8, whole)
+    else:
+        return whole
+
+
+@triton.jit
+def put_columns(wire, at, codes, c0, room, BITS: tl.constexpr, BLOCK: tl.constexpr):
+    """Writes the codes (int32 [NB, C]) of the columns from ``c0`` on of NB blocks of ``BLOCK`` elements, whose stream of
+    ``BITS`` bits begins at byte ``at``; nothing from byte ``room`` of it on. Columns after a block's end are not
+    written."""
+    NB: tl.constexpr = codes.shape[0]
+    C: tl.constexpr = codes.shape[1]
+    from_ = c0 * BITS // 8
+    if NB == 1 or C == BLOCK:
+        put_codes(wire, at + from_, tl.reshape(codes, [NB * C]), room - from_, BITS)
+    else:
+        G: tl.constexpr = C // 8
+        group = tl.arange(0, NB * G)[:, None]
+        column = c0 + group % G * 8
+        m = tl.arange(0, 8)[None, :]
+        b = (group // G * BLOCK + column) // 8 * BITS + m
+        bytes_ = pack8(tl.reshape(codes, [NB * G, 8]), BITS)
+        tl.store(wire + at + b, bytes_, mask=(m < BITS) & (column < BLOCK) & (b < room))

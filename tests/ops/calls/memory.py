@@ -1,0 +1,54 @@
+"""What schemes do to their memory: in fp32, in half precision beside it, in fp64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from tests.ops.calls import Call
+
+F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
+TABLE = torch.tensor([[0, 1, 600, 0], [603, 605, 40, 1]])
+
+
+def flat(dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    return torch.randn(650, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def status() -> torch.Tensor:
+    return torch.zeros(3, dtype=torch.uint8)
+
+
+def blend(to: torch.dtype, source: torch.dtype, alpha: float) -> tuple[Any, ...]:
+    beta = torch.tensor([0.5, 2.0]).to(F64 if source is F64 else F32)
+    return (flat(to), flat(source, 1), TABLE, beta, status(), alpha)
+
+
+def steer(x: torch.dtype, others: torch.dtype) -> tuple[Any, ...]:
+    return (flat(x), flat(others, 1), flat(others, 2), TABLE, status(), 0.3, 2.0)
+
+
+def alive(dtype: torch.dtype) -> tuple[Any, ...]:
+    return (flat(dtype), TABLE, status())
+
+
+def norms(dtype: torch.dtype) -> tuple[Any, ...]:
+    return (flat(dtype), TABLE, torch.zeros(2, dtype=F64))
+
+
+CALLS: list[Call] = [
+    ("blend", lambda: blend(F32, F32, 0.5)),
+    ("blend", lambda: blend(F32, BF16, 0.0)),
+    ("blend", lambda: blend(BF16, F32, 0.5)),
+    ("blend", lambda: blend(F64, F64, 0.5)),
+    ("steer", lambda: steer(F32, F32)),
+    ("steer", lambda: steer(F16, F32)),
+    ("steer", lambda: steer(F64, F64)),
+    ("alive", lambda: alive(F32)),
+    ("alive", lambda: alive(BF16)),
+    ("alive", lambda: alive(F64)),
+    ("norms", lambda: norms(F32)),
+    ("norms", lambda: norms(BF16)),
+    ("norms", lambda: norms(F64)),
+]
