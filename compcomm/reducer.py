@@ -325,6 +325,12 @@ class Reducer(Described, ABC, abstract=True):
             if isinstance(part, Reducer):
                 yield from part.controllers(segments)
 
+    @property
+    def narrow(self) -> bool:
+        """Whether buckets in bfloat16 and float16 may come as they are, where kernels read them so; else they go
+        through fp32."""
+        return False
+
     def native(self, step: int) -> bool:
         """Whether ``step`` is one plain sum of the bucket in its own dtype (bf16, fp16, ...); else it goes through
         fp32."""

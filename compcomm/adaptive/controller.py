@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,6 +16,7 @@ from ..background import Background
 from ..bucket import Bucket, Layout, Segment
 from ..collectives import AllReduce, Broadcast
 from ..feedback import memory
+from ..ops.work import kept
 from ..reducer import Context, Flow, Reducer, Review
 from ..reducers.around import Around
 from ..store import Merge, Slot, State, Store
@@ -221,7 +223,7 @@ class Controller(Around, ABC, abstract=True):
 
     def now(self, state: State) -> Reducer:
         held = state[self._slot("choice")]
-        chosen = () if held.flat.is_meta else tuple(held.flat.tolist())
+        chosen = () if held.flat.is_meta else kept(held.flat, "chosen", partial(_numbers, held.flat))
         if any(chosen):
             return _decided(self, held.layout, chosen)
         return self.reducer.now(state) if isinstance(self.reducer, Controller) else roomy(self.core, self.settings)
@@ -241,7 +243,8 @@ class Controller(Around, ABC, abstract=True):
         if not every:
             return
         if self._at(ctx.step, 0) and self.lag:
-            store.under_way[self._key(every, "measured")] = Background(partial(self._measured, every, store, ctx))
+            work = partial(self._measured, every, store, ctx, written(store.device))
+            store.under_way[self._key(every, "measured")] = Background(work)
         if self._at(ctx.step, self.lag):
             yield from self._exchange(every, store, ctx)
         if self._at(ctx.step, 2 * self.lag):
@@ -251,9 +254,13 @@ class Controller(Around, ABC, abstract=True):
         """Of work under way: two parts of a Partition may have equal controllers."""
         return self, tuple(layer.name for layer in every), work
 
-    def _measured(self, every: Sequence[Layer], store: Store, ctx: Context) -> tuple[Table, Table]:
+    def _measured(self, every: Sequence[Layer], store: Store, ctx: Context, event: Any = None) -> tuple[Table, Table]:
+        """``event``: where the stream has come to that wrote the slots, for a thread that does not follow it."""
         mine, gathered = telemetry.dealt(every, ctx.rank, ctx.world), self._slot("gathered")
-        given = [(i, s, store.get(gathered, s).cpu()) for i in mine for s in every[i].pieces]
+        if event is not None:
+            event.synchronize()
+        with torch.cuda.stream(torch.cuda.Stream(store.device)) if event is not None else nullcontext():
+            given = [(i, s, store.get(gathered, s).cpu()) for i in mine for s in every[i].pieces]
         return telemetry.measure(self.core, given, len(every), self.settings if self.measures else (), ctx)
 
     def _exchange(self, every: Sequence[Layer], store: Store, ctx: Context) -> Review:
@@ -347,6 +354,19 @@ class Controller(Around, ABC, abstract=True):
             if s.numel and not self.exact(s):
                 found[s.name] = float(store.get(self._slot("choice"), s)) or inner.get(s.name, base)
         return found
+
+
+def _numbers(values: torch.Tensor) -> tuple[float, ...]:
+    return tuple(values.tolist())
+
+
+def written(device: torch.device) -> Any:
+    """An event behind what the current stream has to write; None where the host writes itself."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    return event
 
 
 @lru_cache(maxsize=4096)

@@ -13,6 +13,7 @@ from ..bucket import Bucket, Layout, Segment
 from ..compressor import Compressor
 from ..compressors.cast import Cast
 from ..compressors.qsgd import QSGD
+from ..ops.checks import FLOATS
 from ..reducer import Context, Flow
 from ..store import Merge, Slot, State
 from . import memory
@@ -81,6 +82,10 @@ class ErrorFeedback(Scheme):
     def _codec(self) -> Compressor | None:
         return _CODECS.get(self.dtype)
 
+    @property
+    def narrow(self) -> bool:
+        return self.dtype != torch.float64 and self.inner.narrow
+
     def conserves(self, segment: Segment) -> bool:
         lossless = self._codec is None and self.decay == self.average == 1.0 and not self.reset
         return (lossless or self.exact(segment)) and self.inner.conserves(segment)
@@ -95,7 +100,7 @@ class ErrorFeedback(Scheme):
         self, x: Bucket, out: Bucket, state: State, ctx: Context, scale: float, out_scale: float, accumulate: bool
     ) -> Flow:
         due = torch.float64 if self.dtype == torch.float64 else torch.float32
-        if x.flat.dtype != due:
+        if x.flat.dtype != due and not (due == torch.float32 and x.flat.dtype in FLOATS):
             raise TypeError(f"{self!r}: gradients are {x.flat.dtype} here. Use dtype={str(x.flat.dtype)[6:]}.")
         residual = state["residual"]
         if self.reset and ctx.step and ctx.step % self.reset == 0:

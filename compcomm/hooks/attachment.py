@@ -143,8 +143,10 @@ class Attachment:
         Raises:
             RuntimeError: this attachment is broken or detached.
         """
-        self.check()
         step = self._open
+        if self._worker is None and (step is None or index == 0):
+            self._scheduler.settle()
+        self.check()
         if step is not None and index == 0:
             self._abandon(step)
         if step is None or index == 0:
@@ -528,8 +530,10 @@ class Attachment:
             flat.copy_(content)
 
     def _settle(self) -> None:
-        """Waits until the worker is idle, whatever became of the step."""
+        """Waits until the last step is over, whatever became of it."""
         if self._current is not None and self._open is None:
+            if not self._current.over.is_set():
+                self._do(self._scheduler.settle)
             self._current.over.wait()
 
     def _between_steps(self, call: str) -> None:

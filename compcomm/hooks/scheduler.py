@@ -10,7 +10,10 @@ therefore follow from the order of the buckets and from nothing else; timing has
 
 So while bucket b is being coded, b-1 is on the wire in its first round, b-2 in its second. On CPU the schedule runs in
 a thread of its own, the kernels and the waits release the interpreter lock, and the backward pass goes on meanwhile.
-On CUDA (not yet measured on a GPU) it runs in the hook's thread on one side stream, and waits are stream-ordered.
+On CUDA (not yet measured on a GPU) it runs in the hook's thread on one side stream, waits are stream-ordered, and the
+host never waits for the device within a step: what the messages said of it (``verdict``) is copied to the host behind
+the last kernel, and the Commits are answered with it when the next step begins, or state is asked for. By then the
+device has long said it, unless the host runs more than a step ahead.
 
 Errors. A flow that raises is continued as poison (see ``poison``), the step runs to its end, then the error is kept
 for whoever joins the step, and the scheduler is broken: residuals of the ranks no longer belong together. When the
@@ -34,6 +37,7 @@ from ..bucket import Bucket, Layout
 from ..reducer import Arena, Context, Reducer
 from ..store import Store
 from ..transports.process_group import ProcessGroup, TransportError
+from ..verdict import Fault, deferred, either, not_finite
 from ..wire import PeerError
 from .flight import Flight, Known
 
@@ -63,6 +67,26 @@ class Step:
         """Lets everybody go who waits."""
         self.done.set()
         self.over.set()
+
+
+@dataclass(eq=False)
+class Landed:
+    """A step whose flows stand at their Commits, while the device has yet to say how it went: ``words`` (int64, on the
+    host once ``event`` has fired) are whether it was bad, and one for each fault."""
+
+    step: Step
+    flights: list[Flight]
+    faults: list[Fault]
+    words: Tensor
+    event: Any
+
+    def heard(self) -> tuple[bool, Exception | None]:
+        """Whether the step was bad, and what a peer did wrong."""
+        if self.event is not None:
+            self.event.synchronize()
+        bad, *words = self.words.tolist()
+        said = (fault.explain(word) for fault, word in zip(self.faults, words, strict=True) if word)
+        return bool(bad), next(said, None)
 
 
 @dataclass(eq=False)
@@ -97,6 +121,8 @@ class Scheduler:
         self.lost = False
         self._step: Step | None = None
         self._flights: list[Flight] = []
+        self._landed: Landed | None = None
+        self._pinned: Tensor | None = None
         self._waiting: list[Job] = []
         self._known: Known = {}
         self._side: Any = torch.cuda.Stream(arena.device) if arena.device.type == "cuda" else None
@@ -111,10 +137,12 @@ class Scheduler:
         """Takes one bucket in. Never raises: errors are kept in the step."""
         if self._side is not None:
             self._side.wait_stream(torch.cuda.current_stream(self.arena.device))
+            job.flat.record_stream(self._side)
         with torch.cuda.stream(self._side) if self._side is not None else nullcontext():
             self._waiting.append(job)
             try:
-                if self.lost:
+                self.settle()
+                if self.lost or self.broken is not None:
                     raise self.broken or RuntimeError("the process group is lost")
                 self._step = job.step
                 self._arrive(job)
@@ -143,7 +171,8 @@ class Scheduler:
             self.layouts[job.layout] = None
             self.store.declare(job.layout)
         native = step.reducer.native(self.number)
-        if not native and flat.dtype != torch.float32:
+        narrow = flat.dtype in (torch.bfloat16, torch.float16) and step.reducer.narrow and deferred(flat)
+        if not native and not narrow and flat.dtype != torch.float32:
             flat = ctx.buffer("fp32", flat.numel(), torch.float32)
             flat.copy_(job.flat)
         bucket = Bucket(flat, job.layout)
@@ -165,11 +194,15 @@ class Scheduler:
             job.flat.fill_(float("nan"))
         elif flat is not job.flat:
             job.flat.copy_(flat)
-            if job.step.watch and not bool(torch.isfinite(job.flat.sum(dtype=torch.float32))):
-                flight.ctx.bad = True  # the mean fits fp32 and not the gradient's own type: equal on all ranks
+        if flight.error is None and job.step.watch and self._narrowed(job, flat):
+            flight.ctx.bad = either(flight.ctx.bad, not_finite(job.flat))  # equal on all ranks
         self._waiting.remove(job)
         job.step.delivered = perf_counter()
         job.future.set_result(job.flat)
+
+    def _narrowed(self, job: Job, mean: Tensor) -> bool:
+        """Whether a mean that fitted fp32 was rounded to the gradient's own type, which it may not fit."""
+        return job.flat.dtype != torch.float32 and (mean is not job.flat or not job.step.reducer.native(self.number))
 
     def _land(self, abandon: bool = False) -> None:
         step, flights = self._step, self._flights
@@ -178,12 +211,52 @@ class Scheduler:
             for f in flights:
                 if not f.landed:
                     f.advance()
-        bad = abandon or any(f.error is not None or f.ctx.bad for f in flights)
+        self._step = None
+        self.number += 1
+        bad = abandon or any(f.error is not None or f.ctx.bad is True for f in flights)
+        if not bad and any(isinstance(f.ctx.bad, Tensor) or f.ctx.faults for f in flights):
+            self._landed, self._flights = self._ask(step, flights), []
+            step.done.set()
+        else:
+            self._close(step, bad, abandon)
+
+    def _ask(self, step: Step, flights: list[Flight]) -> Landed:
+        """Sends what the device knows of a step on its way to the host."""
+        faults = [fault for f in flights for fault in f.ctx.faults]
+        truths = [f.ctx.bad.view(1) for f in flights if isinstance(f.ctx.bad, Tensor)]
+        met = torch.cat(truths).amax().view(1).long() if truths else torch.zeros_like(faults[0].word)
+        words = torch.cat([met, *(fault.word for fault in faults)])
+        if not words.is_cuda:
+            return Landed(step, flights, faults, words, None)
+        if self._pinned is None or len(self._pinned) < len(words):
+            self._pinned = torch.empty(2 * len(words), dtype=torch.int64, pin_memory=True)
+        host = self._pinned[: len(words)].copy_(words, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        return Landed(step, flights, faults, host, event)
+
+    def settle(self) -> None:
+        """Answers the Commits of a step that still stands at them; waits for what the device says of it."""
+        landed, self._landed = self._landed, None
+        if landed is None:
+            return
+        with torch.cuda.stream(self._side) if self._side is not None else nullcontext():
+            try:
+                bad, error = landed.heard()
+                self._flights = landed.flights
+                if error is not None:
+                    landed.flights[0].error = error
+                self._close(landed.step, bad or error is not None, False)
+            except Exception as lost:
+                self._lose(landed.step, lost)
+
+    def _close(self, step: Step, bad: bool, abandon: bool) -> None:
+        """The end of a step: its flows are told how it went, then whoever watches, then controllers review it."""
+        flights = self._flights
         for f in flights:
             f.commit(bad)
             self.kernel_seconds += f.seconds
             self.sent += f.sent
-        self.number += 1
         if any(f.error for f in flights):
             step.error = self.broken = self._cause()
         elif self._doomed is not None:
@@ -195,7 +268,7 @@ class Scheduler:
                 raise
             except Exception as error:
                 step.error = self.broken = error
-        self._step, self._flights = None, []
+        self._flights = []
         step.done.set()
         if not abandon and self.broken is None and step.reducer.due(self.number - 1):
             self._review(step)

@@ -28,13 +28,15 @@ def _floats(op: str, **tensors: Tensor | None) -> None:
 
 
 def _check_product(op: str, *args: Any) -> None:
-    _floats(op, residual=args[0], gradient=args[1], p=args[2], q=args[3])
+    _floats(op, residual=args[0], p=args[2], q=args[3])
+    checks.flat(op, "gradient", args[1], *checks.FLOATS)
     _table(op, args[4])
     checks.flat(op, "status", args[5], checks.U8)
 
 
 def _check_reconstruct(op: str, *args: Any) -> None:
-    _floats(op, residual=args[0], out=args[1], p=args[2], q=args[3], p_sent=args[4], q_sent=args[5])
+    _floats(op, residual=args[0], p=args[2], q=args[3], p_sent=args[4], q_sent=args[5])
+    checks.flat(op, "out", args[1], *checks.FLOATS)
     for name, one, other in (("p_sent", args[4], args[2]), ("q_sent", args[5], args[3])):
         if one.numel() != other.numel():
             raise ValueError(f"compcomm.{op}: {name} has {one.numel()} elements where {other.numel()} are due")

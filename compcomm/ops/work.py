@@ -28,10 +28,11 @@ class Work(NamedTuple):
 
 def kept(tensor: Tensor, key: Hashable, make: Callable[[], T]) -> T:
     """``make()``, once for this tensor and key: it lives as long as the tensor, and until that is written to."""
-    found: dict[Hashable, Any] | None = getattr(tensor, "_compcomm", None)
+    found: dict[Hashable, Any] = getattr(tensor, "_compcomm", {})
     version = 0 if tensor.is_inference() else tensor._version
-    if found is None or found[None] != version:
-        found = tensor._compcomm = {None: version}  # pyright: ignore[reportAttributeAccessIssue]
+    if not found or found[None] != version:
+        found = {None: version}
+        tensor._compcomm = found  # pyright: ignore[reportAttributeAccessIssue]
     if key not in found:
         found[key] = make()
     return found[key]

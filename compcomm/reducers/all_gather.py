@@ -29,6 +29,10 @@ class AllGather(Route):
     """
 
     @property
+    def narrow(self) -> bool:
+        return True
+
+    @property
     def weighs(self) -> bool:
         return True
 

@@ -32,6 +32,10 @@ class AllReduce(Route):
     """
 
     @property
+    def narrow(self) -> bool:
+        return True
+
+    @property
     def weighs(self) -> bool:
         return self.compressor.dtype == torch.float32
 

@@ -48,6 +48,10 @@ class Around(Reducer, ABC, abstract=True):
         return self.inner.stateful
 
     @property
+    def narrow(self) -> bool:
+        return self.inner.narrow
+
+    @property
     def weighs(self) -> bool:
         return self.inner.weighs
 

@@ -32,6 +32,10 @@ class TwoPhase(Owners):
     ``EControl``): what it keeps is mean(h) - m, and the codes of that bring m nearer.
     """
 
+    @property
+    def narrow(self) -> bool:
+        return True
+
     def reduce(
         self,
         x: Bucket,

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..collectives import AllGather, AllReduce, AllReduceMax, AllToAll, Broadcast, Collective, ReduceScatter
 from . import compat
 from .messages import Exchange
+from .staged import Staging
 from .worker import Worker
 
 
@@ -31,10 +32,12 @@ class TransportError(RuntimeError):
 class Pending:
     """A started collective; ``wait`` returns when its result is there (on CUDA: on the current stream)."""
 
-    __slots__ = ("_op", "_owner", "_works")
+    __slots__ = ("_back", "_op", "_owner", "_works")
 
-    def __init__(self, owner: ProcessGroup, op: Collective, works: list[Any]) -> None:
-        self._owner, self._op, self._works = owner, op, works
+    def __init__(
+        self, owner: ProcessGroup, op: Collective, works: list[Any], back: Callable[[], None] | None = None
+    ) -> None:
+        self._owner, self._op, self._works, self._back = owner, op, works, back
 
     def ready(self) -> bool:
         """Whether ``wait`` would return at once."""
@@ -49,6 +52,8 @@ class Pending:
         try:
             for work in self._works:
                 work.wait()
+            if self._back is not None:
+                self._back()
         except RuntimeError as error:
             raise self._owner.lost(self._op, error) from error
         finally:
@@ -58,10 +63,17 @@ class Pending:
 class ProcessGroup:
     """A transport over ``group``; None: a world of one rank, where results are copied and nothing is sent.
 
+    ``staged``: tensors go through the host's memory (None: where the group is Gloo and they are on a GPU).
     ``seconds`` is the time during which a collective was in flight.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        group: dist.ProcessGroup | None = None,
+        device: torch.device | str = "cpu",
+        *,
+        staged: bool | None = None,
+    ) -> None:
         self.group = group
         self.rank = 0 if group is None else dist.get_rank(group)
         self.world = 1 if group is None else dist.get_world_size(group)
@@ -70,7 +82,9 @@ class ProcessGroup:
         self._since = 0.0
         self._number = 0
         self._wire: Worker | None = None
-        gloo = group is not None and compat.backend(group, torch.device(device)) == "gloo"
+        device = torch.device(device)
+        gloo = group is not None and compat.backend(group, device) == "gloo"
+        self._staging = Staging(device) if (gloo and device.type != "cpu" if staged is None else staged) else None
         if gloo and self.world > 2:
             self._wire = Worker(self, "compcomm-wire")
         self._run = _ALONE if group is None else {**_WHOLE, **_MESSAGES} if gloo else _WHOLE
@@ -85,6 +99,9 @@ class ProcessGroup:
             self._since = perf_counter()
         self._flying += 1
         try:
+            if self._staging is not None:
+                mirrored, back = self._staging.down(op)
+                return Pending(self, op, self._run[type(op)](self, mirrored), back)
             return Pending(self, op, self._run[type(op)](self, op))
         except RuntimeError as error:
             self.landed()

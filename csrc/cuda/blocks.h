@@ -119,9 +119,9 @@ __device__ __forceinline__ void copy_out(uint8_t* to, const uint8_t* from, int b
 // A program encodes `rounds` times HALVES blocks of one row. R: elements of a block that a lane keeps; LONG: blocks may
 // have more. A format gives, beside what decoders need, the scale of a block (`scale`) and codes and values (`emit`).
 template <int R, bool LONG, class From, class Format>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 4)  // 128 registers
     encode_blocks(From from, Format format, uint8_t* wire, const cc_row* rows, const int32_t* tiles, uint8_t* status) {
-    __shared__ alignas(16) uint8_t staging[HALVES][R * 16 + 16];
+    alignas(16) __shared__ uint8_t staging[HALVES][R * 16 + 16];
     const Program p(rows, tiles);
     const int half = threadIdx.x / 16, lane = threadIdx.x % 16;
     const int64_t block = format.block, numel = p.row.numel, times = rounds(block), blocks = ceil_div(numel, block);
@@ -160,9 +160,6 @@ int encode(From from, Format format, uint8_t* wire, const cc_row* rows, const in
            uint8_t* status, void* stream) {
     if (format.block <= 512)
         return CC_LAUNCH((encode_blocks<32, false, From, Format>), programs, THREADS, stream, from, format, wire, rows,
-                         tiles, status);
-    if (format.block <= 1024)
-        return CC_LAUNCH((encode_blocks<64, false, From, Format>), programs, THREADS, stream, from, format, wire, rows,
                          tiles, status);
     return CC_LAUNCH((encode_blocks<32, true, From, Format>), programs, THREADS, stream, from, format, wire, rows,
                      tiles, status);

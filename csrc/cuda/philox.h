@@ -5,7 +5,7 @@
 namespace {
 
 struct Words {
-    uint32_t w[4];
+    uint32_t a, b, c, d;
 };
 __device__ __forceinline__ Words philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, int64_t key) {
     uint32_t k0 = (uint32_t)key, k1 = (uint32_t)((uint64_t)key >> 32);
@@ -20,7 +20,7 @@ __device__ __forceinline__ Words philox(uint32_t c0, uint32_t c1, uint32_t c2, u
         k0 += 0x9E3779B9u;
         k1 += 0xBB67AE85u;
     }
-    return {{c0, c1, c2, c3}};
+    return {c0, c1, c2, c3};
 }
 
 // U = (u + 1/2) / 65536 for the elements first, first + 16, first + 32, ... of a parameter, in order. They share a lane,
@@ -39,8 +39,9 @@ struct Dithers {
 #pragma unroll
         for (int r = 0; r < 8; r++) {
             const int h = (v + r) & 7;
-            const Words& w = v + r < 8 ? now : next;
-            const uint32_t word = h & 4 ? (h & 2 ? w.w[3] : w.w[2]) : (h & 2 ? w.w[1] : w.w[0]);
+            const uint32_t before = h & 4 ? (h & 2 ? now.d : now.c) : (h & 2 ? now.b : now.a);
+            const uint32_t after = h & 4 ? (h & 2 ? next.d : next.c) : (h & 2 ? next.b : next.a);
+            const uint32_t word = v + r < 8 ? before : after;
             u[r] = (float)(word >> (h & 1) * 16 & 0xffff) * 0x1p-16f + 0x1p-17f;
         }
         now = next;

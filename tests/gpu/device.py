@@ -5,6 +5,9 @@ As in training, tables and constants stay on the host, and what a kernel reads o
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -137,3 +140,15 @@ def _where(a: Tensor, b: Tensor) -> str:
     at = (_bits(a) != _bits(b)).reshape(-1).nonzero().view(-1)
     first = [(int(i), a.reshape(-1)[i].item(), b.reshape(-1)[i].item()) for i in at[:4]]
     return f"{len(at)} of {a.numel()}, (at, found, expected): {first}"
+
+
+@contextmanager
+def unwaiting() -> Iterator[None]:
+    """Raises where the host waits for the device."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it does not find everything, says torch
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,10 @@ def moved(named: Named, where: str) -> Named:
     return {n: t.to(where) for n, t in named.items()}
 
 
-def averages(rank: int, world: int, reducer: str, where: str, bad: int = -1) -> Any:
+def averages(rank: int, world: int, reducer: str, where: str, bad: int = -1, half: bool = False) -> Any:
     """Every step's gradients after the hook, and the memory at the end. In step ``bad`` the last rank has one infinite
-    number."""
-    module = Given().to(where)
+    number. ``half``: parameters and gradients are bf16."""
+    module = Given(dict.fromkeys(SHAPES, torch.bfloat16) if half else None).to(where)
     model, attachment = hooked(module, reducer)
     found: list[Named] = []
     for step in range(STEPS):
@@ -63,6 +64,19 @@ def averages(rank: int, world: int, reducer: str, where: str, bad: int = -1) -> 
 def test_two_ranks_average_as_on_the_cpu(two: Workers, reducer: str) -> None:
     on_cpu, on_gpu = (two.run(averages, reducer=reducer, where=where) for where in ("cpu", DEVICE))
     agree(on_gpu, on_cpu, reducer in GATHERED)
+
+
+@pytest.mark.parametrize("reducer", GATHERED)
+def test_one_rank_over_nccl_leaves_what_it_leaves_on_the_cpu(alone: Workers, reducer: str) -> None:
+    """Nothing is sent, everything is coded."""
+    on_cpu, on_gpu = (alone.run(averages, reducer=reducer, where=where) for where in ("cpu", DEVICE))
+    agree(on_gpu, on_cpu, exact=True)
+
+
+@pytest.mark.parametrize("reducer", GATHERED[:4])
+def test_gradients_of_half_precision(two: Workers, reducer: str) -> None:
+    on_cpu, on_gpu = (two.run(averages, reducer=reducer, where=where, half=True) for where in ("cpu", DEVICE))
+    agree(on_gpu, on_cpu, exact=False)
 
 
 @pytest.mark.parametrize("reducer", ["ErrorFeedback(AllGather(TopK(ratio=0.05)))", QUANTISED])
@@ -88,7 +102,8 @@ def near(a: Tensor, b: Tensor, exact: bool, what: object) -> None:
     if exact:
         assert device.same(a, b), what
     else:
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, equal_nan=True, msg=lambda m: f"{what}: {m}")
+        rtol, atol = (1e-4, 1e-5) if a.dtype is torch.float32 else (1e-2, 1e-3)
+        torch.testing.assert_close(a, b, rtol=rtol, atol=atol, equal_nan=True, msg=lambda m: f"{what}: {m}")
 
 
 def test_two_ranks_average_as_the_simulator_does(two: Workers) -> None:
@@ -111,11 +126,9 @@ def test_a_bad_step_is_nan_and_loses_nothing(two: Workers, reducer: str) -> None
         assert not any(bool(t.isnan().any()) for step in (*found[:2], *found[3:]) for t in step.values())
         assert all(bool(t.isfinite().all()) for t in memory["residual"].values())
         assert any(bool(t.any()) for t in memory["residual"].values())
-    # What was applied, and what is left, is what there was: step 2 included, but for the number that was not finite.
+    # What was applied, and what is left, is what there was: of step 2 all, but for the number that was not finite.
     for n in ("a", "b", "d", "e"):
         applied = sum(step[n].double() for i, step in enumerate(on_gpu[0][0]) if i != 2)
-        if not bool(on_gpu[0][0][2][n].isnan().any()):
-            applied = applied + on_gpu[0][0][2][n]
         left = sum(memory["residual"][n].double().view(SHAPES[n]) for _, memory in on_gpu) / 2
         true = sum(gradients(rank, t)[n].double() for rank in range(2) for t in range(STEPS)) / 2
         if n == "a":
@@ -157,17 +170,17 @@ def unwatched(rank: int, world: int, reducer: str, where: str) -> Any:
     model, attachment = models.wrap(module, cc.parse(reducer))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, foreach=True)
     inputs = [x.to(where) for x in models.batches(rank, 22)]
-    torch.cuda.synchronize()
-    try:
-        for step, x in enumerate(inputs):
-            if step == 2:
-                torch.cuda.synchronize()
-                torch.cuda.set_sync_debug_mode("error")
+
+    def steps(some: list[Tensor]) -> None:
+        for x in some:
             optimizer.zero_grad()
             model(x).pow(2).mean().backward()
             optimizer.step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+
+    steps(inputs[:2])
+    torch.cuda.synchronize()
+    with device.unwaiting():
+        steps(inputs[2:])
     return models.flat(model).cpu(), attachment.step
 
 
@@ -188,10 +201,11 @@ def traced(rank: int, world: int, reducer: str, where: str) -> Any:
     inputs = [torch.randn(512, 2048, device=where) for _ in range(6)]
     models.train(model, inputs[:3])
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-        models.train(model, inputs[3:])
-        torch.cuda.synchronize()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the profiler's own
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+            models.train(model, inputs[3:])
+            torch.cuda.synchronize()
         file = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(file))
         events = json.loads(file.read_text())["traceEvents"]

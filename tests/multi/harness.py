@@ -96,6 +96,8 @@ def _serve(rank: int, world: int, backend: str, path: str, pipe: Connection) -> 
     warnings.simplefilter("error")
     # torch.compile asks every tensor for its gradient and hides this warning only from the printer, not from "error".
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf Tensor")
+    # Autograd's own threads begin without a CUDA context.
+    warnings.filterwarnings("ignore", message="Attempting to run cuBLAS")
     options: dict[str, Any] = {"device_id": torch.device("cuda", rank)} if "nccl" in backend else {}
     dist.init_process_group(
         init_method=f"file://{path}", backend=backend, rank=rank, world_size=world, timeout=timedelta(seconds=40),

@@ -149,7 +149,7 @@ def reconstruct(
         x.copy_(x - _product(p_sent, q_sent, a) * sign)
 
 
-def _factors(op: str, factor: Tensor, table: Tensor) -> list[Row]:
+def factors(op: str, factor: Tensor, table: Tensor) -> list[Row]:
     found = rows(table)
     for r, row in enumerate(found):
         where = f"compcomm.{op}: table row {r} {tuple(row)}"
@@ -171,7 +171,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 def orthonormal(factor: Tensor, table: Tensor) -> None:
     """Gram-Schmidt of each factor's lines, in fp64. A line of which no more than 1e-6 is new becomes zero."""
-    for row in _factors("lowrank_orthonormal", factor, table):
+    for row in factors("lowrank_orthonormal", factor, table):
         lines = _lines(factor, row.x, row.k, row.numel)
         done: list[Tensor] = []
         for line in lines:
@@ -187,7 +187,7 @@ def orthonormal(factor: Tensor, table: Tensor) -> None:
 
 def refresh(factor: Tensor, table: Tensor, quantiles: Tensor, step: int) -> None:
     """Lines that are all zero are drawn from N(0, 1), keyed by parameter, step and line: equal on all ranks."""
-    for row in _factors("lowrank_refresh", factor, table):
+    for row in factors("lowrank_refresh", factor, table):
         lines = _lines(factor, row.x, row.k, row.numel)
         for k in (~lines.any(1)).nonzero().view(-1):
             numbers = dither_of(row.key, 0, row.numel, step, k.view(1), STREAM)[0]

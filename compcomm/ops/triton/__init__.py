@@ -9,14 +9,24 @@ from __future__ import annotations
 
 # Importing a module registers its kernels.
 from . import adam as adam
+from . import codebook as codebook
 from . import dense as dense
 from . import header as header
+from . import interleave as interleave
+from . import lowrank as lowrank
+from . import lowrank_factor as lowrank_factor
 from . import marked as marked
 from . import memory as memory
+from . import norms as norms
+from . import qsgd as qsgd
+from . import randk as randk
+from . import sampled as sampled
 from . import shared as shared
 from . import sign as sign
 from . import ternary as ternary
 from . import topk as topk
+from . import topk_decode as topk_decode
 from . import two_means as two_means
+from . import variable as variable
 from .launch import INTERPRETED as INTERPRETED
 from .registry import KERNELS as KERNELS

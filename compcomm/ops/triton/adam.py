@@ -40,17 +40,15 @@ def piece_of(table, tiles, KIND: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.c
     p = tl.program_id(0).to(tl.int64)
     line = table + 5 * tl.load(tiles + 2 * p).to(tl.int64)
     first = tl.load(tiles + 2 * p + 1).to(tl.int64) * TILE
-    if KIND < 0:
-        kinds = tl.load(line + 4).to(tl.int32)
-    else:
-        kinds = KIND
+    kinds = tl.load(line + 4).to(tl.int32) if KIND < 0 else KIND
     param, grad = tl.load(line), tl.load(line + 1)
     start = tl.load(line + 3) + first
+    left = tl.load(line + 2) - first
     if ALIGNED:
         param, grad = tl.multiple_of(param, 16), tl.multiple_of(grad, 16)
-        start = tl.multiple_of(start, 4)
+        start, left = tl.multiple_of(start, 4), tl.multiple_of(left, 4)
     i = tl.arange(0, TILE)
-    return param, grad, kinds, first, start, i, i < tl.load(line + 2) - first
+    return param, grad, kinds, first, start, i, i < left
 
 
 @triton.jit
@@ -171,7 +169,7 @@ def _sent(words: array[int], device: torch.device) -> _Sent:
     lines = np.frombuffer(words.tobytes(), dtype=np.int64).reshape(-1, 5).copy()
     tiles, _ = _tiles(tuple(lines[:, 2].tolist()), device)
     kinds = np.unique(lines[:, 4])
-    aligned = not ((lines[:, :2] % 16).any() or (lines[:, 3] % 4).any())
+    aligned = not ((lines[:, :2] % 16).any() or (lines[:, 2:4] % 4).any())
     table, host = _upload(torch.from_numpy(lines), device)
     return _Sent(table, tiles, len(tiles), int(kinds[0]) if len(kinds) == 1 else -1, aligned, host)
 

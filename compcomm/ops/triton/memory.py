@@ -27,13 +27,17 @@ LIFE = 8192  # elements to a program that looks for life
 
 
 @triton.jit
-def span_of(table, tiles):
-    """This program's row: (row, tile, to, from, numel, index), int64 scalars."""
+def span_of(table, tiles, ALIGNED: tl.constexpr, TILE: tl.constexpr):
+    """This program's elements: (row, to, from, left, index), int64 scalars; ``to`` and ``from`` are those of the tile,
+    ``left`` what the row has from there on."""
     p = tl.program_id(0).to(tl.int64)
     row = tl.load(tiles + 2 * p).to(tl.int64)
-    tile = tl.load(tiles + 2 * p + 1).to(tl.int64)
+    first = tl.load(tiles + 2 * p + 1).to(tl.int64) * TILE
     line = table + 4 * row
-    return row, tile, tl.load(line), tl.load(line + 1), tl.load(line + 2), tl.load(line + 3)
+    to, start, left = tl.load(line) + first, tl.load(line + 1) + first, tl.load(line + 2) - first
+    if ALIGNED:
+        to, start, left = tl.multiple_of(to, 4), tl.multiple_of(start, 4), tl.multiple_of(left, 4)
+    return row, to, start, left, tl.load(line + 3)
 
 
 @triton.jit
@@ -56,14 +60,14 @@ def wide(x, DOUBLE: tl.constexpr):
 
 @triton.jit
 def _blend(
-    to, source, beta, table, tiles, status, alpha, READ: tl.constexpr, DOUBLE: tl.constexpr, TILE: tl.constexpr
-):
-    row, tile, to_at, from_at, numel, entry = span_of(table, tiles)
-    first = tile * TILE
+    to, source, beta, table, tiles, status, alpha,
+    READ: tl.constexpr, DOUBLE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    row, to_at, from_at, left, entry = span_of(table, tiles, ALIGNED, TILE)
     i = tl.arange(0, TILE)
-    mask = i < numel - first
-    x = wide(tl.load(source + from_at + first + i, mask=mask, other=0.0), DOUBLE)
-    target = to + to_at + first + i
+    mask = i < left
+    x = wide(tl.load(source + from_at + i, mask=mask, other=0.0), DOUBLE)
+    target = to + to_at + i
     if READ:
         old = wide(tl.load(target, mask=mask, other=0.0), DOUBLE)
     bad = finite(x) == 0
@@ -76,29 +80,30 @@ def _blend(
 
 
 @triton.jit
-def _steer(x, error, estimate, table, tiles, status, eta, scale, DOUBLE: tl.constexpr, TILE: tl.constexpr):
-    _, tile, to_at, from_at, numel, _ = span_of(table, tiles)
-    first = tile * TILE
+def _steer(
+    x, error, estimate, table, tiles, status, eta, scale,
+    DOUBLE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    _, to_at, from_at, left, _ = span_of(table, tiles, ALIGNED, TILE)
     i = tl.arange(0, TILE)
-    mask = i < numel - first
-    target = x + to_at + first + i
+    mask = i < left
+    target = x + to_at + i
     own = wide(tl.load(target, mask=mask, other=0.0), DOUBLE)
-    e = wide(tl.load(error + from_at + first + i, mask=mask, other=0.0), DOUBLE)
-    h = wide(tl.load(estimate + from_at + first + i, mask=mask, other=0.0), DOUBLE)
+    e = wide(tl.load(error + from_at + i, mask=mask, other=0.0), DOUBLE)
+    h = wide(tl.load(estimate + from_at + i, mask=mask, other=0.0), DOUBLE)
     bad = finite(own) == 0
     store(target, tl.where(bad, 0.0, own) + (e * number(eta, DOUBLE) - h) * number(scale, DOUBLE), mask)
     flag(status, 0, bad)
 
 
 @triton.jit
-def _alive(source, table, tiles, status, TILE: tl.constexpr):
-    _, tile, _, from_at, numel, entry = span_of(table, tiles)
+def _alive(source, table, tiles, status, ALIGNED: tl.constexpr, TILE: tl.constexpr):
+    _, _, from_at, left, entry = span_of(table, tiles, ALIGNED, TILE)
     # Nearly always said by the first tiles of the row: most of it need not be read.
     old = tl.load(status + 1 + entry, cache_modifier=".cg")
     if (old & 1) == 0:
-        first = tile * TILE
         i = tl.arange(0, TILE)
-        x = tl.load(source + from_at + first + i, mask=i < numel - first, other=0.0)
+        x = tl.load(source + from_at + i, mask=i < left, other=0.0)
         flag(status, 1 + entry, x != 0)
 
 
@@ -126,6 +131,11 @@ def check(op: str, to: Tensor | None, source: Tensor, table: Tensor, status: Ten
 
     key = (op, -1 if to is None else to.numel(), source.numel(), -1 if status is None else status.numel())
     work.kept(table, key, make)
+
+
+def aligned(table: Tensor) -> bool:
+    """Whether all rows begin and end at multiples of four elements: they are then read four at a time."""
+    return work.kept(table, "aligned spans", lambda: not bool((table[:, :3] % 4).any()))
 
 
 def _distance(to: Tensor, source: Tensor) -> int | None:
@@ -174,7 +184,7 @@ def blend(to: Tensor, source: Tensor, table: Tensor, beta: Tensor, status: Tenso
     for w in _turns(to, source, table):
         launch(
             _blend, w.programs, to, source, work.on(beta, to.device), w.table, w.tiles, status, factor(alpha, wide_),
-            READ=alpha != 0.0, DOUBLE=wide_, TILE=TILE, num_warps=WARPS,
+            READ=alpha != 0.0, DOUBLE=wide_, ALIGNED=aligned(table), TILE=TILE, num_warps=WARPS,
         )  # fmt: skip
 
 
@@ -185,7 +195,7 @@ def steer(x: Tensor, error: Tensor, estimate: Tensor, table: Tensor, status: Ten
     for w in _turns(x, error, table):
         launch(
             _steer, w.programs, x, error, estimate, w.table, w.tiles, status, factor(eta, wide_), factor(scale, wide_),
-            DOUBLE=wide_, TILE=TILE, num_warps=WARPS,
+            DOUBLE=wide_, ALIGNED=aligned(table), TILE=TILE, num_warps=WARPS,
         )  # fmt: skip
 
 
@@ -194,4 +204,4 @@ def alive(source: Tensor, table: Tensor, status: Tensor) -> None:
     check("alive", None, source, table, status)
     double("alive", source)
     w = work.tiles(table, LIFE, source.device)
-    launch(_alive, w.programs, source, w.table, w.tiles, status, TILE=LIFE, num_warps=WARPS)
+    launch(_alive, w.programs, source, w.table, w.tiles, status, ALIGNED=aligned(table), TILE=LIFE, num_warps=WARPS)

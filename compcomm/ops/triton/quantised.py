@@ -1,21 +1,27 @@
-"""What the quantisers with a scale per block share: the shape of a program, and streams of codes as words.
+"""Quantisers with a scale per block: one encoder and one decoder, given what a format does to a block and an element.
 
-A program holds ``NB`` blocks in registers: it reads x and add once and writes x once. Where a block is too long for
-that, it has one block alone, and passes over it twice, ``WIDE`` columns at a time.
+An encoder's program holds ``NB`` blocks in registers: it reads x and add once and writes x once. Where a block is too
+long for that, it has one block alone, and passes over it twice, ``WIDE`` columns at a time. The L2 norm is summed in a
+fixed order, for which the blocks are read once more, out of the cache unless they are long.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..reference.rows import Row
 from . import work
-from .common import load_y
+from .common import dither_each, dither_run, finish, finite, lane_sums, load_y, put32, row_of, store
+from .launch import launch
+from .streams import in_order, nothing, per_load, put_stream, stream_bytes, take_stream
 
-TILE = 4096
+TILE = 2048
+TINY = tl.constexpr(2.0**-100)
 
 
 class Shape(NamedTuple):
@@ -35,7 +41,7 @@ class Shape(NamedTuple):
     @property
     def runs(self) -> bool:
         """Whether what a program treats at once is one run of elements, a multiple of 128."""
-        return self.chunks > 1 or (self.wide == self.block and self.tile % 128 == 0)
+        return self.tile % 128 == 0 and (self.chunks > 1 or self.wide == self.block)
 
     @property
     def whole(self) -> bool:
@@ -46,10 +52,10 @@ class Shape(NamedTuple):
 def shape(block: int) -> Shape:
     """Of any positive multiple of 16."""
     wide = triton.next_power_of_2(block)
-    if wide <= TILE // 2:
-        return Shape(TILE // wide, wide, 1, block, 4)
-    if wide <= 2 * TILE and block == wide:
-        return Shape(1, wide, 1, block, wide // 1024)
+    if wide <= TILE:
+        return Shape(max(1 if block % 32 == 0 else 2, TILE // wide), wide, 1, block, 4)
+    if wide <= 4 * TILE and block == wide:
+        return Shape(1, wide, 1, block, wide // 512)
     return Shape(1, TILE, -(-block // TILE), block, 4)
 
 
@@ -63,35 +69,36 @@ def step_of(table: Tensor, columns: tuple[int, ...]) -> int:
     return work.kept(table, ("step", columns), make)
 
 
-def per_load(bits: int) -> int:
-    """Codes that a decoder takes at once: of a word, or where those straddle words, of ``bits`` bytes."""
-    return {2: 16, 4: 8, 8: 4}.get(bits, 8)
+@triton.jit
+def take_columns(
+    x, add, x_at, add_at, numel, first, c, decay, add_scale,
+    HAS_ADD: tl.constexpr, STEP: tl.constexpr, NB: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Columns c * WIDE and so on of the NB blocks from element ``first`` of the row on: y, where it was not finite,
+    where the gradient is not 0, the mask, and where they lie in x: element ``x_from`` (int64) + i (int32)."""
+    first += c * WIDE
+    left = tl.minimum(tl.minimum(numel - first, NB * BLOCK - c * WIDE), 1 << 30).to(tl.int32)
+    column = tl.arange(0, WIDE)[None, :]
+    i = tl.arange(0, NB)[:, None] * BLOCK + column
+    mask = i < tl.multiple_of(left, STEP)
+    if NB > 1 and WIDE != BLOCK:
+        mask = mask & (column < BLOCK)
+    x_from = tl.multiple_of(x_at + first, STEP)
+    add_from = tl.multiple_of(tl.where(add_at < 0, -16, add_at + first), STEP)
+    y, bad, alive = load_y(x, add, x_from, add_from, i, mask, decay, add_scale, True, HAS_ADD)
+    return y, bad, alive, mask, x_from, i
 
 
 @triton.jit
-def rounded(t):
-    """t to the nearest integer, halves to even, plus 1.5 * 2^23: its bits count up with the integer. |t| < 2^22."""
-    return t + 12582912.0
-
-
-@triton.jit
-def level_of(r, ZERO: tl.constexpr):
-    """The integer in ``r``, plus ZERO, as int32."""
-    return r.to(tl.int32, bitcast=True) - (0x4B400000 - ZERO)
-
-
-@triton.jit
-def number(code, ZERO: tl.constexpr):
-    """code - ZERO as fp32, for codes in 0..2^22: their bits become the mantissa of 2^23 + code."""
-    return (code | 0x4B000000).to(tl.float32, bitcast=True) - (8388608.0 + ZERO)
-
-
-@triton.jit
-def take_y(x, add, x_at, add_at, i, mask, decay, add_scale, HAS_ADD: tl.constexpr, STEP: tl.constexpr):
-    """``load_y`` where x is there, from addresses that are multiples of ``STEP`` elements."""
-    x_at = tl.multiple_of(x_at, STEP)
-    add_at = tl.multiple_of(tl.where(add_at < 0, -16, add_at), STEP)
-    return load_y(x, add, x_at, add_at, i, mask, decay, add_scale, True, HAS_ADD)
+def dither_columns(
+    offset, first, c, i, step, rank, key, RUNS: tl.constexpr, NB: tl.constexpr, WIDE: tl.constexpr
+):  # fmt: skip
+    """The dithers (int32) of the same elements; RUNS: they are one run that begins at a multiple of 128."""
+    begin = offset + first + c * WIDE
+    if RUNS:
+        return tl.reshape(dither_run(begin, step, rank, 0, key, NB * WIDE), [NB, WIDE])
+    else:
+        return dither_each(begin + i, step, rank, 0, key)
 
 
 @triton.jit
@@ -105,64 +112,142 @@ def flags(status, entry, bad, alive):
 
 
 @triton.jit
-def stream_bytes(left, BITS: tl.constexpr, NB: tl.constexpr, BLOCK: tl.constexpr):
-    """Bytes (int32) that a program writes of a stream of codes, where ``left`` elements (int64) are left of the row:
-    its own, and after the last one zeros up to the end of a word."""
-    some = (tl.minimum(left, NB * BLOCK).to(tl.int32) * BITS + 31) // 32 * 4
-    return tl.where(left > NB * BLOCK, NB * BLOCK // 8 * BITS, some)
+def block_of(first, g, PER: tl.constexpr, BLOCK: tl.constexpr):
+    """The block of element ``first + g * PER`` of a row, counted from that of element ``first``."""
+    inside = first % BLOCK
+    if BLOCK < 1 << 30:
+        inside = inside.to(tl.int32)
+    return (inside + g * PER) // BLOCK
 
 
 @triton.jit
-def put_stream(wire, at, codes, nbytes, BITS: tl.constexpr, ROW: tl.constexpr, WHOLE: tl.constexpr):
-    """Writes codes (int32 [NB, WIDE], below 2^BITS) from byte ``at`` on, at most ``nbytes``: ROW of every row.
+def scales_of(norm, steps, inverse, largest):
+    """What can be used of a block's step and inverse step, else zeros, and whether that is for an overflow, of the norm
+    or of the ``largest`` value."""
+    small = norm < TINY
+    good = finite(norm) & finite(largest)
+    used = good & (norm >= TINY)
+    return tl.where(used, steps, 0.0), tl.where(used, inverse, 0.0), (good | small) == 0
 
-    WHOLE: ``at`` and ``nbytes`` are multiples of four, in a buffer of words.
+
+@triton.jit(do_not_specialize=["step", "rank"])
+def _encode(
+    x, add, wire, table, tiles, status, gain, decay, add_scale, step, rank,
+    HAS_ADD: tl.constexpr, WORDS: tl.constexpr, WHOLE: tl.constexpr, STEP: tl.constexpr, RUNS: tl.constexpr,
+    NB: tl.constexpr, WIDE: tl.constexpr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr, BITS: tl.constexpr,
+    NORM2: tl.constexpr, STOCHASTIC: tl.constexpr, SCALES: tl.constexpr, CODE: tl.constexpr, FORM: tl.constexpr,
+):  # fmt: skip
+    row, tile, x_at, add_at, numel, wire_at, offset, key, _, entry = row_of(table, tiles)
+    first = tile * (NB * BLOCK)
+    y, bad, alive, mask, x_from, i = take_columns(
+        x, add, x_at, add_at, numel, first, 0, decay, add_scale, HAS_ADD, STEP, NB, WIDE, BLOCK
+    )
+    if NORM2:
+        _, squares = lane_sums(x, add, x_at, add_at, first, numel, decay, add_scale, HAS_ADD, NB, BLOCK)
+        norm = tl.sqrt_rn(squares)
+    else:
+        norm = tl.max(tl.abs(y), axis=1)
+        for c in range(1, CHUNKS):
+            more, _bad, _alive, _mask, _from, _i = take_columns(
+                x, add, x_at, add_at, numel, first, c, decay, add_scale, HAS_ADD, STEP, NB, WIDE, BLOCK
+            )
+            norm = tl.maximum(norm, tl.max(tl.abs(more), axis=1))
+    factor = 1.0 if gain is None else tl.load(gain + row)
+    steps, inverse, overflow = SCALES(norm, factor, FORM)
+    b = tl.arange(0, NB)
+    put32(wire, wire_at + (tile * NB + b) * 4, steps, b * BLOCK < numel - first, WORDS)
+    codes_at = wire_at + (numel + BLOCK - 1) // BLOCK * 4 + first // 8 * BITS
+    nbytes = stream_bytes(numel - first, BITS, NB, BLOCK)
+    for c in range(CHUNKS):
+        if CHUNKS > 1:
+            y, bad, alive, mask, x_from, i = take_columns(
+                x, add, x_at, add_at, numel, first, c, decay, add_scale, HAS_ADD, STEP, NB, WIDE, BLOCK
+            )
+        dither = dither_columns(offset, first, c, i, step, rank, key, RUNS, NB, WIDE) if STOCHASTIC else 0
+        codes, value = CODE(y, steps[:, None], inverse[:, None], dither, FORM, STOCHASTIC)
+        store(x + x_from + i, y - value, mask)
+        at = c * (WIDE // 8 * BITS)
+        codes = tl.where(mask, codes, 0)
+        put_stream(wire, codes_at + at, codes, nbytes - at, BITS, WIDE if CHUNKS > 1 else BLOCK, WHOLE)
+        flags(status, entry, bad | overflow[:, None], alive)
+
+
+@triton.jit
+def _plus(
+    total, message, heads_at, codes_at, g, left,
+    BITS: tl.constexpr, PER: tl.constexpr, WORDS: tl.constexpr, HEAD: tl.constexpr, VALUE: tl.constexpr,
+    FORM: tl.constexpr,
+):  # fmt: skip
+    head = HEAD(message, heads_at, g * PER < left, WORDS, FORM)
+    words = take_stream(message, codes_at, g, (left * BITS + 31) // 32 * 4, BITS, PER, WORDS)
+    sums = ()
+    for s in tl.static_range(PER):
+        code = ((words >> (s * BITS)) & (2**BITS - 1)).to(tl.int32)
+        sums = sums + (total[s] + VALUE(code, head, FORM),)
+    return sums
+
+
+@triton.jit
+def _decode(
+    wires, messages, stride, table, tiles, skip, out, scale,
+    ACCUMULATE: tl.constexpr, WORDS: tl.constexpr, STEP: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+    BITS: tl.constexpr, PER: tl.constexpr, SIZE: tl.constexpr, HEAD: tl.constexpr, VALUE: tl.constexpr,
+    FORM: tl.constexpr,
+):  # fmt: skip
+    _, tile, x_at, _, numel, wire_at, _, _, _, entry = row_of(table, tiles)
+    first = tile * TILE
+    x_from = tl.multiple_of(x_at + first, STEP)
+    left = tl.multiple_of(tl.minimum(numel - first, TILE).to(tl.int32), STEP)
+    i = tl.arange(0, TILE)
+    if tl.load(skip + entry) == 0:
+        g = tl.arange(0, TILE // PER)
+        heads_at = wire_at + first // BLOCK * SIZE + block_of(first, g, PER, BLOCK) * SIZE
+        codes_at = wire_at + (numel + BLOCK - 1) // BLOCK * SIZE + first // 8 * BITS
+        total = nothing(PER, TILE // PER)
+        message = wires
+        for _ in tl.range(messages, loop_unroll_factor=4):
+            total = _plus(total, message, heads_at, codes_at, g, left, BITS, PER, WORDS, HEAD, VALUE, FORM)
+            message += stride
+        finish(out, x_from, i, i < left, in_order(total, PER), scale, ACCUMULATE)
+    elif ACCUMULATE == 0:
+        store(out + x_from + i, tl.zeros([TILE], tl.float32), i < left)
+
+
+def encode(
+    op: str, x, add, wire: Tensor, table: Tensor, status, decay, add_scale, gain, bits: int, norm2: bool,
+    stochastic: bool, block: int, step: int, rank: int, form: int, section: Callable[[Row], int], scales: Any,
+    code: Any,
+) -> None:  # fmt: skip
+    """Launches the encoder of a format with one step per block.
+
+    ``scales(norm, gain, form)`` gives (steps, inverse, overflow) of blocks; ``code(y, steps, inverse, dither, form,
+    stochastic)`` the codes (int32) and values of elements.
     """
-    NB: tl.constexpr = codes.shape[0]
-    WIDE: tl.constexpr = codes.shape[1]
-    EVEN: tl.constexpr = BITS == 1 or BITS == 2 or BITS == 4 or BITS == 8
-    if EVEN and WHOLE and (WIDE == ROW or ROW * BITS % 32 == 0) and WIDE * BITS >= 32:
-        PER: tl.constexpr = 32 // BITS
-        shift = (tl.arange(0, PER) * BITS)[None, None, :].to(tl.uint32)
-        words = tl.sum(tl.reshape(codes.to(tl.uint32), [NB, WIDE // PER, PER]) << shift, axis=2)
-        m = tl.arange(0, WIDE // PER)[None, :]
-        b = (tl.arange(0, NB)[:, None] * (ROW // PER) + m) * 4
-        mask = (m < ROW // PER) & (b < nbytes)
-        tl.store((wire + at).to(tl.pointer_type(tl.uint32)) + b // 4, words, mask=mask)
-    elif EVEN:
-        PER: tl.constexpr = 8 // BITS
-        shift = (tl.arange(0, PER) * BITS)[None, None, :]
-        bytes_ = tl.sum(tl.reshape(codes, [NB, WIDE // PER, PER]) << shift, axis=2)
-        m = tl.arange(0, WIDE // PER)[None, :]
-        b = tl.arange(0, NB)[:, None] * (ROW // PER) + m
-        tl.store(wire + at + b, bytes_.to(tl.uint8), mask=(m < ROW // PER) & (b < nbytes))
-    else:
-        shift = (tl.arange(0, 8) * BITS)[None, None, :].to(tl.int64)
-        words = tl.sum(tl.reshape(codes.to(tl.int64), [NB, WIDE // 8, 8]) << shift, axis=2)
-        g = tl.arange(0, WIDE // 8)[None, :]
-        b = (tl.arange(0, NB)[:, None] * (ROW // 8) + g) * BITS
-        for part in tl.static_range(BITS):
-            mask = (g < ROW // 8) & (b + part < nbytes)
-            tl.store(wire + at + b + part, ((words >> (8 * part)) & 255).to(tl.uint8), mask=mask)
+    work.check_encode(op, x, add, wire, table, status, section, bits, block)
+    s = shape(block)
+    w = work.tiles(table, s.tile, wire.device)
+    words = work.words(wire)
+    launch(
+        _encode, w.programs, x, add, wire, w.table, w.tiles, status,
+        None if gain is None else work.on(gain, wire.device), decay, add_scale, step, rank,
+        HAS_ADD=add is not None, WORDS=words, WHOLE=words and s.whole, STEP=step_of(table, (0, 1, 2)),
+        RUNS=stochastic and s.runs and work.aligned(table, 128), NB=s.nb, WIDE=s.wide, CHUNKS=s.chunks, BLOCK=block,
+        BITS=bits, NORM2=norm2, STOCHASTIC=stochastic, SCALES=scales, CODE=code, FORM=form, num_warps=s.warps,
+    )  # fmt: skip
 
 
-@triton.jit
-def take_stream(wire, at, g, nbytes, BITS: tl.constexpr, PER: tl.constexpr, WORDS: tl.constexpr):
-    """Codes (int32 [G, PER]) ``g * PER`` and so on of the stream at byte ``at``, of which ``nbytes`` may be read."""
-    shift = (tl.arange(0, PER) * BITS)[None, :]
-    if BITS * PER == 32 and WORDS:
-        words = tl.load((wire + at).to(tl.pointer_type(tl.uint32)) + g, mask=g * 4 < nbytes, other=0)
-        codes = words[:, None] >> shift.to(tl.uint32)
-    elif BITS <= 4:
-        words = tl.zeros_like(g).to(tl.uint32)
-        for part in tl.static_range(BITS * PER // 8):
-            b = g * (BITS * PER // 8) + part
-            words |= tl.load(wire + at + b, mask=b < nbytes, other=0).to(tl.uint32) << (8 * part)
-        codes = words[:, None] >> shift.to(tl.uint32)
-    else:
-        words = tl.zeros_like(g).to(tl.uint64)
-        for part in tl.static_range(BITS * PER // 8):
-            b = g * (BITS * PER // 8) + part
-            words |= tl.load(wire + at + b, mask=b < nbytes, other=0).to(tl.uint64) << (8 * part)
-        codes = words[:, None] >> shift.to(tl.uint64)
-    return (codes & (2**BITS - 1)).to(tl.int32)
+def decode(
+    op: str, wires: Tensor, table: Tensor, skip, out, scale, accumulate, bits: int, block: int, form: int,
+    section: Callable[[Row], int], size: int, head: Any, value: Any,
+) -> None:  # fmt: skip
+    """Launches the decoder of a format with ``size`` bytes per block.
+
+    ``head(message, at, mask, words, form)`` reads them from bytes ``at`` on; ``value(code, head, form)`` decodes.
+    """
+    work.check_decode(op, wires, table, skip, out, section, bits, block)
+    w = work.tiles(table, TILE, out.device, decoding=True)
+    launch(
+        _decode, w.programs, wires, wires.shape[0], wires.stride(0), w.table, w.tiles, skip, out, scale,
+        ACCUMULATE=accumulate, WORDS=work.words(wires), STEP=step_of(table, (0, 2)), BLOCK=block, TILE=TILE, BITS=bits,
+        PER=per_load(bits), SIZE=size, HEAD=head, VALUE=value, FORM=form,
+    )  # fmt: skip

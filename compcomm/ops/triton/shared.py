@@ -97,7 +97,6 @@ def _encode(
         if STOCHASTIC:
             us = dither_eight(offset + first + begin + lane, step, rank, key, RUN)
         for v in tl.static_range(8):
-            K: tl.constexpr = (superblock * 8 + v) % L
             from_ = begin + v * 16
             if v == 0 or BLOCK % 128 != 0:  # else the block is that of the vector before
                 at = norms_at + (begin_block + (rest + from_) // BLOCK) * 4
@@ -115,8 +114,11 @@ def _encode(
             i = from_ + lane
             store(x + x_at + first + i, ys[v] - q * level, i < left)
             code = tl.where(i < left, q + levels, levels).to(tl.int32).to(tl.uint32)
-            total = code if K == 0 else total | (code << (K * WIDTH))
-            if K == L - 1:
+            if (superblock * 8 + v) % L == 0:
+                total = code
+            else:
+                total |= code << ((superblock * 8 + v) % L * WIDTH)
+            if (superblock * 8 + v) % L == L - 1:
                 group = s * (VECTORS // L) + (superblock * 8 + v) // L
                 at = words_at + first // L * 4 + (group * 16 + lane) * 4
                 put32(words, at, total, group * (16 * L) < left, WORDS)

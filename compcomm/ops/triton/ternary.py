@@ -52,9 +52,7 @@ def _encode(
     for c0 in range(0, BLOCK, C):
         c = c0 + tl.arange(0, C)[None, :]
         i = b[:, None] * BLOCK + c
-        y, bad, alive = load_y(
-            x, add, x_from, add_from, i, (c < BLOCK) & (i < left), decay, add_scale, True, HAS_ADD
-        )
+        y, bad, alive = load_y(x, add, x_from, add_from, i, (c < BLOCK) & (i < left), decay, add_scale, True, HAS_ADD)
         size = tl.maximum(size, tl.max(tl.abs(y), axis=1))
         flag(status, 0, bad)
         flag(status, 1 + entry, alive)
@@ -84,7 +82,6 @@ def _encode(
             ys = load_eight(x, add, x_from, add_from, begin + lane, left, decay, add_scale, HAS_ADD)
             us = dither_eight(offset + first + begin + lane, step, rank, key, RUN)
             for v in tl.static_range(8):
-                NUMBER: tl.constexpr = superblock * 8 + v
                 from_ = begin + v * 16
                 if v == 0 or BLOCK % 128 != 0:  # else the block is that of the vector before
                     own = take_f32(wire, sizes_at + from_ // BLOCK * 4, from_ < left, WORDS)
@@ -95,9 +92,12 @@ def _encode(
                 i = from_ + lane
                 store(x + x_from + i, ys[v] - q * sent, i < left)
                 digit = tl.where(i < left, q.to(tl.int32) + 1, 0)
-                total = digit if NUMBER % 5 == 0 else total + digit * (3 ** (NUMBER % 5))
-                if NUMBER % 5 == 4:
-                    at = (s * 8 + NUMBER // 5) * 16 + lane
+                if (superblock * 8 + v) % 5 == 0:
+                    total = digit
+                else:
+                    total += digit * (3 ** ((superblock * 8 + v) % 5))
+                if (superblock * 8 + v) % 5 == 4:
+                    at = (s * 8 + (superblock * 8 + v) // 5) * 16 + lane
                     tl.store(wire + digits_at + at, total.to(tl.uint8), mask=at < room)
     tl.debug_barrier()
     put32(wire, sizes_at + b * 4, size * factor, used, WORDS)

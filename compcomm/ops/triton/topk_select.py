@@ -122,6 +122,14 @@ def magnitude(y):
 
 
 @triton.jit
+def load_y_at(x, add, x_at, add_at, first, i, mask, decay, add_scale, HAS_ADD: tl.constexpr):
+    """y at ``first + i`` of the row: ``first`` int64, i int32."""
+    add_at = tl.where(add_at < 0, -1, add_at + first)
+    y, _, _ = load_y(x, add, x_at + first, add_at, i, mask, decay, add_scale, True, HAS_ADD)
+    return y
+
+
+@triton.jit
 def is_listed(state, wanted, room):
     """Whether the row's list holds all that is wanted."""
     found = tl.load(state + FOUND)
@@ -129,10 +137,11 @@ def is_listed(state, wanted, room):
 
 
 @triton.jit
-def clear(state, bins, low, wanted):
-    """A row's state at the begin of a call."""
+def clear(state, bins, low, wanted, top):
+    """A row's state at the begin of a call; ``top``: which element of the sample is looked for."""
     f = tl.arange(0, STATE)
     value = tl.where(f == LOW, low, tl.where((f == WANTED) | (f == PREFIX + 1), wanted, 0))
+    value = tl.where(f == SAMPLED + 1, top, value)
     tl.store(state + f, value.to(tl.int32))
     b = tl.arange(0, 2 * ROUNDS * BINS)
     tl.store(bins + b, tl.zeros_like(b))
@@ -206,7 +215,7 @@ def _probe(
             reaching = tl.sum((high >= trial).to(tl.int32), axis=0)
             guess = tl.where(reaching >= rank, trial, guess)
         low = tl.where(guess > 0, guess * 32768, low)  # everything reaches 0: no list can hold that
-    clear(state + row * STATE, bins + row * (2 * ROUNDS * BINS), low, wanted.to(tl.int32))
+    clear(state + row * STATE, bins + row * (2 * ROUNDS * BINS), low, wanted.to(tl.int32), 0)
 
 
 @triton.jit
@@ -275,10 +284,7 @@ def _radix(
             if listed:
                 y = tl.load(value + at + first + i, mask=mask, other=0.0)
             else:
-                y, _, _ = load_y(
-                    x, add, x_at + first, tl.where(add_at < 0, -1, add_at + first), i, mask, decay, add_scale, True,
-                    HAS_ADD,
-                )  # fmt: skip
+                y = load_y_at(x, add, x_at, add_at, first, i, mask, decay, add_scale, HAS_ADD)
             count_digits(magnitude(y), mask, prefix, bins, 0, ROUND)
             first += step
 
@@ -307,9 +313,7 @@ def load_items(
         y = tl.load(value + at + i, mask=mask, other=0.0)
         i = tl.load(place + at + i, mask=mask, other=0).to(tl.int32)
     else:
-        y, _, _ = load_y(
-            x, add, x_at + first, tl.where(add_at < 0, -1, add_at + first), i, mask, decay, add_scale, True, HAS_ADD
-        )
+        y = load_y_at(x, add, x_at, add_at, first, i, mask, decay, add_scale, HAS_ADD)
     return y, i, mask
 
 

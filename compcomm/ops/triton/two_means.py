@@ -44,7 +44,7 @@ def _encode(
     lane = b[:, None] * BLOCK + tl.arange(0, 16)[None, :]
     for r in range(BLOCK // 16):
         i = lane + r * 16
-        y, _, _ = load_y(x, add, x_from, add_from, i, i < left, decay, add_scale, True, HAS_ADD)
+        y, unused_bad, unused_alive = load_y(x, add, x_from, add_from, i, i < left, decay, add_scale, True, HAS_ADD)
         below += tl.where(y < 0, y, 0.0)
         above += tl.where(y < 0, 0.0, y)
         count += (y < 0).to(tl.int32)

@@ -12,6 +12,9 @@ F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float1
 TABLE = torch.tensor([[0, 1, 600, 0], [603, 605, 40, 1]])
 
 
+ALIGNED = torch.tensor([[0, 4, 600, 0], [604, 608, 40, 1]])
+
+
 def flat(dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
     return torch.randn(650, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
@@ -20,9 +23,9 @@ def status() -> torch.Tensor:
     return torch.zeros(3, dtype=torch.uint8)
 
 
-def blend(to: torch.dtype, source: torch.dtype, alpha: float) -> tuple[Any, ...]:
+def blend(to: torch.dtype, source: torch.dtype, alpha: float, table: torch.Tensor = TABLE) -> tuple[Any, ...]:
     beta = torch.tensor([0.5, 2.0]).to(F64 if source is F64 else F32)
-    return (flat(to), flat(source, 1), TABLE, beta, status(), alpha)
+    return (flat(to), flat(source, 1), table, beta, status(), alpha)
 
 
 def steer(x: torch.dtype, others: torch.dtype) -> tuple[Any, ...]:
@@ -34,7 +37,9 @@ def alive(dtype: torch.dtype) -> tuple[Any, ...]:
 
 
 def norms(dtype: torch.dtype) -> tuple[Any, ...]:
-    return (flat(dtype), TABLE, torch.zeros(2, dtype=F64))
+    """A long row and a short one."""
+    table = torch.tensor([[0, 1, 20_000, 0], [0, 7, 40, 1]])
+    return (torch.ones(20_001, dtype=dtype), table, torch.zeros(2, dtype=F64))
 
 
 CALLS: list[Call] = [
@@ -42,6 +47,7 @@ CALLS: list[Call] = [
     ("blend", lambda: blend(F32, BF16, 0.0)),
     ("blend", lambda: blend(BF16, F32, 0.5)),
     ("blend", lambda: blend(F64, F64, 0.5)),
+    ("blend", lambda: blend(F32, F32, 0.5, ALIGNED)),
     ("steer", lambda: steer(F32, F32)),
     ("steer", lambda: steer(F16, F32)),
     ("steer", lambda: steer(F64, F64)),

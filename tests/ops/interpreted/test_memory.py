@@ -81,6 +81,15 @@ def test_alive(backend: str, dtype: torch.dtype, kind: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_aligned_rows(backend: str) -> None:
+    table = torch.tensor([[4, 8, 4096, 0], [4104, 4104, 4, 2], [4112, 4112, 5000, 1]])
+    x, y, z = torch.randn(3, 9120)
+    agree(backend, "blend", x, y, table, torch.tensor([0.5, 2.0, -1.0]), torch.zeros(4, dtype=torch.uint8), 0.5)
+    agree(backend, "steer", x, y, z, table, torch.zeros(4, dtype=torch.uint8), 0.3, 2.0)
+    agree(backend, "alive", x, table, torch.zeros(4, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_rows_that_meet_and_rows_in_place(backend: str) -> None:
     """A row finds what an earlier one left, where they meet; a slab may be blended into itself."""
     flat, beta = torch.randn(9001), torch.tensor([0.5, 2.0, -1.0])

@@ -1,0 +1,59 @@
+"""QSGD: uniform levels times one step per block. Formulas and layout: ``ops/reference/qsgd.py``."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ..reference.qsgd import section
+from .common import take_f32, uniform
+from .quantised import decode, encode, scales_of
+from .registry import kernel
+
+MAGIC = tl.constexpr(12582912.0)
+"""1.5 * 2^23: adding it rounds to the nearest integer, halves to even, and leaves that in the low bits."""
+
+
+@triton.jit
+def _scales(norm, gain, LEVELS: tl.constexpr):
+    top = tl.full(norm.shape, LEVELS, tl.float32)
+    steps = tl.div_rn(norm, top) * gain
+    return scales_of(norm, steps, tl.div_rn(top, norm), top * steps)
+
+
+@triton.jit
+def _code(y, steps, inverse, dither, LEVELS: tl.constexpr, STOCHASTIC: tl.constexpr):
+    t = y * inverse
+    if STOCHASTIC:
+        t = tl.floor(t + uniform(dither))
+    rounded = tl.minimum(tl.maximum(t + MAGIC, MAGIC - LEVELS), MAGIC + LEVELS)
+    return rounded.to(tl.int32, bitcast=True) - (0x4B400000 - LEVELS), (rounded - MAGIC) * steps
+
+
+@triton.jit
+def step_head(message, at, mask, WORDS: tl.constexpr, FORM: tl.constexpr):
+    return take_f32(message, at, mask, WORDS)
+
+
+@triton.jit
+def _value(code, step, LEVELS: tl.constexpr):
+    """(code - LEVELS) * step: a code's bits become the low ones of 2^23 + code."""
+    return ((code | 0x4B000000).to(tl.float32, bitcast=True) - (8388608.0 + LEVELS)) * step
+
+
+@kernel("qsgd_encode")
+def qsgd_encode(
+    x, add, wire, table, status, decay, add_scale, gain, bits, levels, norm2, stochastic, block, step, rank
+):  # fmt: skip
+    encode(
+        "qsgd_encode", x, add, wire, table, status, decay, add_scale, gain, bits, norm2, stochastic, block, step, rank,
+        levels, lambda row: section(row.numel, bits, block), _scales, _code,
+    )  # fmt: skip
+
+
+@kernel("qsgd_decode")
+def qsgd_decode(wires, table, skip, out, scale, accumulate, bits, levels, block):
+    decode(
+        "qsgd_decode", wires, table, skip, out, scale, accumulate, bits, block, levels,
+        lambda row: section(row.numel, bits, block), 4, step_head, _value,
+    )  # fmt: skip

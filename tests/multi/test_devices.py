@@ -1,0 +1,140 @@
+"""The path of GPUs without one: kernels interpreted, what messages say left to kernels, collectives through mirrors.
+
+Real Gloo processes; all of it equals the path of CPUs to the bit.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+import compcomm as cc
+from compcomm.hooks import attachment as module
+from compcomm.hooks.options import Options
+from compcomm.ops import backend
+from compcomm.transports.process_group import ProcessGroup
+
+from . import models
+from .harness import Workers
+
+pytestmark = pytest.mark.multi
+
+SHAPES = [("a.weight", (40, 33)), ("a.bias", (40,)), ("b.weight", (20, 60)), ("idle.weight", (30, 40))]
+CUTS = [[0, 1], [2, 3]]
+REDUCERS = [
+    "Exact()",
+    "ErrorFeedback(SignScale())",
+    "ErrorFeedback(TwoPhase(SignScale()))",
+    "AllReduce(Cast(bfloat16))",
+]
+
+
+def layouts() -> list[cc.Layout]:
+    return [cc.Layout.of(SHAPES[i] for i in cut) for cut in CUTS]
+
+
+def gradients(rank: int, step: int, dtype: torch.dtype, bad: bool) -> list[torch.Tensor]:
+    """One flat vector per bucket; in step 1 rank 1 meets an infinity, and "idle" has no gradient but in step 3."""
+    draw = torch.Generator().manual_seed(100 * step + rank)
+    found = [torch.randn(layout.numel, generator=draw).to(dtype) for layout in layouts()]
+    if step != 3:
+        found[1][-1200:] = 0
+    if bad and (step, rank) == (1, 1):
+        found[0][5] = float("inf")
+    return found
+
+
+def flattened(slots: Any) -> dict[Any, torch.Tensor]:
+    return {(slot, name): tensor for slot, held in slots.items() for name, tensor in held.items()}
+
+
+def exchange(rank: int, world: int, reducer: str, path: str, dtype: torch.dtype = torch.float32) -> Any:
+    """The means of four steps, the state after them, and how many steps were counted."""
+    before = module.ProcessGroup
+    module.ProcessGroup = partial(ProcessGroup, staged=path != "native")  # type: ignore[assignment,misc]
+    try:
+        with backend("triton") if path == "triton" else nullcontext():
+            parameters: Any = [(n, torch.nn.Parameter(torch.empty(s))) for n, s in SHAPES]
+            made = cc.Attachment(Options(cc.parse(reducer), timeout=60, seed=7), parameters, torch.device("cpu"))
+            means: list[torch.Tensor] = []
+            for step in range(4):
+                flats = gradients(rank, step, dtype, bad=True)
+                for b, (flat, layout) in enumerate(zip(flats, layouts(), strict=True)):
+                    made.submit(flat, layout, b, b == len(flats) - 1)
+                made.end_step()
+                means += [flat.clone() for flat in flats]
+            found = means, flattened(models.slots(made)), made.step
+            made.detach()
+            return found
+    finally:
+        module.ProcessGroup = before  # type: ignore[misc]
+
+
+def failing(rank: int, world: int, path: str) -> Any:
+    """Rank 1's kernel refuses its gradient in step 1: what each rank's host is told, and in which step."""
+
+    class Fails(cc.SignScale):
+        def encode_rows(self, i: Any, gain: Any, rng: Any, hints: Any) -> None:
+            if rank == 1 and rng.step == 1:
+                raise ArithmeticError("made to fail")
+            super().encode_rows(i, gain, rng, hints)
+
+    with backend("triton") if path == "triton" else nullcontext():
+        parameters: Any = [(n, torch.nn.Parameter(torch.empty(s))) for n, s in SHAPES]
+        made = cc.Attachment(Options(cc.ErrorFeedback(Fails()), timeout=60), parameters, torch.device("cpu"))
+        step = 0
+        try:
+            for step in range(4):
+                flats = gradients(rank, step, torch.float32, bad=False)
+                for b, (flat, layout) in enumerate(zip(flats, layouts(), strict=True)):
+                    made.submit(flat, layout, b, b == len(flats) - 1)
+                made.end_step()
+        except Exception as error:
+            return step, type(error).__name__, str(error), bool(flats[0].isnan().all())
+        finally:
+            made.detach()
+        return step, "nothing", "", False
+
+
+@pytest.mark.parametrize("reducer", REDUCERS)
+def test_equals_the_path_of_cpus(two: Workers, reducer: str) -> None:
+    expected = two.run(exchange, reducer=reducer, path="native")
+    for rank, found in enumerate(two.run(exchange, reducer=reducer, path="triton")):
+        means, state, step = expected[rank]
+        assert step == found[2] == 4
+        assert all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(means, found[0], strict=True))
+        assert not means[2].isfinite().all() and means[0].isfinite().all(), "the bad step, and no other"
+        assert state.keys() == found[1].keys()
+        assert all(torch.equal(state[k], found[1][k]) for k in state), reducer
+
+
+def test_through_mirrors_alone(two: Workers) -> None:
+    reducer = "ErrorFeedback(TwoPhase(QSGD(bits=4, rounding='nearest')))"
+    expected, found = (
+        two.run(exchange, reducer=reducer, path="native"),
+        two.run(exchange, reducer=reducer, path="staged"),
+    )
+    for a, b in zip(expected, found, strict=True):
+        assert all(torch.equal(x.view(torch.uint8), y.view(torch.uint8)) for x, y in zip(a[0], b[0], strict=True))
+
+
+def test_half_precision_buckets_need_no_copy(two: Workers) -> None:
+    """Kernels read and write bfloat16 as it is, and give what the fp32 copy gave."""
+    for dtype in (torch.bfloat16, torch.float16):
+        expected = two.run(exchange, reducer="ErrorFeedback(SignScale())", path="native", dtype=dtype)
+        found = two.run(exchange, reducer="ErrorFeedback(SignScale())", path="triton", dtype=dtype)
+        for a, b in zip(expected, found, strict=True):
+            assert all(torch.equal(x, y) or x.isnan().all() for x, y in zip(a[0], b[0], strict=True))
+            assert all(torch.equal(a[1][k], b[1][k]) for k in a[1])
+
+
+def test_a_peer_that_failed_is_named_a_step_later(two: Workers) -> None:
+    here, there = two.run(failing, path="native")
+    assert (here[0], here[1]) == (1, "PeerError") and there[:3] == (1, "ArithmeticError", "made to fail")
+    here, there = two.run(failing, path="triton")
+    assert there[:3] == (1, "ArithmeticError", "made to fail")
+    assert here[0] == 2 and "rank 1 failed in step 1" in here[2], here

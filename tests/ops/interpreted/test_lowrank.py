@@ -1,0 +1,133 @@
+"""PowerSGD on GPU kernels: the reference's bits where ranks must agree, its numbers elsewhere, only in their places."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from compcomm.compressors.sketch import quantiles
+from tests.ops.dense_case import same
+from tests.ops.interpreted.agreement import BACKENDS, kernel_or_skip
+from tests.ops.sparse_case import using
+from tests.ops.test_lowrank import POISON, Case, case, orthonormal, product, reconstruct
+
+OPS = torch.ops.compcomm
+SHAPES = ((1, 1, 1), (7, 5, 2), (16, 64, 4), (5, 33, 3), (70, 9, 8), (3, 600, 1), (65, 257, 5), (2100, 2, 2))
+LENGTHS = ((1, 1, 1), (7, 5, 2), (16, 16, 4), (40, 9, 8), (3, 2100, 1), (33, 300, 6), (9, 257, 3), (255, 256, 2))
+
+
+def matrix(c: Case, flat: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(M with its gradient, P, Q) in fp64."""
+    return flat.double(), c.factor("p", c.p, r).double(), c.factor("q", c.q, r).double()
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+@pytest.mark.parametrize("name", ["project", "backproject"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_products(backend: str, name: str, gradient: bool) -> None:
+    kernel_or_skip(backend, f"lowrank_{name}")
+    c = case(SHAPES)
+    found, due = product(backend, name, c, gradient), product("reference", name, c, gradient)
+    made, kept = ("p", "q") if name == "project" else ("q", "p")
+    assert all(same(found[n], due[n]) for n in (kept, "residual", "status"))
+    assert (found[made][getattr(c, made) == POISON] == POISON).all()
+    for r in range(len(c.table)):
+        m, p, q = matrix(c, c.matrix(due["residual"], r), r)
+        right, size = (q @ m.T, q.abs() @ m.abs().T) if name == "project" else (p @ m, p.abs() @ m.abs())
+        assert ((c.factor(made, found[made], r) - right).abs() <= 2.0**-20 * size).all(), c.table[r]
+    again = product(backend, name, c, gradient)
+    assert same(again[made], found[made])
+
+
+@pytest.mark.parametrize("name", ["project", "backproject"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_not_finite_stays_out(backend: str, name: str) -> None:
+    kernel_or_skip(backend, f"lowrank_{name}")
+    c = case(SHAPES)
+    places = [int(a[1]) + int(a[2] * a[3]) - 1 for a in c.table]
+    c.gradient[places[1]], c.gradient[places[6]] = float("inf"), float("nan")
+    c.matrix(c.gradient, 2, 1).copy_(-torch.zeros(16, 64))
+    found, due = product(backend, name, c), product("reference", name, c)
+    assert all(same(found[n], due[n]) for n in ("residual", "status"))
+    assert found["status"].tolist() == [1, *(int(r != 2) for r in range(len(c.table)))]
+    assert found["p"].isfinite().all() and found["q"].isfinite().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_and_means_in_half_precision(backend: str) -> None:
+    kernel_or_skip(backend, "lowrank_project")
+    c = case(SHAPES)
+    half = c._replace(gradient=c.gradient.bfloat16())
+    found, due = product(backend, "project", half), product("reference", "project", half)
+    assert same(found["residual"], due["residual"]) and same(found["status"], due["status"])
+    skip = torch.zeros(len(c.table), dtype=torch.uint8)
+    for accumulate in (False, True):
+        (x, out), (y, mean) = (reconstruct(b, c, half.gradient, accumulate, None, skip) for b in (backend, "reference"))
+        assert out is not None and mean is not None and same(x, y)
+        inside = c.gradient != POISON
+        assert torch.equal(out[inside], mean[inside])
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("other", [False, True])
+@pytest.mark.parametrize("write", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_reconstruct(backend: str, write: bool, other: bool, accumulate: bool) -> None:
+    kernel_or_skip(backend, "lowrank_reconstruct")
+    c = case(SHAPES)
+    c.table[::3, 1] = -1
+    skip = torch.tensor([0, 1, 0, 0, 1, 0, 0, 0], dtype=torch.uint8)
+    own = (c.p * 1.5, c.q.flip(0)) if other else None
+    out = torch.full_like(c.gradient, 9.0) if write else None
+    (x, found), (y, due) = (reconstruct(b, c, out, accumulate, own, skip) for b in (backend, "reference"))
+    assert same(x, y)
+    assert found is due is None or (found is not None and due is not None and same(found, due))
+
+
+@pytest.mark.parametrize("name", ["p", "q"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gram_schmidt(backend: str, name: str) -> None:
+    kernel_or_skip(backend, "lowrank_orthonormal")
+    c = case(LENGTHS)
+    flat, table = getattr(c, name), c.lines[name]
+    for r, scale in ((1, 1e-30), (2, 1e15), (6, 1e-44)):
+        c.factor(name, flat, r).mul_(scale)
+    c.factor(name, flat, 7).zero_()
+    wide = c.factor(name, flat, 3)
+    wide[3], wide[5], wide[6] = 0.0, 2 * wide[0] - 0.5 * wide[1], wide[2] + 1e-6 * wide[6]
+    assert same(orthonormal(backend, flat, table), orthonormal("reference", flat, table))
+    c.factor(name, flat, 5)[2, 1], c.factor(name, flat, 4)[0, 0] = torch.nan, torch.inf
+    found, due = orthonormal(backend, flat, table), orthonormal("reference", flat, table)
+    assert same(found.nan_to_num(7e30), due.nan_to_num(7e30))
+
+
+@pytest.mark.parametrize("name", ["p", "q"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_fresh_lines(backend: str, name: str) -> None:
+    kernel_or_skip(backend, "lowrank_refresh")
+    c = case(LENGTHS)
+    flat, table = getattr(c, name), c.lines[name]
+    for r in (0, 3, 4, 5):
+        c.factor(name, flat, r)[0:3].zero_()
+    c.factor(name, flat, 5)[1, -1] = 1e-45
+    c.factor(name, flat, 5)[2].neg_()
+    results = [flat.clone(), flat.clone()]
+    for found, b in zip(results, (backend, "reference"), strict=True):
+        with using(b):
+            OPS.lowrank_refresh(found, table, quantiles(), 70_000)
+    assert same(*results)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_wrong_arguments(backend: str) -> None:
+    kernel_or_skip(backend, "lowrank_project")
+    c = case(((7, 5, 2), (16, 20, 4)))
+    table, lines = c.table.clone(), c.lines["p"].clone()
+    table[1, 6], lines[1, 6] = -5, 99
+    status = torch.zeros(3, dtype=torch.uint8)
+    with using(backend):
+        with pytest.raises(ValueError, match=r"lowrank_project: table row 1.*outside q"):
+            OPS.lowrank_project(c.residual, c.gradient, c.p, c.q, table, status, 1.0)
+        with pytest.raises(ValueError, match=r"lowrank_orthonormal: table row 1.*outside"):
+            OPS.lowrank_orthonormal(c.p, lines)

@@ -1,0 +1,65 @@
+"""Norms on GPU kernels: chunks at a step add up as their elements do one by one, to the bit."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.ops.interpreted.agreement import BACKENDS, kernel_or_skip
+from tests.ops.sparse_case import make, using
+from tests.ops.dense_case import same
+
+OPS = torch.ops.compcomm
+SIZES = (0, 1, 15, 17, 255, 257, 6001, 20_480)
+KINDS = ("normal", "ties", "equal", "zero", "negative zero", "denormal", "huge", "ascending", "one", "nonfinite")
+STARTS = [3 + sum(SIZES[:i]) + 2 * i for i in range(len(SIZES))]
+NUMEL = STARTS[-1] + SIZES[-1] + 2
+
+
+@pytest.fixture(autouse=True)
+def _short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that few elements are many chunks."""
+    monkeypatch.setattr(importlib.import_module("compcomm.ops.triton.norms"), "STEPS", 16)
+
+
+def norms(backend: str, x: Tensor) -> Tensor:
+    table = torch.tensor([(0, at, n, 0) for at, n in zip(STARTS, SIZES, strict=True)])
+    found = torch.full((len(table),), -1.0, dtype=torch.float64)
+    with using(backend):
+        OPS.norms(x, table, found)
+    return found
+
+
+def agree(backend: str, x: Tensor) -> None:
+    kernel_or_skip(backend, "norms")
+    assert same(norms(backend, x), norms("reference", x))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_kinds(backend: str, kind: str) -> None:
+    agree(backend, make(kind, NUMEL, 1))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e160, 1e-160])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_double_precision(backend: str, scale: float) -> None:
+    """Squares that are not exact, overflow and underflow."""
+    g = torch.Generator().manual_seed(2)
+    agree(backend, torch.randn(NUMEL, generator=g, dtype=torch.float64) * scale)
+
+
+@pytest.mark.parametrize("bits", [2, 8, 11])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ties(backend: str, bits: int) -> None:
+    """A first element so large that others of few bits end half-way between two numbers."""
+    g = torch.Generator().manual_seed(bits)
+    x = torch.randint(1, 2**bits, (NUMEL,), generator=g).float()
+    for at, n in zip(STARTS, SIZES, strict=True):
+        x[at : at + min(n, 16)] = 2.0**26.5
+    agree(backend, x)
+    x[STARTS[-1] + 5000 : STARTS[-1] + 9000] = 0.0
+    agree(backend, x.bfloat16())

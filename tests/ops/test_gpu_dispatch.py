@@ -1,0 +1,166 @@
+"""Which kernel an op finds, what it says where there is none, and that every op has one for GPUs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from compcomm.ops import current_backend, gpu
+from tests.ops.calls import calls
+from tests.ops.dense_case import Format
+from tests.ops.sparse_case import using
+from tests.ops.test_registration import python
+
+OPS = torch.ops.compcomm
+ROOT = Path(__file__).parents[2]
+WITHOUT = {"randk_indices"}
+"""Ops without a tensor among their arguments: they run on the host."""
+SHARED = {"sm_90": 227 << 10, "sm_80": 163 << 10}
+"""Bytes of shared memory that a program may have."""
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: nothing is interpreted")
+ENCODE = (
+    "import torch\n"
+    "x, wire = torch.ones(600), torch.zeros(700, dtype=torch.uint8)\n"
+    "table, status = torch.tensor([[0, -1, 600, 0, 0, 0, 0, 0]]), torch.zeros(2, dtype=torch.uint8)\n"
+    "encode = lambda: torch.ops.compcomm.sign_encode(x, None, wire, table, status, 1.0, 1.0, 0, 512)\n"
+)
+
+
+def registered() -> list[str]:
+    names = (name.partition("::") for name in torch._C._dispatch_get_all_op_names())
+    return sorted({op.partition(".")[0] for space, _, op in names if space == "compcomm"} - WITHOUT)
+
+
+def test_every_op_has_a_triton_kernel() -> None:
+    """Whatever the CPU can do, a GPU can do without falling back to torch operators."""
+    from compcomm.ops.triton import KERNELS
+
+    assert sorted(set(registered()) - KERNELS.keys()) == []
+    assert sorted(KERNELS.keys() - set(registered())) == [], "kernels of ops that do not exist"
+
+
+def test_every_op_has_a_call() -> None:
+    """A kernel without one is neither compiled nor checked on a GPU."""
+    assert sorted(set(registered()) - {op for op, _ in calls()}) == []
+
+
+@pytest.mark.parametrize("op", sorted({op for op, _ in calls()}))
+def test_calls_are_valid(op: str) -> None:
+    for _, make in (call for call in calls() if call[0] == op):
+        with using("reference"):
+            getattr(OPS, op)(*make())
+
+
+def test_triton_alone_on_cpu_tensors_says_what_it_needs() -> None:
+    done = python(ENCODE + "ops.backend('triton')\nencode()\n", TRITON_INTERPRET="0")
+    assert done.returncode != 0
+    assert "compcomm.sign_encode: no kernel for cpu tensors" in done.stderr
+    assert "TRITON_INTERPRET=1" in done.stderr and "compcomm.ops.backend('reference')" in done.stderr
+
+
+def test_triton_alone_runs_interpreted() -> None:
+    """The other way round: with the variable set, CPU tensors are served."""
+    done = python(
+        ENCODE + "with ops.backend('triton'): encode()\n"
+        "assert ops.current_backend() != 'triton'\n"
+        "assert wire[:4].view(torch.float32).item() == 1.0 and not x.any()\n",
+        TRITON_INTERPRET="1",
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_triton_the_error_says_how_to_do_without() -> None:
+    """CUDA tensors where Triton cannot be imported."""
+    done = python(
+        "import sys\n"
+        "for name in [n for n in sys.modules if n.partition('.')[0] == 'triton']: del sys.modules[name]\n"
+        "sys.modules['triton'] = None\n"
+        "from compcomm.ops import gpu\n"
+        "gpu.find('natural_encode', 'native', 'cuda')\n"
+    )
+    assert done.returncode != 0
+    assert "Triton cannot be imported" in done.stderr and "install triton" in done.stderr
+    assert "compcomm.ops.backend('reference')" in done.stderr and "COMPCOMM_BACKEND=reference" in done.stderr
+
+
+@pytest.mark.parametrize("device", ["xpu", "mps"])
+def test_other_devices_are_refused_with_a_way_out(device: str) -> None:
+    with pytest.raises(RuntimeError, match=f"kernels are there for cpu and cuda, not for {device}") as raised:
+        gpu.find("sign_encode", "native", device)
+    assert "compcomm.ops.backend('reference')" in str(raised.value)
+
+
+def test_meta_tensors_are_not_computed_on() -> None:
+    """They go to the fake, as torch.compile's do: no kernel is looked for, and nothing is checked."""
+    x, u8 = torch.empty(600, device="meta"), torch.uint8
+    wire, status = torch.empty(92, dtype=u8, device="meta"), torch.empty(2, dtype=u8, device="meta")
+    table = torch.tensor([[0, -1, 600, 0, 0, 0, 0, 0]])
+    assert OPS.sign_encode(x, None, wire, table, status, 1.0, 1.0, 0, 512) is None
+
+
+def test_the_backend_of_a_device() -> None:
+    before = current_backend("cpu"), current_backend("cuda")
+    with using("reference"):
+        assert current_backend("cuda") == current_backend("cpu") == "reference"
+    assert (current_backend("cpu"), current_backend("cuda")) == before
+
+
+CHECKED = (
+    "sign_encode", "sign_decode", "cast_decode", "qsgd_encode", "qsgd_decode", "topk_encode", "topk_decode",
+    "hadamard_forward", "norms", "blend",
+)  # fmt: skip
+
+
+@no_gpu
+@pytest.mark.parametrize("op", [op for op in CHECKED if op in {name for name, _ in calls()}])
+def test_opcheck_of_interpreted_kernels(op: str) -> None:
+    """Schemas tell the truth about what these kernels write, as they do of the reference's."""
+    make = next(make for name, make in calls() if name == op)
+    with using("triton"):
+        torch.library.opcheck(getattr(OPS, op).default, make())
+
+
+def test_a_compiled_step_in_one_graph() -> None:
+    """torch.compile sees through the calls: one graph, whose numbers are those of the step itself."""
+    n, form = 3000, Format("sign")
+    table = torch.tensor([[0, 0, n, 0, 0, 5, 0, 0]])
+
+    def step(x: Tensor, gradient: Tensor, wire: Tensor, status: Tensor, skip: Tensor, out: Tensor) -> Tensor:
+        OPS.sign_encode(x, gradient * 2, wire, table, status, 1.0, 1.0, 0, 512)
+        OPS.sign_decode(wire.unsqueeze(0), table, skip, out, 1.0, False, 512)
+        return out * 0.1 + x
+
+    def tensors() -> list[Tensor]:
+        gradient = torch.randn(n, generator=torch.Generator().manual_seed(0))
+        bytes_ = [torch.zeros(size, dtype=torch.uint8) for size in (form.section(n), 2, 1)]
+        return [torch.zeros(n), gradient, *bytes_, torch.zeros(n)]
+
+    plain, compiled = tensors(), tensors()
+    expected, found = step(*plain), torch.compile(step, fullgraph=True, backend="aot_eager")(*compiled)
+    assert torch.equal(expected, found)
+    assert all(torch.equal(a, b) for a, b in zip(plain, compiled, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("architecture", ["sm_90", "sm_80"])
+def test_every_kernel_compiles(architecture: str) -> None:
+    """To machine code, by Triton's own compiler, which needs no GPU: no product is fused into a sum, which would change
+    its bits, and the shared memory that a program wants is there."""
+    command = [sys.executable, "-m", "tests.ops.interpreted.compile_all", architecture]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1100)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    lines = done.stdout.splitlines()
+    assert int(lines[-1].partition(" ")[0]) > 0
+    made = [re.fullmatch(r"(\S+): (\d+) bytes shared, (\d+) fused", line) for line in lines]
+    found = [(m[1], int(m[2]), int(m[3])) for m in made if m]
+    assert [name for name, _, fused in found if fused] == []
+    assert [name for name, shared, _ in found if shared > SHARED[architecture]] == []
+    ops = {line for line in lines if line.isidentifier()}
+    assert ops == {op for op, _ in calls()} & set(registered())
