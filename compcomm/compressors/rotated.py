@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import lcm
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from ..bucket import Segment
 from ..compressor import Compressor, Inputs, ops
 from ..ops.hadamard import LARGEST
+from ..ops.work import kept
 from ..rng import Rng
 from ..scratch import scratch
 from ..store import Slot
@@ -123,10 +125,15 @@ class Rotated(Compressor):
 
 def _rotate(table: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """(the table of C, whose x is R x; that of R, whose wire is R x; memory for R x). Absent rows stay absent."""
+    inner, outer, numel = kept(table, "rotated", partial(_tables, table))
+    return inner, outer, scratch("rotated", numel, device=device)
+
+
+def _tables(table: Tensor) -> tuple[Tensor, Tensor, int]:
     inner, outer = table.clone(), table.clone()
     here = table[:, 0] >= 0
     room = torch.where(here, (table[:, 2] + 15) // 16 * 16, 0)  # whole cache lines
     ends = room.cumsum(0)
     inner[:, 0], inner[:, 1] = torch.where(here, ends - room, -1), -1
     outer[:, 3] = 4 * (ends - room)
-    return inner, outer, scratch("rotated", int(ends[-1]) if len(ends) else 0, device=device)
+    return inner, outer, int(ends[-1]) if len(ends) else 0

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..compressor import Compressor, Inputs, ops
+from ..ops.work import on
 from ..rng import Rng
 from .randk import RandK
 from .rotated import Rotated
@@ -123,7 +124,7 @@ class Sketch(Compressor):
         elif self.kind == "count":
             ops.count_encode(*i, gain, rng.step)
         else:
-            ops.gauss_encode(*i, gain, quantiles().to(i.x.device), rng.step)
+            ops.gauss_encode(*i, gain, on(quantiles(), i.x.device), rng.step)
 
     def decode_rows(
         self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng
@@ -133,7 +134,7 @@ class Sketch(Compressor):
         elif self.kind == "count":
             ops.count_decode(wires, table, skip, out, scale, accumulate, rng.step)
         else:
-            ops.gauss_decode(wires, table, skip, out, scale, accumulate, quantiles().to(out.device), rng.step)
+            ops.gauss_decode(wires, table, skip, out, scale, accumulate, on(quantiles(), out.device), rng.step)
 
 
 @lru_cache(maxsize=256)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import partial
 from math import ceil, log
 
 import torch
@@ -13,9 +13,11 @@ from torch import Tensor
 
 from ..bucket import Segment
 from ..compressor import Inputs, ops
+from ..ops.work import kept
 from ..rng import Rng
 from ..scratch import scratch
 from ..store import Merge, Slot
+from ..verdict import deferred
 from . import fits
 from .selection import Selection
 from .topk import check_density, count, is_integer
@@ -107,8 +109,7 @@ class Threshold(Selection):
         return {} if self.stages else {"stages": Slot(Merge.DROP, numel=3)}
 
     def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor]) -> None:
-        numel, room = i.table[:, 2], i.table[:, 6]
-        target = _targets(self, tuple(numel.tolist())).to(i.table.device)
+        numel, room, target = kept(i.table, (self, i.x.device), partial(self._columns, i.table, i.x.device))
         memory = None if self.stages else hints.get("stages")
         limit, found = self.exceeding(i, self._stages(memory, numel))
         if memory is not None:
@@ -119,10 +120,21 @@ class Threshold(Selection):
         seen = torch.zeros_like(i.status)  # the gradient was reported already, and is not in x any more
         ops.topk_some_encode(i.x, None, i.wire, i.table, seen, 1.0, 1.0, counts, bounds)
 
+    def _columns(self, table: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Per row its elements, the room in its section, and how many should exceed the threshold."""
+        targets = torch.tensor([self.target(n) for n in table[:, 2].tolist()], dtype=torch.int64)
+        return table[:, 2].to(device), table[:, 6].to(device), targets.to(device)
+
+    def _rounds(self, stages: Tensor) -> int:
+        """How many fits the row with the most stages takes; where only the device knows, all that there may be."""
+        if not len(stages) or deferred(stages):
+            return (self.stages or self.most) if len(stages) else 0
+        return int(stages.max())
+
     def exceeding(self, i: Inputs, stages: Tensor) -> tuple[Tensor, Tensor]:
         """Thresholds (fp32) and how many elements exceed them, per row; x becomes y. 0 where a fit breaks down."""
         pareto = self.fit == "pareto"
-        stats = torch.zeros(len(i.table), 5, dtype=torch.float64, device=i.table.device)
+        stats = torch.zeros(len(i.table), 5, dtype=torch.float64, device=i.x.device)
         ops.magnitude_stats(*i, stats, pareto, self.fit == "gamma")
         ratio = torch.full_like(stats[:, 0], self.ratio)
         first = torch.where(stages == 1, ratio, FIRST if self.ratio < FIRST else ratio ** (1.0 / stages))
@@ -130,7 +142,7 @@ class Threshold(Selection):
         limit = self._first(stats, first)
         tail = scratch("tails", i.x.numel(), device=i.x.device)
         broken = torch.zeros_like(stages, dtype=torch.bool)
-        for stage in range(1, int(stages.max()) + 1 if len(stages) else 0):
+        for stage in range(1, self._rounds(stages) + 1):
             active = stages >= stage
             broken |= active & ~(torch.isfinite(limit) & (limit >= 0))
             now = torch.where(active & ~broken, limit, torch.nan)
@@ -174,8 +186,3 @@ class Threshold(Selection):
         memory[:, 0] = torch.where(due, (stages + step).clamp(1, self.most), stages).to(memory.dtype)
         memory[:, 1] = torch.where(due, 0.0, calls)
         memory[:, 2] = torch.where(due, 0.0, sums)
-
-
-@lru_cache(maxsize=4096)
-def _targets(c: Threshold, numels: tuple[int, ...]) -> Tensor:
-    return torch.tensor([c.target(n) for n in numels], dtype=torch.int64)

@@ -15,6 +15,7 @@ from ..bucket import Bucket, Layout, Segment
 from ..collectives import AllReduce as Sum
 from ..collectives import Collective
 from ..compressors.sketch import quantiles
+from ..ops.work import on
 from ..reducer import Context, Flow, Reduced, Reducer
 from ..rng import key
 from ..store import Merge, Slot, State
@@ -267,7 +268,7 @@ class _Work:
 
     def _refresh(self, name: str, factor: Tensor) -> None:
         """Draws the lines that are zero."""
-        ops.lowrank_refresh(factor, self.form.lines[name], quantiles().to(factor.device), self.ctx.step)
+        ops.lowrank_refresh(factor, self.form.lines[name], on(quantiles(), factor.device), self.ctx.step)
 
     def _open(self, factor: str) -> Tensor:
         """Makes ``first`` with the exact parameters in it; the room for the factor."""
@@ -358,7 +359,7 @@ class _Form:
         self._tables: dict[object, Tensor] = {}
 
     def _table(self, rows: list[list[int]]) -> Tensor:
-        return torch.tensor(rows, dtype=torch.int64).view(-1, 8).to(self.device)
+        return torch.tensor(rows, dtype=torch.int64).view(-1, 8)
 
     def used(self, factor: str) -> Tensor | None:
         """Which elements of a factor's memory are columns in use; None: all."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from . import adam as adam
 from . import codebook as codebook
 from . import dense as dense
+from . import hadamard as hadamard
 from . import header as header
 from . import interleave as interleave
 from . import lowrank as lowrank

@@ -3,7 +3,7 @@
 A row is cut into parts of one size each, and what is left after its last multiple of 4096 elements:
 
     block <= 4096            whole tiles of 4096, then the ends
-    block <= 2^15            the parts of each size from ``block`` down to 4096, each one block in registers, then the ends
+    block <= 2^15            the parts of each size from ``block`` down to 4096, a block in registers, then the ends
     larger                   tiles of 4096, then columns of up to 256 such tiles through memory, then the ends
 
 so an op is two launches, up to five, or three, and all numbers pass through memory once (larger blocks: twice).
@@ -14,7 +14,6 @@ over lanes by shuffles, then over registers; one exchange through shared memory 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +25,7 @@ from torch import Tensor
 from ...scratch import scratch
 from ..reference.hadamard import section
 from . import work
-from .common import load_y, put32, row_of, store, take32
+from .common import load_y, philox, put32, row_of, store, take32
 from .launch import launch
 from .registry import kernel
 from .work import Work
@@ -76,7 +75,7 @@ def _by_registers(t, H: tl.constexpr):
 
 @triton.jit
 def _where_a_block_holds_both(t, first, end, H: tl.constexpr, UNIT: tl.constexpr):
-    """Butterflies over distance H * UNIT of the rows ``first`` and on, of UNIT numbers each, of which a row's cut counts
+    """Butterflies over distance H * UNIT of the rows ``first`` and on, of UNIT numbers each, of which the cut counts
     ``end``: two rows H apart are in one block of it where they agree with ``end`` in no higher bits than they must."""
     N: tl.constexpr = t.shape[0]
     a, b = _halves(t, H * UNIT)
@@ -87,8 +86,8 @@ def _where_a_block_holds_both(t, first, end, H: tl.constexpr, UNIT: tl.constexpr
 
 @triton.jit
 def _transform(t, STAGES: tl.constexpr, NEAR: tl.constexpr, FAR: tl.constexpr):
-    """The butterflies of the lowest STAGES bits of numbers that lie in the order of ``_places``. With more bits than are
-    near they end up in their own order."""
+    """The butterflies of the lowest STAGES bits of numbers that lie in the order of ``_places``. With more bits than
+    are near they end up in their own order."""
     for s in tl.static_range(STAGES):
         if 2**s < 32:
             t = _by_lanes(t, 2**s)
@@ -122,7 +121,7 @@ def _sign_words(begin, step, key, ALIGNED: tl.constexpr):
 
 @triton.jit
 def _sign_word(number, step, key):
-    w0, w1, w2, w3 = _philox(((number >> 2) & 0xFFFFFFFF).to(tl.uint32), step, key)
+    w0, w1, w2, w3 = philox(((number >> 2) & 0xFFFFFFFF).to(tl.uint32), step, 0, 2, key)
     even = tl.where((number & 2) == 0, w0, w2)
     odd = tl.where((number & 2) == 0, w1, w3)
     return tl.where((number & 1) == 0, even, odd)
@@ -152,14 +151,17 @@ def _root(log):
 
 
 @triton.jit
-def _block_of_tile(tile, numel, BLOCK: tl.constexpr, TILE: tl.constexpr):
-    """log2 of the size of the block that holds a whole tile."""
-    return _log2(tl.minimum(tile ^ (numel // TILE), BLOCK // TILE).to(tl.int32)) + _log2(tl.full([], TILE, tl.int32))
+def _log_of_block(tile, numel, BLOCK: tl.constexpr, STAGES: tl.constexpr, PASSES: tl.constexpr):
+    """log2 of the size of the blocks in a tile, or (PASSES: 2) of the one that holds the tile."""
+    if PASSES == 1:
+        return tl.full([], STAGES, tl.int32)
+    else:
+        return _log2(tl.minimum(tile ^ (numel >> STAGES), BLOCK >> STAGES).to(tl.int32)) + STAGES
 
 
 @triton.jit
 def _flags(status, entry, bad, alive):
-    """status[0] |= 1 where anything is bad, status[1 + entry] |= 1 where anything is alive, of at most 2^15 elements."""
+    """status[0] |= 1 where anything is bad, status[1 + entry] |= 1 where anything is alive; up to 2^15 elements."""
     met = tl.sum(bad.to(tl.int32) * 65536 + alive.to(tl.int32), axis=0)
     if (met >> 16) != 0:
         tl.store(status, tl.load(status) | 1)
@@ -194,18 +196,32 @@ def _finish(out, at, i, t, mask, scale, ACCUMULATE: tl.constexpr):
 
 
 @triton.jit
+def _size(y):
+    """Bits of the magnitude: they order like it."""
+    return y.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+
+
+@triton.jit
+def _small(size):
+    """Whether a magnitude is below 2^64."""
+    return size < 0x5F800000
+
+
+@triton.jit
 def _fits(y, PART: tl.constexpr, NEAR: tl.constexpr, FAR: tl.constexpr):
     """Where an element's block of PART has no number of 2^64 or more; in the order of ``_places``."""
     N: tl.constexpr = y.shape[0]
     if PART == N:
-        return (tl.max(tl.abs(y), axis=0) < 18446744073709551616.0) & (tl.abs(y) >= 0)
+        most = tl.broadcast_to(tl.max(_size(y), axis=0, keep_dims=True), [N])
     else:
         C: tl.constexpr = PART if PART < 32 else 32
         R: tl.constexpr = 1 if PART < 32 else (PART // 32 if PART < 32 * NEAR else NEAR)
         W: tl.constexpr = 1 if PART < 32 * NEAR else PART // (32 * NEAR)
-        size = tl.reshape(tl.abs(y), [NEAR // R, R, FAR // W, W, 32 // C, C])
-        most = tl.max(tl.max(tl.max(size, axis=5, keep_dims=True), axis=3, keep_dims=True), axis=1, keep_dims=True)
-        return tl.reshape((most < 18446744073709551616.0) & (size >= 0), [N])
+        SHAPE: tl.constexpr = [NEAR // R, R, FAR // W, W, 32 // C, C]
+        most = tl.max(tl.reshape(_size(y), SHAPE), axis=5, keep_dims=True)
+        most = tl.max(tl.max(most, axis=3, keep_dims=True), axis=1, keep_dims=True)
+        most = tl.reshape(tl.broadcast_to(most, SHAPE), [N])
+    return _small(most)
 
 
 @triton.jit(do_not_specialize=["step"])
@@ -226,11 +242,9 @@ def _forward(
     store(x + x_at + first + i, y, all_)
     fits = _fits(y, 2**STAGES, NEAR, FAR)
     _flags(status, entry, bad | (fits == 0), alive)
-    if PASSES == 1:
-        log = tl.full([], STAGES, tl.int32)
-    else:
+    if PASSES == 2:
         tl.store(large + tl.program_id(0), tl.max((fits == 0).to(tl.int32), axis=0))
-        log = _block_of_tile(tile, numel, BLOCK, N)
+    log = _log_of_block(tile, numel, BLOCK, STAGES, PASSES)
     g = _swapped(tl.arange(0, NEAR * FAR), FAR, NEAR)
     words = _sign_words(offset + first + g * 32, step, key, ALIGNED)
     t = tl.where(fits, _signed(y * _root(log), words), 0.0)
@@ -253,10 +267,7 @@ def _inverse(
     i = _places(NEAR, FAR)
     all_ = tl.full([N], 1, tl.int1)
     if tl.load(skip + entry) == 0:
-        if PASSES == 1:
-            log = tl.full([], STAGES, tl.int32)
-        else:
-            log = _block_of_tile(tile, numel, BLOCK, N)
+        log = _log_of_block(tile, numel, BLOCK, STAGES, PASSES)
         t = _take(z, wire_at + first * 4, i, all_, WORDS) * _root(log)
         t = _transform(t, STAGES, NEAR, FAR)
         g = _swapped(tl.arange(0, NEAR * FAR), FAR, NEAR)
@@ -274,8 +285,7 @@ def _inverse(
 
 @triton.jit
 def _tall(t, first, end, BLOCK: tl.constexpr, ROWS: tl.constexpr, UNIT: tl.constexpr):
-    """Butterflies over ROWS rows of UNIT numbers, the first of them row ``first`` of ``end``; BLOCK: rows of a block."""
-    H: tl.constexpr = 1
+    """Butterflies over ROWS rows of UNIT numbers, from row ``first`` of ``end`` on; BLOCK: rows of a block."""
     for s in tl.static_range(20):
         if 2**s < ROWS and 2**s < BLOCK:
             t = _where_a_block_holds_both(t, first, end, 2**s, UNIT)
@@ -352,20 +362,19 @@ def _end_logs(i, end, BLOCK: tl.constexpr):
 @triton.jit
 def _end_fits(y, i, end, BLOCK: tl.constexpr, TILE: tl.constexpr):
     """Where an element's block has no number of 2^64 or more."""
-    size = tl.abs(y)
-    fits = size >= 0
-    if tl.max(size, axis=0) >= 18446744073709551616.0:
+    most = _size(y)
+    if tl.max(most, axis=0) >= 0x5F800000:
+        size = most
         logs = _end_logs(i, end, BLOCK)
         for s in tl.static_range(12):
             if 2**s < BLOCK:
                 own = logs == s
-                most = tl.max(tl.where(own, size, 0.0), axis=0)
-                fits = fits & ((own == 0) | (most < 18446744073709551616.0))
+                most = tl.where(own, tl.max(tl.where(own, size, 0), axis=0), most)
         if BLOCK < TILE:
-            most = tl.max(tl.reshape(size, [TILE // BLOCK, BLOCK]), axis=1, keep_dims=True)
-            wide = tl.reshape(tl.broadcast_to(most, [TILE // BLOCK, BLOCK]), [TILE])
-            fits = fits & ((i // BLOCK >= end // BLOCK) | (wide < 18446744073709551616.0))
-    return fits
+            wide = tl.max(tl.reshape(size, [TILE // BLOCK, BLOCK]), axis=1, keep_dims=True)
+            wide = tl.reshape(tl.broadcast_to(wide, [TILE // BLOCK, BLOCK]), [TILE])
+            most = tl.where(i // BLOCK < end // BLOCK, wide, most)
+    return _small(most)
 
 
 @triton.jit
@@ -415,3 +424,116 @@ def _inverse_ends(
         _finish(out, x_at + first, i, t, mask, scale, ACCUMULATE)
     elif ACCUMULATE == 0:
         store(out + x_at + first + i, tl.zeros([TILE], tl.float32), mask)
+
+
+class Part(NamedTuple):
+    """Tiles of 2^``log`` elements, butterflies of the lowest ``stages`` bits, and the warps that hold a tile."""
+
+    work: Work
+    log: int
+    stages: int
+
+    @property
+    def far(self) -> int:
+        """Warps: 1024 elements each."""
+        return 1 << (self.log - 10)
+
+
+class Plan(NamedTuple):
+    """The launches of an op: ``parts``, then ``columns`` (blocks beyond 2^15; 2^``rows`` tiles high), and ``ends``."""
+
+    parts: tuple[Part, ...]
+    ends: Work
+    columns: Work | None
+    rows: int
+    bases: Tensor
+
+
+def _plan(table: Tensor, block: int, device: torch.device, decoding: bool) -> Plan:
+    return work.kept(table, ("hadamard", block, device, decoding), lambda: _made(table, block, device, decoding))
+
+
+def _made(table: Tensor, block: int, device: torch.device, decoding: bool) -> Plan:
+    lines = table.cpu().numpy()
+    numel = lines[:, 2].copy()
+    if decoding:
+        numel[lines[:, 0] == -1] = 0
+
+    def listed(first: np.ndarray, count: np.ndarray) -> Work:
+        """``count`` tiles of each row from number ``first`` on."""
+        rows = np.repeat(np.arange(len(numel)), count)
+        inside = np.arange(len(rows)) - (np.cumsum(count) - count)[rows] + first[rows]
+        if len(rows) >= 2**31 or (len(inside) and inside.max() >= 2**31):
+            raise ValueError(f"compcomm: {len(rows)} tiles of a Hadamard transform; a launch has fewer than 2^31")
+        made = torch.from_numpy(np.stack((rows, inside), 1).astype(np.int32)).contiguous()
+        return Work(work.on(table, device), made.to(device, non_blocking=True), len(rows))
+
+    log, least = block.bit_length() - 1, TILE.bit_length() - 1
+    tiles = numel >> least
+    none = np.zeros_like(numel)
+    ends = listed(tiles, (numel % TILE > 0).astype(np.int64))
+    bases = torch.from_numpy(np.cumsum(tiles) - tiles).to(device, non_blocking=True)
+    if block <= TILE or block > LARGEST:
+        parts = (Part(listed(none, tiles), least, min(log, least)),)
+    else:
+        whole = Part(listed(none, numel >> log), log, log)
+        rest = [
+            Part(listed(numel >> (size + 1) << 1, numel >> size & 1), size, size)
+            for size in range(log - 1, least - 1, -1)
+        ]
+        parts = (whole, *rest)
+    parts = tuple(part for part in parts if part.work.programs)
+    high = min(block >> least, triton.next_power_of_2(int(tiles.max(initial=0))))
+    columns = None
+    if block > LARGEST and high > 1:
+        columns = listed(none, -(-np.where(tiles > 1, tiles, 0) // high) * (TILE // COLUMNS))
+    return Plan(parts, ends, columns, high, bases)
+
+
+@kernel("hadamard_forward")
+def hadamard_forward(x, add, z, table, status, decay, add_scale, block, step):
+    work.check_encode("hadamard_forward", x, add, z, table, status, section)
+    device = z.device
+    plan = _plan(table, block, device, False)
+    form = {"HAS_ADD": add is not None, "WORDS": work.words(z), "ALIGNED": work.aligned(table, 32), "BLOCK": block}
+    tiles = plan.parts[0].work.programs if plan.columns else 0
+    large = scratch("hadamard large", tiles, torch.int32, device)
+    for part in plan.parts:
+        w = part.work
+        launch(
+            _forward, w.programs, x, add, z, w.table, w.tiles, status, large, decay, add_scale, step, **form,
+            STAGES=part.stages, NEAR=32, FAR=part.far, PASSES=2 if plan.columns else 1, num_warps=part.far,
+        )  # fmt: skip
+    if plan.columns:
+        w = plan.columns
+        launch(
+            _columns_forward, w.programs, z, w.table, w.tiles, plan.bases, large,
+            WORDS=work.words(z), BLOCK=block, ROWS=plan.rows, COLUMNS=COLUMNS, TILE=TILE, num_warps=8,
+        )  # fmt: skip
+    w = plan.ends
+    launch(_forward_ends, w.programs, x, add, z, w.table, w.tiles, status, decay, add_scale, step, **form, TILE=TILE)
+
+
+@kernel("hadamard_inverse")
+def hadamard_inverse(z, table, skip, out, scale, accumulate, block, step):
+    work.check_decode("hadamard_inverse", z, table, skip, out, section)
+    device = out.device
+    plan = _plan(table, block, device, True)
+    form = {"ACCUMULATE": accumulate, "ALIGNED": work.aligned(table, 32), "BLOCK": block}
+    words = work.words(z)
+    tiles = plan.parts[0].work.programs if plan.columns else 0
+    partial = scratch("hadamard", tiles * TILE, torch.float32, device)
+    for part in plan.parts:
+        w = part.work
+        launch(
+            _inverse, w.programs, z, w.table, w.tiles, skip, out, partial, scale, step, **form, WORDS=words,
+            STAGES=part.stages, NEAR=32, FAR=part.far, PASSES=2 if plan.columns else 1, num_warps=part.far,
+        )  # fmt: skip
+    if plan.columns:
+        w = plan.columns
+        launch(
+            _columns_inverse, w.programs, partial, w.table, w.tiles, plan.bases, skip, out, scale, step, **form,
+            ROWS=plan.rows, COLUMNS=COLUMNS, TILE=TILE, num_warps=8,
+        )  # fmt: skip
+    w = plan.ends
+    launch(_inverse_ends, w.programs, z, w.table, w.tiles, skip, out, scale, step, **form, WORDS=words, TILE=TILE)

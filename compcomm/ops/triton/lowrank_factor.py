@@ -30,10 +30,10 @@ def add_in_order(products, padded, LANES: tl.constexpr, UNROLLED: tl.constexpr):
     """Their sum: eight interleaved sums, each in order, then halved 4, 2, 1 apart."""
     tl.debug_barrier()
     lanes = tl.zeros([LANES], tl.float64)
-    l = tl.arange(0, LANES)
+    lane = tl.arange(0, LANES)
     for begin in range(0, padded, LANES * UNROLLED):
         for u in tl.static_range(UNROLLED):
-            lanes += tl.load(products + begin + u * LANES + l)
+            lanes += tl.load(products + begin + u * LANES + lane)
     tl.debug_barrier()
     lanes = tl.sum(tl.reshape(lanes, [2, 4]), axis=0)
     lanes = tl.sum(tl.reshape(lanes, [2, 2]), axis=0)

@@ -165,7 +165,7 @@ def _walk(
 
 
 class _Cut(NamedTuple):
-    """On the device: ``places`` of each row's first chunk (-1: it is only walked), the long ``rows``, their ``tiles``."""
+    """On the device: ``places`` of rows' first chunks (-1: only walked), the long ``rows`` and their ``tiles``."""
 
     table: Tensor
     places: Tensor

@@ -22,11 +22,13 @@ def _scales(norm, gain, LEVELS: tl.constexpr):
 
 
 @triton.jit
-def _code(y, steps, inverse, dither, LEVELS: tl.constexpr, STOCHASTIC: tl.constexpr):
+def _code(y, steps, inverse, dither, LEVELS: tl.constexpr, STOCHASTIC: tl.constexpr, NORM2: tl.constexpr):
     t = y * inverse
     if STOCHASTIC:
         t = tl.floor(t + uniform(dither))
-    rounded = tl.minimum(tl.maximum(t + MAGIC, MAGIC - LEVELS), MAGIC + LEVELS)
+    rounded = t + MAGIC
+    if STOCHASTIC or NORM2:  # else no |t| rounds to more than LEVELS
+        rounded = tl.minimum(tl.maximum(rounded, MAGIC - LEVELS), MAGIC + LEVELS)
     return rounded.to(tl.int32, bitcast=True) - (0x4B400000 - LEVELS), (rounded - MAGIC) * steps
 
 

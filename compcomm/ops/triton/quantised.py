@@ -18,10 +18,11 @@ from ..reference.rows import Row
 from . import work
 from .common import dither_each, dither_run, finish, finite, lane_sums, load_y, put32, row_of, store
 from .launch import launch
-from .streams import in_order, nothing, per_load, put_stream, stream_bytes, take_stream
+from .streams import in_order, nothing, per_load, put_stream, take_stream
 
 TILE = 2048
 TINY = tl.constexpr(2.0**-100)
+INFINITE = tl.constexpr(0x7F800000)
 
 
 class Shape(NamedTuple):
@@ -70,45 +71,71 @@ def step_of(table: Tensor, columns: tuple[int, ...]) -> int:
 
 
 @triton.jit
-def take_columns(
-    x, add, x_at, add_at, numel, first, c, decay, add_scale,
-    HAS_ADD: tl.constexpr, STEP: tl.constexpr, NB: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Columns c * WIDE and so on of the NB blocks from element ``first`` of the row on: y, where it was not finite,
-    where the gradient is not 0, the mask, and where they lie in x: element ``x_from`` (int64) + i (int32)."""
-    first += c * WIDE
-    left = tl.minimum(tl.minimum(numel - first, NB * BLOCK - c * WIDE), 1 << 30).to(tl.int32)
-    column = tl.arange(0, WIDE)[None, :]
-    i = tl.arange(0, NB)[:, None] * BLOCK + column
-    mask = i < tl.multiple_of(left, STEP)
+def places(left, NB: tl.constexpr, WIDE: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr):
+    """Where a tile's elements lie after its first one (int32 [WIDE / C, NB, C]), and which of them there are.
+
+    C are the elements that a warp takes at once. The compiler gives its warps the last two dimensions first: so each
+    has blocks of its own, and a block's norm does not leave its warp.
+    """
+    r = tl.arange(0, WIDE // C)[:, None, None] * C
+    column = r + tl.arange(0, C)[None, None, :]
+    i = tl.arange(0, NB)[None, :, None] * BLOCK + column
+    mask = i < left
     if NB > 1 and WIDE != BLOCK:
         mask = mask & (column < BLOCK)
-    x_from = tl.multiple_of(x_at + first, STEP)
-    add_from = tl.multiple_of(tl.where(add_at < 0, -16, add_at + first), STEP)
-    y, bad, alive = load_y(x, add, x_from, add_from, i, mask, decay, add_scale, True, HAS_ADD)
-    return y, bad, alive, mask, x_from, i
+    return i, mask
 
 
 @triton.jit
-def dither_columns(
-    offset, first, c, i, step, rank, key, RUNS: tl.constexpr, NB: tl.constexpr, WIDE: tl.constexpr
-):  # fmt: skip
-    """The dithers (int32) of the same elements; RUNS: they are one run that begins at a multiple of 128."""
-    begin = offset + first + c * WIDE
-    if RUNS:
-        return tl.reshape(dither_run(begin, step, rank, 0, key, NB * WIDE), [NB, WIDE])
+def raw_y(x, add, x_from, add_from, i, mask, decay, add_scale, HAS_ADD: tl.constexpr):
+    """y = decay*x + add_scale*add as it comes, and the gradient: cheaper than ``load_y``, right where y is finite."""
+    old = tl.load(x + x_from + i, mask=mask, other=0.0).to(tl.float32)
+    own = old * decay
+    if HAS_ADD:
+        has_add = add_from >= 0
+        grad = tl.load(add + tl.maximum(add_from, 0) + i, mask=mask & has_add, other=0.0).to(tl.float32)
+        scaled = grad * add_scale
+        return tl.where(has_add, own + scaled, own), tl.where(has_add, grad, old)
     else:
-        return dither_each(begin + i, step, rank, 0, key)
+        return own, old
 
 
 @triton.jit
-def flags(status, entry, bad, alive):
-    """status[0] |= 1 where anything is bad, status[1 + entry] |= 1 where anything is alive, of at most 2^14 elements."""
-    met = tl.sum(tl.ravel(bad.to(tl.int32) * 65536 + alive.to(tl.int32)), axis=0)
-    if met >= 65536:
-        tl.store(status, tl.load(status) | 1)
-    old = tl.load(status + 1 + entry)
-    tl.store(status + 1 + entry, old | 1, mask=((met & 65535) != 0) & ((old & 1) == 0))
+def size_bits(y):
+    """|y| as an integer that counts up with it: infinity is 0x7F800000, and NaN is above."""
+    return y.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+
+
+@triton.jit
+def over_block(f):
+    """The greatest of each block of a tile, [R, NB, C] -> [NB]."""
+    return tl.max(tl.max(f, axis=0), axis=1)
+
+
+@triton.jit
+def per_block(f):
+    """[NB] -> [1, NB, 1]"""
+    return f[None, :, None]
+
+
+@triton.jit
+def dither_tile(offset, first, i, step, rank, key, RUNS: tl.constexpr):
+    """The dithers (int32) of a tile's elements; RUNS: they are one run that begins at a multiple of 128."""
+    if RUNS:
+        R: tl.constexpr = i.shape[0]
+        NB: tl.constexpr = i.shape[1]
+        C: tl.constexpr = i.shape[2]
+        run = dither_run(offset + first, step, rank, 0, key, NB * R * C)
+        return tl.permute(tl.reshape(run, [NB, R, C]), [1, 0, 2])
+    else:
+        return dither_each(offset + first + i, step, rank, 0, key)
+
+
+@triton.jit
+def raise_flag(status, entry, condition):
+    """status[entry] |= 1 where the scalar ``condition`` holds and it is not set yet."""
+    old = tl.load(status + entry)
+    tl.store(status + entry, old | 1, mask=condition & ((old & 1) == 0))
 
 
 @triton.jit
@@ -130,46 +157,80 @@ def scales_of(norm, steps, inverse, largest):
     return tl.where(used, steps, 0.0), tl.where(used, inverse, 0.0), (good | small) == 0
 
 
+@triton.jit
+def _clean_tile(
+    x, add, x_from, add_from, left, c, decay, add_scale,
+    HAS_ADD: tl.constexpr, STEP: tl.constexpr, NB: tl.constexpr, WIDE: tl.constexpr, C: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """``load_y`` of the c-th WIDE columns; also their places after element ``x_from``, returned last."""
+    left = tl.multiple_of(tl.minimum(left - c * WIDE, 1 << 24).to(tl.int32), STEP)
+    i, mask = places(left, NB, WIDE, C, BLOCK)
+    x_from = tl.multiple_of(x_from + c * WIDE, STEP)
+    add_from = tl.multiple_of(tl.where(add_from < 0, -16, add_from + c * WIDE), STEP)
+    y, bad, alive = load_y(x, add, x_from, add_from, i, mask, decay, add_scale, True, HAS_ADD)
+    return y, bad, alive, left, i, mask, x_from
+
+
 @triton.jit(do_not_specialize=["step", "rank"])
 def _encode(
     x, add, wire, table, tiles, status, gain, decay, add_scale, step, rank,
     HAS_ADD: tl.constexpr, WORDS: tl.constexpr, WHOLE: tl.constexpr, STEP: tl.constexpr, RUNS: tl.constexpr,
-    NB: tl.constexpr, WIDE: tl.constexpr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr, BITS: tl.constexpr,
-    NORM2: tl.constexpr, STOCHASTIC: tl.constexpr, SCALES: tl.constexpr, CODE: tl.constexpr, FORM: tl.constexpr,
+    NB: tl.constexpr, WIDE: tl.constexpr, C: tl.constexpr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr,
+    BITS: tl.constexpr, NORM2: tl.constexpr, STOCHASTIC: tl.constexpr, SCALES: tl.constexpr, CODE: tl.constexpr,
+    FORM: tl.constexpr,
 ):  # fmt: skip
     row, tile, x_at, add_at, numel, wire_at, offset, key, _, entry = row_of(table, tiles)
     first = tile * (NB * BLOCK)
-    y, bad, alive, mask, x_from, i = take_columns(
-        x, add, x_at, add_at, numel, first, 0, decay, add_scale, HAS_ADD, STEP, NB, WIDE, BLOCK
-    )
+    all_left = tl.minimum(numel - first, NB * BLOCK)
+    x_from = tl.multiple_of(x_at + first, STEP)
+    add_from = tl.multiple_of(tl.where(add_at < 0, -16, add_at + first), STEP)
+    if CHUNKS == 1:
+        left = tl.multiple_of(all_left.to(tl.int32), STEP)
+        i, mask = places(left, NB, WIDE, C, BLOCK)
+        y, seen = raw_y(x, add, x_from, add_from, i, mask, decay, add_scale, HAS_ADD)
+        alive = tl.max(tl.ravel(size_bits(seen)), axis=0) != 0
+        peak = over_block(size_bits(y))
+        bad = tl.max(peak, axis=0) >= INFINITE
+        if bad:
+            y, _bad, _alive = load_y(x, add, x_from, add_from, i, mask, decay, add_scale, True, HAS_ADD)
+            peak = over_block(size_bits(y))
+    else:
+        peak = tl.zeros([NB], tl.int32)
+        bads = tl.zeros([NB], tl.int32)
+        alives = tl.zeros([NB], tl.int32)
+        for c in range(CHUNKS):
+            more, _bad, _alive, _left, _i, _mask, _from = _clean_tile(
+                x, add, x_from, add_from, all_left, c, decay, add_scale, HAS_ADD, STEP, NB, WIDE, C, BLOCK
+            )
+            peak = tl.maximum(peak, over_block(size_bits(more)))
+            bads = tl.maximum(bads, over_block(_bad.to(tl.int32)))
+            alives = tl.maximum(alives, over_block(_alive.to(tl.int32)))
+        bad, alive = tl.max(bads, axis=0) != 0, tl.max(alives, axis=0) != 0
     if NORM2:
         _, squares = lane_sums(x, add, x_at, add_at, first, numel, decay, add_scale, HAS_ADD, NB, BLOCK)
         norm = tl.sqrt_rn(squares)
     else:
-        norm = tl.max(tl.abs(y), axis=1)
-        for c in range(1, CHUNKS):
-            more, _bad, _alive, _mask, _from, _i = take_columns(
-                x, add, x_at, add_at, numel, first, c, decay, add_scale, HAS_ADD, STEP, NB, WIDE, BLOCK
-            )
-            norm = tl.maximum(norm, tl.max(tl.abs(more), axis=1))
+        norm = peak.to(tl.float32, bitcast=True)
     factor = 1.0 if gain is None else tl.load(gain + row)
     steps, inverse, overflow = SCALES(norm, factor, FORM)
     b = tl.arange(0, NB)
-    put32(wire, wire_at + (tile * NB + b) * 4, steps, b * BLOCK < numel - first, WORDS)
+    put32(wire, wire_at + (tile * NB + b) * 4, steps, b * BLOCK < all_left, WORDS)
+    raise_flag(status, 0, bad | (tl.max(overflow.to(tl.int32), axis=0) != 0))
+    raise_flag(status, 1 + entry, alive)
     codes_at = wire_at + (numel + BLOCK - 1) // BLOCK * 4 + first // 8 * BITS
-    nbytes = stream_bytes(numel - first, BITS, NB, BLOCK)
+    last = numel - first <= NB * BLOCK
     for c in range(CHUNKS):
         if CHUNKS > 1:
-            y, bad, alive, mask, x_from, i = take_columns(
-                x, add, x_at, add_at, numel, first, c, decay, add_scale, HAS_ADD, STEP, NB, WIDE, BLOCK
+            y, _bad, _alive, left, i, mask, x_from_c = _clean_tile(
+                x, add, x_from, add_from, all_left, c, decay, add_scale, HAS_ADD, STEP, NB, WIDE, C, BLOCK
             )
-        dither = dither_columns(offset, first, c, i, step, rank, key, RUNS, NB, WIDE) if STOCHASTIC else 0
-        codes, value = CODE(y, steps[:, None], inverse[:, None], dither, FORM, STOCHASTIC)
-        store(x + x_from + i, y - value, mask)
-        at = c * (WIDE // 8 * BITS)
-        codes = tl.where(mask, codes, 0)
-        put_stream(wire, codes_at + at, codes, nbytes - at, BITS, WIDE if CHUNKS > 1 else BLOCK, WHOLE)
-        flags(status, entry, bad | overflow[:, None], alive)
+        else:
+            x_from_c = x_from
+        dither = dither_tile(offset, first + c * WIDE, i, step, rank, key, RUNS) if STOCHASTIC else 0
+        codes, value = CODE(y, per_block(steps), per_block(inverse), dither, FORM, STOCHASTIC, NORM2)
+        store(x + x_from_c + i, y - value, mask)
+        put_stream(wire, codes_at + c * (WIDE // 8 * BITS), codes, left, last, BITS, BLOCK, WHOLE)
 
 
 @triton.jit
@@ -226,12 +287,12 @@ def encode(
     work.check_encode(op, x, add, wire, table, status, section, bits, block)
     s = shape(block)
     w = work.tiles(table, s.tile, wire.device)
-    words = work.words(wire)
+    words, quad = work.words(wire), step_of(table, (0, 1, 2))
     launch(
         _encode, w.programs, x, add, wire, w.table, w.tiles, status,
         None if gain is None else work.on(gain, wire.device), decay, add_scale, step, rank,
-        HAS_ADD=add is not None, WORDS=words, WHOLE=words and s.whole, STEP=step_of(table, (0, 1, 2)),
-        RUNS=stochastic and s.runs and work.aligned(table, 128), NB=s.nb, WIDE=s.wide, CHUNKS=s.chunks, BLOCK=block,
+        HAS_ADD=add is not None, WORDS=words, WHOLE=words and s.whole, STEP=quad,
+        RUNS=stochastic and s.runs and work.aligned(table, 128), NB=s.nb, WIDE=s.wide, C=min(32 * quad, s.wide), CHUNKS=s.chunks, BLOCK=block,
         BITS=bits, NORM2=norm2, STOCHASTIC=stochastic, SCALES=scales, CODE=code, FORM=form, num_warps=s.warps,
     )  # fmt: skip
 

@@ -16,45 +16,36 @@ def per_load(bits: int) -> int:
 
 
 @triton.jit
-def stream_bytes(left, BITS: tl.constexpr, NB: tl.constexpr, BLOCK: tl.constexpr):
-    """Bytes that a program writes of a stream of codes where ``left`` elements (int64) are left of the row: its own, and
-    after the last one zeros up to the end of a word."""
-    return tl.where(left > NB * BLOCK, NB * BLOCK // 8 * BITS, (left * BITS + 31) // 32 * 4)
+def put_stream(wire, at, codes, left, last, BITS: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr):
+    """Writes the codes (int32 [R, NB, C], below 2^BITS) of NB blocks, or of R * C columns of one that is longer, of
+    which there are ``left`` (int32): from byte ``at`` on, and after the ``last`` ones zeros up to the end of a word.
 
-
-@triton.jit
-def put_stream(wire, at, codes, nbytes, BITS: tl.constexpr, ROW: tl.constexpr, WHOLE: tl.constexpr):
-    """Writes codes (int32 [NB, WIDE], below 2^BITS) from byte ``at`` on, at most ``nbytes``: ROW of every row.
-
-    WHOLE: ``at`` and ``nbytes`` are multiples of four, in a buffer of words.
+    WHOLE: ``at`` is a multiple of four, as is where the last code of such a tile ends, and the wire can be written as
+    words.
     """
-    NB: tl.constexpr = codes.shape[0]
-    WIDE: tl.constexpr = codes.shape[1]
-    nbytes = tl.minimum(nbytes, 1 << 30).to(tl.int32)
+    R: tl.constexpr = codes.shape[0]
+    NB: tl.constexpr = codes.shape[1]
+    C: tl.constexpr = codes.shape[2]
+    ROW: tl.constexpr = BLOCK if BLOCK < R * C or NB > 1 else R * C
     EVEN: tl.constexpr = BITS == 1 or BITS == 2 or BITS == 4 or BITS == 8
-    if EVEN and WHOLE and (WIDE == ROW or ROW * BITS % 32 == 0) and WIDE * BITS >= 32:
-        PER: tl.constexpr = 32 // BITS
-        shift = (tl.arange(0, PER) * BITS)[None, None, :].to(tl.uint32)
-        words = tl.sum(tl.reshape(codes.to(tl.uint32), [NB, WIDE // PER, PER]) << shift, axis=2)
-        m = tl.arange(0, WIDE // PER)[None, :]
-        b = (tl.arange(0, NB)[:, None] * (ROW // PER) + m) * 4
-        mask = (m < ROW // PER) & (b < nbytes)
-        tl.store((wire + at).to(tl.pointer_type(tl.uint32)) + b // 4, words, mask=mask)
-    elif EVEN:
-        PER: tl.constexpr = 8 // BITS
-        shift = (tl.arange(0, PER) * BITS)[None, None, :]
-        bytes_ = tl.sum(tl.reshape(codes, [NB, WIDE // PER, PER]) << shift, axis=2)
-        m = tl.arange(0, WIDE // PER)[None, :]
-        b = tl.arange(0, NB)[:, None] * (ROW // PER) + m
-        tl.store(wire + at + b, bytes_.to(tl.uint8), mask=(m < ROW // PER) & (b < nbytes))
+    AS_WORDS: tl.constexpr = EVEN and WHOLE and C * BITS >= 32 and ROW * BITS % 32 == 0
+    PER: tl.constexpr = 32 // BITS if AS_WORDS else 8  # codes of a word, or of BITS bytes
+    WIDTH: tl.constexpr = tl.uint64 if BITS > 4 and PER == 8 else tl.uint32
+    shift = (tl.arange(0, PER) * BITS)[None, None, None, :].to(WIDTH)
+    words = tl.sum(tl.reshape(codes.to(WIDTH), [R, NB, C // PER, PER]) << shift, axis=3)
+    r = tl.arange(0, R)[:, None, None] * (C // PER) + tl.arange(0, C // PER)[None, None, :]
+    w = tl.arange(0, NB)[None, :, None] * (ROW // PER) + r
+    there = tl.minimum(tl.maximum(left - w * PER, 0), PER)
+    one = tl.full(there.shape, 1, WIDTH)
+    words = tl.where(there == PER, words, words & ((one << (there * BITS).to(WIDTH)) - one))
+    if AS_WORDS:
+        mask = (r < ROW // PER) & (there > 0)
+        tl.store((wire + at).to(tl.pointer_type(tl.uint32)) + w, words, mask=mask)
     else:
-        shift = (tl.arange(0, 8) * BITS)[None, None, :].to(tl.int64)
-        words = tl.sum(tl.reshape(codes.to(tl.int64), [NB, WIDE // 8, 8]) << shift, axis=2)
-        g = tl.arange(0, WIDE // 8)[None, :]
-        b = (tl.arange(0, NB)[:, None] * (ROW // 8) + g) * BITS
+        end = tl.where(last, (left * BITS + 31) // 32 * 4, left // 8 * BITS)
         for part in tl.static_range(BITS):
-            mask = (g < ROW // 8) & (b + part < nbytes)
-            tl.store(wire + at + b + part, ((words >> (8 * part)) & 255).to(tl.uint8), mask=mask)
+            mask = (r < ROW // PER) & (w * BITS + part < end)
+            tl.store(wire + at + w * BITS + part, ((words >> (8 * part)) & 255).to(tl.uint8), mask=mask)
 
 
 @triton.jit

@@ -40,6 +40,17 @@ from .topk_select import (
 
 
 @triton.jit
+def _clear(wire, offsets_at, values_at, first, wanted, k, WORDS: tl.constexpr, TILE: tl.constexpr):
+    """Slots ``first`` to ``first + TILE`` of the capacity, as far as they are not used."""
+    slot = first + tl.arange(0, TILE)
+    unused = (slot >= wanted) & (slot < k)
+    nothing = tl.zeros([TILE], tl.int32)
+    tl.store(wire + offsets_at + 2 * slot, nothing.to(tl.uint8), mask=unused)
+    tl.store(wire + offsets_at + 2 * slot + 1, nothing.to(tl.uint8), mask=unused)
+    put32(wire, values_at + 4 * slot, nothing, unused, WORDS)
+
+
+@triton.jit
 def _write(
     x, add, wire, table, tiles, rows, state, length, begin, tally, value, place, decay, add_scale,
     HAS_ADD: tl.constexpr, NARROW: tl.constexpr, PARTIAL: tl.constexpr, WORDS: tl.constexpr, TILE: tl.constexpr,
@@ -64,13 +75,8 @@ def _write(
         end = tl.where(more, tl.load(tally + p + BLOCK, mask=more, other=0) >> 32, wanted)
         put32(wire, wire_at + tile // BLOCK * 4, (end - slot).to(tl.int32), tl.full([], 1, tl.int1), WORDS)
     if PARTIAL:
-        unused = first + tl.arange(0, TILE)
-        mask = (unused >= wanted) & (unused < k)
-        at = wire + offsets_at + 2 * unused
-        nothing = tl.zeros([TILE], tl.int32)
-        tl.store(at, nothing.to(tl.uint8), mask=mask)
-        tl.store(at + 1, nothing.to(tl.uint8), mask=mask)
-        put32(wire, values_at + 4 * unused, nothing, mask, WORDS)
+        if (first < k) & (wanted < first + TILE):
+            _clear(wire, offsets_at, values_at, first, wanted, k, WORDS, TILE)
 
     listed = is_listed(state, wanted, tl.load(rows + 3 * row + 2)) & (NARROW == 0)
     items = tl.minimum(numel - first, TILE).to(tl.int32)

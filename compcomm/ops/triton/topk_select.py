@@ -340,7 +340,7 @@ def _tally(
         list_at = tl.load(rows + 3 * row + 1)
         before = tl.load(begin + p, mask=listed & (items > 0), other=0)
         for c in range(0, items, CHUNK):
-            y, _, mask = load_items(
+            y, i, mask = load_items(
                 x, add, value, place, x_at, add_at, list_at, first, before, c, items, decay, add_scale, listed,
                 HAS_ADD, CHUNK,
             )  # fmt: skip

@@ -1,0 +1,49 @@
+"""Rotations, sketches, statistics and Elias streams on GPU kernels answer to the reference bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.ops.dense_case import case, gaps, same
+from tests.ops.interpreted.agreement import BACKENDS, kernel_or_skip
+from tests.ops.test_hadamard import NUMBERS, SKIP, forward, inverse
+
+ROWS = {16: (0, 1, 17, 4096, 4097), 512: (513, 9000), 4096: (4095, 8192 + 2049), 8192: (8191, 20000, 4096)}
+LARGE = {1 << 15: (70_001, 100), 1 << 16: (4097, (1 << 17) + 12289), 1 << 20: (5000, 8192, (1 << 16) + 4096 * 5 + 9)}
+
+
+@pytest.mark.parametrize("block", [*ROWS, *LARGE])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_hadamard(backend: str, block: int) -> None:
+    """Every kind of number; rows at odd places, and at multiples of 32 of their parameters; skipped and absent rows."""
+    kernel_or_skip(backend, "hadamard_forward")
+    sizes = (ROWS | LARGE)[block]
+    for seed, kind in enumerate(("normal",) if block in LARGE else ("normal", "denormal", "huge", "nonfinite")):
+        c = case(NUMBERS, kind, sizes, seed)
+        if seed % 2:
+            c.table[:, 4] = 32 * torch.arange(len(sizes)) + (1 << 39)
+        at, _, n, *_ = c.table[-1].tolist()
+        c.x[at + n // 2] = -(2.0**66)  # of a block that is not rotated
+        due, found = forward("reference", c, block), forward(backend, c, block)
+        assert all(same(a, b) for a, b in zip(found, due, strict=True)), kind
+        outside = gaps([(r[0], r[2]) for r in c.table.tolist()], c.x.numel())
+        poisoned = torch.where(outside, torch.nan, c.add.nan_to_num())
+        z = forward("reference", c._replace(add=c.add.nan_to_num().clamp(-9, 9)), block)[1]
+        skip, table = SKIP.clone(), c.table.clone()
+        skip[1], table[0, 0] = seed % 2, -(seed > 1)
+        for accumulate in (False, True):
+            expected = inverse("reference", z, table, poisoned, block, 0.3, accumulate, skip)
+            assert same(inverse(backend, z, table, poisoned, block, 0.3, accumulate, skip), expected), (kind, accumulate)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_hadamard_in_half_precision(backend: str) -> None:
+    kernel_or_skip(backend, "hadamard_forward")
+    c = case(NUMBERS, "normal", (4096 + 33, 600))
+    x, add = c.x.bfloat16(), c.add.half()
+    wide = c._replace(x=x.float(), add=add.float())
+    due, found = forward("reference", wide, 64), forward(backend, c._replace(x=x, add=add), 64)
+    assert same(found[0], due[0].bfloat16()) and same(found[1], due[1])
+    back = inverse(backend, due[1], c.table, x, 64, 0.3)
+    assert same(back, inverse("reference", due[1], c.table, x.float(), 64, 0.3).bfloat16())
