@@ -11,6 +11,7 @@ from __future__ import annotations
 from . import adam as adam
 from . import codebook as codebook
 from . import dense as dense
+from . import float8 as float8
 from . import hadamard as hadamard
 from . import header as header
 from . import interleave as interleave
@@ -18,6 +19,9 @@ from . import lowrank as lowrank
 from . import lowrank_factor as lowrank_factor
 from . import marked as marked
 from . import memory as memory
+from . import minmax as minmax
+from . import natural as natural
+from . import natural_dither as natural_dither
 from . import norms as norms
 from . import qsgd as qsgd
 from . import randk as randk

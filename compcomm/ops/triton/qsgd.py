@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 
 from ..reference.qsgd import section
-from .common import take_f32, uniform
-from .quantised import decode, encode, scales_of
+from .common import uniform
+from .quantised import decode, encode, scales_of, step_head
 from .registry import kernel
 
 MAGIC = tl.constexpr(12582912.0)
@@ -30,11 +30,6 @@ def _code(y, steps, inverse, dither, LEVELS: tl.constexpr, STOCHASTIC: tl.conste
     if STOCHASTIC or NORM2:  # else no |t| rounds to more than LEVELS
         rounded = tl.minimum(tl.maximum(rounded, MAGIC - LEVELS), MAGIC + LEVELS)
     return rounded.to(tl.int32, bitcast=True) - (0x4B400000 - LEVELS), (rounded - MAGIC) * steps
-
-
-@triton.jit
-def step_head(message, at, mask, WORDS: tl.constexpr, FORM: tl.constexpr):
-    return take_f32(message, at, mask, WORDS)
 
 
 @triton.jit

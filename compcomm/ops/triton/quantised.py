@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..reference.rows import Row
 from . import work
-from .common import dither_each, dither_run, finish, finite, lane_sums, load_y, put32, row_of, store
+from .common import dither_each, dither_run, finish, finite, lane_sums, load_y, put32, row_of, store, take_f32
 from .launch import launch
 from .streams import in_order, nothing, per_load, put_stream, take_stream
 
@@ -60,7 +60,7 @@ def shape(block: int) -> Shape:
     return Shape(1, TILE, -(-block // TILE), block, 4)
 
 
-def step_of(table: Tensor, columns: tuple[int, ...]) -> int:
+def quads(table: Tensor, columns: tuple[int, ...]) -> int:
     """4 where all these columns hold multiples of four (or -1: absent), else 1: then loads and stores are vectors."""
 
     def make() -> int:
@@ -132,6 +132,12 @@ def dither_tile(offset, first, i, step, rank, key, RUNS: tl.constexpr):
 
 
 @triton.jit
+def negated(f):
+    """-f, of zeros too (Triton's minus is 0 - f)."""
+    return f * -1.0
+
+
+@triton.jit
 def raise_flag(status, entry, condition):
     """status[entry] |= 1 where the scalar ``condition`` holds and it is not set yet."""
     old = tl.load(status + entry)
@@ -158,7 +164,7 @@ def scales_of(norm, steps, inverse, largest):
 
 
 @triton.jit
-def _clean_tile(
+def clean_tile(
     x, add, x_from, add_from, left, c, decay, add_scale,
     HAS_ADD: tl.constexpr, STEP: tl.constexpr, NB: tl.constexpr, WIDE: tl.constexpr, C: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -200,7 +206,7 @@ def _encode(
         bads = tl.zeros([NB], tl.int32)
         alives = tl.zeros([NB], tl.int32)
         for c in range(CHUNKS):
-            more, _bad, _alive, _left, _i, _mask, _from = _clean_tile(
+            more, _bad, _alive, _left, _i, _mask, _from = clean_tile(
                 x, add, x_from, add_from, all_left, c, decay, add_scale, HAS_ADD, STEP, NB, WIDE, C, BLOCK
             )
             peak = tl.maximum(peak, over_block(size_bits(more)))
@@ -222,7 +228,7 @@ def _encode(
     last = numel - first <= NB * BLOCK
     for c in range(CHUNKS):
         if CHUNKS > 1:
-            y, _bad, _alive, left, i, mask, x_from_c = _clean_tile(
+            y, _bad, _alive, left, i, mask, x_from_c = clean_tile(
                 x, add, x_from, add_from, all_left, c, decay, add_scale, HAS_ADD, STEP, NB, WIDE, C, BLOCK
             )
         else:
@@ -231,6 +237,12 @@ def _encode(
         codes, value = CODE(y, per_block(steps), per_block(inverse), dither, FORM, STOCHASTIC, NORM2)
         store(x + x_from_c + i, y - value, mask)
         put_stream(wire, codes_at + c * (WIDE // 8 * BITS), codes, left, last, BITS, BLOCK, WHOLE)
+
+
+@triton.jit
+def step_head(message, at, mask, WORDS: tl.constexpr, FORM: tl.constexpr):
+    """A block's step alone."""
+    return take_f32(message, at, mask, WORDS)
 
 
 @triton.jit
@@ -287,7 +299,7 @@ def encode(
     work.check_encode(op, x, add, wire, table, status, section, bits, block)
     s = shape(block)
     w = work.tiles(table, s.tile, wire.device)
-    words, quad = work.words(wire), step_of(table, (0, 1, 2))
+    words, quad = work.words(wire), quads(table, (0, 1, 2))
     launch(
         _encode, w.programs, x, add, wire, w.table, w.tiles, status,
         None if gain is None else work.on(gain, wire.device), decay, add_scale, step, rank,
@@ -309,6 +321,6 @@ def decode(
     w = work.tiles(table, TILE, out.device, decoding=True)
     launch(
         _decode, w.programs, wires, wires.shape[0], wires.stride(0), w.table, w.tiles, skip, out, scale,
-        ACCUMULATE=accumulate, WORDS=work.words(wires), STEP=step_of(table, (0, 2)), BLOCK=block, TILE=TILE, BITS=bits,
+        ACCUMULATE=accumulate, WORDS=work.words(wires), STEP=quads(table, (0, 2)), BLOCK=block, TILE=TILE, BITS=bits,
         PER=per_load(bits), SIZE=size, HEAD=head, VALUE=value, FORM=form,
     )  # fmt: skip

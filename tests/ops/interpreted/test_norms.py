@@ -63,3 +63,13 @@ def test_ties(backend: str, bits: int) -> None:
     agree(backend, x)
     x[STARTS[-1] + 1000 : STARTS[-1] + 2500] = 0.0
     agree(backend, x.half() if bits == 2 else x.bfloat16())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_power_of_two_that_is_not_reached(backend: str) -> None:
+    """Squares that add up to 2^48 - 1, and then thousands too small to be added, but not in a rough sum."""
+    x = torch.full((NUMEL,), 0.088)
+    for at, n in zip(STARTS, SIZES, strict=True):
+        first = torch.tensor([16777215.0, 5792.0, 84.0, 10.0, 3.0, 1.0]).repeat_interleave(16)
+        x[at : at + min(n, 96)] = first[: min(n, 96)]
+    agree(backend, x)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,9 @@ import triton.language as tl
 from torch import Tensor
 
 from compcomm.ops.reference.interleave import order
+from compcomm.ops.reference.philox import philox
 from compcomm.ops.reference.randk import randk_indices
+from compcomm.ops.reference.sampled import STREAM
 from compcomm.ops.reference.sampled import plan as sample_of
 from compcomm.ops.reference.topk import Row, section
 from compcomm.ops.triton import faults, topk_select
@@ -110,23 +111,20 @@ def test_a_guess_that_misleads(backend: str) -> None:
 @every_backend
 def test_half_precision_and_odd_addresses(backend: str) -> None:
     """A residual of half precision cannot hold y, which is compared and sent in fp32 all the same."""
-    table = table_of([LISTED, (3000, 1500), (1, 1)])
-    gain = torch.tensor([200.0, 2.0, 1.0])
-    add = make("normal", elements(table), 2)
-    for dtype in (BF16, torch.float16):
-        x = make("nonfinite", elements(table), 1).to(dtype)
-        for grad in (add, add.to(dtype)):
-            head = arguments(table, x, grad, decay=0.7, add_scale=0.3)
-            agree(backend, "topk_encode", *head, torch.zeros(3))
-            agree(backend, "topk_sampled_encode", *head, 3, 1)
-            agree(backend, "randk_encode", *head, gain, 3)
-    x = make("normal", elements(table), 1)
-    for op, tail in (("topk_encode", (torch.zeros(3),)), ("topk_sampled_encode", (3, 1)), ("randk_encode", (gain, 3))):
+    add = make("normal", 24_000, 2)
+    for dtype, grad, shapes in ((BF16, add, [LISTED, (1, 1)]), (torch.float16, add.half(), [(3000, 1500), (40, 1)])):
+        table, gain = table_of(shapes), torch.tensor([20.0, 2.0])
+        head = arguments(table, make("nonfinite", 24_000, 1).to(dtype), grad, decay=0.7, add_scale=0.3)
+        agree(backend, "topk_encode", *head, torch.zeros(2))
+        agree(backend, "topk_sampled_encode", *head, 3, 1)
+        agree(backend, "randk_encode", *head, gain, 3)
+    x = make("normal", 24_000, 1)
+    for op, tail in (("topk_encode", (None,)), ("topk_sampled_encode", (3, 1)), ("randk_encode", (gain, 3))):
         found = []
         for name in ("reference", backend):
-            wire, status, left = torch.zeros(nbytes(table) + 1, dtype=torch.uint8), torch.zeros(4), x.clone()
+            wire, left = torch.zeros(nbytes(table) + 1, dtype=torch.uint8), x.clone()
             with using(name):
-                getattr(OPS, op)(left, None, wire[1:], table, status.to(torch.uint8), 0.7, 1.0, *tail)
+                getattr(OPS, op)(left, None, wire[1:], table, torch.zeros(4, dtype=torch.uint8), 0.7, 1.0, *tail)
             found.append((wire, left))
         assert same(found[0][0], found[1][0]) and same(found[0][1], found[1][1]), op
 
@@ -143,10 +141,10 @@ def test_a_count_chosen_by_the_caller(backend: str) -> None:
             call(backend, "topk_some_encode", *arguments(table, x, add, *tail))
 
 
-@pytest.mark.parametrize("kind", ["normal", "ties", "zero", "denormal", "nonfinite"])
+@pytest.mark.parametrize("kind", ["normal", "ties", "zero", "denormal"])
 @every_backend
 def test_a_sampled_threshold_equals_the_reference(backend: str, kind: str) -> None:
-    for number, (n, k) in enumerate([(1, 1), (64, 37), (300, 250), (1000, 100), (5000, 3), (25_000, 75)]):
+    for number, (n, k) in enumerate([(1, 1), (300, 250), (5000, 3), LISTED]):
         table = table_of([(n, k), (0, 0), (min(n, 70), min(n, 7)), (50, 0)])
         x, add = make("normal", elements(table), 1), make(kind, elements(table), 2)
         agree(backend, "topk_sampled_encode", *arguments(table, x, add, 2**33 + 7 * number, 2, add_scale=-0.5))
@@ -154,21 +152,22 @@ def test_a_sampled_threshold_equals_the_reference(backend: str, kind: str) -> No
 
 @every_backend
 def test_a_sample_that_misleads(backend: str) -> None:
+    """Large elements where the sample looks, or small ones: the threshold is far too high or far too low."""
     n, k = LISTED
     table = table_of([(n, k)], add=False, gap=0)
     stride, _ = sample_of(n, k)
+    offset, key = table[0, 4:6].tolist()
+    start = int(philox(torch.tensor([offset]), 6, 2, STREAM, key)[0]) * stride >> 32
     noise, outcomes = make("normal", n), set()
-    for start in (0, stride // 2):
-        for inside, outside in ((3.0, 1.0), (0.01, 1.0), (0.0, 1.0), (1.0, 1e-38)):
-            y = noise * outside
-            y[start::stride] = noise[start::stride] * inside
-            for step in range(2):
-                agree(backend, "topk_sampled_encode", *arguments(table, y, None, step, 0))
-                if backend == "triton":
-                    found, wanted, room = state(table, 0)
-                    outcomes.add("short" if found < wanted else "long" if found > room else "right")
-                    outcomes.add("fewer" if wanted < k else "all")
-    assert backend != "triton" or outcomes >= {"short", "right", "fewer", "all"}
+    for inside, outside in ((3.0, 1.0), (1.25, 1.0), (0.01, 1.0), (1.0, 1e-38)):
+        y = noise * outside
+        y[start::stride] = noise[start::stride] * inside
+        agree(backend, "topk_sampled_encode", *arguments(table, y, None, 6, 2))
+        if backend == "triton":
+            found, wanted, room = state(table, 0)
+            outcomes.add("short" if found < wanted else "long" if found > room else "right")
+            outcomes.add("fewer" if wanted < k else "all")
+    assert backend != "triton" or outcomes == {"short", "long", "right", "fewer", "all"}
 
 
 @every_backend
@@ -303,7 +302,8 @@ def test_random_corruption_never_leaves_the_row(backend: str) -> None:
                     refused += 1
                     out.append(str(error))
             out.append(target)
-        assert len(out) in (2, 4) and same(out[-1], out[len(out) // 2 - 1]) and out[0:1] == out[0:1]
+        half = len(out) // 2
+        assert out[: half - 1] == out[half:-1] and same(out[half - 1], out[-1])
     assert 0 < refused < 2 * tries and refused % 2 == 0
 
 
@@ -344,7 +344,8 @@ def test_selections_come_back_to_their_places(backend: str, ways: int) -> None:
 @triton.jit
 def _indices(out, numel, key, offset, step, k, WIDE: tl.constexpr):
     m = tl.arange(0, WIDE).to(tl.int64)
-    tl.store(out + m, permuted(tl.where(m < k, m, 0), numel, key, offset, step), mask=m < k)
+    i = permuted(tl.where(m < k, m, 0), tl.load(numel), tl.load(key), tl.load(offset), step)
+    tl.store(out + m, i, mask=m < k)
 
 
 def test_the_permutation_equals_the_reference() -> None:
@@ -354,13 +355,8 @@ def test_the_permutation_equals_the_reference() -> None:
             k = min(numel, 64)
             out = torch.zeros(k, dtype=torch.int64)
             values = [torch.tensor([v]) for v in (numel, key, offset)]
-            launch(_indices_of, 1, out, *values, step, k, WIDE=64)
+            launch(_indices, 1, out, *values, step, k, WIDE=64)
             assert torch.equal(out, randk_indices(key, numel, k, offset, step)), numel
-
-
-@triton.jit
-def _indices_of(out, numel, key, offset, step, k, WIDE: tl.constexpr):
-    _indices(out, tl.load(numel), tl.load(key), tl.load(offset), step, k, WIDE)
 
 
 @pytest.mark.parametrize("kind", ["normal", "nonfinite", "huge"])
@@ -381,4 +377,4 @@ def test_randk_equals_the_reference(backend: str, kind: str) -> None:
             agree(backend, "randk_decode", *args, x, 0.3, accumulate, 3)
             sums = call("reference", "randk_decode", *args, x.to(BF16), 0.3, accumulate, 3)[3]
             found = call(backend, "randk_decode", *args, x.to(BF16), 0.3, accumulate, 3)[3]
-            assert torch.equal(torch.nan_to_num(sums), torch.nan_to_num(found)) and math.isfinite(0.3)
+            assert torch.equal(torch.nan_to_num(sums), torch.nan_to_num(found))
