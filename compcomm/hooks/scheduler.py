@@ -214,11 +214,17 @@ class Scheduler:
         self._step = None
         self.number += 1
         bad = abandon or any(f.error is not None or f.ctx.bad is True for f in flights)
-        if not bad and any(isinstance(f.ctx.bad, Tensor) or f.ctx.faults for f in flights):
+        unheard = any(isinstance(f.ctx.bad, Tensor) or f.ctx.faults for f in flights)
+        if not bad and unheard and not self._captured():
             self._landed, self._flights = self._ask(step, flights), []
             step.done.set()
         else:
             self._close(step, bad, abandon)
+
+    def _captured(self) -> bool:
+        """Whether this step is being recorded as a CUDA graph. The host has no part in its replays, so all of them are
+        taken as good: a bad one still delivers NaN, and what it sent is not given back."""
+        return self._side is not None and torch.cuda.is_current_stream_capturing()
 
     def _ask(self, step: Step, flights: list[Flight]) -> Landed:
         """Sends what the device knows of a step on its way to the host."""

@@ -72,6 +72,13 @@ def run(op: str, wanted: str, args: tuple[Any, ...]) -> Any:
     return f(*args)
 
 
+def corruption(device: torch.device) -> tuple[torch.Tensor, Callable[[int], Exception]]:
+    """The word (int64 [1]) in which kernels on this device keep the first message that could not be decoded, 0 where
+    there was none; and what makes the error of it. Reading it waits for the device."""
+    faults = importlib.import_module("compcomm.ops.triton.faults")
+    return faults.sticky(device), faults.error
+
+
 def device_of(args: tuple[Any, ...]) -> torch.device:
     """Where an op runs: where its tensors lie; tables and constants may lie on the host."""
     found = torch.device("cpu")

@@ -6,12 +6,14 @@ from abc import ABC
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from ..bucket import Bucket, Segment
 from ..compressor import Compressor, Payload
+from ..ops.gpu import corruption
 from ..reducer import Context, Reduced, Reducer, Sent, Update
-from ..verdict import either, poison
+from ..verdict import Fault, Truth, deferred, either, poison
 from ..wire import Flags, Packing
 
 
@@ -59,8 +61,17 @@ def finish(
 ) -> Reduced:  # fmt: skip
     """The mean by ``decode(sign, accumulate)``, NaN on a bad step, and the payloads of dead segments given back."""
     decode(1.0, accumulate)
+    if payload.compressor.sparse and deferred(out.flat):
+        flags = flags._replace(bad=either(flags.bad, _corrupt(out.flat, ctx)))
     skip = give_back(payload, flags, x)
     return settled(Sent(payload, skip), flags, x, out, ctx, decode, accumulate)
+
+
+def _corrupt(out: Tensor, ctx: Context) -> Truth:
+    """Whether kernels found a message that they could not decode, so that ``out`` is not the mean."""
+    word, explain = corruption(out.device)
+    ctx.faults.append(Fault(word, explain))
+    return (word != 0).to(torch.uint8)
 
 
 def settled(

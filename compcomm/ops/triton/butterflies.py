@@ -134,6 +134,12 @@ def size_bits(y):
 
 
 @triton.jit
+def is_small(size):
+    """Whether a magnitude is below 2^64."""
+    return size < 0x5F800000
+
+
+@triton.jit
 def put_numbers(wire, at, i, t, mask, WORDS: tl.constexpr):
     """Numbers ``i`` of those that begin at byte ``at``."""
     if WORDS:

@@ -12,7 +12,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton import next_power_of_2
 
 from ..reference.codebook import section, window_length
 from . import work
@@ -79,7 +78,7 @@ def _nearest(book, y, size, inside, BITS: tl.constexpr, PART: tl.constexpr):
 def _window(offset, first, b, n, key, step, part, BITS: tl.constexpr, BLOCK: tl.constexpr):
     """The windows of blocks ``b`` (int32 [NB]) of n elements: where they begin, and their length."""
     number = (offset + first + b.to(tl.int64) * BLOCK) // BLOCK
-    drawn, unused1, unused2, unused3 = philox((number & 0xFFFFFFFF).to(tl.uint32), step, 0, 5, key)
+    drawn, _w1, _w2, _w3 = philox((number & 0xFFFFFFFF).to(tl.uint32), step, 0, 5, key)
     start = ((drawn.to(tl.int64) * n.to(tl.int64)) >> 32).to(tl.int32)
     length = ((n.to(tl.int64) * part + 32768) >> 16).to(tl.int32)
     if BITS == 0:
@@ -100,7 +99,7 @@ def _encode(
     BITS: tl.constexpr, PART: tl.constexpr, DOT: tl.constexpr, HAS_ADD: tl.constexpr, WORDS: tl.constexpr,
     NB: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    row, tile, x_at, add_at, numel, wire_at, offset, key, unused_k, entry = row_of(table, tiles)
+    _row, tile, x_at, add_at, numel, wire_at, offset, key, _k, entry = row_of(table, tiles)
     first = tile * (NB * BLOCK)
     left = numel - first
     x_from, add_from = x_at + first, tl.where(add_at < 0, -1, add_at + first)
@@ -204,7 +203,7 @@ def _decode(
     ACCUMULATE: tl.constexpr, BITS: tl.constexpr, PART: tl.constexpr, WORDS: tl.constexpr, NB: tl.constexpr,
     C: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    row, tile, x_at, unused_add, numel, wire_at, offset, key, unused_k, entry = row_of(table, tiles)
+    _row, tile, x_at, _add, numel, wire_at, offset, key, _k, entry = row_of(table, tiles)
     first = tile * (NB * BLOCK)
     left = numel - first
     b = tl.arange(0, NB)

@@ -255,21 +255,22 @@ def nearest_even(t):
 
 
 @triton.jit
-def room_for(left, BITS: tl.constexpr, NB: tl.constexpr, BLOCK: tl.constexpr):
-    """Bytes that codes may take from a tile's first one on: to the end of the section, where ``left`` elements are left,
-    or of the block, where a program has one alone."""
-    whole = (left * BITS + 31) // 32 * 4
+def room_for(first, numel, BITS: tl.constexpr, NB: tl.constexpr, BLOCK: tl.constexpr):
+    """Bytes that codes may take from that of element ``first``, a tile's first one, on: to the end of the section, or of
+    the block where a program has one alone."""
+    room = (numel * BITS + 31) // 32 * 4 - first // 8 * BITS
     if NB == 1:
-        return tl.where(left > BLOCK, BLOCK * BITS // 8, whole)
-    else:
-        return whole
+        room = tl.where(numel - first > BLOCK, BLOCK // 8 * BITS, room)
+    return room
 
 
 @triton.jit
 def put_columns(wire, at, codes, c0, room, BITS: tl.constexpr, BLOCK: tl.constexpr):
-    """Writes the codes (int32 [NB, C]) of the columns from ``c0`` on of NB blocks of ``BLOCK`` elements, whose stream of
-    ``BITS`` bits begins at byte ``at``; nothing from byte ``room`` of it on. Columns after a block's end are not
-    written."""
+    """Writes the codes (int32 [NB, C]) of the columns from ``c0`` on of NB blocks of ``BLOCK`` elements.
+
+    Their stream of ``BITS`` bits begins at byte ``at``; nothing is written from byte ``room`` of it on, nor the columns
+    after a block's end.
+    """
     NB: tl.constexpr = codes.shape[0]
     C: tl.constexpr = codes.shape[1]
     from_ = c0 * BITS // 8

@@ -57,7 +57,12 @@ def raise_now(device: torch.device) -> None:
     fault = int(word)
     if fault:
         word.zero_()
-        raise RuntimeError(_explain[fault >> 52](fault & 0xFFFFF, (fault >> 20 & 0xFFFFFFFF) - 1))
+        raise error(fault)
+
+
+def error(fault: int) -> RuntimeError:
+    """What a sticky word's content means."""
+    return RuntimeError(_explain[fault >> 52](fault & 0xFFFFF, (fault >> 20 & 0xFFFFFFFF) - 1))
 
 
 @triton.jit

@@ -5,13 +5,28 @@ All numbers pass through memory once, those of blocks beyond 2^15 twice. Launche
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
 from ...scratch import scratch
 from ..reference.hadamard import section
 from . import work
-from .butterflies import flag_all, log2, places, put_numbers, root, sign_words, signed, size_bits, swapped, take_numbers, transform, write
+from .butterflies import (
+    flag_all,
+    is_small,
+    log2,
+    places,
+    put_numbers,
+    root,
+    sign_words,
+    signed,
+    size_bits,
+    swapped,
+    take_numbers,
+    transform,
+    write,
+)
 from .common import load_y, row_of, store
 from .hadamard_columns import columns_forward, columns_inverse
 from .hadamard_ends import ends_forward, ends_inverse
@@ -30,12 +45,6 @@ def _log_of_block(tile, numel, BLOCK: tl.constexpr, STAGES: tl.constexpr, PASSES
 
 
 @triton.jit
-def _small(size):
-    """Whether a magnitude is below 2^64."""
-    return size < 0x5F800000
-
-
-@triton.jit
 def _fits(y, PART: tl.constexpr, NEAR: tl.constexpr, FAR: tl.constexpr):
     """Where an element's block of PART has no number of 2^64 or more; in the order of ``places``."""
     N: tl.constexpr = y.shape[0]
@@ -49,7 +58,7 @@ def _fits(y, PART: tl.constexpr, NEAR: tl.constexpr, FAR: tl.constexpr):
         most = tl.max(tl.reshape(size_bits(y), SHAPE), axis=5, keep_dims=True)
         most = tl.max(tl.max(most, axis=3, keep_dims=True), axis=1, keep_dims=True)
         most = tl.reshape(tl.broadcast_to(most, SHAPE), [N])
-    return _small(most)
+    return is_small(most)
 
 
 @triton.jit(do_not_specialize=["step"])

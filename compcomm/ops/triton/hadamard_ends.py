@@ -5,7 +5,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .butterflies import flag_all, inside_blocks, log2, put_numbers, root, sign_words, signed, size_bits, take_numbers, write
+from .butterflies import (
+    flag_all,
+    inside_blocks,
+    is_small,
+    log2,
+    put_numbers,
+    root,
+    sign_words,
+    signed,
+    size_bits,
+    take_numbers,
+    write,
+)
 from .common import load_y, row_of, store
 
 
@@ -30,7 +42,7 @@ def _end_fits(y, i, end, BLOCK: tl.constexpr, TILE: tl.constexpr):
             wide = tl.max(tl.reshape(size, [TILE // BLOCK, BLOCK]), axis=1, keep_dims=True)
             wide = tl.reshape(tl.broadcast_to(wide, [TILE // BLOCK, BLOCK]), [TILE])
             most = tl.where(i // BLOCK < end // BLOCK, wide, most)
-    return _small(most)
+    return is_small(most)
 
 
 @triton.jit

@@ -51,6 +51,7 @@ class Plan(NamedTuple):
 
 
 def plan(table: Tensor, block: int, device: torch.device, decoding: bool) -> Plan:
+    """The launches for a table, made once."""
     return work.kept(table, ("hadamard", block, device, decoding), lambda: _made(table, block, device, decoding))
 
 
@@ -84,8 +85,8 @@ def _made(table: Tensor, block: int, device: torch.device, decoding: bool) -> Pl
         ]
         parts = (whole, *rest)
     parts = tuple(part for part in parts if part.work.programs)
-    high = min(block >> least, triton.next_power_of_2(int(tiles.max(initial=1))))
+    high = min(block >> least, next_power_of_2(int(tiles.max(initial=1)))) if block > LARGEST else 1
     columns, wide = None, max(32, HIGH // high)
-    if block > LARGEST and high > 1:
+    if high > 1:
         columns = listed(none, -(-tiles // high) * (TILE // wide))
     return Plan(parts, ends, columns, high, wide, bases)

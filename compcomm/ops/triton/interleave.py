@@ -39,7 +39,8 @@ def _deal(
     card, hand = block // ways, block % ways
     nth = (rest + i) // GRAIN
     turn = hand + nth
-    if ways < 1 << 30:
+    short = ways < 1 << 30
+    if short:  # a division of 32 bits costs a tenth
         cards = (turn.to(tl.int32) // ways.to(tl.int32)).to(tl.int64)
     else:
         cards = turn // ways

@@ -47,20 +47,6 @@ def _kept(table: Tensor, device: torch.device, *, decoding: bool = False) -> Kep
 
 
 @triton.jit
-def _mix(h):
-    h = h ^ (h >> 16)
-    h = h * tl.full([1], 0x85EBCA6B, tl.uint32)
-    h = h ^ (h >> 13)
-    h = h * tl.full([1], 0xC2B2AE35, tl.uint32)
-    return h ^ (h >> 16)
-
-
-@triton.jit
-def _turn(left, right, word, mask):
-    return right, left ^ (_mix(right ^ word) & mask)
-
-
-@triton.jit
 def permuted(m, numel, key, offset, step):
     """The indices (int64) of slots ``m`` (int64) of a row: six Feistel rounds, again where they lead outside."""
     zero = tl.zeros([1], tl.uint32)
@@ -76,12 +62,11 @@ def permuted(m, numel, key, offset, step):
     outside = m >= 0
     while tl.max(outside.to(tl.int32), axis=0) != 0:
         left, right = (value >> shift).to(tl.uint32), value.to(tl.uint32) & mask
-        left, right = _turn(left, right, a0, mask)
-        left, right = _turn(left, right, a1, mask)
-        left, right = _turn(left, right, a2, mask)
-        left, right = _turn(left, right, a3, mask)
-        left, right = _turn(left, right, a4, mask)
-        left, right = _turn(left, right, a5, mask)
+        for r in tl.static_range(6):
+            h = right ^ (a0 if r == 0 else a1 if r == 1 else a2 if r == 2 else a3 if r == 3 else a4 if r == 4 else a5)
+            h = (h ^ (h >> 16)) * tl.full([1], 0x85EBCA6B, tl.uint32)
+            h = (h ^ (h >> 13)) * tl.full([1], 0xC2B2AE35, tl.uint32)
+            left, right = right, left ^ ((h ^ (h >> 16)) & mask)
         value = tl.where(outside, (left.to(tl.int64) << shift) | right.to(tl.int64), value)
         outside = value >= numel
     return value

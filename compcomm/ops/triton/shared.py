@@ -108,7 +108,7 @@ def _encode(
             t = ys[v] * inverse
             if STOCHASTIC:
                 q = tl.floor(t + uniform(us[v]))
-            else:
+            else:  # not beyond what can be rounded so
                 q = nearest_even(tl.minimum(tl.maximum(t, -200.0), 200.0))
             q = tl.minimum(tl.maximum(q, -levels), levels)
             i = from_ + lane

@@ -1,8 +1,8 @@
 """Ternary: digits of base three and one size per block. Formulas and layouts: ``ops/reference/{ternary,trits}.py``.
 
 A program has five blocks, or a multiple, so that its digits are whole groups of 80 and, of aligned parameters, whole
-superblocks of dithers. It measures its blocks as rows of a tile, then quantises in units of 640 elements (5 superblocks,
-8 groups), 16 lanes each: a thread makes the bytes of its lane from its own digits.
+superblocks of dithers. It measures its blocks as rows of a tile, then quantises in units of 640 elements (five
+superblocks, eight groups), 16 lanes each: a thread makes the bytes of its lane from its own digits.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def _encode(
     lane = b[:, None] * BLOCK + tl.arange(0, 16)[None, :]
     for r in range(BLOCK // 16):
         i = lane + r * 16
-        y, unused_bad, unused_alive = load_y(x, add, x_from, add_from, i, i < left, decay, add_scale, True, HAS_ADD)
+        y, _bad, _alive = load_y(x, add, x_from, add_from, i, i < left, decay, add_scale, True, HAS_ADD)
         below += tl.where(y < 0, y, 0.0)
         above += tl.where(y < 0, 0.0, y)
         count += (y < 0).to(tl.int32)
@@ -61,7 +61,7 @@ def _encode(
 
     tl.debug_barrier()  # all warps have read x
     bits_at = wire_at + (numel + BLOCK - 1) // BLOCK * 8 + first // 8
-    room = room_for(left, 1, NB, BLOCK)
+    room = room_for(first, numel, 1, NB, BLOCK)
     for c0 in range(0, BLOCK, C):
         c = c0 + tl.arange(0, C)[None, :]
         i = b[:, None] * BLOCK + c

@@ -1,8 +1,8 @@
 """Squeeze and spread: sections of variable length, packed and unpacked. Layout: ``ops/reference/variable.py``.
 
 Lengths are read on the device. A first launch finds where every part (a message's exact part, or a section) comes from
-or goes to, and checks all of it; a second one copies, unless the first found a fault (``faults.py``). Nothing is then
-written but ``sizes``, which become 0. A body is a chain of lengths, so ``spread`` follows it with a program per message.
+or goes to, and checks all of it; a second one copies, unless the first found a fault (``faults.py``). Then nothing is
+written but ``sizes``, which become 0. A body is a chain of lengths: ``spread`` follows it with a program per message.
 """
 
 from __future__ import annotations

@@ -62,13 +62,12 @@ def state(table: Tensor, row: int) -> tuple[int, int, int]:
 @pytest.mark.parametrize("kind", ["normal", "ties", "equal", "negative zero", "denormal", "huge", "one", "nonfinite"])
 @every_backend
 def test_topk_equals_the_reference(backend: str, kind: str) -> None:
-    for number, (n, k) in enumerate([(1, 1), (17, 0), (63, 31), (1000, 1000), (4097, 40), LISTED]):
-        table = table_of([(n, k), (0, 0), (min(n, 70), min(n, 7))])
-        x, add = make("nonfinite" if number == 1 else "normal", elements(table), 1), make(kind, elements(table), 2)
-        decay, add_scale = ((1.0, 1.0), (0.0, 1.0), (0.9, -0.25))[number % 3]
-        agree(backend, "topk_encode", *arguments(table, x, add, torch.ones(3), decay=decay, add_scale=add_scale))
-        if number in (2, 4):
-            agree(backend, "topk_encode", *arguments(table, add, None, None, decay=0.5))
+    table = table_of([(1, 1), (0, 0), (63, 31), (17, 0), (100, 100), (4097, 40)])
+    x, add = make("nonfinite" if kind == "ties" else "normal", elements(table), 1), make(kind, elements(table), 2)
+    decay, add_scale = (1.0, 1.0) if kind == "huge" else (0.0, 1.0) if kind == "denormal" else (0.9, -0.25)
+    agree(backend, "topk_encode", *arguments(table, x, add, torch.ones(6), decay=decay, add_scale=add_scale))
+    table = table_of([LISTED])
+    agree(backend, "topk_encode", *arguments(table, make(kind, elements(table), 2), None, None, decay=0.5))
 
 
 @every_backend
@@ -144,10 +143,9 @@ def test_a_count_chosen_by_the_caller(backend: str) -> None:
 @pytest.mark.parametrize("kind", ["normal", "ties", "zero", "denormal"])
 @every_backend
 def test_a_sampled_threshold_equals_the_reference(backend: str, kind: str) -> None:
-    for number, (n, k) in enumerate([(1, 1), (300, 250), (5000, 3), LISTED]):
-        table = table_of([(n, k), (0, 0), (min(n, 70), min(n, 7)), (50, 0)])
-        x, add = make("normal", elements(table), 1), make(kind, elements(table), 2)
-        agree(backend, "topk_sampled_encode", *arguments(table, x, add, 2**33 + 7 * number, 2, add_scale=-0.5))
+    table = table_of([(1, 1), (0, 0), (300, 250), (50, 0), (5000, 3), LISTED])
+    x, add = make("normal", elements(table), 1), make(kind, elements(table), 2)
+    agree(backend, "topk_sampled_encode", *arguments(table, x, add, 2**33 + 7, 2, decay=0.1, add_scale=-0.5))
 
 
 @every_backend
@@ -243,7 +241,8 @@ def test_a_corrupt_message_is_refused_whole(backend: str, damage: dict[int, int 
     out, skip = torch.full((elements(table),), 5.0), torch.zeros(2, dtype=torch.uint8)
     for op, args in (("topk_decode", (wires, table, skip, out, 1.0, False)), ("topk_zero", (wires[1:2], table, out))):
         words = [refusal(name, lambda: getattr(OPS, op)(*args)) for name in ("reference", backend)]  # noqa: B023
-        assert words[0] == words[1] and f"message {0 if op == 'topk_zero' else 1}, table row 1" in words[0]
+        assert words[0].startswith(words[1]), words
+        assert f"message {0 if op == 'topk_zero' else 1}, table row 1: the top-k section is corrupt" in words[1]
     assert bool((out == 5.0).all())
     assert backend != "triton" or int(faults.sticky(CPU)) == 0, "what was raised is forgotten"
     skip[1] = 1  # what nobody decodes is not looked at
@@ -258,7 +257,7 @@ def test_the_first_fault_in_the_order_of_the_reference(backend: str) -> None:
     wires[2, int(table[0, 3])] = wires[0, int(table[1, 3])] = 99
     args = (wires, table, torch.zeros(2, dtype=torch.uint8), torch.zeros(elements(table)), 1.0, False)
     words = [refusal(name, lambda: OPS.topk_decode(*args)) for name in ("reference", backend)]
-    assert words[0] == words[1] and "message 2, table row 0" in words[0]
+    assert words[0].startswith(words[1]) and "message 2, table row 0" in words[1]
 
 
 def test_a_device_remembers_its_first_fault() -> None:
@@ -303,7 +302,7 @@ def test_random_corruption_never_leaves_the_row(backend: str) -> None:
                     out.append(str(error))
             out.append(target)
         half = len(out) // 2
-        assert out[: half - 1] == out[half:-1] and same(out[half - 1], out[-1])
+        assert same(out[half - 1], out[-1]) and all(a.startswith(b) for a, b in zip(out[: half - 1], out[half:-1]))
     assert 0 < refused < 2 * tries and refused % 2 == 0
 
 
@@ -338,7 +337,7 @@ def test_selections_come_back_to_their_places(backend: str, ways: int) -> None:
                 OPS.topk_undeal(wire[None], table, torch.tensor([wrong, *deals[1:]]), out, 1.0, 16)
         wire[lines[2][3]] = 9
     words = [refusal(n, lambda: OPS.topk_undeal(wire[None], table, deal, out, 1.0, 16)) for n in ("reference", backend)]
-    assert words[0] == words[1] and "row 2" in words[0]
+    assert words[0].startswith(words[1]) and "row 2" in words[1]
 
 
 @triton.jit
@@ -361,20 +360,21 @@ def test_the_permutation_equals_the_reference() -> None:
 
 @pytest.mark.parametrize("kind", ["normal", "nonfinite", "huge"])
 @every_backend
-def test_randk_equals_the_reference(backend: str, kind: str) -> None:
-    for n, k in ((1, 1), (17, 5), (257, 257), (5000, 1030)):
-        table = table_of([(n, k), (0, 0), (min(n, 70), min(n, 7))])
-        x, add = make("normal", elements(table), 1), make(kind, elements(table), 2)
-        gain = torch.tensor([n / k, 1.0, 1e30])
-        agree(backend, "randk_encode", *arguments(table, x, add, gain, 3, decay=0.9, add_scale=0.5))
-        wire = agree(backend, "randk_encode", *arguments(table, add, None, gain, 3, decay=0.9))[2]
-        wires = torch.stack([wire, wire.flip(0), wire])
-        for count, accumulate, absent, skip in ((3, False, 0, [0, 0]), (3, True, -1, [0, 1]), (1, False, -1, [1, 0])):
-            chosen = table.clone()
-            if absent >= 0:
-                chosen[absent, 0] = -1
-            args = (wires[:count], chosen, torch.tensor(skip, dtype=torch.uint8))
-            agree(backend, "randk_decode", *args, x, 0.3, accumulate, 3)
-            sums = call("reference", "randk_decode", *args, x.to(BF16), 0.3, accumulate, 3)[3]
-            found = call(backend, "randk_decode", *args, x.to(BF16), 0.3, accumulate, 3)[3]
-            assert torch.equal(torch.nan_to_num(sums), torch.nan_to_num(found))
+def test_randk_encoding_equals_the_reference(backend: str, kind: str) -> None:
+    table = table_of([(1, 1), (0, 0), (257, 257), (5000, 1030)])
+    x, add, gain = make("normal", elements(table), 1), make(kind, elements(table), 2), torch.tensor([1e30, 1, 1, 5.0])
+    agree(backend, "randk_encode", *arguments(table, x, add, gain, 3, decay=0.9, add_scale=0.5))
+    agree(backend, "randk_encode", *arguments(table, add, None, gain, 2**33 + 1, decay=0.9))
+
+
+@every_backend
+def test_randk_decoding_equals_the_reference(backend: str) -> None:
+    table = table_of([(1, 1), (0, 0), (257, 257), (5000, 1030)])
+    x = make("normal", elements(table), 1)
+    wires = make("normal", 3 * nbytes(table), 2).view(torch.uint8).view(3, -1)[:, 1 : nbytes(table) + 1]
+    for count, accumulate, absent, skip in ((3, False, 0, [0, 0]), (3, True, -1, [0, 1]), (1, False, -1, [1, 0])):
+        chosen, skipped = table.clone(), torch.tensor(skip, dtype=torch.uint8)
+        if absent >= 0:
+            chosen[absent, 0] = -1
+        for out in (x, x.to(BF16)):
+            agree(backend, "randk_decode", wires[:count], chosen, skipped, out, 0.3, accumulate, 3)
