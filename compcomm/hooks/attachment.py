@@ -264,18 +264,18 @@ class Attachment:
     def transport(self) -> ProcessGroup:
         """What carries this attachment's collectives. Between two steps, and on every rank at the same one, a host may
         start some of its own."""
-        self._settle()
+        self.settle()
         return self._transport
 
     @property
     def step(self) -> int:
         """Averaged backward passes so far."""
-        self._settle()
+        self.settle()
         return self._scheduler.number
 
     def report(self) -> Report:
         """What was sent, what it cost and what it lost, by the steps that are over."""
-        self._settle()
+        self.settle()
         s = self._scheduler
         steps = max(1, s.number - s.first)
         sizes = self.elements
@@ -302,7 +302,7 @@ class Attachment:
 
     def errors(self) -> dict[str, float | None]:
         """A report's ``relative_error``, alone. It decodes what the last step sent: some passes over the gradient."""
-        self._settle()
+        self.settle()
         return relative_errors(self._last, self._store) if self._open is None else {}
 
     @property
@@ -335,7 +335,7 @@ class Attachment:
     def choices(self) -> dict[str, float]:
         """The setting of the next step by parameter: the density, the bits or the rank that a controller chose or a
         schedule gives. Empty where there is neither."""
-        self._settle()
+        self.settle()
         return {**self.scheduled(), **self.reducer.choices(self._store.segments(), self._store)}
 
     def scheduled(self) -> dict[str, float]:
@@ -345,7 +345,7 @@ class Attachment:
     def telemetry(self) -> list[Telemetry]:
         """What each controller measured last, the same on every rank: the norm of every parameter's gradient, and the
         error and the bytes of every setting that it may have."""
-        self._settle()
+        self.settle()
         found = self.reducer.controllers(self._store.segments())
         return [controller.telemetry(segments, self._store) for controller, segments in found]
 
@@ -529,22 +529,22 @@ class Attachment:
         for flat, content in zip(step.flats, kept, strict=True):
             flat.copy_(content)
 
-    def _settle(self) -> None:
-        """Waits until the last step is over, whatever became of it."""
+    def settle(self) -> None:
+        """Waits until the last step is over, whatever became of it: ``end_step`` then knows what a peer did, too."""
         if self._current is not None and self._open is None:
             if not self._current.over.is_set():
                 self._do(self._scheduler.settle)
             self._current.over.wait()
 
     def _between_steps(self, call: str) -> None:
-        """Waits as ``_settle`` does; while a step is open, its payloads are neither in the residuals nor averaged."""
+        """Waits as ``settle`` does; while a step is open, its payloads are neither in the residuals nor averaged."""
         if self._open is not None:
             raise StateError(
                 f"{call}: step {self._scheduler.number} has begun and its backward pass has not ended, or raised, so a "
                 f"part of the residuals is under way. After an error, run model.reducer._reset_state() and one more "
                 f"backward pass on every rank, then call {call} again; or go back to the last checkpoint."
             )
-        self._settle()
+        self.settle()
 
     def _finished(self, flights: list[Flight], bad: bool) -> None:
         self._last = [] if bad else flights

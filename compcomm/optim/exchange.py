@@ -79,6 +79,7 @@ class Exchange:
             # What failed arrives as NaN in every element.
             first = [start for start, stop in batch.spans if start < stop]
             if bool(torch.isnan(vector[first]).any()):
+                self.attachment.settle()
                 self.attachment.end_step()
                 raise FloatingPointError(
                     f"{self.attachment.reducer!r}: a mean over the ranks is not finite although all of them sent "

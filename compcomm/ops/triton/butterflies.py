@@ -105,13 +105,11 @@ def _sign_word(number, step, key):
 
 
 @triton.jit
-def signed(t, words):
-    """t with the signs: bit c of word g is that of element 32 g + c."""
-    N: tl.constexpr = t.shape[0]
-    c = tl.arange(0, 32)[None, :].to(tl.uint32)
-    minus = ((words[:, None] >> c) << 31).to(tl.int32, bitcast=True)
-    bits = tl.reshape(t, [N // 32, 32]).to(tl.int32, bitcast=True) ^ minus
-    return tl.reshape(bits.to(tl.float32, bitcast=True), [N])
+def signed(t, i, words):
+    """t with the signs of the elements ``i``: bit i % 32 of word i // 32. A gather, so that a word is computed once."""
+    word = tl.gather(words, i // 32, 0)
+    minus = ((word >> (i % 32).to(tl.uint32)) << 31).to(tl.int32, bitcast=True)
+    return (t.to(tl.int32, bitcast=True) ^ minus).to(tl.float32, bitcast=True)
 
 
 @triton.jit

@@ -82,9 +82,8 @@ def _forward(
     if PASSES == 2:
         tl.store(large + tl.program_id(0), tl.max((fits == 0).to(tl.int32), axis=0))
     log = _log_of_block(tile, numel, BLOCK, STAGES, PASSES)
-    g = swapped(tl.arange(0, NEAR * FAR), FAR, NEAR)
-    words = sign_words(offset + first + g * 32, step, key, ALIGNED)
-    t = tl.where(fits, signed(y * root(log), words), 0.0)
+    words = sign_words(offset + first + tl.arange(0, NEAR * FAR) * 32, step, key, ALIGNED)
+    t = tl.where(fits, signed(y * root(log), i, words), 0.0)
     t = transform(t, STAGES, NEAR, FAR)
     if 2**STAGES > 32 * NEAR:
         i = tl.arange(0, N)
@@ -107,12 +106,10 @@ def _inverse(
         log = _log_of_block(tile, numel, BLOCK, STAGES, PASSES)
         t = take_numbers(z, wire_at + first * 4, i, all_, WORDS) * root(log)
         t = transform(t, STAGES, NEAR, FAR)
-        g = swapped(tl.arange(0, NEAR * FAR), FAR, NEAR)
         if 2**STAGES > 32 * NEAR:
-            g = tl.arange(0, NEAR * FAR)
             i = tl.arange(0, N)
         if PASSES == 1:
-            t = signed(t, sign_words(offset + first + g * 32, step, key, ALIGNED))
+            t = signed(t, i, sign_words(offset + first + tl.arange(0, NEAR * FAR) * 32, step, key, ALIGNED))
             write(out, x_at + first, i, t, all_, scale, ACCUMULATE)
         else:
             tl.store(partial + tl.program_id(0).to(tl.int64) * N + i, t)

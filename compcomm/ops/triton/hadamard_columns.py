@@ -72,7 +72,7 @@ def columns_inverse(
         t = _tall(t, first, end, BLOCK // TILE, ROWS, COLUMNS)
         g = tl.arange(0, ROWS * COLUMNS // 32) * 32
         begin = offset + first * TILE + column + g // COLUMNS * TILE + g % COLUMNS
-        t = signed(t, sign_words(begin, step, key, ALIGNED))
+        t = signed(t, tl.arange(0, ROWS * COLUMNS), sign_words(begin, step, key, ALIGNED))
         write(out, at, i, t, mask, scale, ACCUMULATE)
     elif ACCUMULATE == 0:
         store(out + at + i, tl.zeros([ROWS * COLUMNS], tl.float32), mask)

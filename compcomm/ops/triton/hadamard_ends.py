@@ -71,7 +71,7 @@ def ends_forward(
     fits = _end_fits(y, i, end, BLOCK, TILE)
     flag_all(status, entry, bad | (fits == 0), alive)
     words = sign_words(offset + first + tl.arange(0, TILE // 32) * 32, step, key, ALIGNED)
-    t = tl.where(fits, signed(y * root(_end_logs(i, end, BLOCK)), words), 0.0)
+    t = tl.where(fits, signed(y * root(_end_logs(i, end, BLOCK)), i, words), 0.0)
     put_numbers(z, wire_at + first * 4, i, _end_transform(t, end, BLOCK, TILE), mask, WORDS)
 
 
@@ -88,7 +88,7 @@ def ends_inverse(
     if tl.load(skip + entry) == 0:
         t = take_numbers(z, wire_at + first * 4, i, mask, WORDS) * root(_end_logs(i, end, BLOCK))
         t = _end_transform(t, end, BLOCK, TILE)
-        t = signed(t, sign_words(offset + first + tl.arange(0, TILE // 32) * 32, step, key, ALIGNED))
+        t = signed(t, i, sign_words(offset + first + tl.arange(0, TILE // 32) * 32, step, key, ALIGNED))
         write(out, x_at + first, i, t, mask, scale, ACCUMULATE)
     elif ACCUMULATE == 0:
         store(out + x_at + first + i, tl.zeros([TILE], tl.float32), mask)

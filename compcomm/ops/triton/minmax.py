@@ -98,8 +98,7 @@ def _encode(
     unit = per_block(tl.div_rn(sent_high - sent_low, top))
     low, inverse, live = per_block(low), per_block(inverse), per_block(live)
     sent_low, sent_high = per_block(sent_low), per_block(sent_high)
-    last = numel - first <= NB * BLOCK
-    codes_at = wire_at + (numel + BLOCK - 1) // BLOCK * 8 + first // 8 * BITS
+    codes_at = wire_at + (numel + BLOCK - 1) // BLOCK * 8
     for c in range(CHUNKS):
         if CHUNKS > 1:
             y, _bad, _alive, left, i, mask, x_from_c = clean_tile(
@@ -116,7 +115,7 @@ def _encode(
         level = tl.minimum(tl.maximum(tl.where(live, level, 0.0), 0.0), TOP * 1.0)
         value = tl.where(level == TOP, sent_high, sent_low + level * unit)
         store(x + x_from_c + i, y - value, mask)
-        put_stream(wire, codes_at + c * (WIDE // 8 * BITS), level.to(tl.int32), left, last, BITS, BLOCK, WHOLE)
+        put_stream(wire, codes_at, numel, first + c * WIDE, level.to(tl.int32), left, BITS, BLOCK, WHOLE)
 
 
 @triton.jit

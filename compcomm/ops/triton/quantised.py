@@ -224,8 +224,7 @@ def _encode(
     put32(wire, wire_at + (tile * NB + b) * 4, steps, b * BLOCK < all_left, WORDS)
     raise_flag(status, 0, bad | (tl.max(overflow.to(tl.int32), axis=0) != 0))
     raise_flag(status, 1 + entry, alive)
-    codes_at = wire_at + (numel + BLOCK - 1) // BLOCK * 4 + first // 8 * BITS
-    last = numel - first <= NB * BLOCK
+    codes_at = wire_at + (numel + BLOCK - 1) // BLOCK * 4
     for c in range(CHUNKS):
         if CHUNKS > 1:
             y, _bad, _alive, left, i, mask, x_from_c = clean_tile(
@@ -236,7 +235,7 @@ def _encode(
         dither = dither_tile(offset, first + c * WIDE, i, step, rank, key, RUNS) if STOCHASTIC else 0
         codes, value = CODE(y, per_block(steps), per_block(inverse), dither, FORM, STOCHASTIC, NORM2)
         store(x + x_from_c + i, y - value, mask)
-        put_stream(wire, codes_at + c * (WIDE // 8 * BITS), codes, left, last, BITS, BLOCK, WHOLE)
+        put_stream(wire, codes_at, numel, first + c * WIDE, codes, left, BITS, BLOCK, WHOLE)
 
 
 @triton.jit

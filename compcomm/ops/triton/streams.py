@@ -16,16 +16,19 @@ def per_load(bits: int) -> int:
 
 
 @triton.jit
-def put_stream(wire, at, codes, left, last, BITS: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr):
+def put_stream(
+    wire, begin, numel, first, codes, left, BITS: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr
+):  # fmt: skip
     """Writes the codes (int32 [R, NB, C], below 2^BITS) of NB blocks, or of R * C columns of one that is longer, of
-    which there are ``left`` (int32): from byte ``at`` on, and after the ``last`` ones zeros up to the end of a word.
+    which there are ``left`` (int32), as codes ``first`` (int64) and so on of the ``numel`` of a stream that begins at
+    byte ``begin``; after the last one zeros, up to the end of a word.
 
-    WHOLE: ``at`` is a multiple of four, as is where the last code of such a tile ends, and the wire can be written as
-    words.
+    WHOLE: streams and tiles begin at words, and the wire can be written as words.
     """
     R: tl.constexpr = codes.shape[0]
     NB: tl.constexpr = codes.shape[1]
     C: tl.constexpr = codes.shape[2]
+    at = begin + first // 8 * BITS
     ROW: tl.constexpr = BLOCK if BLOCK < R * C or NB > 1 else R * C
     EVEN: tl.constexpr = BITS == 1 or BITS == 2 or BITS == 4 or BITS == 8
     AS_WORDS: tl.constexpr = EVEN and WHOLE and C * BITS >= 32 and ROW * BITS % 32 == 0
@@ -42,7 +45,8 @@ def put_stream(wire, at, codes, left, last, BITS: tl.constexpr, BLOCK: tl.conste
         mask = (r < ROW // PER) & (there > 0)
         tl.store((wire + at).to(tl.pointer_type(tl.uint32)) + w, words, mask=mask)
     else:
-        end = tl.where(last, (left * BITS + 31) // 32 * 4, left // 8 * BITS)
+        rest = (numel * BITS + 31) // 32 * 4 - first // 8 * BITS
+        end = tl.where(numel - first <= left, tl.minimum(rest, 1 << 30), left // 8 * BITS).to(tl.int32)
         for part in tl.static_range(BITS):
             mask = (r < ROW // PER) & (w * BITS + part < end)
             tl.store(wire + at + w * BITS + part, ((words >> (8 * part)) & 255).to(tl.uint8), mask=mask)

@@ -2,26 +2,100 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import torch
 
-from tests.ops.dense_case import Format
-from tests.ops.formats import float8, minmax, natural
-from tests.ops.interpreted.agreement import BACKENDS, check_decode, check_encode
+from tests.ops.dense_case import OPS, Format, case, encode, same
+from tests.ops.formats import Coded, float8, minmax, natural
+from tests.ops.interpreted.agreement import BACKENDS, check_decode, check_encode, kernel_or_skip
+from tests.ops.sparse_case import make, using
 
-FORMATS = [
+Form = Any
+
+
+def _of(forms: list[Coded], *labels: str) -> list[Coded]:
+    return [form for form in forms if form.label in labels]
+
+
+FORMATS: list[Form] = [
     Format("qsgd"),
-    Format("qsgd", bits=3, norm2=True, stochastic=True),
-    *minmax.FORMATS[6:8], *natural.FORMATS[:3], *float8.FORMATS[:2],
+    Format("qsgd", bits=3, stochastic=True),
+    *_of(minmax.FORMATS, "5 bits nearest 512", "4 bits random 512"),
+    natural.FORMATS[0],
+    *_of(natural.FORMATS, "3 bits, max norm, blocks of 512"),
+    *float8.FORMATS[:2],
 ]
+# Every width, both norms and roundings, and blocks that are short, padded, and too long for one tile.
+VARIED: list[Form] = [
+    Format("qsgd", bits=2, stochastic=True, block=16),
+    Format("qsgd", bits=5, block=48),
+    Format("qsgd", bits=6, norm2=True, stochastic=True, block=64),
+    Format("qsgd", bits=7, stochastic=True, block=4096),
+    Format("qsgd", bits=8, norm2=True, levels=5, block=256),
+    Format("qsgd", bits=3, block=4112),
+    *_of(minmax.FORMATS, "1 bits random 48", "7 bits random 1040", "3 bits nearest 2048", "8 bits nearest 512"),
+    *_of(minmax.FORMATS, "2 bits random 512", "6 bits nearest 512"),
+    *_of(natural.FORMATS, "3 bits, max norm, blocks of 16", "5 bits, max norm, blocks of 48"),
+    *_of(natural.FORMATS, "4 bits, max norm, blocks of 2048", "8 bits, max norm, blocks of 512"),
+    *float8.FORMATS[2:],
+]
+LONG: list[Form] = [Format("qsgd", block=1 << 17), Format("qsgd", bits=5, stochastic=True, block=6160)]
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_encode(backend: str, form: Format) -> None:
+def test_encode(backend: str, form: Form) -> None:
     check_encode(backend, form)
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_decode(backend: str, form: Format) -> None:
+def test_decode(backend: str, form: Form) -> None:
     check_decode(backend, form)
+
+
+def _agree(backend: str, form: Form, table: torch.Tensor, x: torch.Tensor, add: torch.Tensor, gain: torch.Tensor):
+    """One encoder call and one decoder call on buffers of words; the message is the reference's."""
+    nbytes = int(table[-1, 3]) + form.section(int(table[-1, 2])) + 8
+    results = []
+    for name in ("reference", backend):
+        left, wire = x.clone(), torch.full((nbytes,), 0xA5, dtype=torch.uint8)
+        status, out = torch.zeros(9, dtype=torch.uint8), add.clone()
+        with using(name):
+            encoder = getattr(OPS, f"{form.name}_encode")
+            encoder(left, add, wire, table, status, 0.9, 1.1, *form.encode_tail(gain, 1, 1))
+            wires = (results[0][1] if results else wire)[None]
+            skip = torch.zeros(8, dtype=torch.uint8)
+            getattr(OPS, f"{form.name}_decode")(wires, table, skip, out, 0.5, True, *form.decode_tail())
+        results.append((left, wire, status, out))
+    for expected, found in zip(*results, strict=True):
+        assert same(found, expected), form
+
+
+@pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "unaligned"])
+@pytest.mark.parametrize("form", [*FORMATS, *VARIED], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_words(backend: str, form: Form, aligned: bool) -> None:
+    """Messages of words, with rows, and without, that begin and end where vectors and runs of dithers do."""
+    kernel_or_skip(backend, f"{form.name}_encode")
+    block = getattr(form, "block", 512)
+    sizes = (block, 4, 2 * block + 20, 640) if aligned else (block - 1, 3, 2 * block + 17)
+    lines, at, byte = [], 4, 4
+    for r, n in enumerate(sizes):
+        lines.append([at, -1 if r == 1 else at, n, byte, 128 * r, 99 * r - 2**60, 0, r])
+        at += n + 4 * aligned
+        byte += form.section(n) + 4
+    x, add = make("normal", at + 4, 1), make("normal", at + 4, 2)
+    _agree(backend, form, torch.tensor(lines), x, add, torch.tensor([0.8, 1.0, 0.5, 1.0][: len(sizes)]))
+
+
+@pytest.mark.parametrize("form", LONG, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_blocks_longer_than_a_tile(backend: str, form: Form) -> None:
+    kernel_or_skip(backend, f"{form.name}_encode")
+    c = case(form, "normal", (6160 + 2049, 12319))
+    expected, found = encode("reference", form, c, 0.75, 1.3), encode(backend, form, c, 0.75, 1.3)
+    for name, tensor in expected.items():
+        assert same(found[name], tensor), (form, name)

@@ -62,10 +62,10 @@ def state(table: Tensor, row: int) -> tuple[int, int, int]:
 @pytest.mark.parametrize("kind", ["normal", "ties", "equal", "negative zero", "denormal", "huge", "one", "nonfinite"])
 @every_backend
 def test_topk_equals_the_reference(backend: str, kind: str) -> None:
-    table = table_of([(1, 1), (0, 0), (63, 31), (17, 0), (100, 100), (4097, 40)])
+    table = table_of([(1, 1), (0, 0), (63, 31), (100, 100), (4097, 40)])
     x, add = make("nonfinite" if kind == "ties" else "normal", elements(table), 1), make(kind, elements(table), 2)
     decay, add_scale = (1.0, 1.0) if kind == "huge" else (0.0, 1.0) if kind == "denormal" else (0.9, -0.25)
-    agree(backend, "topk_encode", *arguments(table, x, add, torch.ones(6), decay=decay, add_scale=add_scale))
+    agree(backend, "topk_encode", *arguments(table, x, add, torch.ones(5), decay=decay, add_scale=add_scale))
     table = table_of([LISTED])
     agree(backend, "topk_encode", *arguments(table, make(kind, elements(table), 2), None, None, decay=0.5))
 
@@ -143,7 +143,7 @@ def test_a_count_chosen_by_the_caller(backend: str) -> None:
 @pytest.mark.parametrize("kind", ["normal", "ties", "zero", "denormal"])
 @every_backend
 def test_a_sampled_threshold_equals_the_reference(backend: str, kind: str) -> None:
-    table = table_of([(1, 1), (0, 0), (300, 250), (50, 0), (5000, 3), LISTED])
+    table = table_of([(1, 1), (300, 250), (50, 0), (5000, 3), LISTED])
     x, add = make("normal", elements(table), 1), make(kind, elements(table), 2)
     agree(backend, "topk_sampled_encode", *arguments(table, x, add, 2**33 + 7, 2, decay=0.1, add_scale=-0.5))
 
@@ -349,12 +349,12 @@ def _indices(out, numel, key, offset, step, k, WIDE: tl.constexpr):
 
 def test_the_permutation_equals_the_reference() -> None:
     kernel_or_skip("triton", "randk_encode")
-    for numel in (1, 2, 17, 255, 256, 257, 1000, 65_537, 2**20 + 1, 2**32, 2**32 + 1, 2**38 + 1, 2**40):
-        for key, offset, step in ((0, 0, 0), (-5, 2**33 + 7, 2**40 + 1)):
-            k = min(numel, 64)
+    for numel in (1, 17, 256, 257, 65_537, 2**20 + 1, 2**32, 2**38 + 1, 2**40):
+        for key, offset, step in ((0, 0, 0), (-5, 2**33 + 7, 2**40 + 1))[: 1 + (numel > 256)]:
+            k = min(numel, 32)
             out = torch.zeros(k, dtype=torch.int64)
             values = [torch.tensor([v]) for v in (numel, key, offset)]
-            launch(_indices, 1, out, *values, step, k, WIDE=64)
+            launch(_indices, 1, out, *values, step, k, WIDE=32)
             assert torch.equal(out, randk_indices(key, numel, k, offset, step)), numel
 
 
@@ -371,7 +371,8 @@ def test_randk_encoding_equals_the_reference(backend: str, kind: str) -> None:
 def test_randk_decoding_equals_the_reference(backend: str) -> None:
     table = table_of([(1, 1), (0, 0), (257, 257), (5000, 1030)])
     x = make("normal", elements(table), 1)
-    wires = make("normal", 3 * nbytes(table), 2).view(torch.uint8).view(3, -1)[:, 1 : nbytes(table) + 1]
+    wires = torch.zeros(3, nbytes(table) + 1, dtype=torch.uint8)[:, 1:]
+    wires.copy_(make("normal", 3 * nbytes(table) // 4, 2).view(torch.uint8).view(3, -1))
     for count, accumulate, absent, skip in ((3, False, 0, [0, 0]), (3, True, -1, [0, 1]), (1, False, -1, [1, 0])):
         chosen, skipped = table.clone(), torch.tensor(skip, dtype=torch.uint8)
         if absent >= 0:
