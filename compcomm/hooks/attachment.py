@@ -535,6 +535,7 @@ class Attachment:
             if not self._current.over.is_set():
                 self._do(self._scheduler.settle)
             self._current.over.wait()
+            self._scheduler.follow()
 
     def _between_steps(self, call: str) -> None:
         """Waits as ``settle`` does; while a step is open, its payloads are neither in the residuals nor averaged."""

@@ -135,8 +135,8 @@ class Scheduler:
 
     def handle(self, job: Job) -> None:
         """Takes one bucket in. Never raises: errors are kept in the step."""
+        self._precede()
         if self._side is not None:
-            self._side.wait_stream(torch.cuda.current_stream(self.arena.device))
             job.flat.record_stream(self._side)
         with torch.cuda.stream(self._side) if self._side is not None else nullcontext():
             self._waiting.append(job)
@@ -153,13 +153,25 @@ class Scheduler:
 
     def abandon(self, step: Step) -> None:
         """Ends a step whose backward pass raised: flows finish their collectives and give their payloads back."""
+        self._precede()
         with torch.cuda.stream(self._side) if self._side is not None else nullcontext():
             try:
                 if not self.lost and self._step is step:
                     self._land(abandon=True)
             except Exception as error:
                 self._lose(step, error)
+        self.follow()
         step.end()
+
+    def _precede(self) -> None:
+        """What the host has asked for so far comes before what is put on the side stream now."""
+        if self._side is not None:
+            self._side.wait_stream(torch.cuda.current_stream(self.arena.device))
+
+    def follow(self) -> None:
+        """What the host asks for from now on, of the state or a bucket, comes after what is on the side stream."""
+        if self._side is not None:
+            torch.cuda.current_stream(self.arena.device).wait_stream(self._side)
 
     def _arrive(self, job: Job) -> None:
         step, flat = job.step, job.flat
@@ -246,6 +258,7 @@ class Scheduler:
         landed, self._landed = self._landed, None
         if landed is None:
             return
+        self._precede()
         with torch.cuda.stream(self._side) if self._side is not None else nullcontext():
             try:
                 bad, error = landed.heard()

@@ -21,6 +21,7 @@ from . import memory as memory
 from . import minmax as minmax
 from . import native as native
 from . import natural as natural
+from . import recode as recode
 from . import shared as shared
 from . import sketch as sketch
 from . import sparse as sparse

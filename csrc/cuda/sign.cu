@@ -37,7 +37,7 @@ struct Sign {
     // Bits by ballot: of row r of a block they are 16 neighbours, and lane l collects those of rows 2l and 2l + 1, a word.
     template <int R>
     __device__ __forceinline__ void emit(float (&y)[R], Scale scale, const cc_row&, int64_t, int64_t, int lane, int half,
-                                         uint8_t* staging, uint8_t* to, int bytes) const {
+                                         uint8_t*, uint8_t* to, int bytes) const {
         uint32_t words[R / 32] = {};
 #pragma unroll
         for (int r = 0; r < R; r++) {

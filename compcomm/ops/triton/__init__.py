@@ -26,6 +26,7 @@ from . import norms as norms
 from . import qsgd as qsgd
 from . import randk as randk
 from . import sampled as sampled
+from . import recode as recode
 from . import shared as shared
 from . import sign as sign
 from . import ternary as ternary

@@ -164,9 +164,10 @@ def write(out, at, i, t, mask, scale, ACCUMULATE: tl.constexpr):
 
 
 @triton.jit
-def flag_all(status, entry, bad, alive):
-    """status[0] |= 1 where anything is bad, status[1 + entry] |= 1 where anything is alive; up to 2^15 elements."""
-    met = tl.sum(bad.to(tl.int32) * 65536 + alive.to(tl.int32), axis=0)
+def flag_all(status, entry, met):
+    """status[0] |= 1 where ``met`` (int32) counts anything in its high half, status[1 + entry] |= 1 where in the low one;
+    of at most 2^15 things."""
+    met = tl.sum(met, axis=0)
     if (met >> 16) != 0:
         tl.store(status, tl.load(status) | 1)
     old = tl.load(status + 1 + entry)

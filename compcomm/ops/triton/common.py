@@ -256,8 +256,8 @@ def nearest_even(t):
 
 @triton.jit
 def room_for(first, numel, BITS: tl.constexpr, NB: tl.constexpr, BLOCK: tl.constexpr):
-    """Bytes that codes may take from that of element ``first``, a tile's first one, on: to the end of the section, or of
-    the block where a program has one alone."""
+    """Bytes that codes may take from that of a tile's ``first`` element on: to the end of the section, or of the block
+    where a program has one alone."""
     room = (numel * BITS + 31) // 32 * 4 - first // 8 * BITS
     if NB == 1:
         room = tl.where(numel - first > BLOCK, BLOCK // 8 * BITS, room)

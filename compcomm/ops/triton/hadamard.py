@@ -61,6 +61,22 @@ def _fits(y, PART: tl.constexpr, NEAR: tl.constexpr, FAR: tl.constexpr):
     return is_small(most)
 
 
+@triton.jit
+def _quarter(
+    x, add, x_at, add_at, p: tl.constexpr, met, decay, add_scale,
+    HAS_ADD: tl.constexpr, NEAR: tl.constexpr, FAR: tl.constexpr,
+):  # fmt: skip
+    """Quarter p of a tile in the order of ``places``: y, which x gets, and ``met`` with 1 for every nonzero gradient and
+    65536 for every number that is not finite or too large. By quarters, so that registers suffice for what is loaded."""
+    M: tl.constexpr = 8 * NEAR * FAR
+    i = tl.arange(0, M) + p * M
+    i = swapped(i // 32, FAR, NEAR) * 32 + i % 32
+    y, bad, alive = load_y(x, add, x_at, add_at, i, tl.full([M], 1, tl.int1), decay, add_scale, True, HAS_ADD)
+    store(x + x_at + i, y, tl.full([M], 1, tl.int1))
+    bad = bad | (is_small(size_bits(y)) == 0)
+    return y, met + bad.to(tl.int32) * 65536 + alive.to(tl.int32)
+
+
 @triton.jit(do_not_specialize=["step"])
 def _forward(
     x, add, z, table, tiles, status, large, decay, add_scale, step,
@@ -72,13 +88,16 @@ def _forward(
     _, tile, x_at, add_at, numel, wire_at, offset, key, _, entry = row_of(table, tiles)
     first = tile * N
     i = places(NEAR, FAR)
-    all_ = tl.full([N], 1, tl.int1)
-    y, bad, alive = load_y(
-        x, add, x_at + first, tl.where(add_at < 0, -1, add_at + first), i, all_, decay, add_scale, True, HAS_ADD
-    )
-    store(x + x_at + first + i, y, all_)
+    x_from = x_at + first
+    add_from = tl.where(add_at < 0, -1, add_at + first)
+    met = tl.zeros([N // 4], tl.int32)
+    y0, met = _quarter(x, add, x_from, add_from, 0, met, decay, add_scale, HAS_ADD, NEAR, FAR)
+    y1, met = _quarter(x, add, x_from, add_from, 1, met, decay, add_scale, HAS_ADD, NEAR, FAR)
+    y2, met = _quarter(x, add, x_from, add_from, 2, met, decay, add_scale, HAS_ADD, NEAR, FAR)
+    y3, met = _quarter(x, add, x_from, add_from, 3, met, decay, add_scale, HAS_ADD, NEAR, FAR)
+    y = tl.reshape(tl.permute(tl.join(tl.join(y0, y2), tl.join(y1, y3)), [1, 2, 0]), [N])
+    flag_all(status, entry, met)
     fits = _fits(y, 2**STAGES, NEAR, FAR)
-    flag_all(status, entry, bad | (fits == 0), alive)
     if PASSES == 2:
         tl.store(large + tl.program_id(0), tl.max((fits == 0).to(tl.int32), axis=0))
     log = _log_of_block(tile, numel, BLOCK, STAGES, PASSES)
@@ -87,7 +106,7 @@ def _forward(
     t = transform(t, STAGES, NEAR, FAR)
     if 2**STAGES > 32 * NEAR:
         i = tl.arange(0, N)
-    put_numbers(z, wire_at + first * 4, i, t, all_, WORDS)
+    put_numbers(z, wire_at + first * 4, i, t, tl.full([N], 1, tl.int1), WORDS)
 
 
 @triton.jit(do_not_specialize=["step"])

@@ -48,6 +48,7 @@ def _encode(
     row, tile, x_at, add_at, numel, wire_at, offset, key, _, entry = row_of(table, tiles)
     first = tile * (NB * BLOCK)
     all_left = tl.minimum(numel - first, NB * BLOCK)
+    chunks = 1 if CHUNKS == 1 else (all_left + WIDE - 1) // WIDE
     x_from = tl.multiple_of(x_at + first, STEP)
     add_from = tl.multiple_of(tl.where(add_at < 0, -16, add_at + first), STEP)
     if CHUNKS == 1:
@@ -64,7 +65,7 @@ def _encode(
         high = tl.full([NB], float("-inf"), tl.float32)
         bads = tl.zeros([NB], tl.int32)
         alives = tl.zeros([NB], tl.int32)
-        for c in range(CHUNKS):
+        for c in range(chunks):
             more, _bad, _alive, _left, _i, _mask, _from = clean_tile(
                 x, add, x_from, add_from, all_left, c, decay, add_scale, HAS_ADD, STEP, NB, WIDE, C, BLOCK
             )
@@ -99,7 +100,7 @@ def _encode(
     low, inverse, live = per_block(low), per_block(inverse), per_block(live)
     sent_low, sent_high = per_block(sent_low), per_block(sent_high)
     codes_at = wire_at + (numel + BLOCK - 1) // BLOCK * 8
-    for c in range(CHUNKS):
+    for c in range(chunks):
         if CHUNKS > 1:
             y, _bad, _alive, left, i, mask, x_from_c = clean_tile(
                 x, add, x_from, add_from, all_left, c, decay, add_scale, HAS_ADD, STEP, NB, WIDE, C, BLOCK

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..reference.rows import Row
 from . import work
-from .common import dither_each, dither_run, finish, finite, lane_sums, load_y, put32, row_of, store, take_f32
+from .common import dither_each, dither_run, finish, finite, fold_lanes, load_y, put32, row_of, store, take_f32
 from .launch import launch
 from .streams import in_order, nothing, per_load, put_stream, take_stream
 
@@ -113,6 +113,20 @@ def over_block(f):
 
 
 @triton.jit
+def square_sums(
+    x, add, x_from, add_from, left, decay, add_scale, HAS_ADD: tl.constexpr, NB: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """``lane_sums`` of y^2 alone, no further than there are elements, several loads under way."""
+    squares = tl.zeros([NB, 16], tl.float32)
+    i = tl.arange(0, NB)[:, None] * BLOCK + tl.arange(0, 16)[None, :]
+    for r in tl.range(((tl.minimum(left, BLOCK) + 15) // 16).to(tl.int32), loop_unroll_factor=4):
+        at = i + r * 16
+        y, _bad, _alive = load_y(x, add, x_from, add_from, at, at < left, decay, add_scale, True, HAS_ADD)
+        squares += y * y
+    return fold_lanes(squares)
+
+
+@triton.jit
 def per_block(f):
     """[NB] -> [1, NB, 1]"""
     return f[None, :, None]
@@ -189,6 +203,7 @@ def _encode(
     row, tile, x_at, add_at, numel, wire_at, offset, key, _, entry = row_of(table, tiles)
     first = tile * (NB * BLOCK)
     all_left = tl.minimum(numel - first, NB * BLOCK)
+    chunks = 1 if CHUNKS == 1 else (all_left + WIDE - 1) // WIDE
     x_from = tl.multiple_of(x_at + first, STEP)
     add_from = tl.multiple_of(tl.where(add_at < 0, -16, add_at + first), STEP)
     if CHUNKS == 1:
@@ -205,7 +220,7 @@ def _encode(
         peak = tl.zeros([NB], tl.int32)
         bads = tl.zeros([NB], tl.int32)
         alives = tl.zeros([NB], tl.int32)
-        for c in range(CHUNKS):
+        for c in range(chunks):
             more, _bad, _alive, _left, _i, _mask, _from = clean_tile(
                 x, add, x_from, add_from, all_left, c, decay, add_scale, HAS_ADD, STEP, NB, WIDE, C, BLOCK
             )
@@ -214,8 +229,7 @@ def _encode(
             alives = tl.maximum(alives, over_block(_alive.to(tl.int32)))
         bad, alive = tl.max(bads, axis=0) != 0, tl.max(alives, axis=0) != 0
     if NORM2:
-        _, squares = lane_sums(x, add, x_at, add_at, first, numel, decay, add_scale, HAS_ADD, NB, BLOCK)
-        norm = tl.sqrt_rn(squares)
+        norm = tl.sqrt_rn(square_sums(x, add, x_from, add_from, all_left, decay, add_scale, HAS_ADD, NB, BLOCK))
     else:
         norm = peak.to(tl.float32, bitcast=True)
     factor = 1.0 if gain is None else tl.load(gain + row)
@@ -225,7 +239,7 @@ def _encode(
     raise_flag(status, 0, bad | (tl.max(overflow.to(tl.int32), axis=0) != 0))
     raise_flag(status, 1 + entry, alive)
     codes_at = wire_at + (numel + BLOCK - 1) // BLOCK * 4
-    for c in range(CHUNKS):
+    for c in range(chunks):
         if CHUNKS > 1:
             y, _bad, _alive, left, i, mask, x_from_c = clean_tile(
                 x, add, x_from, add_from, all_left, c, decay, add_scale, HAS_ADD, STEP, NB, WIDE, C, BLOCK

@@ -17,7 +17,11 @@ CALLS: list[Call] = [
         Format("qsgd", bits=8, block=48),
         Format("qsgd", bits=2, block=LONG, stochastic=True),
         Format("qsgd", block=LONG, norm2=True),
-        *(form for form in minmax.FORMATS if form.label in ("1 bits random 48", "4 bits random 512", "3 bits nearest 2048")),
+        *(
+            form
+            for form in minmax.FORMATS
+            if form.label in ("1 bits random 48", "4 bits random 512", "3 bits nearest 2048")
+        ),
         natural.FORMATS[0],
         *(form for form in natural.FORMATS if form.label.startswith(("2 bits, max", "8 bits, L2"))),
         *float8.FORMATS[:2],

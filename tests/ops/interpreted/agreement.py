@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from compcomm.ops.gpu import find
+from tests.ops import emulated
 from tests.ops.dense_case import GAP, Format, case, decode, encode, gaps, same
 
+emulated.choose()
 BACKENDS = ("triton", "cuda")
 SIZES = (0, 1, 17, 512, 513, 1100)
 KINDS = ("normal", "denormal", "huge", "nonfinite", "negative zero")
