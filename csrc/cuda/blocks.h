@@ -219,7 +219,7 @@ __global__ void __launch_bounds__(THREADS)
 __device__ __forceinline__ uint32_t four_codes(const uint8_t* codes, int64_t i, int bits, int count) {
     const uint8_t* p = codes + i / 8 * bits + (i % 8 ? bits / 2 : 0);
     const int shift = i % 8 ? bits % 2 * 4 : 0, bytes = (shift + count * bits + 7) / 8;
-    if (bytes == 2 && (uintptr_t)p % 2 == 0) return *(const uint16_t*)p;
+    if (bytes == 2 && (uintptr_t)p % 2 == 0) return (uint32_t)(*(const uint16_t*)p) >> shift;
     if (bytes == 4 && (uintptr_t)p % 4 == 0) return *(const uint32_t*)p >> shift;
     uint32_t word = 0;
 #pragma unroll

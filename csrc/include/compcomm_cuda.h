@@ -49,6 +49,15 @@ CC_API int cc_cuda_qsgd_decode(CC_CUDA_DECODE_PARAMS, int bits, int levels, int6
 CC_API int cc_cuda_qsgd_recode(CC_CUDA_RECODE_PARAMS, const float* gain, int bits, int levels, int norm2,
                                int stochastic, int64_t block, int64_t step, int64_t rank, void* stream);
 
+// `stretches`: the same rows in tiles of cc_cuda_topk_stretch(). `lists`: per row where its list of candidates begins and
+// how many it has room for (0: none); `candidates`, all of them. `memory`: cc_cuda_topk_scratch() bytes, aligned to 16.
+CC_API int64_t cc_cuda_topk_tile(void);
+CC_API int64_t cc_cuda_topk_stretch(void);
+CC_API int64_t cc_cuda_topk_scratch(int64_t nrows, int64_t programs, int64_t candidates);
+CC_API int cc_cuda_topk_encode(CC_CUDA_ENCODE_PARAMS, float* hint, int64_t nrows, const int32_t* stretches,
+                               int64_t stretch_programs, const int64_t* lists, uint8_t* memory, int64_t candidates,
+                               void* stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -11,6 +11,7 @@ from __future__ import annotations
 from . import adam as adam
 from . import codebook as codebook
 from . import dense as dense
+from . import elias as elias
 from . import float8 as float8
 from . import hadamard as hadamard
 from . import header as header
@@ -29,6 +30,9 @@ from . import sampled as sampled
 from . import recode as recode
 from . import shared as shared
 from . import sign as sign
+from . import sketch_count as sketch_count
+from . import sketch_gauss as sketch_gauss
+from . import tails as tails
 from . import ternary as ternary
 from . import topk as topk
 from . import topk_decode as topk_decode

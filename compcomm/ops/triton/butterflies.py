@@ -69,13 +69,20 @@ def inside_blocks(t, first, end, H: tl.constexpr, UNIT: tl.constexpr):
 
 
 @triton.jit
-def transform(t, STAGES: tl.constexpr, NEAR: tl.constexpr, FAR: tl.constexpr):
-    """The butterflies of the lowest STAGES bits of numbers that lie in the order of ``places``. With more bits than
-    are near they end up in their own order."""
+def lane_stages(t, STAGES: tl.constexpr):
+    """The butterflies of the lowest five bits, or STAGES if that is less."""
     for s in tl.static_range(STAGES):
-        if 2**s < 32:
+        if s < 5:
             t = _by_lanes(t, 2**s)
-        elif 2**s < 32 * NEAR:
+    return t
+
+
+@triton.jit
+def further_stages(t, STAGES: tl.constexpr, NEAR: tl.constexpr, FAR: tl.constexpr):
+    """The others of the lowest STAGES bits of numbers that lie in the order of ``places``. Where those are more bits
+    than are near, the numbers end up in their own order."""
+    for s in tl.static_range(STAGES):
+        if s >= 5 and 2**s < 32 * NEAR:
             t = _by_registers(t, 2**s * FAR)
     if 2**STAGES > 32 * NEAR:
         i = tl.arange(0, 32 * NEAR * FAR)
@@ -165,9 +172,8 @@ def write(out, at, i, t, mask, scale, ACCUMULATE: tl.constexpr):
 
 @triton.jit
 def flag_all(status, entry, met):
-    """status[0] |= 1 where ``met`` (int32) counts anything in its high half, status[1 + entry] |= 1 where in the low one;
-    of at most 2^15 things."""
-    met = tl.sum(met, axis=0)
+    """status[0] |= 1 where ``met`` (int32) has anything in its high half, status[1 + entry] |= 1 where in its low
+    one."""
     if (met >> 16) != 0:
         tl.store(status, tl.load(status) | 1)
     old = tl.load(status + 1 + entry)

@@ -14,7 +14,9 @@ from ..reference.hadamard import section
 from . import work
 from .butterflies import (
     flag_all,
+    further_stages,
     is_small,
+    lane_stages,
     log2,
     places,
     put_numbers,
@@ -24,7 +26,6 @@ from .butterflies import (
     size_bits,
     swapped,
     take_numbers,
-    transform,
     write,
 )
 from .common import load_y, row_of, store
@@ -45,36 +46,42 @@ def _log_of_block(tile, numel, BLOCK: tl.constexpr, STAGES: tl.constexpr, PASSES
 
 
 @triton.jit
-def _fits(y, PART: tl.constexpr, NEAR: tl.constexpr, FAR: tl.constexpr):
-    """Where an element's block of PART has no number of 2^64 or more; in the order of ``places``."""
-    N: tl.constexpr = y.shape[0]
-    if PART == N:
-        most = tl.broadcast_to(tl.max(size_bits(y), axis=0, keep_dims=True), [N])
-    else:
-        C: tl.constexpr = PART if PART < 32 else 32
-        R: tl.constexpr = 1 if PART < 32 else (PART // 32 if PART < 32 * NEAR else NEAR)
-        W: tl.constexpr = 1 if PART < 32 * NEAR else PART // (32 * NEAR)
-        SHAPE: tl.constexpr = [NEAR // R, R, FAR // W, W, 32 // C, C]
-        most = tl.max(tl.reshape(size_bits(y), SHAPE), axis=5, keep_dims=True)
-        most = tl.max(tl.max(most, axis=3, keep_dims=True), axis=1, keep_dims=True)
-        most = tl.reshape(tl.broadcast_to(most, SHAPE), [N])
-    return is_small(most)
+def _fits(most, PART: tl.constexpr, NEAR: tl.constexpr, FAR: tl.constexpr):
+    """Whether all of an element's block of PART is below 2^64, given magnitudes' bits in the order of ``places``."""
+    C: tl.constexpr = PART if PART < 32 else 32
+    R: tl.constexpr = 1 if PART < 32 else (PART // 32 if PART < 32 * NEAR else NEAR)
+    W: tl.constexpr = 1 if PART < 32 * NEAR else PART // (32 * NEAR)
+    SHAPE: tl.constexpr = [NEAR // R, R, FAR // W, W, 32 // C, C]
+    most = tl.max(tl.reshape(most, SHAPE), axis=1, keep_dims=True)
+    most = tl.max(tl.max(most, axis=3, keep_dims=True), axis=5, keep_dims=True)
+    return is_small(tl.reshape(tl.broadcast_to(most, SHAPE), [32 * NEAR * FAR]))
 
 
 @triton.jit
 def _quarter(
-    x, add, x_at, add_at, p: tl.constexpr, met, decay, add_scale,
-    HAS_ADD: tl.constexpr, NEAR: tl.constexpr, FAR: tl.constexpr,
+    x, add, x_at, add_at, decay, add_scale, size, words, met, most, p: tl.constexpr,
+    HAS_ADD: tl.constexpr, STAGES: tl.constexpr, NEAR: tl.constexpr, FAR: tl.constexpr,
 ):  # fmt: skip
-    """Quarter p of a tile in the order of ``places``: y, which x gets, and ``met`` with 1 for every nonzero gradient and
-    65536 for every number that is not finite or too large. By quarters, so that registers suffice for what is loaded."""
+    """Quarter p of a tile in the order of ``places``, as far as lanes go; x gets y. By quarters, so that few registers
+    hold what was loaded. Returns the numbers, their magnitudes' bits, and per lane ``met``, plus 1 for every nonzero
+    gradient and 65536 for what is not finite or too large, and the ``most`` of the magnitudes."""
     M: tl.constexpr = 8 * NEAR * FAR
     i = tl.arange(0, M) + p * M
     i = swapped(i // 32, FAR, NEAR) * 32 + i % 32
-    y, bad, alive = load_y(x, add, x_at, add_at, i, tl.full([M], 1, tl.int1), decay, add_scale, True, HAS_ADD)
-    store(x + x_at + i, y, tl.full([M], 1, tl.int1))
-    bad = bad | (is_small(size_bits(y)) == 0)
-    return y, met + bad.to(tl.int32) * 65536 + alive.to(tl.int32)
+    all_ = tl.full([M], 1, tl.int1)
+    y, bad, alive = load_y(x, add, x_at, add_at, i, all_, decay, add_scale, True, HAS_ADD)
+    store(x + x_at + i, y, all_)
+    own = size_bits(y)
+    found = (bad | (is_small(own) == 0)).to(tl.int32) * 65536 + alive.to(tl.int32)
+    met |= tl.sum(found, axis=0)
+    most = tl.maximum(most, tl.max(own, axis=0))
+    return lane_stages(signed(y * size, i, words), STAGES), own, met, most
+
+
+@triton.jit
+def _joined(a, b, c, d):
+    """Four quarters."""
+    return tl.reshape(tl.permute(tl.join(tl.join(a, c), tl.join(b, d)), [1, 2, 0]), [4 * a.shape[0]])
 
 
 @triton.jit(do_not_specialize=["step"])
@@ -83,29 +90,37 @@ def _forward(
     HAS_ADD: tl.constexpr, WORDS: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
     STAGES: tl.constexpr, NEAR: tl.constexpr, FAR: tl.constexpr, PASSES: tl.constexpr,
 ):  # fmt: skip
-    """A tile of whole blocks of 2^STAGES, or (PASSES: 2) of a larger block, which ``_columns`` goes on with."""
+    """A tile of whole blocks of 2^STAGES, or (PASSES: 2) of a larger block, which ``columns_forward`` goes on with."""
     N: tl.constexpr = 32 * NEAR * FAR
     _, tile, x_at, add_at, numel, wire_at, offset, key, _, entry = row_of(table, tiles)
     first = tile * N
-    i = places(NEAR, FAR)
-    x_from = x_at + first
-    add_from = tl.where(add_at < 0, -1, add_at + first)
-    met = tl.zeros([N // 4], tl.int32)
-    y0, met = _quarter(x, add, x_from, add_from, 0, met, decay, add_scale, HAS_ADD, NEAR, FAR)
-    y1, met = _quarter(x, add, x_from, add_from, 1, met, decay, add_scale, HAS_ADD, NEAR, FAR)
-    y2, met = _quarter(x, add, x_from, add_from, 2, met, decay, add_scale, HAS_ADD, NEAR, FAR)
-    y3, met = _quarter(x, add, x_from, add_from, 3, met, decay, add_scale, HAS_ADD, NEAR, FAR)
-    y = tl.reshape(tl.permute(tl.join(tl.join(y0, y2), tl.join(y1, y3)), [1, 2, 0]), [N])
-    flag_all(status, entry, met)
-    fits = _fits(y, 2**STAGES, NEAR, FAR)
-    if PASSES == 2:
-        tl.store(large + tl.program_id(0), tl.max((fits == 0).to(tl.int32), axis=0))
-    log = _log_of_block(tile, numel, BLOCK, STAGES, PASSES)
+    x_at += first
+    add_at = tl.where(add_at < 0, -1, add_at + first)
+    size = root(_log_of_block(tile, numel, BLOCK, STAGES, PASSES))
     words = sign_words(offset + first + tl.arange(0, NEAR * FAR) * 32, step, key, ALIGNED)
-    t = tl.where(fits, signed(y * root(log), i, words), 0.0)
-    t = transform(t, STAGES, NEAR, FAR)
-    if 2**STAGES > 32 * NEAR:
-        i = tl.arange(0, N)
+    met = tl.zeros([], tl.int32)
+    a, p, met, most = _quarter(
+        x, add, x_at, add_at, decay, add_scale, size, words, met, met, 0, HAS_ADD, STAGES, NEAR, FAR
+    )
+    b, q, met, most = _quarter(
+        x, add, x_at, add_at, decay, add_scale, size, words, met, most, 1, HAS_ADD, STAGES, NEAR, FAR
+    )
+    c, r, met, most = _quarter(
+        x, add, x_at, add_at, decay, add_scale, size, words, met, most, 2, HAS_ADD, STAGES, NEAR, FAR
+    )
+    d, s, met, most = _quarter(
+        x, add, x_at, add_at, decay, add_scale, size, words, met, most, 3, HAS_ADD, STAGES, NEAR, FAR
+    )
+    t = _joined(a, b, c, d)
+    flag_all(status, entry, met)
+    if 2**STAGES == N:
+        t = tl.where(tl.zeros([N], tl.int32) + most < 0x5F800000, t, 0.0)
+    else:
+        t = tl.where(_fits(_joined(p, q, r, s), 2**STAGES, NEAR, FAR), t, 0.0)
+    if PASSES == 2:
+        tl.store(large + tl.program_id(0), (most >= 0x5F800000).to(tl.int32))
+    t = further_stages(t, STAGES, NEAR, FAR)
+    i = tl.arange(0, N) if 2**STAGES > 32 * NEAR else places(NEAR, FAR)
     put_numbers(z, wire_at + first * 4, i, t, tl.full([N], 1, tl.int1), WORDS)
 
 
@@ -124,7 +139,7 @@ def _inverse(
     if tl.load(skip + entry) == 0:
         log = _log_of_block(tile, numel, BLOCK, STAGES, PASSES)
         t = take_numbers(z, wire_at + first * 4, i, all_, WORDS) * root(log)
-        t = transform(t, STAGES, NEAR, FAR)
+        t = further_stages(lane_stages(t, STAGES), STAGES, NEAR, FAR)
         if 2**STAGES > 32 * NEAR:
             i = tl.arange(0, N)
         if PASSES == 1:

@@ -69,7 +69,7 @@ def ends_forward(
     )
     store(x + x_at + first + i, y, mask)
     fits = _end_fits(y, i, end, BLOCK, TILE)
-    flag_all(status, entry, (bad | (fits == 0)).to(tl.int32) * 65536 + alive.to(tl.int32))
+    flag_all(status, entry, tl.sum((bad | (fits == 0)).to(tl.int32) * 65536 + alive.to(tl.int32), axis=0))
     words = sign_words(offset + first + tl.arange(0, TILE // 32) * 32, step, key, ALIGNED)
     t = tl.where(fits, signed(y * root(_end_logs(i, end, BLOCK)), i, words), 0.0)
     put_numbers(z, wire_at + first * 4, i, _end_transform(t, end, BLOCK, TILE), mask, WORDS)

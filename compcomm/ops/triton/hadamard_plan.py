@@ -21,7 +21,7 @@ from .work import Work
 
 TILE = 4096
 LARGEST = 1 << 15
-"""Elements of the largest block that one program holds."""
+"""Elements of the largest block that one program holds, where a multiprocessor has the shared memory for it."""
 HIGH = 8192
 """Elements of a program that goes over columns."""
 
@@ -37,6 +37,13 @@ class Part(NamedTuple):
     def far(self) -> int:
         """Warps: 1024 elements each."""
         return 1 << (self.log - 10)
+
+
+def largest(device: torch.device) -> int:
+    """Elements of the largest block that one program holds: consumer GPUs have less than 128 KiB for a program."""
+    if device.type == "cuda" and torch.cuda.get_device_properties(device).shared_memory_per_block_optin < 4 * LARGEST:
+        return LARGEST // 2
+    return LARGEST
 
 
 class Plan(NamedTuple):
@@ -75,7 +82,7 @@ def _made(table: Tensor, block: int, device: torch.device, decoding: bool) -> Pl
     none = np.zeros_like(numel)
     ends = listed(tiles, (numel % TILE > 0).astype(np.int64))
     bases = torch.from_numpy(np.cumsum(tiles) - tiles).to(device, non_blocking=True)
-    if block <= TILE or block > LARGEST:
+    if block <= TILE or block > largest(device):
         parts = (Part(listed(none, tiles), least, min(log, least)),)
     else:
         whole = Part(listed(none, numel >> log), log, log)
@@ -85,7 +92,7 @@ def _made(table: Tensor, block: int, device: torch.device, decoding: bool) -> Pl
         ]
         parts = (whole, *rest)
     parts = tuple(part for part in parts if part.work.programs)
-    high = min(block >> least, next_power_of_2(int(tiles.max(initial=1)))) if block > LARGEST else 1
+    high = min(block >> least, next_power_of_2(int(tiles.max(initial=1)))) if block > largest(device) else 1
     columns, wide = None, max(32, HIGH // high)
     if high > 1:
         columns = listed(none, -(-tiles // high) * (TILE // wide))

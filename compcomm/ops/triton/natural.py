@@ -80,7 +80,7 @@ def _decode(
         total = nothing(8, TILE // 8)
         g = tl.arange(0, TILE // 8)
         message = wires
-        for _ in tl.range(messages, loop_unroll_factor=4):
+        for _m in tl.range(messages, loop_unroll_factor=4):
             total = _plus(total, message, wire_at + first, wire_at + numel + first // 8, g, left, WORDS)
             message += stride
         finish(out, x_from, i, i < left, in_order(total, 8), scale, ACCUMULATE)

@@ -291,7 +291,7 @@ def _decode(
         codes_at = wire_at + (numel + BLOCK - 1) // BLOCK * SIZE + first // 8 * BITS
         total = nothing(PER, TILE // PER)
         message = wires
-        for _ in tl.range(messages, loop_unroll_factor=4):
+        for _m in tl.range(messages, loop_unroll_factor=4):
             total = _plus(total, message, heads_at, codes_at, g, left, BITS, PER, WORDS, HEAD, VALUE, FORM)
             message += stride
         finish(out, x_from, i, i < left, in_order(total, PER), scale, ACCUMULATE)
@@ -307,7 +307,7 @@ def encode(
     """Launches the encoder of a format with one step per block.
 
     ``scales(norm, gain, form)`` gives (steps, inverse, overflow) of blocks; ``code(y, steps, inverse, dither, form,
-    stochastic)`` the codes (int32) and values of elements.
+    stochastic, norm2)`` the codes (int32) and values of elements.
     """
     work.check_encode(op, x, add, wire, table, status, section, bits, block)
     s = shape(block)
@@ -317,8 +317,9 @@ def encode(
         _encode, w.programs, x, add, wire, w.table, w.tiles, status,
         None if gain is None else work.on(gain, wire.device), decay, add_scale, step, rank,
         HAS_ADD=add is not None, WORDS=words, WHOLE=words and s.whole, STEP=quad,
-        RUNS=stochastic and s.runs and work.aligned(table, 128), NB=s.nb, WIDE=s.wide, C=min(32 * quad, s.wide), CHUNKS=s.chunks, BLOCK=block,
-        BITS=bits, NORM2=norm2, STOCHASTIC=stochastic, SCALES=scales, CODE=code, FORM=form, num_warps=s.warps,
+        RUNS=stochastic and s.runs and work.aligned(table, 128), NB=s.nb, WIDE=s.wide, C=min(32 * quad, s.wide),
+        CHUNKS=s.chunks, BLOCK=block, BITS=bits, NORM2=norm2, STOCHASTIC=stochastic, SCALES=scales, CODE=code,
+        FORM=form, num_warps=s.warps,
     )  # fmt: skip
 
 

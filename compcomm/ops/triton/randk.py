@@ -54,8 +54,8 @@ def permuted(m, numel, key, offset, step):
     a0, a1, a2, a3 = philox(zero, one * step, one * offset, STREAM, one * key)
     a4, a5, _, _ = philox(zero + 1, one * step, one * offset, STREAM, one * key)
     half = tl.full([], 4, tl.int32)
-    for h in tl.static_range(4, 20):  # numel is 2^40 at most
-        half += (numel > 4**h).to(tl.int32)
+    for bits in tl.static_range(4, 20):  # numel is 2^40 at most
+        half += (numel > 4**bits).to(tl.int32)
     shift = zero.to(tl.int64) + half
     mask = ((one << shift) - 1).to(tl.uint32)
     value = m
@@ -136,7 +136,7 @@ def _add(
         i = permuted(tl.where(mask, m, 0), numel, key, offset, step)
         total = tl.load(out + x_at + i, mask=mask, other=0.0).to(tl.float32)
         message = wires
-        for _ in range(messages):
+        for _message in range(messages):
             total += take_f32(message, wire_at + 4 * m, mask, WORDS) * scale
             message += stride
         store(out + x_at + i, total, mask)
@@ -160,7 +160,10 @@ def randk_encode(x, add, wire, table, status, decay, add_scale, gain, step):
 
     if narrow:
         send(add, decay, add_scale)
-    launch(_sweep, w.programs, x, add, w.table, w.tiles, status, decay, add_scale, HAS_ADD=has_add, TILE=TILE)
+    launch(
+        _sweep, w.programs, x, add, w.table, w.tiles, status, decay, add_scale,
+        HAS_ADD=has_add, TILE=TILE, num_warps=8,
+    )  # fmt: skip
     if narrow:
         t = kept.tiles
         launch(_put_back, t.programs, x, w.table, t.tiles, kept.firsts, rest, step, KEPT=KEPT)

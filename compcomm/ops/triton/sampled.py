@@ -30,6 +30,7 @@ from .topk_select import (
     LIMITS,
     LOW,
     NOTHING,
+    PART,
     ROUNDS,
     SAMPLED,
     STATE,
@@ -38,8 +39,9 @@ from .topk_select import (
     Lists,
     Plan,
     Source,
+    add_digits,
     clear,
-    count_digits,
+    digits,
     lists,
     load_y_at,
     magnitude,
@@ -110,7 +112,7 @@ def _gather(
     line = table + 8 * row
     y, _, _ = load_y(x, add, tl.load(line), tl.load(line + 1), i, mask, decay, add_scale, True, HAS_ADD)
     tl.store(value + tl.load(samples + 3 * row) + j, y, mask=mask)
-    count_digits(magnitude(y), mask, 0, bins + row * (2 * ROUNDS * BINS), 1, 0)
+    add_digits(bins + row * (2 * ROUNDS * BINS), digits(magnitude(y), mask, 0, 0), 1, 0)
 
 
 @triton.jit
@@ -131,7 +133,7 @@ def _narrow(
     j = part * TILE + tl.arange(0, TILE)
     mask = j < count
     y = tl.load(value + tl.load(samples + 3 * row) + j, mask=mask, other=0.0)
-    count_digits(magnitude(y), mask, prefix, bins, 1, ROUND)
+    add_digits(bins, digits(magnitude(y), mask, prefix, ROUND), 1, ROUND)
 
 
 @triton.jit
@@ -156,17 +158,17 @@ def _limits(table, rows, state, bins):
 @triton.jit
 def _count(
     x, add, table, stretches, rows, state, value, decay, add_scale,
-    HAS_ADD: tl.constexpr, TILE: tl.constexpr, STRETCH: tl.constexpr,
+    HAS_ADD: tl.constexpr, PART: tl.constexpr, STRETCH: tl.constexpr,
 ):  # fmt: skip
     row, part, x_at, add_at, numel, _, _, _, k, _ = row_of(table, stretches)
     state += row * STATE
     found = tl.load(state + FOUND).to(tl.int64)
     listed = (5 * found >= 4 * k) & (found <= tl.load(rows + 3 * row + 2))
     items = tl.where(listed, found, numel)
-    first = part * TILE
+    first = part * PART
     at = tl.load(rows + 3 * row + 1)
-    step = (numel + STRETCH - 1) // STRETCH * TILE
-    i = tl.arange(0, TILE)
+    step = (numel + STRETCH - 1) // STRETCH * PART
+    i = tl.arange(0, PART)
     j = tl.arange(0, 16)
     counts = tl.zeros([16], tl.int32)
     while first < items:
@@ -205,7 +207,7 @@ def _counted(p: Plan, a: Lists, y: Source) -> None:
     w = p.stretches
     launch(
         _count, w.programs, y.x, y.add, w.table, w.tiles, p.rows, a.state, a.value, y.decay, y.add_scale,
-        HAS_ADD=y.add is not None, TILE=TILE, STRETCH=STRETCH,
+        HAS_ADD=y.add is not None, PART=PART, STRETCH=STRETCH,
     )  # fmt: skip
 
 

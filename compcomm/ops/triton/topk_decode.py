@@ -83,7 +83,7 @@ def _apply(
         offsets_at = (numel + 65535) // 65536 * 4
         values_at = offsets_at + (2 * k + 3) // 4 * 4
         section_ = wires + wire_at
-        for _ in range(messages):
+        for _message in range(messages):
             count = take32(section_, 4 * number, tl.full([], 1, tl.int1), WORDS).to(tl.int32)
             before = tl.load(begin + p).to(tl.int64)
             for c in range(0, count, CHUNK):

@@ -1,4 +1,4 @@
-"""The s largest magnitudes of each row, exactly: which they are is settled on the device, by a fixed number of launches.
+"""The s largest magnitudes of each row, exactly: which they are is settled on the device, in a fixed set of launches.
 
     probe   per row: a low guess of the s-th largest magnitude, from a sample that hits each region of the row
     sweep   the only pass over x and add: y goes to x, and what reaches the guess to a list of candidates
@@ -34,7 +34,8 @@ from .common import flag, load_y, row_of
 from .launch import launch
 
 TILE = 4096
-STRETCH = 4 * TILE  # elements to a program of the launches that mostly find nothing to do
+STRETCH = 4 * TILE  # elements to a program of the launches that mostly find nothing to do,
+PART = 2048  # so many at a time
 SAMPLE = 8192
 CHUNK = 1024
 
@@ -171,18 +172,22 @@ def put_resolved(state, prefix, rank, ENTRY: tl.constexpr, ROUND: tl.constexpr):
 
 
 @triton.jit
-def count_digits(mag, mask, prefix, bins, SET: tl.constexpr, ROUND: tl.constexpr):
-    """Adds the digits of this round, of the magnitudes that begin with ``prefix``, to the row's bins."""
+def digits(mag, mask, prefix, ROUND: tl.constexpr):
+    """How often each digit of this round occurs among the magnitudes that begin with ``prefix``."""
     if ROUND == ROUNDS - 1:
         SHIFT: tl.constexpr = 0
         WIDTH: tl.constexpr = 128
     else:
         SHIFT: tl.constexpr = 23 - 8 * ROUND
         WIDTH: tl.constexpr = 256
-    digit = (mag >> SHIFT) & (WIDTH - 1)
-    mask = mask & ((mag >> SHIFT) // WIDTH == prefix)
-    h = tl.histogram(digit, WIDTH, mask=mask)
-    tl.atomic_add(bins + (SET * ROUNDS + ROUND) * BINS + tl.arange(0, WIDTH), h, mask=h > 0, sem="relaxed")
+    high = mag >> SHIFT
+    return tl.histogram(high % WIDTH, WIDTH, mask=mask & (high // WIDTH == prefix))
+
+
+@triton.jit
+def add_digits(bins, h, SET: tl.constexpr, ROUND: tl.constexpr):
+    b = tl.arange(0, h.shape[0])
+    tl.atomic_add(bins + (SET * ROUNDS + ROUND) * BINS + b, h, mask=h > 0, sem="relaxed")
 
 
 @triton.jit
@@ -252,7 +257,7 @@ def _sweep(
 @triton.jit
 def _radix(
     x, add, table, stretches, rows, state, bins, value, decay, add_scale,
-    HAS_ADD: tl.constexpr, DECIDE: tl.constexpr, ROUND: tl.constexpr, TILE: tl.constexpr, STRETCH: tl.constexpr,
+    HAS_ADD: tl.constexpr, DECIDE: tl.constexpr, ROUND: tl.constexpr, PART: tl.constexpr, STRETCH: tl.constexpr,
 ):  # fmt: skip
     row, part, x_at, add_at, numel, _, _, _, k, _ = row_of(table, stretches)
     state += row * STATE
@@ -268,7 +273,7 @@ def _radix(
     items = numel
     if listed:
         items = tl.load(state + FOUND).to(tl.int64)
-    first = part * TILE
+    first = part * PART
     if (part == 0) | (first < items):
         if DECIDE:
             prefix, rank = tl.zeros_like(wanted), wanted
@@ -277,16 +282,18 @@ def _radix(
         if (part == 0) & ((ROUND > 0) | DECIDE):
             put_resolved(state, prefix, rank, PREFIX, ROUND)
         at = tl.load(rows + 3 * row + 1)
-        step = (numel + STRETCH - 1) // STRETCH * TILE  # the row's programs take turns
-        i = tl.arange(0, TILE)
+        step = (numel + STRETCH - 1) // STRETCH * PART  # the row's programs take turns
+        i = tl.arange(0, PART)
+        h = tl.zeros([128 if ROUND == ROUNDS - 1 else 256], tl.int32)
         while first < items:
             mask = i < items - first
             if listed:
                 y = tl.load(value + at + first + i, mask=mask, other=0.0)
             else:
                 y = load_y_at(x, add, x_at, add_at, first, i, mask, decay, add_scale, HAS_ADD)
-            count_digits(magnitude(y), mask, prefix, bins, 0, ROUND)
+            h += digits(magnitude(y), mask, prefix, ROUND)
             first += step
+        add_digits(bins, h, 0, ROUND)
 
 
 @triton.jit
@@ -407,7 +414,7 @@ def settle(p: Plan, a: Lists, y: Source, wire: Tensor, hint: Tensor | None, *, d
     for r in range(ROUNDS.value):
         launch(
             _radix, w.programs, y.x, y.add, w.table, w.tiles, p.rows, a.state, a.bins, a.value, y.decay, y.add_scale,
-            HAS_ADD=has_add, DECIDE=r == 0 and not decided, ROUND=r, TILE=TILE, STRETCH=STRETCH,
+            HAS_ADD=has_add, DECIDE=r == 0 and not decided, ROUND=r, PART=PART, STRETCH=STRETCH,
         )  # fmt: skip
     w = p.tiles
     launch(
