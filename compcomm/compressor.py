@@ -43,6 +43,16 @@ class Inputs(NamedTuple):
     add_scale: float
 
 
+class Received(NamedTuple):
+    """What an owner got for its blocks: messages, their table (its rows are those that are coded again), what to skip,
+    and what makes a mean of the messages' sum."""
+
+    wires: Tensor
+    table: Tensor
+    skip: Tensor
+    scale: float
+
+
 class Uniform(NamedTuple):
     """Levels -s..s on a step per block of ``block`` elements: norm / levels, under the max norm or the L2 norm."""
 
@@ -105,6 +115,11 @@ class Compressor(Described, ABC, abstract=True):
     def exact(self, segment: Segment) -> bool:
         """Whether this segment travels as it is."""
         return self.small > 0 and (len(segment.shape) <= 1 or prod(segment.shape) < self.small)
+
+    @property
+    def recodes(self) -> bool:
+        """Whether ``recode_rows`` is there, for owners whose kernels save passes with it."""
+        return False
 
     @property
     def uniform(self) -> Uniform | None:
@@ -213,6 +228,11 @@ class Compressor(Described, ABC, abstract=True):
             if at >= 0:
                 out[at : at + numel] = 0
 
+    def recode_rows(self, i: Inputs, received: Received, gain: Tensor, rng: Rng) -> None:
+        """An owner's step in one pass, for those that say ``recodes``: as ``encode_rows``, but that the mean, which is
+        ``i.add`` (or ``i.x``, where that is None), is not in memory and comes from ``received``."""
+        raise NotImplementedError(f"{type(self).__name__}.recode_rows is still to be written.")
+
     def undeal_rows(self, wire: Tensor, table: Tensor, deals: Tensor, out: Tensor, scale: float, grain: int) -> None:
         """Adds a message over dealt shares to ``out`` in natural order: see ``ops/reference/interleave.py``."""
         raise NotImplementedError(f"{type(self).__name__}.undeal_rows is still to be written.")
@@ -231,6 +251,7 @@ class Compressor(Described, ABC, abstract=True):
         wire: Tensor | None = None,
         packing: Packing | None = None,
         message: int | None = None,
+        received: Received | None = None,
     ) -> Payload:
         """Codes ``y = decay*x + add_scale*add`` and leaves in ``x`` what was not sent.
 
@@ -239,6 +260,7 @@ class Compressor(Described, ABC, abstract=True):
             add: of the same dtype, read only. One of the two may lack the exact segments.
             wire: uint8 buffer to write into (its header bytes are left alone).
             packing, message: how the payload is cut, and which message alone to write; default: one message.
+            received: where the coded rows' mean, which ``add`` (or ``x``) has room for, comes from.
         """
         source = _widest(x, add)
         packing = packing or pack(self, source.layout)
@@ -263,7 +285,11 @@ class Compressor(Described, ABC, abstract=True):
         table = packing.table(True, x.layout, add_layout, seed=rng.seed, message=message)
         if len(table):
             inputs = Inputs(x.flat, add_flat, wire, table, status, decay, add_scale)
-            self.encode_rows(inputs, packing.gains(message), rng, hints or {})
+            gain = packing.gains(message)
+            if received is None:
+                self.encode_rows(inputs, gain, rng, hints or {})
+            else:
+                self.recode_rows(inputs, received, gain, rng)
         return payload
 
     def decode_(

@@ -8,7 +8,7 @@ from math import ceil, inf, log2, sqrt
 
 from torch import Tensor
 
-from ..compressor import Compressor, Inputs, Uniform, ops
+from ..compressor import Compressor, Inputs, Received, Uniform, ops
 from ..rng import Rng
 from .topk import is_integer
 
@@ -130,6 +130,16 @@ class QSGD(Compressor):
     def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor]) -> None:
         encode = ops.elias_encode if self.variable else ops.qsgd_encode
         encode(*i, gain, self.width, self.s, self.norm == 2, self.unbiased, self.block, rng.step, rng.rank)
+
+    @property
+    def recodes(self) -> bool:
+        return not self.variable
+
+    def recode_rows(self, i: Inputs, received: Received, gain: Tensor, rng: Rng) -> None:
+        x, scales = (None, i.decay) if i.add is None else (i.x, i.add_scale)
+        wires, table, skip, scale = received
+        tail = (self.width, self.s, self.norm == 2, self.unbiased, self.block, rng.step, rng.rank)
+        ops.qsgd_recode(x, wires, table, skip, i.wire, i.table, i.status, scale, scales, gain, *tail)
 
     def decode_rows(
         self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..compressor import Compressor, Inputs, ops
+from ..compressor import Compressor, Inputs, Received, ops
 from ..rng import Rng
 from .qsgd import check_block
 
@@ -57,6 +57,16 @@ class SignScale(Compressor):
 
     def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor]) -> None:
         ops.sign_encode(*i, _SCALES.index(self.scale), self.block)
+
+    @property
+    def recodes(self) -> bool:
+        return True
+
+    def recode_rows(self, i: Inputs, received: Received, gain: Tensor, rng: Rng) -> None:
+        x, scales = (None, i.decay) if i.add is None else (i.x, i.add_scale)
+        wires, table, skip, scale = received
+        tail = (_SCALES.index(self.scale), self.block)
+        ops.sign_recode(x, wires, table, skip, i.wire, i.table, i.status, scale, scales, *tail)
 
     def decode_rows(
         self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng

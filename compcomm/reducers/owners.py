@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ..bucket import Bucket, Layout, Segment
 from ..collectives import Collective
-from ..compressor import Compressor, Payload
+from ..compressor import Compressor, Payload, Received
 from ..reducer import Context, Reducer, Sent
 from ..store import Merge, Slot
-from ..verdict import either
+from ..verdict import deferred, either
 from ..wire import Flags, Packing, pack_shares
 from .exchange import to_all, to_owners
 from .route import Route, adder, hear
@@ -117,12 +117,15 @@ def phases(
     wires, flags = yield from to_owners(payload, ctx, "received")
     owned = _owned(packing, ctx.rank)
     mean = Bucket(ctx.buffer("mean", owned.numel, torch.float32), owned)
-    adder(c, wires, mean, ctx, packing, 1.0 / world, flags.skip, message=ctx.rank)(1.0, False)
+    decode = adder(c, wires, mean, ctx, packing, 1.0 / world, flags.skip, message=ctx.rank)
+    received = _recoded(c, wires, mean, ctx, packing, flags.skip)
+    if received is None:
+        decode(1.0, False)
     noise = ctx.rng._replace(rank=-1 - ctx.rank)  # not that of the first encoding
     held, unscale = (mean, 1.0) if server is None else (server, ctx.unscale)
     second = c.encode_(
         held, noise, add=None if server is None else mean, add_scale=unscale,
-        wire=ctx.buffer("owned", max(packing.splits)), packing=packing, message=ctx.rank,
+        wire=ctx.buffer("owned", max(packing.splits)), packing=packing, message=ctx.rank, received=received,
     )  # fmt: skip
     gathered, again = yield from to_all(second, ctx, "gathered")
     flags = flags._replace(bad=either(flags.bad, again.bad))
@@ -134,6 +137,8 @@ def phases(
         if server is None:
             return
         # The workers take their payloads back, so the owner keeps neither their mean nor what it sent of it.
+        if received is not None:
+            decode(1.0, False)
         kept.add_(server)
         for s in server.layout.segments:
             at = owned.position(s)
@@ -141,6 +146,19 @@ def phases(
             server.flat[s.start : s.stop] -= torch.where(torch.isfinite(m), m, 0.0)  # infinities never entered
 
     return Phases(payload, gathered, flags, 1.0 / unscale, undo)
+
+
+def _recoded(
+    c: Compressor, wires: Tensor, mean: Bucket, ctx: Context, packing: Packing, skip: Tensor
+) -> Received | None:
+    """What the owner's encoder decodes by itself, where the mean of coded rows need not be in memory: the exact rows'
+    is written here. None: all of it is to be decoded first."""
+    if not c.recodes or ctx.weights is not None or not deferred(wires):
+        return None
+    exact, coded = (packing.table(kind, mean.layout, seed=ctx.seed, message=ctx.rank) for kind in (False, True))
+    if len(exact):
+        torch.ops.compcomm.dense_decode(wires, exact, skip, mean.flat, 1.0 / ctx.world, False)
+    return Received(wires, coded, skip, 1.0 / ctx.world)
 
 
 @lru_cache(maxsize=4096)

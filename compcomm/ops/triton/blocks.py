@@ -48,7 +48,9 @@ class Pieces(NamedTuple):
         return self.nb * self.block
 
 
-def pieces(block: int, tile: int) -> Pieces:
-    """Like ``blocks``, for any length: a program has a block of ``tile`` elements and more alone, and loops over it."""
+def pieces(block: int, tile: int, piece: int = 2048) -> Pieces:
+    """Like ``blocks``, for any length: a program has a block of ``tile`` elements and more alone. It takes about
+    ``piece`` elements at a time, since more need so many registers that few programs fit a processor."""
     wide = next_power_of_2(block)
-    return Pieces(max(1, tile // wide), min(wide, tile), block)
+    nb = max(1, min(tile // wide, piece // 16))
+    return Pieces(nb, min(wide, tile, max(16, piece // nb)), block)

@@ -276,6 +276,13 @@ def put_columns(wire, at, codes, c0, room, BITS: tl.constexpr, BLOCK: tl.constex
     from_ = c0 * BITS // 8
     if NB == 1 or C == BLOCK:
         put_codes(wire, at + from_, tl.reshape(codes, [NB * C]), room - from_, BITS)
+    elif BITS == 1 or BITS == 2 or BITS == 4 or BITS == 8:
+        PER: tl.constexpr = 8 // BITS
+        shift = (tl.arange(0, PER) * BITS)[None, None, :]
+        byte = tl.sum(tl.reshape(codes, [NB, C // PER, PER]) << shift, axis=2)
+        m = c0 // PER + tl.arange(0, C // PER)[None, :]
+        b = tl.arange(0, NB)[:, None] * (BLOCK // PER) + m
+        tl.store(wire + at + b, byte.to(tl.uint8), mask=(m < BLOCK // PER) & (b < room))
     else:
         G: tl.constexpr = C // 8
         group = tl.arange(0, NB * G)[:, None]

@@ -1,13 +1,13 @@
 """QSGD in Elias codes, encoding. Formulas and layout: ``ops/reference/elias.py``.
 
-    quantise   levels to scratch memory, steps to the section, x <- what is not sent
+    quantise   plain QSGD with a byte per code, into scratch memory
     measure    a lane per block: the length of each form, the shortest
     place      per row: where each block begins in the stream; the length word
-    write      a lane per block, in words of 32 bits of the stream: it writes those that begin in its block, and takes the
-               last one's missing bits from the blocks that follow. So nobody shares a word, wherever blocks begin.
-    rest       forms, and zeros behind the stream
+    write      a lane per block, in words of 32 bits of the stream: it writes those that begin in its block, and takes
+               the last one's missing bits from the blocks that follow. So nobody shares a word, wherever blocks begin.
+    rest       steps, forms, and zeros behind the stream
 
-x and add pass through memory once, the levels, a byte each, three times.
+x and add pass through memory once, the codes, a byte each, three times.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from torch import Tensor
 from ...scratch import scratch
 from ..reference.elias import _check_lengths, section
 from ..reference.omega import omega
+from ..reference.qsgd import section as plain_section
 from . import work
-from .common import finite, lane_sums, put32, row_of, store, uniform
+from .common import put32, row_of
 from .launch import launch
-from .quantised import dither_columns, flags, level_of, rounded, shape, step_of, take_columns
+from .qsgd import qsgd_encode
 from .registry import kernel
 
 LANES = 128
@@ -35,17 +36,18 @@ REST = 4096
 
 
 class Plan(NamedTuple):
-    """What follows from the table. ``blocks`` (int32 [blocks, 2]): row and number of each block of all rows. ``bases``,
-    ``starts`` (int64 [rows + 1]): elements and blocks of the rows before. ``words`` (int64): the omega words of 0 (none),
-    1, 2 ..., with their lengths from bit 56 on."""
+    """What follows from the table. ``plain``: the table of the quantiser, whose message has ``nbytes``. ``blocks`` (int32
+    [blocks, 2]): row and number of each of ``count`` blocks. ``starts`` (int64 [rows + 1]): blocks of the rows before.
+    ``words`` (int64): the omega words of 0 (none), 1, 2 ..., with their lengths from bit 56 on."""
 
+    plain: Tensor
+    nbytes: int
+    on_device: Tensor
     blocks: Tensor
     count: int
-    bases: Tensor
     starts: Tensor
     words: Tensor
     rest: work.Work
-    elements: int
 
 
 def omega_words(table: Tensor, most: int, device: torch.device) -> Tensor:
@@ -64,77 +66,34 @@ def _plan(table: Tensor, bits: int, block: int, device: torch.device) -> Plan:
         inside = np.arange(len(rows)) - (np.cumsum(counts) - counts)[rows]
         return torch.from_numpy(np.stack((rows, inside), 1).astype(np.int32)).contiguous().to(device, non_blocking=True)
 
-    def before(counts: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.concatenate(([0], np.cumsum(counts)))).to(device, non_blocking=True)
+    def before(counts: np.ndarray) -> np.ndarray:
+        return np.concatenate(([0], np.cumsum(counts)))
 
     def make() -> Plan:
-        numel = table[:, 2].cpu().numpy()
+        plain = table.cpu().clone()
+        numel = plain[:, 2].numpy()
+        sizes = before(np.array([plain_section(int(n), 8, block) for n in numel]))
+        plain[:, 3] = torch.from_numpy(sizes[:-1])
         blocks = -(-numel // block)
-        bytes_ = np.array([section(int(n), bits, block) - 4 - 4 * int(b) for n, b in zip(numel, blocks, strict=True)])
-        rest = listed(-(-bytes_ // REST))
+        rest = np.array([section(int(n), bits, block) - 4 for n in numel])
+        rest = listed(-(-rest // REST))
         return Plan(
-            listed(blocks), int(blocks.sum()), before(numel), before(blocks), omega_words(table, max(block + 1, 128), device),
-            work.Work(work.on(table, device), rest, len(rest)), int(numel.sum()),
+            plain, int(sizes[-1]), plain.to(device), listed(blocks), int(blocks.sum()),
+            torch.from_numpy(before(blocks)).to(device), omega_words(table, max(block + 1, 128), device),
+            work.Work(work.on(table, device), rest, len(rest)),
         )  # fmt: skip
 
     return work.kept(table, ("elias", bits, block, device), make)
 
 
-@triton.jit(do_not_specialize=["step", "rank"])
-def _quantise(
-    x, add, wire, table, tiles, bases, q_all, status, gain, decay, add_scale, step, rank,
-    HAS_ADD: tl.constexpr, WORDS: tl.constexpr, STEP: tl.constexpr, RUNS: tl.constexpr, NB: tl.constexpr,
-    WIDE: tl.constexpr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr, LEVELS: tl.constexpr, NORM2: tl.constexpr,
-    STOCHASTIC: tl.constexpr,
-):  # fmt: skip
-    row, tile, x_at, add_at, numel, wire_at, offset, key, _, entry = row_of(table, tiles)
-    first = tile * (NB * BLOCK)
-    y, bad, alive, mask, x_from, i = take_columns(
-        x, add, x_at, add_at, numel, first, 0, decay, add_scale, HAS_ADD, STEP, NB, WIDE, BLOCK
-    )
-    if NORM2:
-        _, squares = lane_sums(x, add, x_at, add_at, first, numel, decay, add_scale, HAS_ADD, NB, BLOCK)
-        norm = tl.sqrt_rn(squares)
-    else:
-        norm = tl.max(tl.abs(y), axis=1)
-        for c in range(1, CHUNKS):
-            more, _bad, _alive, _mask, _from, _i = take_columns(
-                x, add, x_at, add_at, numel, first, c, decay, add_scale, HAS_ADD, STEP, NB, WIDE, BLOCK
-            )
-            norm = tl.maximum(norm, tl.max(tl.abs(more), axis=1))
-    top = tl.full([NB], LEVELS, tl.float32)
-    steps = tl.div_rn(norm, top) * tl.load(gain + row)
-    small = norm < 7.888609052210118e-31  # 2^-100
-    good = finite(norm) & finite(top * steps)
-    used = good & (small == 0)
-    overflow = (good | small) == 0
-    steps = tl.where(used, steps, 0.0)
-    inverse = tl.where(used, tl.div_rn(top, norm), 0.0)
-
-    b = tl.arange(0, NB)
-    put32(wire, wire_at + 4 + (tile * NB + b) * 4, steps, b * BLOCK < numel - first, WORDS)
-    base = tl.load(bases + row) - x_at
-    for c in range(CHUNKS):
-        if CHUNKS > 1:
-            y, bad, alive, mask, x_from, i = take_columns(
-                x, add, x_at, add_at, numel, first, c, decay, add_scale, HAS_ADD, STEP, NB, WIDE, BLOCK
-            )
-        t = y * inverse[:, None]
-        if STOCHASTIC:
-            t = tl.floor(t + uniform(dither_columns(offset, first, c, i, step, rank, key, RUNS, NB, WIDE)))
-        r = tl.minimum(tl.maximum(rounded(t), 12582912.0 - LEVELS), 12582912.0 + LEVELS)
-        store(x + x_from + i, y - (r - 12582912.0) * steps[:, None], mask)
-        tl.store(q_all + base + x_from + i, level_of(r, 0).to(tl.int8), mask=mask)
-        flags(status, entry, bad | overflow[:, None], alive)
-
-
 @triton.jit
-def _block(table, blocks, g, used, bases, BLOCK: tl.constexpr):
-    """(row, its first element among all, elements) of the blocks ``g`` of all rows' (none where not ``used``)."""
+def _block(plain, blocks, g, used, BLOCK: tl.constexpr):
+    """(row, its elements, the codes' place, how many) of the blocks ``g`` of all rows' (none where not ``used``)."""
     row = tl.load(blocks + 2 * g, mask=used, other=0).to(tl.int64)
     first = tl.load(blocks + 2 * g + 1, mask=used, other=0).to(tl.int64) * BLOCK
-    numel = tl.load(table + 8 * row + 2, mask=used, other=0)
-    return row, tl.load(bases + row, mask=used, other=0) + first, tl.minimum(numel - first, BLOCK).to(tl.int32)
+    numel = tl.load(plain + 8 * row + 2, mask=used, other=0)
+    at = tl.load(plain + 8 * row + 3, mask=used, other=0) + (numel + BLOCK - 1) // BLOCK * 4
+    return row, numel, at + first, tl.maximum(tl.minimum(numel - first, BLOCK), 0).to(tl.int32)
 
 
 @triton.jit
@@ -144,19 +103,18 @@ def _length(words, k, mask):
 
 @triton.jit
 def _measure(
-    table, blocks, count, bases, q_all, words, forms, lengths,
-    BITS: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
+    codes, plain, blocks, count, words, forms, lengths,
+    BITS: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     g = tl.program_id(0) * LANES + tl.arange(0, LANES)
     used = g < count
-    _, at, numel = _block(table, blocks, g, used, bases, BLOCK)
-    numel = tl.where(used, numel, 0)
+    _, _, at, numel = _block(plain, blocks, g, used, BLOCK)
     dense = tl.zeros([LANES], tl.int64)
     sparse = dense
     last = tl.full([LANES], -1, tl.int32)
     for i in range(tl.max(numel, axis=0)):
         inside = i < numel
-        q = tl.load(q_all + at + i, mask=inside, other=0).to(tl.int32)
+        q = tl.load(codes + at + i, mask=inside, other=LEVELS).to(tl.int32) - LEVELS
         size = tl.abs(q)
         some = size != 0
         dense += _length(words, size + 1, inside) + some.to(tl.int32)
@@ -197,7 +155,7 @@ def _place(wire, table, starts, lengths, begins, totals, BLOCK: tl.constexpr, CH
 
 @triton.jit
 def _emit(wire, at, unit, first, end, bits, full):
-    """Writes the words of the stream numbered ``unit`` where ``full``, but none before ``first``; bytes below ``end``."""
+    """Writes the words of the stream numbered ``unit`` where ``full``, none before ``first``; bytes below ``end``."""
     mine = full & (unit >= first)
     for b in tl.static_range(4):
         byte = ((bits >> (8 * b)) & 0xFF).to(tl.uint8)
@@ -216,13 +174,12 @@ def _append(wire, at, unit, first, end, bits, have, piece, length):
 
 @triton.jit
 def _write(
-    wire, table, blocks, count, bases, starts, q_all, words, forms, begins, lengths,
+    wire, table, codes, plain, blocks, count, starts, words, forms, begins, lengths,
     BITS: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr, LONG: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     g = tl.program_id(0) * LANES + tl.arange(0, LANES)
     used = g < count
-    row, q_at, numel = _block(table, blocks, g, used, bases, BLOCK)
-    whole = tl.load(table + 8 * row + 2, mask=used, other=0)
+    row, whole, q_at, numel = _block(plain, blocks, g, used, BLOCK)
     stream = _stream_at(whole, BLOCK)
     at = tl.load(table + 8 * row + 3, mask=used, other=0) + stream
     room = (stream + (whole * BITS + 7) // 8 + 3) // 4 * 4 - stream  # bytes to the section's end
@@ -241,7 +198,7 @@ def _write(
     active = used & (first * 32 < end)
     while tl.max(active.to(tl.int32), axis=0) != 0:
         inside = active & (i < numel) & (form != 3)
-        q = tl.load(q_all + q_at + i, mask=inside, other=0).to(tl.int32)
+        q = tl.load(codes + q_at + i, mask=inside, other=LEVELS).to(tl.int32) - LEVELS
         size = tl.abs(q)
         minus = (q < 0).to(tl.int64)
         sparse = active & (form == 2)
@@ -288,22 +245,23 @@ def _write(
 
 @triton.jit
 def _rest(
-    wire, table, tiles, starts, forms, totals, BITS: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr
+    wire, table, tiles, codes, plain, starts, forms, totals, BITS: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr
 ):  # fmt: skip
-    """The forms, and zeros behind the stream."""
+    """Steps, forms, and zeros behind the stream."""
     row, tile, _, _, numel, wire_at, _, _, _, _ = row_of(table, tiles)
     start = tl.load(starts + row)
     count = tl.load(starts + row + 1) - start
-    before = 4 + 4 * count
-    stream = (count + 3) // 4
-    room = (before + stream + (numel * BITS + 7) // 8 + 3) // 4 * 4 - before
+    stream = 4 * count + (count + 3) // 4
+    room = (4 + stream + (numel * BITS + 7) // 8 + 3) // 4 * 4 - 4
     i = tile * TILE + tl.arange(0, TILE)
+    step = tl.load(codes + tl.load(plain + 8 * row + 3) + i, mask=i < 4 * count, other=0)
     packed = tl.zeros([TILE], tl.uint8)
     for part in tl.static_range(4):
-        b = i * 4 + part
-        packed |= tl.load(forms + start + b, mask=b < count, other=0) << (2 * part)
+        b = (i - 4 * count) * 4 + part
+        packed |= tl.load(forms + start + b, mask=(b >= 0) & (b < count), other=0) << (2 * part)
     end = stream + (tl.load(totals + row) + 7) // 8
-    tl.store(wire + wire_at + before + i, packed, mask=(i < room) & ((i < stream) | (i >= end)))
+    value = tl.where(i < 4 * count, step, packed)
+    tl.store(wire + wire_at + 4 + i, value, mask=(i < room) & ((i < stream) | (i >= end)))
 
 
 @kernel("elias_encode")
@@ -314,29 +272,21 @@ def elias_encode(
     work.check_encode("elias_encode", x, add, wire, table, status, lambda row: section(row.numel, bits, block), *form)
     work.kept(table, ("elias_encode", *form), lambda: _check_lengths("elias_encode", table.cpu(), bits, block))
     device, rows = x.device, table.shape[0]
-    p, s, words = _plan(table, bits, block, device), shape(block), work.words(wire)
-    q = scratch("elias levels", p.elements, torch.int8, device)
+    p = _plan(table, bits, block, device)
+    codes = scratch("elias codes", p.nbytes, torch.uint8, device)
     forms = scratch("elias forms", p.count, torch.uint8, device)
     lengths, begins = (scratch(f"elias {n}", p.count, torch.int64, device) for n in ("lengths", "begins"))
     totals = scratch("elias totals", rows, torch.int64, device)
-    w = work.tiles(table, s.tile, device)
+    qsgd_encode(x, add, codes, p.plain, status, decay, add_scale, gain, 8, levels, norm2, stochastic, block, step, rank)
+    on_device, lanes, shape = work.on(table, device), -(-p.count // LANES), {"BITS": bits, "BLOCK": block}
     launch(
-        _quantise, w.programs, x, add, wire, w.table, w.tiles, p.bases, q, status, work.on(gain, device), decay,
-        add_scale, step, rank, HAS_ADD=add is not None, WORDS=words, STEP=step_of(table, (0, 1, 2)),
-        RUNS=stochastic and s.runs and work.aligned(table, 128), NB=s.nb, WIDE=s.wide, CHUNKS=s.chunks, BLOCK=block,
-        LEVELS=levels, NORM2=norm2, STOCHASTIC=stochastic, num_warps=s.warps,
+        _measure, lanes, codes, p.on_device, p.blocks, p.count, p.words, forms, lengths, **shape, LEVELS=levels,
+        LANES=LANES,
     )  # fmt: skip
-    lanes = -(-p.count // LANES)
+    launch(_place, rows, wire, on_device, p.starts, lengths, begins, totals, BLOCK=block, CHUNK=CHUNK)
     launch(
-        _measure, lanes, w.table, p.blocks, p.count, p.bases, q, p.words, forms, lengths,
-        BITS=bits, BLOCK=block, LANES=LANES,
+        _write, lanes, wire, on_device, codes, p.on_device, p.blocks, p.count, p.starts, p.words, forms, begins,
+        lengths, **shape, LEVELS=levels, LONG=block >= 1 << 20, LANES=LANES,
     )  # fmt: skip
-    launch(_place, rows, wire, w.table, p.starts, lengths, begins, totals, BLOCK=block, CHUNK=CHUNK)
-    launch(
-        _write, lanes, wire, w.table, p.blocks, p.count, p.bases, p.starts, q, p.words, forms, begins, lengths,
-        BITS=bits, LEVELS=levels, BLOCK=block, LONG=block >= 1 << 20, LANES=LANES,
-    )  # fmt: skip
-    launch(
-        _rest, p.rest.programs, wire, p.rest.table, p.rest.tiles, p.starts, forms, totals,
-        BITS=bits, BLOCK=block, TILE=REST,
-    )  # fmt: skip
+    w = p.rest
+    launch(_rest, w.programs, wire, w.table, w.tiles, codes, p.on_device, p.starts, forms, totals, **shape, TILE=REST)

@@ -15,7 +15,7 @@ from .common import flag, load_y, put32, row_of, store
 from .launch import launch
 from .registry import kernel
 
-TILE = 2048
+TILE = 1024
 
 
 @triton.jit

@@ -26,8 +26,8 @@ CHUNK = 1024
 
 
 class Input(NamedTuple):
-    """``tiles``: of elements. ``bases``, ``starts`` [rows + 1]: elements, tiles of all rows before. ``y``: all elements,
-    row by row. ``refused`` [rows]: 1 where a row is too large."""
+    """``tiles``: of elements. ``bases``, ``starts`` [rows + 1]: elements, tiles of all rows before. ``y``: every
+    element, row by row. ``refused`` [rows]: 1 where a row is too large."""
 
     tiles: work.Work
     bases: Tensor

@@ -32,7 +32,7 @@ from .launch import launch
 from .registry import kernel
 from .vectors import dither_eight, load_eight
 
-ENCODE, DECODE = 4096, 2048  # elements to a program, about
+ENCODE, DECODE, PIECE = 4096, 2048, 2048  # elements to a program, about, and at a time
 UNIT = 640
 
 
@@ -154,7 +154,7 @@ def ternary_encode(x, add, wire, table, status, decay, add_scale, gain, clip, bl
         _encode, w.programs, x, add, wire, w.table, w.tiles, status, decay, add_scale, work.on(gain, wire.device),
         clip, step, rank, CLIP=clip != 0, HAS_ADD=add is not None, WORDS=work.words(wire),
         RUN=work.aligned(table, 128), BLOCK=block, TILE=tile, NB=nb,
-        C=min(next_power_of_2(block), max(16, ENCODE // nb)), S=8,
+        C=min(next_power_of_2(block), max(16, PIECE // nb)), S=8,
     )  # fmt: skip
 
 
