@@ -45,9 +45,8 @@ struct Norms {
 // Where y comes from: R elements of a row, 16 apart, from element `at` on; zeros from `left` on.
 struct Given {
     Input in;
-    template <int R, class Format>
-    __device__ __forceinline__ void fill(float (&y)[R], const Program& p, int64_t at, int64_t left, const Format&,
-                                         Seen& seen) const {
+    template <int R, class Format> __device__ __forceinline__ void fill(float (&y)[R], const Program& p, int64_t at,
+                                                                        int64_t left, const Format&, Seen& seen) const {
         const bool has_add = in.add && p.row.add >= 0;
         get_many<R, 16>(y, in.x, in.x_type, p.row.x + at, left);
         float add[R];
@@ -71,9 +70,9 @@ struct Mean {
     int64_t messages, stride;
     float scale, add_scale;
     int residual_type;
-    template <int R, class Format>
-    __device__ __forceinline__ void fill(float (&y)[R], const Program& p, int64_t at, int64_t left,
-                                         const Format& format, Seen& seen) const {
+    template <int R, class Format> __device__ __forceinline__ void fill(float (&y)[R], const Program& p, int64_t at,
+                                                                        int64_t left, const Format& format,
+                                                                        Seen& seen) const {
         float total[R];
 #pragma unroll
         for (int r = 0; r < R; r++) {
@@ -118,8 +117,7 @@ __device__ __forceinline__ void copy_out(uint8_t* to, const uint8_t* from, int b
 
 // A program encodes `rounds` times HALVES blocks of one row. R: elements of a block that a lane keeps; LONG: blocks may
 // have more. A format gives, beside what decoders need, the scale of a block (`scale`) and codes and values (`emit`).
-template <int R, bool LONG, class From, class Format>
-__global__ void __launch_bounds__(THREADS, 4)  // 128 registers
+template <int R, bool LONG, class From, class Format> __global__ void __launch_bounds__(THREADS, 4)  // 128 registers
     encode_blocks(From from, Format format, uint8_t* wire, const cc_row* rows, const int32_t* tiles, uint8_t* status) {
     alignas(16) __shared__ uint8_t staging[HALVES][R * 16 + 16];
     const Program p(rows, tiles);
@@ -155,9 +153,8 @@ __global__ void __launch_bounds__(THREADS, 4)  // 128 registers
     seen.report(status, p.row.index);
 }
 
-template <class From, class Format>
-int encode(From from, Format format, uint8_t* wire, const cc_row* rows, const int32_t* tiles, int64_t programs,
-           uint8_t* status, void* stream) {
+template <class From, class Format> int encode(From from, Format format, uint8_t* wire, const cc_row* rows,
+                                               const int32_t* tiles, int64_t programs, uint8_t* status, void* stream) {
     if (format.block <= 512)
         return CC_LAUNCH((encode_blocks<32, false, From, Format>), programs, THREADS, stream, from, format, wire, rows,
                          tiles, status);
@@ -165,10 +162,9 @@ int encode(From from, Format format, uint8_t* wire, const cc_row* rows, const in
                      tiles, status);
 }
 
-// out = scale * sum of the messages' values, or added to it. A thread has four neighbours, so out is read and written 16
-// bytes at a time, and four such groups at once, so that enough loads are in flight.
-template <class Format>
-__global__ void __launch_bounds__(THREADS)
+// out = scale * sum of the messages' values, or added to it. A thread has four neighbours, so out is read and written
+// 16 bytes at a time, and four such groups at once, so that enough loads are in flight.
+template <class Format> __global__ void __launch_bounds__(THREADS)
     decode_blocks(Format format, const uint8_t* wires, int64_t messages, int64_t stride, const cc_row* rows,
                   const int32_t* tiles, const uint8_t* skip, void* out, int type, float scale, bool accumulate) {
     constexpr int GROUPS = DECODE_TILE / THREADS / 4;
@@ -228,10 +224,9 @@ __device__ __forceinline__ uint32_t four_codes(const uint8_t* codes, int64_t i, 
     return word >> shift;
 }
 
-template <class Format>
-int decode(Format format, const uint8_t* wires, int64_t messages, int64_t stride, const cc_row* rows,
-           const int32_t* tiles, int64_t programs, const uint8_t* skip, void* out, int out_type, float scale,
-           int accumulate, void* stream) {
+template <class Format> int decode(Format format, const uint8_t* wires, int64_t messages, int64_t stride,
+                                   const cc_row* rows, const int32_t* tiles, int64_t programs, const uint8_t* skip,
+                                   void* out, int out_type, float scale, int accumulate, void* stream) {
     return CC_LAUNCH((decode_blocks<Format>), programs, THREADS, stream, format, wires, messages, stride, rows, tiles,
                      skip, out, out_type, scale, accumulate != 0);
 }

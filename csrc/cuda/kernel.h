@@ -9,10 +9,10 @@
 #else
 #include <cuda_runtime.h>
 // Launches where there is work; gives the error code.
-#define CC_LAUNCH(kernel, grid, block, stream, ...)                                                     \
-    ((grid) == 0 ? 0                                                                                    \
-                 : (kernel<<<(unsigned)(grid), (block), 0, (cudaStream_t)(stream)>>>(__VA_ARGS__), \
-                    (int)cudaGetLastError()))
+#define CC_LAUNCH(kernel, grid, block, stream, ...) \
+    ((grid) == 0                                    \
+         ? 0                                        \
+         : (kernel<<<(unsigned)(grid), (block), 0, (cudaStream_t)(stream)>>>(__VA_ARGS__), (int)cudaGetLastError()))
 #endif
 
 namespace {

@@ -23,16 +23,20 @@ __device__ __forceinline__ Words philox(uint32_t c0, uint32_t c1, uint32_t c2, u
     return {c0, c1, c2, c3};
 }
 
-// U = (u + 1/2) / 65536 for the elements first, first + 16, first + 32, ... of a parameter, in order. They share a lane,
-// so a call gives the next eight; where `first` lies inside a superblock, two calls overlap.
+// U = (u + 1/2) / 65536 for the elements first, first + 16, first + 32, ... of a parameter, in order. They share a
+// lane, so a call gives the next eight; where `first` lies inside a superblock, two calls overlap.
 struct Dithers {
     uint32_t c0, step, rank;
     int64_t key;
     int v;  // of the vectors of its superblock, which one holds `first`
     Words now;
     __device__ __forceinline__ Dithers(int64_t first, int64_t step_, int64_t rank_, int64_t key_)
-        : c0((uint32_t)(first / 128 * 16 + first % 16)), step((uint32_t)step_), rank((uint32_t)rank_), key(key_),
-          v((int)(first % 128 / 16)), now(philox(c0, step, rank, 0, key_)) {}
+        : c0((uint32_t)(first / 128 * 16 + first % 16)),
+          step((uint32_t)step_),
+          rank((uint32_t)rank_),
+          key(key_),
+          v((int)(first % 128 / 16)),
+          now(philox(c0, step, rank, 0, key_)) {}
     __device__ __forceinline__ void eight(float (&u)[8]) {
         c0 += 16;
         const Words next = philox(c0, step, rank, 0, key);

@@ -39,7 +39,8 @@ struct Levels {  // what decoders need
 __device__ __forceinline__ uint64_t push_together(uint64_t codes, int bits) {
     const uint64_t one = (1ull << bits) - 1, two = (1ull << 2 * bits) - 1, four = (1ull << 4 * bits) - 1;
     codes = (codes & one * 0x0001000100010001ull) | (codes >> (8 - bits) & (one << bits) * 0x0001000100010001ull);
-    codes = (codes & two * 0x0000000100000001ull) | (codes >> (16 - 2 * bits) & (two << 2 * bits) * 0x0000000100000001ull);
+    codes =
+        (codes & two * 0x0000000100000001ull) | (codes >> (16 - 2 * bits) & (two << 2 * bits) * 0x0000000100000001ull);
     return (codes & four) | (codes >> (32 - 4 * bits) & four << 4 * bits);
 }
 
@@ -60,9 +61,9 @@ template <bool STOCHASTIC> struct Qsgd : Levels {
         return {used ? size : 0.0f, top / norm, used};
     }
     // Codes as bytes in shared memory, eight of them pushed together by a lane, then the copy.
-    template <int R>
-    __device__ __forceinline__ void emit(float (&y)[R], const Scale& scale, const cc_row& row, int64_t first,
-                                         int64_t left, int lane, int, uint8_t* staging, uint8_t* to, int bytes) const {
+    template <int R> __device__ __forceinline__ void emit(float (&y)[R], const Scale& scale, const cc_row& row,
+                                                          int64_t first, int64_t left, int lane, int, uint8_t* staging,
+                                                          uint8_t* to, int bytes) const {
         Dithers dithers(row.offset + first + lane, step, rank, row.key);
         const float top = (float)levels;
 #pragma unroll
@@ -100,15 +101,15 @@ template <bool STOCHASTIC> struct Qsgd : Levels {
     }
 };
 
-template <class From>
-int encode_as(From from, uint8_t* wire, const cc_row* rows, const int32_t* tiles, int64_t programs, uint8_t* status,
-              const float* gain, int bits, int levels, int norm2, int stochastic, int64_t block, int64_t step,
-              int64_t rank, void* stream) {
+template <class From> int encode_as(From from, uint8_t* wire, const cc_row* rows, const int32_t* tiles,
+                                    int64_t programs, uint8_t* status, const float* gain, int bits, int levels,
+                                    int norm2, int stochastic, int64_t block, int64_t step, int64_t rank,
+                                    void* stream) {
     const Levels set{block, bits, levels};
     return stochastic ? encode(from, Qsgd<true>{set, gain, norm2 != 0, step, rank}, wire, rows, tiles, programs, status,
                                stream)
-                      : encode(from, Qsgd<false>{set, gain, norm2 != 0, step, rank}, wire, rows, tiles, programs, status,
-                               stream);
+                      : encode(from, Qsgd<false>{set, gain, norm2 != 0, step, rank}, wire, rows, tiles, programs,
+                               status, stream);
 }
 
 }  // namespace
@@ -120,8 +121,8 @@ int cc_cuda_qsgd_encode(CC_CUDA_ENCODE_PARAMS, const float* gain, int bits, int 
 }
 int cc_cuda_qsgd_recode(CC_CUDA_RECODE_PARAMS, const float* gain, int bits, int levels, int norm2, int stochastic,
                         int64_t block, int64_t step, int64_t rank, void* stream) {
-    return encode_as(Mean{x, wires, skip, from, messages, stride, scale, add_scale, x_type}, wire, rows, tiles, programs,
-                     status, gain, bits, levels, norm2, stochastic, block, step, rank, stream);
+    return encode_as(Mean{x, wires, skip, from, messages, stride, scale, add_scale, x_type}, wire, rows, tiles,
+                     programs, status, gain, bits, levels, norm2, stochastic, block, step, rank, stream);
 }
 int cc_cuda_qsgd_decode(CC_CUDA_DECODE_PARAMS, int bits, int levels, int64_t block, void* stream) {
     return decode(Levels{block, bits, levels}, wires, messages, stride, rows, tiles, programs, skip, out, out_type,

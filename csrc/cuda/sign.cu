@@ -34,10 +34,10 @@ struct Sign {
         seen.bad = true;
         return {0.0f};
     }
-    // Bits by ballot: of row r of a block they are 16 neighbours, and lane l collects those of rows 2l and 2l + 1, a word.
-    template <int R>
-    __device__ __forceinline__ void emit(float (&y)[R], Scale scale, const cc_row&, int64_t, int64_t, int lane, int half,
-                                         uint8_t*, uint8_t* to, int bytes) const {
+    // Bits by ballot: of row r of a block they are 16 neighbours, and lane l collects those of rows 2l and 2l + 1, a
+    // word.
+    template <int R> __device__ __forceinline__ void emit(float (&y)[R], Scale scale, const cc_row&, int64_t, int64_t,
+                                                          int lane, int half, uint8_t*, uint8_t* to, int bytes) const {
         uint32_t words[R / 32] = {};
 #pragma unroll
         for (int r = 0; r < R; r++) {
@@ -70,6 +70,6 @@ int cc_cuda_sign_recode(CC_CUDA_RECODE_PARAMS, int kind, int64_t block, void* st
                   tiles, programs, status, stream);
 }
 int cc_cuda_sign_decode(CC_CUDA_DECODE_PARAMS, int64_t block, void* stream) {
-    return decode(Sign{block, 0}, wires, messages, stride, rows, tiles, programs, skip, out, out_type, scale, accumulate,
-                  stream);
+    return decode(Sign{block, 0}, wires, messages, stride, rows, tiles, programs, skip, out, out_type, scale,
+                  accumulate, stream);
 }

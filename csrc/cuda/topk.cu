@@ -6,9 +6,10 @@
 //   radix    three times: 11, 10 and 10 more bits of the k-th largest magnitude; a row's last program looks them up
 //   compact  the message, in one pass: a tile's place follows from what the tiles before it have published
 //
-// A row whose list turned out too short or too long is read again instead of it, with the same result; so is one whose k
-// is too large for a list. Traffic in DRAM per element, fp32, k far below numel: 12 bytes and a few bytes per candidate.
-// An x of half precision cannot hold y: y is computed anew where it is needed, and `compact` makes x from it.
+// A row whose list turned out too short or too long is read again instead of it, with the same result; so is one whose
+// k is too large for a list. Traffic in DRAM per element, fp32, k far below numel: 12 bytes and a few bytes per
+// candidate. An x of half precision cannot hold y: y is computed anew where it is needed, and `compact` makes x from
+// it.
 #include "kernel.h"
 
 namespace {
@@ -16,12 +17,12 @@ namespace {
 enum { THREADS = 256, WARPS = THREADS / 32, EACH = 16, TILE = THREADS * EACH, STRETCH = 65536, SAMPLES = 8192 };
 enum { ROUNDS = 3, BINS = 4096, GUESS = 4096 };  // bins of a row for all rounds, and of the guess
 
-struct State {  // of a row; begins at zero
-    uint32_t low;              // what a candidate reaches
-    uint32_t found;            // candidates, also those that found no room
-    uint32_t prefix[ROUNDS];   // the top bits of the k-th largest after each round,
-    uint32_t rank[ROUNDS];     // and which of those with these bits it is (from 1)
-    uint32_t done[ROUNDS];     // programs that have counted
+struct State {                // of a row; begins at zero
+    uint32_t low;             // what a candidate reaches
+    uint32_t found;           // candidates, also those that found no room
+    uint32_t prefix[ROUNDS];  // the top bits of the k-th largest after each round,
+    uint32_t rank[ROUNDS];    // and which of those with these bits it is (from 1)
+    uint32_t done[ROUNDS];    // programs that have counted
     uint32_t unused[5];
 };
 struct List {  // of a row, made by the host: where it begins, and for how many candidates it has room (0: no list)
@@ -76,8 +77,7 @@ __device__ __forceinline__ uint32_t below() { return (1u << threadIdx.x % 32) - 
 
 // The bin from the top that holds the element of this rank (from 1), and its rank inside; all threads together. Where
 // all bins together hold fewer: bin 0.
-template <int N>
-__device__ void locate(const volatile uint32_t* bins, uint32_t rank, uint32_t& bin, uint32_t& inside) {
+template <int N> __device__ void locate(const volatile uint32_t* bins, uint32_t rank, uint32_t& bin, uint32_t& inside) {
     constexpr int PER = N / THREADS;
     __shared__ uint32_t of_warp[WARPS], found[2];
     const int t = threadIdx.x, lane = t % 32, first = N - 1 - t * PER;
@@ -103,7 +103,8 @@ __device__ void locate(const volatile uint32_t* bins, uint32_t rank, uint32_t& b
 }
 
 __global__ void __launch_bounds__(THREADS) clear(uint64_t* from, int64_t count) {
-    for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < count; i += (int64_t)gridDim.x * THREADS) from[i] = 0;
+    for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < count; i += (int64_t)gridDim.x * THREADS)
+        from[i] = 0;
 }
 
 __global__ void __launch_bounds__(THREADS)
@@ -174,9 +175,9 @@ __global__ void __launch_bounds__(THREADS) sweep(Source source, const cc_row* ro
     }
 }
 
-template <int ROUND>
-__global__ void __launch_bounds__(THREADS) radix(Source source, const cc_row* rows, const int32_t* stretches,
-                                                 const List* lists, Scratch scratch, float* hint) {
+template <int ROUND> __global__ void __launch_bounds__(THREADS)
+    radix(Source source, const cc_row* rows, const int32_t* stretches, const List* lists, Scratch scratch,
+          float* hint) {
     constexpr int WIDTH = ROUND == 0 ? 11 : 10, SHIFT = 20 - 10 * ROUND, N = 1 << WIDTH;
     __shared__ uint32_t mine[N], last;
     const Program p(rows, stretches);
@@ -187,7 +188,8 @@ __global__ void __launch_bounds__(THREADS) radix(Source source, const cc_row* ro
     uint32_t* bins = scratch.bins + (int64_t)p.r * BINS + (ROUND == 0 ? 0 : 1024 + 1024 * ROUND);
     const uint32_t prefix = ROUND ? state.prefix[ROUND ? ROUND - 1 : 0] : 0;
     const bool listed = is_listed(state, list, k);
-    const int64_t items = listed ? state.found : p.row.numel, part = listed ? ceil_div(items, programs) : (int64_t)STRETCH;
+    const int64_t items = listed ? state.found : p.row.numel,
+                  part = listed ? ceil_div(items, programs) : (int64_t)STRETCH;
     const int64_t end = least(items, (p.tile + 1) * part);
     for (int b = threadIdx.x; b < N; b += THREADS) mine[b] = 0;
     __syncthreads();
@@ -226,9 +228,7 @@ __global__ void __launch_bounds__(THREADS) radix(Source source, const cc_row* ro
 // largest (31 bits), and how many equal it (31 bits).
 struct Tally {
     uint32_t above, equal;
-    __device__ __forceinline__ uint64_t word(uint64_t kind) const {
-        return kind << 62 | (uint64_t)above << 31 | equal;
-    }
+    __device__ __forceinline__ uint64_t word(uint64_t kind) const { return kind << 62 | (uint64_t)above << 31 | equal; }
     __device__ __forceinline__ uint32_t kept(uint32_t ties) const { return above + least(equal, ties); }
 };
 __device__ __forceinline__ Tally tally_of(uint64_t word) {
@@ -284,7 +284,8 @@ __global__ void __launch_bounds__(THREADS) compact(Source source, const cc_row* 
     const uint32_t limit = row.k ? state.prefix[ROUNDS - 1] : 0x7fffffffu, ties = row.k ? state.rank[ROUNDS - 1] : 0;
     const int64_t first = tile * TILE;
     const int base = warp * 32 * EACH + lane;
-    const int items = listed ? (int)scratch.length[p] : (int)least<int64_t>(row.numel - first, TILE), left = items - base;
+    const int items = listed ? (int)scratch.length[p] : (int)least<int64_t>(row.numel - first, TILE),
+              left = items - base;
 
     float y[EACH];
     uint16_t place[EACH];
@@ -376,9 +377,12 @@ int cc_cuda_topk_encode(CC_CUDA_ENCODE_PARAMS, float* hint, int64_t nrows, const
     int code = CC_LAUNCH(clear, least<int64_t>(ceil_div(words, THREADS), 1024), THREADS, stream, scratch.seen, words);
     if (!code) code = CC_LAUNCH(probe, nrows, THREADS, stream, given, rows, room, scratch, hint);
     if (!code) code = CC_LAUNCH(sweep, programs, THREADS, stream, given, rows, tiles, room, scratch, status);
-    if (!code) code = CC_LAUNCH(radix<0>, stretch_programs, THREADS, stream, swept, rows, stretches, room, scratch, hint);
-    if (!code) code = CC_LAUNCH(radix<1>, stretch_programs, THREADS, stream, swept, rows, stretches, room, scratch, hint);
-    if (!code) code = CC_LAUNCH(radix<2>, stretch_programs, THREADS, stream, swept, rows, stretches, room, scratch, hint);
+    if (!code)
+        code = CC_LAUNCH(radix<0>, stretch_programs, THREADS, stream, swept, rows, stretches, room, scratch, hint);
+    if (!code)
+        code = CC_LAUNCH(radix<1>, stretch_programs, THREADS, stream, swept, rows, stretches, room, scratch, hint);
+    if (!code)
+        code = CC_LAUNCH(radix<2>, stretch_programs, THREADS, stream, swept, rows, stretches, room, scratch, hint);
     if (!code) code = CC_LAUNCH(compact, programs, THREADS, stream, swept, rows, tiles, room, scratch, wire);
     return code;
 }

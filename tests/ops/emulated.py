@@ -39,6 +39,9 @@ def library() -> Path:
     files = [f for source in sources() for f in ("-x", "c++", str(source))]
     subprocess.run([COMPILER, *FLAGS, "-shared", "-o", str(made), *files], check=True)
     made.replace(path)
+    for old in path.parent.glob("libcompcomm_cuda_*.so"):
+        if old != path:
+            old.unlink(missing_ok=True)
     return path
 
 

@@ -1,4 +1,4 @@
-"""The owner's step in one kernel: the mean of the messages stays in registers. Kernels: ``csrc/cuda/{sign,qsgd}.cu``."""
+"""The owner's step in one kernel: the messages' mean stays in registers. Kernels: ``csrc/cuda/{sign,qsgd}.cu``."""
 
 from __future__ import annotations
 
@@ -55,9 +55,7 @@ def sign_recode(x, wires, table_in, skip, wire, table_out, status, scale, add_sc
         return sign.section(row.numel, block)
 
     _check("sign_recode", x, wires, table_in, skip, wire, table_out, status, section, block)
-    _recode(
-        _sign, encode_tile(block), x, wires, table_in, skip, wire, table_out, status, scale, add_scale, kind, block
-    )
+    _recode(_sign, encode_tile(block), x, wires, table_in, skip, wire, table_out, status, scale, add_scale, kind, block)
 
 
 @kernel("qsgd_recode")

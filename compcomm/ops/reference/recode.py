@@ -5,8 +5,8 @@
     wire <- code(y),  x <- y - value
 
 By definition it is the format's decoder into a scratch mean and then its encoder, which is how it is done here, on
-whatever kernels those two have. The rows of ``table_in`` (places in the messages, ``skip``) and of ``table_out`` (places
-in x and the wire, status) are the same ones: equal in number and in ``numel``, one to one.
+whatever kernels those two have. The rows of ``table_in`` (places in the messages, ``skip``) and of ``table_out``
+(places in x and the wire, status) are the same ones: equal in number and in ``numel``, one to one.
 """
 
 from __future__ import annotations

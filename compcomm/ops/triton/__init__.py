@@ -12,6 +12,7 @@ from . import adam as adam
 from . import codebook as codebook
 from . import dense as dense
 from . import elias as elias
+from . import elias_decode as elias_decode
 from . import float8 as float8
 from . import hadamard as hadamard
 from . import header as header

@@ -48,7 +48,7 @@ class Pieces(NamedTuple):
         return self.nb * self.block
 
 
-def pieces(block: int, tile: int, piece: int = 2048) -> Pieces:
+def pieces(block: int, tile: int, piece: int) -> Pieces:
     """Like ``blocks``, for any length: a program has a block of ``tile`` elements and more alone. It takes about
     ``piece`` elements at a time, since more need so many registers that few programs fit a processor."""
     wide = next_power_of_2(block)

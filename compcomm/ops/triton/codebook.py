@@ -34,6 +34,7 @@ from .launch import launch
 from .registry import kernel
 
 ENCODE, DECODE = 4096, 2048  # elements to a program, about
+PIECE = 1024  # at a time, while encoding
 
 
 @triton.jit
@@ -265,7 +266,7 @@ def _book(levels: Tensor, bits: int, device: torch.device) -> Tensor:
 def codebook_encode(x, add, wire, table, status, decay, add_scale, levels, bits, part, dot, block, step):
     form = (bits, part, block)
     work.check_encode("codebook_encode", x, add, wire, table, status, lambda row: section(row.numel, *form), *form)
-    shape = pieces(block, ENCODE)
+    shape = pieces(block, ENCODE, PIECE)
     w = work.tiles(table, shape.tile, wire.device)
     launch(
         _encode, w.programs, x, add, wire, w.table, w.tiles, status, decay, add_scale, _book(levels, bits, wire.device),
@@ -279,7 +280,7 @@ def codebook_encode(x, add, wire, table, status, decay, add_scale, levels, bits,
 def codebook_decode(wires, table, skip, out, scale, accumulate, levels, bits, part, block, step):
     form = (bits, part, block)
     work.check_decode("codebook_decode", wires, table, skip, out, lambda row: section(row.numel, *form), *form)
-    shape = pieces(block, DECODE)
+    shape = pieces(block, DECODE, DECODE)
     w = work.tiles(table, shape.tile, out.device, decoding=True)
     launch(
         _decode, w.programs, wires, wires.shape[0], wires.stride(0), w.table, w.tiles, skip, out, scale,

@@ -32,13 +32,13 @@ from .registry import kernel
 
 LANES = 128
 CHUNK = 1024
-REST = 4096
+REST = 2048
 
 
 class Plan(NamedTuple):
-    """What follows from the table. ``plain``: the table of the quantiser, whose message has ``nbytes``. ``blocks`` (int32
-    [blocks, 2]): row and number of each of ``count`` blocks. ``starts`` (int64 [rows + 1]): blocks of the rows before.
-    ``words`` (int64): the omega words of 0 (none), 1, 2 ..., with their lengths from bit 56 on."""
+    """What follows from the table. ``plain``: the table of the quantiser, whose message has ``nbytes``. ``blocks``
+    (int32 [blocks, 2]): row and number of each of ``count`` blocks. ``starts`` (int64 [rows + 1]): blocks of the rows
+    before. ``words`` (int64): the omega words of 0 (none), 1, 2 ..., with their lengths from bit 56 on."""
 
     plain: Tensor
     nbytes: int
@@ -169,7 +169,7 @@ def _append(wire, at, unit, first, end, bits, have, piece, length):
     have += length
     full = have >= 32
     _emit(wire, at, unit, first, end, bits, full)
-    return unit + full, tl.where(full, (bits >> 32) & 0xFFFFFFFF, bits), tl.where(full, have - 32, have)
+    return unit + full.to(tl.int64), tl.where(full, (bits >> 32) & 0xFFFFFFFF, bits), tl.where(full, have - 32, have)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""The owner's step: the format's two kernels around a scratch mean, as ``ops/reference/recode.py`` puts them together."""
+"""The owner's step: the format's two kernels around a scratch mean, put together by ``ops/reference/recode.py``."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ from .launch import launch
 from .registry import kernel
 from .vectors import dither_eight, load_eight
 
-TILE = 4096  # elements to a program, about
+NORMS, TILE = 4096, 2048  # elements to a program, about
 
 
 @triton.jit
@@ -163,7 +163,7 @@ def shared_norms(x, add, wire, table, status, decay, add_scale, levels, norm2, b
     work.check_encode(
         "shared_norms", x, add, wire, table, status, lambda row: 4 * ceil_div(row.numel, block), block
     )  # fmt: skip
-    shape = pieces(block, TILE)
+    shape = pieces(block, NORMS, TILE)
     w = work.tiles(table, shape.tile, wire.device)
     launch(
         _norms, w.programs, x, add, wire, w.table, w.tiles, status, decay, add_scale, float(levels),

@@ -42,7 +42,7 @@ def _encode(
         x, add, x_at + first, tl.where(add_at < 0, -1, add_at + first), i, mask, decay, add_scale, True, HAS_ADD
     )
     negative = y < 0
-    value = tl.where(negative, -scale[:, None], scale[:, None])
+    value = tl.where(negative, scale[:, None] * -1.0, scale[:, None])  # minus is 0 - f, other for zeros
     store(x + x_at + first + i, y - value, mask)
 
     count_all = (numel + BLOCK - 1) // BLOCK
@@ -77,7 +77,7 @@ def _decode(
         message = wires
         for m in range(messages):
             size = take_f32(message, wire_at + (first + i) // BLOCK * 4, mask, WORDS)
-            v = tl.where(take_code(message, bits_at, i, mask, 1) != 0, -size, size)
+            v = tl.where(take_code(message, bits_at, i, mask, 1) != 0, size * -1.0, size)
             total = tl.where(m == 0, v, total + v)
             message += stride
         finish(out, x_at + first, i, mask, total, scale, ACCUMULATE)

@@ -161,7 +161,7 @@ def ternary_encode(x, add, wire, table, status, decay, add_scale, gain, clip, bl
 @kernel("ternary_decode")
 def ternary_decode(wires, table, skip, out, scale, accumulate, block):
     work.check_decode("ternary_decode", wires, table, skip, out, lambda row: section(row.numel, block), block)
-    shape = pieces(block, DECODE)
+    shape = pieces(block, DECODE, DECODE)
     w = work.tiles(table, shape.tile, out.device, decoding=True)
     launch(
         _decode, w.programs, wires, wires.shape[0], wires.stride(0), w.table, w.tiles, skip, out, scale,

@@ -25,7 +25,7 @@ from .common import (
 from .launch import launch
 from .registry import kernel
 
-ENCODE, DECODE = 4096, 2048  # elements to a program, about
+ENCODE, DECODE, PIECE = 4096, 2048, 2048  # elements to a program, about, and at a time
 
 
 @triton.jit
@@ -107,7 +107,7 @@ def _decode(
 @kernel("two_means_encode")
 def two_means_encode(x, add, wire, table, status, decay, add_scale, block):
     work.check_encode("two_means_encode", x, add, wire, table, status, lambda row: section(row.numel, block), block)
-    shape = pieces(block, ENCODE)
+    shape = pieces(block, ENCODE, PIECE)
     w = work.tiles(table, shape.tile, wire.device)
     launch(
         _encode, w.programs, x, add, wire, w.table, w.tiles, status, decay, add_scale,
@@ -118,7 +118,7 @@ def two_means_encode(x, add, wire, table, status, decay, add_scale, block):
 @kernel("two_means_decode")
 def two_means_decode(wires, table, skip, out, scale, accumulate, block):
     work.check_decode("two_means_decode", wires, table, skip, out, lambda row: section(row.numel, block), block)
-    shape = pieces(block, DECODE)
+    shape = pieces(block, DECODE, PIECE)
     w = work.tiles(table, shape.tile, out.device, decoding=True)
     launch(
         _decode, w.programs, wires, wires.shape[0], wires.stride(0), w.table, w.tiles, skip, out, scale,

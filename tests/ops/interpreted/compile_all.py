@@ -35,11 +35,14 @@ def compile_for(capability: int, only: set[str]) -> int:
     def instead(kernel: Any, args: tuple[Any, ...], constants: dict[str, Any], warps: int) -> None:
         signature, constexprs = {}, dict(constants)
         for name, a in zip(kernel.arg_names, args, strict=False):
-            if a is None:
-                constexprs[name] = None
+            parameter = kernel.params[kernel.arg_names.index(name)]
+            if a is None or (type(a) is int and a == 1 and not parameter.do_not_specialize):
+                constexprs[name] = a  # as a launch has it
+            elif isinstance(a, torch.Tensor):
+                signature[name] = TYPES[a.dtype]
             else:
-                kinds = {bool: "i1", int: "i64", float: "fp32"}
-                signature[name] = TYPES[a.dtype] if isinstance(a, torch.Tensor) else kinds[type(a)]
+                integer = "i32" if -(2**31) <= a < 2**31 else "i64"
+                signature[name] = {bool: "i1", int: integer, float: "fp32"}[type(a)]
         form = (kernel.__name__, kernel.fn.__module__, str(signature), str(constexprs), warps)
         if form in seen:
             return

@@ -31,7 +31,9 @@ def test_shared_scales(
     kernel_or_skip(backend, "shared_encode")
     monkeypatch.setattr(test_shared, "SIZES", (0, 1, 16, 17, 300))
     if backend == "triton":
-        monkeypatch.setattr(pytest.importorskip("compcomm.ops.triton.shared"), "TILE", 128)
+        module = pytest.importorskip("compcomm.ops.triton.shared")
+        monkeypatch.setattr(module, "NORMS", 128)
+        monkeypatch.setattr(module, "TILE", 128)
     arguments = (kind, width, levels, norm2, stochastic, block, 1)
     due, found = test_shared.roundtrip("reference", *arguments), test_shared.roundtrip(backend, *arguments)
     for name, truth in due.items():

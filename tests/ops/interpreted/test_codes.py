@@ -14,29 +14,29 @@ from tests.ops.formats import Coded, codebook, ternary, two_means
 from tests.ops.interpreted.agreement import BACKENDS, SCALES, kernel_or_skip
 
 SMALL = [
-    (ternary._form(0.0, 16), 0),
-    (ternary._form(2.1, 48), 0),
-    (two_means._form(16), 32),
-    (two_means._form(48), 128),
-    (two_means._form(48), 32),
-    (codebook._coded(4, block=16), 32),
-    (codebook._coded(8, dot=True, block=48), 32),
-    (codebook._coded(3, grid=True, block=48), 128),
-    (codebook._coded(3, 20000, block=48), 128),
-    (codebook._coded(0, 20000, block=48), 32),
-    (codebook._coded(0, 1, block=16), 32),
-    (codebook._coded(7, 65535, block=32), 64),
+    (ternary._form(0.0, 16), 0, 0),
+    (ternary._form(2.1, 48), 0, 0),
+    (two_means._form(16), 32, 0),
+    (two_means._form(48), 128, 32),
+    (two_means._form(48), 32, 0),
+    (codebook._coded(4, block=48), 128, 32),
+    (codebook._coded(8, dot=True, block=48), 32, 0),
+    (codebook._coded(3, grid=True, block=48), 128, 0),
+    (codebook._coded(3, 20000, block=48), 128, 32),
+    (codebook._coded(0, 20000, block=48), 32, 0),
+    (codebook._coded(0, 1, block=16), 32, 0),
+    (codebook._coded(7, 65535, block=32), 64, 0),
 ]
 MODULES = ("codebook", "ternary", "two_means")
 
 
-def _programs(backend: str, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """About ``tile`` elements to a program, where that is not 0; ternary has 640 and more."""
-    if backend == "triton" and tile:
-        for name in MODULES:
-            module = pytest.importorskip(f"compcomm.ops.triton.{name}")
-            monkeypatch.setattr(module, "ENCODE", tile)
-            monkeypatch.setattr(module, "DECODE", tile)
+def _programs(backend: str, tile: int, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """About ``tile`` elements to a program and ``piece`` at a time, where that is not 0; ternary has 640 and more."""
+    for name in MODULES if backend == "triton" else ():
+        module = pytest.importorskip(f"compcomm.ops.triton.{name}")
+        for constant, value in (("ENCODE", tile), ("DECODE", tile), ("PIECE", piece)):
+            if value:
+                monkeypatch.setattr(module, constant, value)
 
 
 def _check(
@@ -53,22 +53,22 @@ def _check(
         assert same(found[name], tensor), (form, kind, name)
 
 
-@pytest.mark.parametrize(("form", "tile"), SMALL, ids=str)
+@pytest.mark.parametrize(("form", "tile", "piece"), SMALL, ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_encode(backend: str, form: Coded, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encode(backend: str, form: Coded, tile: int, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of no element, one, almost a block, a block, more and several tiles, at odd addresses."""
-    _programs(backend, tile, monkeypatch)
+    _programs(backend, tile, piece, monkeypatch)
     block = form.block
     several = 645 if form.name == "ternary" else 4 * block + 5
     _check(backend, form, "nonfinite", (0, 1, block - 1, block, block + 1, several))
     _check(backend, form, "normal", (17, several), add=False)
 
 
-@pytest.mark.parametrize(("form", "tile"), SMALL, ids=str)
+@pytest.mark.parametrize(("form", "tile", "piece"), SMALL, ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_decode(backend: str, form: Coded, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decode(backend: str, form: Coded, tile: int, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One message and several, at odd addresses, added and written, rows skipped and absent; into fp32 and bf16."""
-    _programs(backend, 2 * tile, monkeypatch)
+    _programs(backend, 2 * tile, piece, monkeypatch)
     kernel_or_skip(backend, f"{form.name}_decode")
     block = form.block
     c = case(form, "normal", (0, 1, block + 1, block, 17, 3 * block + 5))

@@ -12,8 +12,12 @@ from tests.ops.dense_case import OPS
 from tests.ops.interpreted.agreement import kernel_or_skip
 from tests.ops.sparse_case import KINDS, elements, make, nbytes, same, table_of, using
 
+SHAPES = ((4096, 41), (65_536, 1), (65_537, 6554), (200_001, 2000), (16_000, 2000), (16_000, 2001), (5000, 5000))
 
-def agree(x: Tensor, add: Tensor | None, table: Tensor, decay: float = 1.0, add_scale: float = 1.0, odd: int = 0) -> None:
+
+def agree(
+    x: Tensor, add: Tensor | None, table: Tensor, decay: float = 1.0, add_scale: float = 1.0, odd: int = 0
+) -> None:
     """All that one call writes, from copies of its inputs into poisoned buffers."""
     kernel_or_skip("cuda", "topk_encode")
     results: list[tuple[Tensor, ...]] = []
@@ -29,7 +33,7 @@ def agree(x: Tensor, add: Tensor | None, table: Tensor, decay: float = 1.0, add_
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_long_rows(kind: str) -> None:
-    for n, k in ((4096, 41), (65_536, 1), (65_537, 6554), (200_001, 2000), (16_000, 2000), (16_000, 2001), (5000, 5000)):
+    for n, k in SHAPES:
         table = table_of([(n, k), (0, 0), (70, 0)])
         x, add = make("normal", elements(table), 1), make(kind, elements(table), 2)
         agree(x, add, table, *((0.0, 1.0) if kind == "denormal" else (0.9, -0.25)), odd=n % 2)

@@ -55,8 +55,13 @@ def step(
     return found
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
-@pytest.mark.parametrize("backend", [*BACKENDS, *(["native"] if native.available() else [])])
+EACH = [*BACKENDS, *(["native"] if native.available() else [])]
+
+
+# Triton does it by the format's own two kernels, which have their tests, and is slow here.
+@pytest.mark.parametrize(
+    ("backend", "form"), [(b, f) for b in EACH for f in FORMS if b != "triton" or f.block == 48], ids=str
+)
 def test_recode(backend: str, form: Format) -> None:
     if backend != "native":
         kernel_or_skip(backend, f"{form.name}_recode")
@@ -96,9 +101,7 @@ def test_a_mean_that_is_not_finite_stays_out_of_the_residual() -> None:
         wires[0, int(table[0, 3]) :][:4] = torch.tensor([torch.inf]).view(torch.uint8)
         x, wire, status = c.x.clone(), torch.zeros(c.nbytes, dtype=torch.uint8), torch.zeros(6, dtype=torch.uint8)
         with using(backend):
-            OPS.sign_recode(
-                x, wires, table, torch.zeros(5, dtype=torch.uint8), wire, c.table, status, 1.0, 1.0, 0, 512
-            )
+            OPS.sign_recode(x, wires, table, torch.zeros(5, dtype=torch.uint8), wire, c.table, status, 1.0, 1.0, 0, 512)
         assert torch.isfinite(x).all() and status[:2].tolist() == [1, 1]
         assert wire[4:8].view(torch.float32).isfinite().all()
 
