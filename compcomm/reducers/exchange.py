@@ -106,7 +106,7 @@ def _squeeze(
     """The bodies of ``messages``, back to back in ``body``; returns their lengths in bytes."""
     if body.is_meta:
         return tuple(packing.splits[m] - packing.header for m in messages)
-    sizes = torch.empty(len(messages), dtype=torch.int64)
+    sizes = torch.empty(len(messages), dtype=torch.int64, device=body.device)
     ops.squeeze(payload.wire, *_spans(packing, messages, starts), body, sizes)
     return tuple(sizes.tolist())
 

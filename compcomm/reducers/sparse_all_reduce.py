@@ -141,8 +141,9 @@ class _Deal:
         """natural += scale * what the messages in ``wire`` (end to end, or ``stride`` bytes apart) hold."""
         coded, deals, exact, none = self._back(natural.layout, stride)
         ops.dense_decode(wire.unsqueeze(0), exact, none if skip is None else skip, natural.flat, scale, True)
-        if skip is not None and bool(skip.any()):
-            keep = skip[coded[:, 7]] == 0
+        left_out = None if skip is None else skip.cpu()  # tables lie on the host: here a GPU is waited for
+        if left_out is not None and bool(left_out.any()):
+            keep = left_out[coded[:, 7]] == 0
             coded, deals = coded[keep], deals[keep]
         self.compressor.undeal_rows(wire, coded, deals, natural.flat, scale, GRAIN)
 

@@ -94,7 +94,7 @@ def _place(column, start, n):
     return tl.where(place < 0, place + n, place)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["step"])
 def _encode(
     x, add, wire, table, tiles, status, decay, add_scale, book, top, part, step, stream,
     BITS: tl.constexpr, PART: tl.constexpr, DOT: tl.constexpr, HAS_ADD: tl.constexpr, WORDS: tl.constexpr,
@@ -198,7 +198,7 @@ def _encode(
         tl.store(wire + codes_at + pad, tl.zeros([4], tl.uint8), mask=pad < (end + 3) // 4 * 4)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["step"])
 def _decode(
     wires, messages, stride, table, tiles, skip, out, scale, book, part, step, stream,
     ACCUMULATE: tl.constexpr, BITS: tl.constexpr, PART: tl.constexpr, WORDS: tl.constexpr, NB: tl.constexpr,

@@ -76,7 +76,7 @@ def _norms(
     flag(status, 0, used & (good == 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["step", "rank"])
 def _encode(
     x, norms, words, table, tiles, levels, step, rank,
     STOCHASTIC: tl.constexpr, WORDS: tl.constexpr, RUN: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,

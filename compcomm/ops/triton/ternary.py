@@ -36,7 +36,7 @@ ENCODE, DECODE, PIECE = 4096, 2048, 2048  # elements to a program, about, and at
 UNIT = 640
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["step", "rank"])
 def _encode(
     x, add, wire, table, tiles, status, decay, add_scale, gain, clip, step, rank,
     CLIP: tl.constexpr, HAS_ADD: tl.constexpr, WORDS: tl.constexpr, RUN: tl.constexpr, BLOCK: tl.constexpr,
