@@ -27,8 +27,8 @@ from . import natural_dither as natural_dither
 from . import norms as norms
 from . import qsgd as qsgd
 from . import randk as randk
-from . import sampled as sampled
 from . import recode as recode
+from . import sampled as sampled
 from . import shared as shared
 from . import sign as sign
 from . import sketch_count as sketch_count
