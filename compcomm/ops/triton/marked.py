@@ -38,7 +38,7 @@ def _blend(to, source, table, tiles, marks, alpha, beta, TILE: tl.constexpr):
         if to.dtype.element_ty == tl.float64:
             given = given.to(tl.float64)
             given = tl.where(tl.abs(given) < float("inf"), given, 0.0)
-            tl.store(at, old * alpha.to(tl.float64) + given * beta.to(tl.float64), mask=mask)
+            tl.store(at, old * alpha + given * beta, mask=mask)
         else:
             given = given.to(tl.float32)
             given = tl.where(finite(given), given, 0.0)
