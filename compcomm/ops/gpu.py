@@ -49,7 +49,7 @@ def find(op: str, wanted: str, device: str) -> Kernel:
         if wanted not in (name, "native"):
             continue
         kernels, on_host, reason = backend()
-        if op in kernels and on_host == (device == "cpu"):
+        if op in kernels and device in ("cpu", "cuda") and on_host == (device == "cpu"):
             return kernels[op]
         if op in kernels:
             reason = {

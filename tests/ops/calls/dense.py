@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from compcomm.ops import backend
 from tests.ops.calls import Call
 from tests.ops.dense_case import Format, case
 
@@ -21,9 +22,12 @@ def encode(form: Format, dtype: torch.dtype | None = torch.float32) -> tuple[Any
 
 
 def decode(form: Format, accumulate: bool = True, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
-    """Arguments of ``<form>_decode``: two messages of zeros into an ``out`` of that type."""
+    """Arguments of ``<form>_decode``: a message twice, into an ``out`` of that type."""
     c = case(form, sizes=SIZES)
-    wires, skip = torch.zeros(2, c.nbytes, dtype=torch.uint8), torch.zeros(5, dtype=torch.uint8)
+    given = encode(form)
+    with backend("reference"):
+        getattr(torch.ops.compcomm, f"{form.name}_encode")(*given)
+    wires, skip = torch.stack([given[2]] * 2), torch.zeros(5, dtype=torch.uint8)
     return (wires, c.table, skip, c.x.to(dtype), 0.5, accumulate, *form.decode_tail())
 
 
