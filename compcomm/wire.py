@@ -314,7 +314,7 @@ def _read_later(messages: Tensor, count: int, ctx: Context, lengths: tuple[int, 
     device, step, bucket = messages.device, ctx.step, ctx.bucket
     heard = torch.empty(1 + count, dtype=torch.uint8, device=device)
     word = torch.empty(1, dtype=torch.int64, device=device)
-    ops.header_read(messages, heard, word, _places(lengths, ())[:, 0], step, bucket)
+    ops.header_read(messages, heard, word, _lengths(lengths), step, bucket)
 
     def explain(fault: int) -> Exception:
         rank, kind = divmod(fault, 4)
@@ -332,7 +332,12 @@ def _read_later(messages: Tensor, count: int, ctx: Context, lengths: tuple[int, 
 @lru_cache(maxsize=4096)
 def _places(first: tuple[int, ...], second: tuple[int, ...]) -> Tensor:
     """Numbers as a constant table for kernels, a line for each message."""
-    return torch.tensor([first, second] if second else [first], dtype=torch.int64).t().contiguous()
+    return torch.tensor([first, second], dtype=torch.int64).t().contiguous()
+
+
+@lru_cache(maxsize=4096)
+def _lengths(lengths: tuple[int, ...]) -> Tensor:
+    return torch.tensor(lengths, dtype=torch.int64)
 
 
 @lru_cache(maxsize=4096)

@@ -523,6 +523,7 @@ class Attachment:
     def _abandon(self, step: Step) -> None:
         """Ends an old step before a new one begins. The host has written new gradients into the same buckets by now,
         and what the old flows still decode lands there too: the gradients are put back."""
+        self._scheduler.follow()
         kept = [flat.clone() for flat in step.flats]
         self._do(partial(self._scheduler.abandon, step))
         step.over.wait()

@@ -79,7 +79,8 @@ class AllReduce(Route):
         if ctx.weights is not None:  # numbers, so the payload of w*y is w times that of y
             exact.mul_(ctx.weights[ctx.rank] * ctx.world)
             coded.mul_(ctx.weights[ctx.rank] * ctx.world)
-        flags[0], flags[1:2], flags[2:] = place(ctx), payload.status[:1], payload.status[1:]
+        flags[:1].fill_(place(ctx))  # not flags[0] = ..., for which the host waits for a device
+        flags[1:2], flags[2:] = payload.status[:1], payload.status[1:]
         if self.compressor.dtype == torch.float32:
             yield Sum(total.view(torch.float32))
         else:

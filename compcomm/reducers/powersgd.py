@@ -233,7 +233,7 @@ class _Work:
             ops.lowrank_orthonormal(p, form.lines["p"])
             self._product(ops.lowrank_backproject, p, q, None)
         own = self._own(q)
-        second[0] = place(ctx)
+        second[:1].fill_(place(ctx))
         yield Sum(second)
         if self.real:
             self._hear_second(second[:1])
@@ -304,7 +304,8 @@ class _Work:
     def _sum_first(self) -> Generator[Collective, bool, None]:
         """The first sum; ``bad`` where any rank met a non-finite value, or the sums are none."""
         ctx, flags = self.ctx, self.first[: 2 + self.form.count]
-        flags[0], flags[1:2], flags[2:] = place(ctx), self.status[:1], self.status[1:]
+        flags[:1].fill_(place(ctx))
+        flags[1:2], flags[2:] = self.status[:1], self.status[1:]
         yield Sum(self.first)
         found = read_flags(flags, self.form.count, ctx)
         self.skip = found.skip

@@ -61,7 +61,7 @@ def finish(
 ) -> Reduced:  # fmt: skip
     """The mean by ``decode(sign, accumulate)``, NaN on a bad step, and the payloads of dead segments given back."""
     decode(1.0, accumulate)
-    if payload.compressor.sparse and deferred(out.flat):
+    if (payload.compressor.sparse or payload.compressor.variable) and deferred(out.flat):
         flags = flags._replace(bad=either(flags.bad, _corrupt(out.flat, ctx)))
     skip = give_back(payload, flags, x)
     return settled(Sent(payload, skip), flags, x, out, ctx, decode, accumulate)
@@ -69,7 +69,9 @@ def finish(
 
 def _corrupt(out: Tensor, ctx: Context) -> Truth:
     """Whether kernels found a message that they could not decode, so that ``out`` is not the mean."""
-    word, explain = corruption(out.device)
+    sticky, explain = corruption(out.device)
+    word = sticky.clone()
+    sticky.zero_()  # another step, or attachment, begins without it
     ctx.faults.append(Fault(word, explain))
     return (word != 0).to(torch.uint8)
 

@@ -92,7 +92,9 @@ class SharedScale(Route):
             inputs = (x.flat, flat, norms, form.scaled(x.layout, at), status, decay, add_scale)
             ops.shared_norms(*inputs, u.levels, u.norm2, u.block)
             hear(status, ctx)
-            peaks[0], peaks[1], peaks[2:3], peaks[3 : 3 + form.count] = place(ctx), -place(ctx), status[:1], status[1:]
+            peaks[:1].fill_(place(ctx))
+            peaks[1:2].fill_(-place(ctx))
+            peaks[2:3], peaks[3 : 3 + form.count] = status[:1], status[1:]
         yield AllReduceMax(peaks)
         flags = _flags(peaks, form.count, ctx)
         if real:

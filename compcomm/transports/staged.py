@@ -23,7 +23,7 @@ class Staging:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._mirrors: dict[tuple[int, int, torch.dtype], Tensor] = {}
+        self._mirrors: dict[tuple[int, torch.dtype], Tensor] = {}
 
     def down(self, op: Collective) -> tuple[Collective, Callable[[], None]]:
         """The same collective on the host, its input there; and what takes its result back to the device."""
@@ -44,9 +44,9 @@ class Staging:
         return replace(op, **mirrors), back
 
     def _mirror(self, tensor: Tensor) -> Tensor:
-        key = (tensor.data_ptr(), tensor.numel(), tensor.dtype)
+        key = (tensor.data_ptr(), tensor.dtype)
         found = self._mirrors.get(key)
-        if found is None:
+        if found is None or found.numel() < tensor.numel():
             pinned = self._device.type == "cuda"
             found = self._mirrors[key] = torch.empty(tensor.numel(), dtype=tensor.dtype, pin_memory=pinned)
-        return found
+        return found[: tensor.numel()]

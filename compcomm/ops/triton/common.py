@@ -245,6 +245,7 @@ def lane_sums(
         )  # fmt: skip
         sizes += tl.abs(y)
         squares += y * y
+    tl.debug_barrier()  # what was read here may be written next, by warps that hold copies of it
     return fold_lanes(sizes), fold_lanes(squares)
 
 

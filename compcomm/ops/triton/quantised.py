@@ -123,6 +123,7 @@ def square_sums(
         at = i + r * 16
         y, _bad, _alive = load_y(x, add, x_from, add_from, at, at < left, decay, add_scale, True, HAS_ADD)
         squares += y * y
+    tl.debug_barrier()  # what was read here may be written next, by warps that hold copies of it
     return fold_lanes(squares)
 
 
