@@ -19,7 +19,7 @@ from ..store import Merge, Slot
 from ..verdict import deferred, either
 from ..wire import Flags, Packing, pack_shares
 from .exchange import to_all, to_owners
-from .route import Route, adder, hear
+from .route import Route, adder, corrupt, hear
 
 
 @dataclass(frozen=True, repr=False)
@@ -127,6 +127,8 @@ def phases(
         held, noise, add=None if server is None else mean, add_scale=unscale,
         wire=ctx.buffer("owned", max(packing.splits)), packing=packing, message=ctx.rank, received=received,
     )  # fmt: skip
+    if (c.sparse or c.variable) and deferred(wires):  # what the owner alone could not decode, all must hear of
+        second.status[:1] |= corrupt(mean.flat, ctx)
     gathered, again = yield from to_all(second, ctx, "gathered")
     flags = flags._replace(bad=either(flags.bad, again.bad))
     kept = Sent(second, flags.skip if flags.zero else None)

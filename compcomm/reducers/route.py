@@ -62,12 +62,12 @@ def finish(
     """The mean by ``decode(sign, accumulate)``, NaN on a bad step, and the payloads of dead segments given back."""
     decode(1.0, accumulate)
     if (payload.compressor.sparse or payload.compressor.variable) and deferred(out.flat):
-        flags = flags._replace(bad=either(flags.bad, _corrupt(out.flat, ctx)))
+        flags = flags._replace(bad=either(flags.bad, corrupt(out.flat, ctx)))
     skip = give_back(payload, flags, x)
     return settled(Sent(payload, skip), flags, x, out, ctx, decode, accumulate)
 
 
-def _corrupt(out: Tensor, ctx: Context) -> Truth:
+def corrupt(out: Tensor, ctx: Context) -> Truth:
     """Whether kernels found a message that they could not decode, so that ``out`` is not the mean."""
     sticky, explain = corruption(out.device)
     word = sticky.clone()
