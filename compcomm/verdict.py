@@ -39,7 +39,7 @@ def deferred(tensor: Tensor) -> bool:
 def either(a: Truth, b: Truth) -> Truth:
     """Whether one of the two holds."""
     if isinstance(a, Tensor):
-        return a | b if isinstance(b, Tensor) else a.fill_(1) if b else a
+        return a | b if isinstance(b, Tensor) else torch.ones_like(a) if b else a
     return True if a else b
 
 

@@ -11,7 +11,7 @@ from .launch import launch
 from .registry import kernel
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["flags", "rank", "step", "bucket"])
 def _write(
     wire, status, places, flags, rank, step, bucket, count, nbytes,
     MAGIC: tl.constexpr, FIELDS: tl.constexpr, WIDE: tl.constexpr,
@@ -39,7 +39,7 @@ def _word(message, n):
     return tl.sum(tl.load(message + 4 * n + byte).to(tl.int64) << (8 * byte).to(tl.int64), axis=0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["step", "bucket"])
 def _read(
     wires, ranks, stride, heard, fault, lengths, step, bucket, count,
     MAGIC: tl.constexpr, FIELDS: tl.constexpr, WIDE: tl.constexpr,

@@ -89,7 +89,7 @@ def _orthonormal(
         line += numel
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["step"])
 def _refresh(factor, table, tiles, quantiles, step, STREAM: tl.constexpr, TILE: tl.constexpr):
     p = tl.program_id(0).to(tl.int64)
     row, k = tl.load(tiles + 2 * p).to(tl.int64), tl.load(tiles + 2 * p + 1).to(tl.int64)

@@ -88,7 +88,7 @@ def _sweep(
     flag(status, 1 + entry, alive)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["step"])
 def _send(
     x, add, wire, table, tiles, firsts, status, gain, rest, decay, add_scale, step,
     HAS_ADD: tl.constexpr, KEEP: tl.constexpr, WORDS: tl.constexpr, KEPT: tl.constexpr,
@@ -109,7 +109,7 @@ def _send(
     flag(status, 0, overflow)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["step"])
 def _put_back(x, table, tiles, firsts, rest, step, KEPT: tl.constexpr):
     row, part, x_at, _, numel, _, offset, key, k, _ = row_of(table, tiles)
     m = part * KEPT + tl.arange(0, KEPT)
@@ -125,7 +125,7 @@ def _clear(out, table, tiles, TILE: tl.constexpr):
     store(out + x_at + tile * TILE + i, tl.zeros([TILE], tl.float32), i < numel - tile * TILE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["step"])
 def _add(
     wires, messages, stride, table, tiles, skip, out, scale, step, WORDS: tl.constexpr, KEPT: tl.constexpr
 ):  # fmt: skip

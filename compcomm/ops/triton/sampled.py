@@ -96,7 +96,7 @@ def _start(table, samples, row, step, rank, STREAM: tl.constexpr):
     return start, (tl.load(line + 2) - start + stride - 1) // stride
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["step", "rank"])
 def _gather(
     x, add, table, tiles, samples, state, bins, value, decay, add_scale, step, rank,
     HAS_ADD: tl.constexpr, STREAM: tl.constexpr, TILE: tl.constexpr,
@@ -115,7 +115,7 @@ def _gather(
     add_digits(bins + row * (2 * ROUNDS * BINS), digits(magnitude(y), mask, 0, 0), 1, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["step", "rank"])
 def _narrow(
     table, tiles, samples, state, bins, value, step, rank,
     ROUND: tl.constexpr, STREAM: tl.constexpr, TILE: tl.constexpr,
