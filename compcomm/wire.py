@@ -116,7 +116,7 @@ class Packing:
         self._tables: dict[tuple[object, ...], Tensor] = {}
         self._stacked: dict[tuple[object, ...], tuple[Tensor, tuple[tuple[int, int], ...]]] = {}
         self._gains: dict[int | None, Tensor] = {}
-        self._lines: dict[tuple[object, ...], Lines] = {}
+        self._lines: dict[tuple[object, ...], Lines | None] = {}
         self.has_lines = any(row.bits >= 0 for row in self.coded)
 
     def lines(
@@ -131,8 +131,7 @@ class Packing:
         if not self.has_lines:
             return None
         cached = (x, add, message, stride)
-        found = self._lines.get(cached)
-        if found is None:
+        if cached not in self._lines:
             bases = np.concatenate(([0], np.cumsum(self.splits)))
             rows = [row for row in self.coded if message is None or row.message == message]
             lines: list[list[int]] = []
@@ -143,8 +142,8 @@ class Packing:
                     at = [-1 if layout is None else layout.position(s) for layout in (x, add)]
                     width = row_width(s)
                     lines.append([number, *at, s.numel, base + bits, s.offset % width, 0, width, index])
-            found = self._lines[cached] = Lines(torch.tensor(lines, dtype=torch.int64).view(-1, 9))
-        return found
+            self._lines[cached] = Lines(torch.tensor(lines, dtype=torch.int64).view(-1, 9)) if lines else None
+        return self._lines[cached]
 
     def table(
         self,

@@ -136,7 +136,7 @@ class Digits:
         if bits.is_meta:
             return
         moved = torch.zeros(self.count * self.each, dtype=torch.float32, device=bits.device)
-        moved[: self.rows] = ((bits.view(-1, 1) >> _eight(bits.device)) & 1 == 0).view(-1)
+        moved[: self.rows] = 1 - unpacked(bits)
         to.copy_(moved.view(-1, self.each) @ self._powers(bits.device).float())
 
     def read(self, numbers: Tensor, bits: Tensor) -> None:
@@ -150,6 +150,11 @@ class Digits:
 
     def _powers(self, device: torch.device) -> Tensor:
         return torch.tensor([self.base**i for i in range(self.each)], dtype=torch.int64).to(device)
+
+
+def unpacked(bits: Tensor) -> Tensor:
+    """One uint8 per bit, the low bit of each byte first."""
+    return ((bits.view(-1, 1) >> _eight(bits.device)) & 1).view(-1)
 
 
 def _eight(device: torch.device) -> Tensor:

@@ -126,7 +126,7 @@ def leaves_rows_of_zeros(r: Reducer) -> None:
             for rank, g in enumerate(given):
                 for name in late:
                     g[name][5:9] = 0.0
-                    g[name][late[name]] *= t > 2
+                    g[name][late[name]] *= 100.0 * (t > 2)
                     g[name][11 + rank] = 0.0  # on this rank alone
             for name, mean in step(simulator, given, whole(t))[0].items():
                 if name in late:
