@@ -76,6 +76,12 @@ CC_API int64_t cc_philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, int
 // x <- x + scale*(eta*error - estimate), where what is not finite in x counts as zero and is reported.
 CC_API int64_t cc_blend(float* to, int64_t to_numel, const float* from, int64_t from_numel, const cc_span* rows,
                         int64_t nrows, const float* beta, uint8_t* status, int64_t status_numel, float alpha);
+// Matrices turned on their way between two buffers: to[b][j][i] = from[b][i][j] for b < count, i < rows, j < columns.
+typedef struct cc_turned {
+    int64_t to, from, count, rows, columns;
+} cc_turned;
+CC_API int64_t cc_turn(float* to, int64_t to_numel, const float* from, int64_t from_numel, const cc_turned* lines,
+                       int64_t nlines);
 // Rows of zeros: a line of the table is a piece of a parameter whose rows have k elements, `offset` of the first row's
 // lying before it; bit j of the words at byte `wire` of `bits` says that row j is zero in x and add (x, add: -1 or null:
 // absent). And zeros written to the rows of `to` whose bit is set.
