@@ -32,6 +32,7 @@ from .flight import Flight
 from .options import Options
 from .plain import Plain
 from .report import Counters, Report, dense_bytes, noun, parameter_bytes, relative_errors
+from .saved import Portable
 from .scheduler import Job, Scheduler, Step
 
 
@@ -423,6 +424,12 @@ class Attachment:
             step, slots = resume.portable(state, self._origin())
             portable.adopt(self._store, slots)
         self.resume(step)
+
+    @property
+    def portable(self) -> Portable:
+        """The portable state as an object with ``state_dict`` and ``load_state_dict``, for frameworks that save one
+        rank's answer: ``accelerator.register_for_checkpointing(hook.portable)``."""
+        return Portable(self)
 
     def forget(self) -> None:
         """Memory begins anew, as at attach. Local; call it on every rank at the same step.

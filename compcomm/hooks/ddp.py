@@ -1,7 +1,7 @@
 """The hook of DistributedDataParallel, in the form that PyTorch asks for.
 
-``model.register_comm_hook(cc.DDPState(reducer), cc.ddp_hook)`` works wherever a DDP model can be reached (Lightning,
-Accelerate); ``state.bind(model)`` gives the parameters their names later. ``cc.attach`` does both and checks more.
+``model.register_comm_hook(cc.DDPState(reducer), cc.ddp_hook)`` works wherever a DDP model can be reached;
+``state.bind(model)`` gives the parameters their names later. ``cc.attach`` does both and checks more.
 
 What DDP does around a hook (torch 2.8 and later): the hook owns the division; buckets are rebuilt after the first step;
 an exception in a future arrives as "Unable to cast ... to Tensor", without type and traceback. So our futures always
@@ -37,6 +37,7 @@ from .divergence import unaveraged
 from .names import averaged, check_dtype, every, expected, those, unfrozen
 from .options import Options
 from .report import Report
+from .saved import Portable
 
 _engine: Any = torch.autograd.Variable._execution_engine  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
 GradBucket: Any = dist.GradBucket  # pyright: ignore[reportPrivateImportUsage]
@@ -159,6 +160,11 @@ class DDPState:
     def load_portable_state_dict(self, state: dict[str, Any]) -> None:
         """See ``Attachment.load_portable_state_dict``."""
         self._opened("load_portable_state_dict").load_portable_state_dict(state)
+
+    @property
+    def portable(self) -> Portable:
+        """See ``Attachment.portable``."""
+        return Portable(self)
 
     def rescale_error(self, old_lr: float, new_lr: float) -> None:
         """See ``Attachment.rescale_error``."""
