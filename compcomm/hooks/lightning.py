@@ -27,7 +27,7 @@ _HOMES = ("lightning.pytorch", "pytorch_lightning")
 
 
 def _bases() -> tuple[type, ...]:
-    """The ``Callback`` of each namespace that is in use; where none is yet, of the first that is installed."""
+    """The ``Callback`` of each namespace that is in use; where none is yet, of the first that is installed, if any."""
     homes = [name for name in _HOMES if name in sys.modules]
     for name in () if homes else _HOMES:
         try:
@@ -38,12 +38,11 @@ def _bases() -> tuple[type, ...]:
             continue
         homes = [name]
         break
-    if not homes:
-        raise ModuleNotFoundError("compcomm.hooks.lightning needs Lightning: pip install lightning.", name="lightning")
     return tuple(sys.modules[name].Callback for name in homes)
 
 
-_Callback: Any = type("_Callback", _bases(), {})
+_BASES = _bases()
+_Callback: Any = type("_Callback", _BASES, {})
 
 
 class Attach(_Callback):
@@ -59,6 +58,8 @@ class Attach(_Callback):
     """
 
     def __init__(self, reducer: Reducer | Compressor | Auto, **options: Any) -> None:
+        if not _BASES:
+            raise ModuleNotFoundError(f"Attach({reducer!r}): Lightning is not installed: pip install lightning.")
         super().__init__()
         self.reducer, self.options = reducer, options
         self.attachment: Attachment | None = None
