@@ -375,7 +375,7 @@ class Compressor(Described, ABC, abstract=True):
     ) -> None:  # fmt: skip
         """Every message by itself in fp32, which is what it holds; their sum in double precision."""
         count, width, wires = len(wires), out.layout.numel, wires.contiguous().view(1, -1)
-        single = torch.empty(count * width, device=wires.device)
+        single = torch.empty(count * width, dtype=torch.float32, device=wires.device)
         for coded in (False, True):
             if not (packing.coded if coded else packing.exact):
                 continue
@@ -475,6 +475,6 @@ class Payload(NamedTuple):
 
     def dense(self, layout: Layout) -> Bucket:
         """The decoded payload as a new bucket."""
-        bucket = Bucket(torch.zeros(layout.numel, device=self.wire.device), layout)
+        bucket = Bucket(torch.zeros(layout.numel, dtype=torch.float32, device=self.wire.device), layout)
         self.decode_add_(bucket)
         return bucket

@@ -132,7 +132,7 @@ class Sent:
 
     def dense(self, layout: Layout) -> Bucket:
         """As a new bucket."""
-        bucket = Bucket(torch.zeros(layout.numel, device=self.payload.wire.device), layout)
+        bucket = Bucket(torch.zeros(layout.numel, dtype=torch.float32, device=self.payload.wire.device), layout)
         self.add_(bucket)
         return bucket
 

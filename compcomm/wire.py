@@ -187,7 +187,7 @@ class Packing:
             table = self.table(coded, out, seed=seed, message=message, stride=stride)
             table = table[table[:, 0] >= 0]
             many = table.repeat(count, 1, 1)
-            each = torch.arange(count).view(-1, 1)
+            each = torch.arange(count, dtype=torch.int64).view(-1, 1)
             many[:, :, 0] += each * out.numel
             many[:, :, 3] += each * nbytes
             spans: list[tuple[int, int]] = []

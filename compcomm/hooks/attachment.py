@@ -33,6 +33,7 @@ from .flight import Flight
 from .options import Options
 from .plain import Plain
 from .report import Counters, Report, dense_bytes, noun, parameter_bytes, relative_errors
+from .saved import Portable
 from .scheduler import Job, Scheduler, Step
 
 
@@ -85,6 +86,8 @@ class Attachment:
         """Set where the host's own reduction is faster: nothing goes through the scheduler then."""
         self.guard: Callable[[], object] | None = None
         """Called once when this attachment breaks: the host stops itself before it starts a step in vain."""
+        self.unaveraged: Callable[[], Sequence[str]] = tuple
+        """Names what trains and is in no bucket, where the host can tell."""
         self.options = options
         self.named = parameters is not None
         self.parameters = list(parameters or ())
@@ -430,6 +433,12 @@ class Attachment:
             portable.adopt(self._store, slots)
         self.resume(step)
 
+    @property
+    def portable(self) -> Portable:
+        """The portable state as an object with ``state_dict`` and ``load_state_dict``, for frameworks that save one
+        rank's answer: ``accelerator.register_for_checkpointing(hook.portable)``."""
+        return Portable(self)
+
     def forget(self) -> None:
         """Memory begins anew, as at attach. Local; call it on every rank at the same step.
 
@@ -487,6 +496,15 @@ class Attachment:
         self.parameters, self.named, self._last = list(parameters), True, []
         self._store.declare(Layout.of((n, p.shape) for n, p in self.parameters))
         self._scheduler.layouts.clear()
+
+    def admit(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
+        """Takes parameters that the host averages too, as its first step shows. On every rank, in the same order.
+
+        Raises:
+            ValueError: the reducer cannot take them.
+        """
+        self.reducer.check(Layout.of((n, p.shape) for n, p in (*self.parameters, *parameters)))
+        self.parameters.extend(parameters)
 
     # Inside.
 
@@ -562,4 +580,5 @@ class Attachment:
             self.pilot.after(flights, self._current.exposed if self._current is not None else 0.0)
         every = self.options.check_every
         if every and self._scheduler.number % every == 0:
-            divergence.check(self._transport, self.parameters, self._scheduler.number, self._device)
+            number, alone = self._scheduler.number, self.unaveraged()
+            divergence.check(self._transport, self.parameters, number, self._device, alone=alone)

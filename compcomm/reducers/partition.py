@@ -208,7 +208,7 @@ class _Several:
             part.zero_(into)
 
     def dense(self, layout: Layout) -> Bucket:
-        whole = Bucket(torch.zeros(layout.numel), layout)
+        whole = Bucket(torch.zeros(layout.numel, dtype=torch.float32), layout)
         self.add_(whole)
         return whole
 

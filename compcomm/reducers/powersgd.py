@@ -192,7 +192,7 @@ class _Sent:
             into.flat[row[0] : row[0] + row[2] * row[3]] = 0.0
 
     def dense(self, layout: Layout) -> Bucket:
-        bucket = Bucket(torch.zeros(layout.numel, device=self._skip.device), layout)
+        bucket = Bucket(torch.zeros(layout.numel, dtype=torch.float32, device=self._skip.device), layout)
         self.add_(bucket)
         return bucket
 
@@ -409,7 +409,7 @@ class _Form:
             at, spans = 0, list[Tensor]()
             for (_, _, (n, m, r)), room in zip(self.parts, self._room, strict=True):
                 length = n if factor == "p" else m
-                spans.append(torch.arange(at, at + r * length))
+                spans.append(torch.arange(at, at + r * length, dtype=torch.int64))
                 at += room * length
             found = self._tables[factor] = torch.cat(spans).to(self.device)
         return found

@@ -105,7 +105,7 @@ def _sums(c: Compressor, n: int, a: Tensor, b: Tensor, rng: Rng) -> tuple[Tensor
     body = wire[packing.header :]
     body.copy_(first.payload.wire[packing.header :])
     body.view(c.dtype).add_(second.payload.wire[packing.header :].view(c.dtype))
-    out = Bucket(torch.zeros(n), layout)
+    out = Bucket(torch.zeros(n, dtype=torch.float32), layout)
     c.decode_(wire.unsqueeze(0), out, rng, packing)
     return out.flat, first.value + second.value, torch.finfo(c.dtype).eps
 
