@@ -7,8 +7,6 @@ backward pass goes on.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -32,7 +30,6 @@ class Before:
         self._cuts = -1
         self._pairs: list[tuple[Tensor, Tensor]] = []
         self._twins: dict[tuple[str, str, int], Tensor] = {}
-        self._under_way: dict[object, Any] = {}
 
     def take(self, store: Store) -> bool:
         """Copies what ``store`` holds now; whether it does so."""
@@ -43,7 +40,6 @@ class Before:
             self._pair(store)
         for slab, twin in self._pairs:
             twin.copy_(slab)
-        self._under_way = dict(store.under_way)
         return True
 
     def give_back(self) -> None:
@@ -51,8 +47,7 @@ class Before:
         store = self._store
         if store is None:
             return
-        store.under_way.clear()
-        store.under_way.update(self._under_way)
+        store.under_way.clear()  # it begins again from the slots
         for e in store.entries():
             twin = self._twins.get((e.name, e.segment.name, e.segment.offset))
             if twin is None:
