@@ -9,8 +9,8 @@ from torch import Tensor
 
 class Remainder:
     """With ``find_unused_parameters`` DDP delivers no mean to a parameter that no rank used in the pass. Among the
-    first of several passes some rank may have used it, so the sum in the bucket, and its mean, are to be delivered
-    still. ``add`` each bucket of the last pass, and ``deliver`` once DDP has ended."""
+    first of several passes some rank may have used it (then all have a gradient of it), so the sum in the bucket, and
+    its mean, are to be delivered still. ``add`` each bucket of the last pass, and ``deliver`` once DDP has ended."""
 
     def __init__(self) -> None:
         self._held: list[tuple[Tensor, Tensor, int]] = []
@@ -20,16 +20,13 @@ class Remainder:
         if bucket.index() == 0:
             self._held = []
         for parameter, mean in zip(bucket.parameters(), bucket.gradients(), strict=True):
-            gradient = parameter.grad
-            self._held.append((parameter, mean, -1 if gradient is None else gradient._version))
+            if parameter.grad is not None:
+                self._held.append((parameter, mean, parameter.grad._version))
 
     def deliver(self) -> None:
         """Gives means to whom DDP gave none."""
         for parameter, mean, version in self._held:
             gradient = parameter.grad
-            if gradient is None:
-                if bool(mean.any()):  # another rank has it
-                    parameter.grad = mean.clone()
-            elif gradient._version == version and gradient.data_ptr() != mean.data_ptr():
+            if gradient is not None and gradient._version == version and gradient.data_ptr() != mean.data_ptr():
                 gradient.copy_(mean)
         self._held = []

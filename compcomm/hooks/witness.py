@@ -63,7 +63,7 @@ class Witness:
         self._pace = pace
         self._parameter: Tensor | None = None
         self._sample: Sample | None = None
-        self._seen = False
+        self._seen = 0
         self._fate: Fate | None = None
         self._told: set[Fate] = set()
         self._known: WeakKeyDictionary[Any, tuple[int, int, bool]] = WeakKeyDictionary()
@@ -75,8 +75,10 @@ class Witness:
         if sample is None:
             return
         if self.applied or sample.moved():
-            self._seen = True
-        elif self._seen:
+            self._seen += 1
+        elif (
+            self._seen > 1
+        ):  # else steps are taken in some way that is not seen, and it was a checkpoint that was loaded
             self._fate = sample.fate(flat)
 
     def keep(self, parameter: Tensor) -> None:

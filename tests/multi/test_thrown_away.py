@@ -34,7 +34,7 @@ MORE = (
     "GlobalTopK(ErrorFeedback(TopK(ratio=0.05)), every=2)",
     "Partition({'a': PowerSGD(rank=2), 'b': EF21(TopK(ratio=0.1)), '*': Exact()})",
 )
-THROWN: dict[int, tuple[str, ...]] = {0: ("discard", "exact", "discard"), 1: ("local", "discard"), 4: ("discard",)}
+THROWN: dict[int, tuple[str, ...]] = {0: ("discard", "discard", "exact"), 1: ("local", "discard"), 4: ("discard",)}
 """Before which steps passes are thrown away, and how."""
 
 
