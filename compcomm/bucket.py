@@ -15,15 +15,22 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from .strides import Order, shaped, storage_order
+
 
 class Segment(NamedTuple):
-    """Elements ``[start, stop)`` of a buffer: parameter ``name`` of ``shape``, from its element ``offset`` on."""
+    """Elements ``[start, stop)`` of a buffer: parameter ``name`` of ``shape``, from its element ``offset`` on.
+
+    Elements are counted as they lie in memory: ``order`` has the dimensions from the outermost to the innermost, ``()``
+    where that is row-major (see ``compcomm.strides``).
+    """
 
     name: str
     shape: tuple[int, ...]
     start: int
     stop: int
     offset: int = 0
+    order: Order = ()
 
     @property
     def numel(self) -> int:
@@ -36,7 +43,7 @@ class Segment(NamedTuple):
 
     def piece(self, low: int, high: int) -> Segment:
         """Elements ``[low, high)`` of this segment, at the place where they are."""
-        return Segment(self.name, self.shape, self.start + low, self.start + high, self.offset + low)
+        return Segment(self.name, self.shape, self.start + low, self.start + high, self.offset + low, self.order)
 
     def share(self, rank: int, world: int, grain: int = 1) -> Segment:
         """What ``rank`` owns: with nb blocks of ``grain`` elements, blocks floor(r nb/W) to floor((r+1) nb/W)."""
@@ -70,13 +77,15 @@ class Layout:
         self._hash = hash((self.segments, self.numel))
 
     @classmethod
-    def of(cls, shapes: Iterable[tuple[str, Iterable[int]]]) -> Layout:
-        """Whole parameters, one after the other."""
+    def of(cls, shapes: Iterable[tuple[str, Iterable[int] | Tensor]]) -> Layout:
+        """Whole parameters, one after the other: given a tensor, of its shape and in the order of its strides; given a
+        shape, row-major."""
         segments: list[Segment] = []
         start = 0
         for name, shape in shapes:
-            size = tuple(int(n) for n in shape)
-            segments.append(Segment(name, size, start, start + prod(size)))
+            order = storage_order(shape) if isinstance(shape, Tensor) else ()
+            size = tuple(int(n) for n in (shape.shape if isinstance(shape, Tensor) else shape))
+            segments.append(Segment(name, size, start, start + prod(size), 0, order))
             start += prod(size)
         return cls(segments, start)
 
@@ -130,9 +139,27 @@ class Layout:
         segments: list[Segment] = []
         start = 0
         for s in self.segments:
-            segments.append(Segment(s.name, s.shape, start, start + s.numel, s.offset))
+            segments.append(s._replace(start=start, stop=start + s.numel))
             start += s.numel
         return Layout(segments, start)
+
+    @cached_property
+    def row_major(self) -> Layout:
+        """This layout with every parameter in row-major order, as reducers see it; itself, where all are so already.
+        ``Bucket.rearrange_`` moves the elements.
+
+        Raises:
+            ValueError: it has a piece of a parameter that lies otherwise: pieces cannot be turned.
+        """
+        if not any(s.order for s in self.segments):
+            return self
+        for s in self.segments:
+            if s.order and not s.whole:
+                raise ValueError(
+                    f"{self!r}: {s.name!r} lies in order {s.order} and only elements {s.offset} to "
+                    f"{s.offset + s.numel} of it are here. Cut parameters that are stored row-major, or hold it whole."
+                )
+        return Layout((s._replace(order=()) for s in self.segments), self.numel)
 
     def rows(self, world: int) -> tuple[Layout, ...] | None:
         """This buffer as ``world`` equal rows, one per owner, as sharded hosts lay it out; None if one crosses."""
@@ -160,7 +187,17 @@ class Bucket(NamedTuple):
     def view(self, segment: Segment) -> Tensor:
         """The elements of one segment of this layout."""
         part = self.flat[segment.start : segment.stop]
-        return part.view(segment.shape) if segment.whole else part
+        return shaped(part, segment.shape, segment.order) if segment.whole else part
+
+    def rearrange_(self, source: Bucket) -> None:
+        """Takes the values of a bucket that differs in nothing but the orders of its whole segments (and dtype)."""
+        position = 0
+        for s, other in zip(self.layout.segments, source.layout.segments, strict=True):
+            if s.order != other.order:
+                self.flat[position : s.start].copy_(source.flat[position : s.start])
+                self.view(s).copy_(source.view(other))
+                position = s.stop
+        self.flat[position:].copy_(source.flat[position:])
 
     def fill_(self, value: float) -> None:
         """Sets every element of every segment; padding keeps its content."""

@@ -22,6 +22,7 @@ from ..compressor import Compressor
 from ..reducer import Arena, Reducer, settle
 from ..reducers.exact import Exact
 from ..store import State, StateError, Store
+from ..strides import storage_order
 from ..transports import compat
 from ..transports.process_group import ProcessGroup
 from ..transports.worker import Worker
@@ -45,6 +46,13 @@ def decline(error: Exception, group: dist.ProcessGroup | None, device: torch.dev
             transport = ProcessGroup(compat.new_group(group, timedelta(seconds=30), device), device)
             agree(transport, {}, error, device)
     raise error
+
+
+def _told(name: str, p: nn.Parameter) -> str:
+    """A parameter, as the ranks compare it: a sum over ranks that hold it in unlike orders would mix its elements."""
+    order = storage_order(p)
+    lies = f" in order {list(order)}" if order else ""
+    return f"{name} {list(p.shape)} {str(p.dtype)[6:]}{lies}"
 
 
 class Attachment:
@@ -114,7 +122,7 @@ class Attachment:
                 )
             self._store = Store(self.reducer, self._transport.rank, world, device)
             for expected in layouts or (layout,):
-                self._store.declare(expected)
+                self._store.declare(expected.row_major)
             if parameters is not None:
                 self.reducer.check(layout)
             self.reducer.check_optimizer(options.groups(parameters))
@@ -129,7 +137,7 @@ class Attachment:
             "check_every": options.check_every,
             "a scaler": options.scaler is not None,
             "discardable": options.discardable,
-            "parameters": [f"{n} {list(p.shape)} {str(p.dtype)[6:]}" for n, p in self.parameters],
+            "parameters": [_told(n, p) for n, p in self.parameters],
             **(facts or {}),
         }
         agree(self._transport, compared, failure, device)

@@ -220,7 +220,7 @@ class DDPState:
                     self._kept.append(p)
                     if self._bound is not None:
                         raise StateError(f"a bucket has a parameter of shape {list(p.shape)} that bind() did not see.")
-            found = Layout.of((self._names[id(p)], p.shape) for p in parameters)
+            found = Layout.of((self._names[id(p)], p) for p in parameters)
             if found.numel != bucket.buffer().numel():
                 raise RuntimeError(f"DDP's bucket has {bucket.buffer().numel()} elements where {found.numel} are due.")
             self._layouts[key] = found
@@ -258,7 +258,7 @@ def ddp_hook(state: DDPState, bucket: Any) -> torch.futures.Future[Tensor]:
     if index == 0:
         state.look(flat, kind)
     if kind is Kind.STEP and state.passes > 1:
-        state.remainder.add(bucket)
+        state.remainder.add(bucket, layout)
     if last:
         try:
             _engine.queue_callback(partial(_after_ddp, state, attachment, kind, index == 0))

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..bucket import Bucket, Layout
+
 
 class Remainder:
     """With ``find_unused_parameters`` DDP delivers no mean to a parameter that no rank used in the pass. Among the
@@ -15,13 +17,14 @@ class Remainder:
     def __init__(self) -> None:
         self._held: list[tuple[Tensor, Tensor, int]] = []
 
-    def add(self, bucket: Any) -> None:
+    def add(self, bucket: Any, layout: Layout) -> None:
         """Notes what the gradients are, to see whether DDP writes to them."""
         if bucket.index() == 0:
             self._held = []
-        for parameter, mean in zip(bucket.parameters(), bucket.gradients(), strict=True):
+        means = Bucket(bucket.buffer(), layout)
+        for parameter, segment in zip(bucket.parameters(), layout.segments, strict=True):
             if parameter.grad is not None:
-                self._held.append((parameter, mean, parameter.grad._version))
+                self._held.append((parameter, means.view(segment), parameter.grad._version))
 
     def deliver(self) -> None:
         """Gives means to whom DDP gave none."""

@@ -16,6 +16,7 @@ REDUCER_CHECKS: tuple[Callable[[Reducer], None], ...] = (
     worlds.averages_what_it_can_send_whole,
     worlds.adds_to_what_is_there,
     worlds.codes_a_sum_in_one_go,
+    worlds.leaves_rows_of_zeros,
     conservation.loses_nothing_over_many_steps,
     conservation.applies_nothing_of_a_bad_step,
     conservation.keeps_its_estimates_together,

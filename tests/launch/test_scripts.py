@@ -173,6 +173,7 @@ def test_results_keep_what_they_had_when_a_step_fails(checkout: Path) -> None:
         "compressors.json",
         "overhead.json",
         "memory.json",
+        "thrown-away.json",
         "exchange-2-hosts-1gbit.json",
     }
 

@@ -155,11 +155,12 @@ def test_what_cannot_be_taken_back_is_an_error(two: Workers) -> None:
 
 
 class Branches(nn.Module):
-    """The second branch is used where it is asked for."""
+    """One of two branches, as it is asked for; a weight of the second lies in memory by columns."""
 
     def __init__(self) -> None:
         super().__init__()
         self.body, self.left, self.right = models.mlp(2), models.mlp(1, seed=1), models.mlp(1, seed=2)
+        self.right[0].weight = nn.Parameter(self.right[0].weight.detach().t().contiguous().t())
 
     def forward(self, x: Tensor, right: bool) -> Tensor:
         x = self.body(x)
