@@ -259,6 +259,12 @@ class Reducer(Described, ABC, abstract=True):
         return False
 
     @property
+    def accumulates(self) -> bool:
+        """Whether several backward passes may make one optimizer step, each of them averaged: what they deliver then
+        adds up, with what is remembered, to the mean of the sum of their gradients."""
+        return all(part.accumulates for part in vars(self).values() if isinstance(part, Reducer))
+
+    @property
     def needs_names(self) -> bool:
         """Whether it, or a part of it, treats parameters by their names, so that a host must know them first."""
         return any(getattr(part, "needs_names", False) for part in vars(self).values())

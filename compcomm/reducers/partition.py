@@ -86,6 +86,10 @@ class Partition(Reducer):
         return any(p.stateful for p in self.parts.values() if isinstance(p, Reducer))
 
     @property
+    def accumulates(self) -> bool:
+        return all(p.accumulates for p in self.parts.values() if isinstance(p, Reducer))
+
+    @property
     def needs_names(self) -> bool:
         return True
 

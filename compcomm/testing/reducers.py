@@ -23,6 +23,7 @@ REDUCER_CHECKS: tuple[Callable[[Reducer], None], ...] = (
     conservation.leaves_dead_parameters_at_zero,
     state.declares_its_slots,
     state.resumes_bit_for_bit,
+    state.can_take_a_step_back,
     state.can_change_its_buckets_at_any_step,
     elastic.survives_a_change_of_workers,
     traffic.sends_what_the_dry_run_says,
