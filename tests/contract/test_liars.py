@@ -93,6 +93,10 @@ def _writes_a_header(self: cc.Compressor, i: Inputs, *rest: object) -> None:
     i.wire[0] = 1
 
 
+def _shifts(self: cc.Compressor, y: Tensor, *rest: object) -> Tensor:
+    return Thirds.encode_segment(self, y + 0.01 * y.abs().max(), *rest)  # type: ignore[arg-type]
+
+
 def _root(self: cc.Compressor, y: Tensor, *rest: object) -> Tensor:
     return Thirds.encode_segment(self, y.sign() * y.abs().sqrt(), *rest)  # type: ignore[arg-type]
 
@@ -119,6 +123,7 @@ COMPRESSORS = {
     "to NaN": {"decode_segment": lambda s, c, n, *a: 1 / Thirds.decode_segment(s, c, n, *a)},
     "decodes zeros": {"decode_segment": lambda s, c, n, *a: Thirds.decode_segment(s, c, n, *a) + 1},
     "zero_": {"zero_rows": lambda s, *a: None},
+    "zeros are moved": {"keeps_zeros": True, "delta": lambda s, n: None, "encode_segment": _shifts},
     "names no cure": {"delta": lambda s, n: None, "cure": ""},
 }  # fmt: skip
 
@@ -220,6 +225,12 @@ def _hides_overflow(self: Wrapped, x: cc.Bucket, out: cc.Bucket, state: State, c
     return (yield from Wrapped.reduce(self, x, out, state, ctx, **o))
 
 
+def _moves_everything(self: Wrapped, x: cc.Bucket, out: cc.Bucket, state: State, ctx: cc.Context, **o: object) -> Flow:
+    result = yield from Wrapped.reduce(self, x, out, state, ctx, **o)
+    out.flat += 1e-12
+    return result
+
+
 REDUCERS = {
     "holds another mean": {"reduce": _rank_specific},
     "miss the sum": {"reduce": _forgets_to_undo},
@@ -227,6 +238,7 @@ REDUCERS = {
     "some ranks are done|different collectives|where the dry run": {"reduce": _talks_when_it_likes},
     "when buckets are": {"reduce": _depends_on_the_bucket},
     "continues differently|when buckets are": {"reduce": _remembers_elsewhere},
+    "without a gradient move": {"reduce": _moves_everything},
     "is bad: True": {"reduce": _hides_overflow},
     "is called exact": {"exact": lambda self, segment: True},
     "loses": {"delta": lambda self, segment: 0.99, "_inner": lambda self: cc.AllGather(cc.TopK(ratio=0.1))},
