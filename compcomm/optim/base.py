@@ -21,6 +21,7 @@ from ..hooks.report import Report
 from ..reducer import Reducer, settle
 from . import meeting, memory
 from .exchange import Exchange
+from .flags import Flags
 from .flat import Batch, Flat, Part
 from .freeze import Freeze
 from .hook import Hook
@@ -37,7 +38,13 @@ class CompressedOptimizer(torch.optim.Optimizer):
 
     In ``step()`` a gradient that any rank found to be infinite or NaN skips the step on every rank, where this
     optimizer averages anything itself: nothing changes, and nothing counts. Parameters that have no gradient on any
-    rank are passed over, as in ``torch.optim``. A ``GradScaler`` may drive it; each rank then keeps a scale of its own.
+    rank are passed over, as in ``torch.optim``.
+
+    A ``GradScaler`` may drive it from the first step on. Under DDP it hears of every infinity on all ranks alike, so
+    that all keep one scale: while gradients stay local, ``hook`` makes those of a bad step NaN everywhere, as averaging
+    does (one byte of a message at the end of each backward pass, where a scaler is in use). Without DDP nothing is said
+    before ``step()``, and each rank's scaler goes by its own gradients, unless it is torch's ``ShardedGradScaler`` and
+    ``scaler.unscale_(optimizer)`` is called before ``scaler.step(optimizer)``.
     """
 
     _step_supports_amp_scaling = True  # GradScaler then calls step() on every rank, and says what it found
@@ -64,6 +71,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
         self._left: list[tuple[str, Tensor]] = []
         self._flat: Flat | None = None
         self._spare: Tensor | None = None
+        self._driven, self._scaled = False, True
         self._names: dict[int, str] = {}
         self._facts = dict(facts)
         self._timeout, self._seed = timeout, seed
@@ -152,6 +160,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
         self._meet()
         found: Tensor | None = getattr(self, "found_inf", None)
         scale: Tensor | None = getattr(self, "grad_scale", None)
+        self._driven = found is not None
         self._advance(1.0 if scale is None else 1.0 / float(scale), found is not None and bool(found))
         return loss
 
@@ -275,12 +284,26 @@ class CompressedOptimizer(torch.optim.Optimizer):
 
         return self._freeze.due(self.steps, rates, size, agree)
 
-    def _awake(self, bad: bool) -> list[bool] | None:
+    def _begin_flags(self, bad: bool) -> Tensor:
+        """A step's flags; returns where kernels say whether it is bad."""
+        return self._flags.begin(bad, self._driven, [p.grad is not None for p in self.flat.params])
+
+    def _awake(self) -> list[bool] | None:
         """Which parameters have a gradient on any rank; None: the step is bad on some rank, and is skipped."""
-        marks = [bad, *(p.grad is not None for p in self.flat.params)]
-        if self.exchange is not None:
-            marks = self.exchange.any(torch.tensor(marks, dtype=torch.uint8, device=self.flat.device)).tolist()
-        return None if marks[0] else [bool(m) for m in marks[1:]]
+        told = self._flags.read(self.exchange)
+        self._watch(told.scaled)
+        return None if told.bad else told.awake
+
+    def _watch(self, scaled: bool) -> None:
+        """Whether DDP's hook, while it leaves gradients alone, tells all ranks of an infinity."""
+        self._scaled = scaled
+        if self._hook is not None:
+            self._hook.alarm = self._alarm if scaled else None
+
+    def _alarm(self, bad: bool) -> bool:
+        """Whether any rank says so."""
+        assert self.exchange is not None
+        return not self.exchange.all(not bad)
 
     def _grads(self, part: Part) -> list[Tensor]:
         """The part's gradients; an empty tensor where there is none."""
@@ -297,17 +320,16 @@ class CompressedOptimizer(torch.optim.Optimizer):
             self._spare = self.flat.zeros()
         return self._spare
 
-    def _momentum(self, mean: Tensor, out: Tensor, scale: float) -> bool:
-        """out = b1 mean + (1 - b1) g for this rank's gradient g; whether all of it is finite."""
-        return self._blend(mean, out, scale, [float(g["betas"][0]) for g in self.param_groups], 1.0)
+    def _momentum(self, mean: Tensor, out: Tensor, scale: float, status: Tensor) -> None:
+        """out = b1 mean + (1 - b1) g for this rank's gradient g; ``status``: whether some of it is not finite."""
+        self._blend(mean, out, scale, [float(g["betas"][0]) for g in self.param_groups], 1.0, status)
 
-    def _gather(self, finite: Tensor, out: Tensor, scale: float) -> bool:
-        """out = this rank's gradient, unscaled, without weight decay; whether all of it is finite. ``finite``: any flat
-        vector whose elements are."""
-        return self._blend(finite, out, scale, [0.0] * len(self.param_groups), 0.0)
+    def _gather(self, finite: Tensor, out: Tensor, scale: float, status: Tensor) -> None:
+        """out = this rank's gradient, unscaled, without weight decay; ``status``: whether some of it is not finite.
+        ``finite``: any flat vector whose elements are."""
+        self._blend(finite, out, scale, [0.0] * len(self.param_groups), 0.0, status)
 
-    def _blend(self, mean: Tensor, out: Tensor, scale: float, betas: list[float], decay: float) -> bool:
-        status = torch.zeros(1, dtype=torch.uint8, device=out.device)
+    def _blend(self, mean: Tensor, out: Tensor, scale: float, betas: list[float], decay: float, status: Tensor) -> None:
         for part in self.flat.parts:
             if part.params:
                 group = self.param_groups[part.group]
@@ -316,7 +338,6 @@ class CompressedOptimizer(torch.optim.Optimizer):
                     self._grads(part), part.params, part.starts, mean, out,
                     betas[part.group], sign, decay * self._decay(group)[1], status,
                 )  # fmt: skip
-        return not bool(status)
 
     def _decay(self, group: Mapping[str, Any]) -> tuple[float, float]:
         """What a step takes from a parameter, as a part of it; and what is added to its gradient, the same way."""
@@ -336,6 +357,8 @@ class CompressedOptimizer(torch.optim.Optimizer):
         """Gradients are no longer averaged."""
         if self._hook is not None:
             self._hook.hang_up()
+        if self._listens:
+            self._watch(True)  # until a step tells
         if self.dense is not None:
             self.dense.attachment.detach()
             self.dense = None
@@ -402,6 +425,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
     def _build(self) -> None:
         self._spare = None
         self._flat = Flat([[(self._names[id(p)], p) for p in group["params"]] for group in self.param_groups])
+        self._flags = Flags(len(self._flat.params), self._flat.device)
         for p in self._flat.params:
             self.state[p] = {}  # so that nobody takes the optimizer for one that has not begun
         self._closed = False
@@ -434,15 +458,16 @@ class CompressedOptimizer(torch.optim.Optimizer):
             self._hook.listen(self._ddp, self._warmup if self._listens else None, self.group, self._timeout, self._seed)
         if not self._listens:
             self.dense = self._make(self._warmup)
+            self._watch(True)  # until a step tells
 
     def _close(self) -> None:
         self._closed = True
         self._hang_up()
         if self._hook is not None:
-            self._hook.closed = True
+            self._hook.closed, self._hook.alarm = True, None
         if self.exchange is not None:
             self.exchange.attachment.detach()
             self.exchange = None
 
 
-_EMPTY = torch.empty(0)
+_EMPTY = torch.empty(0, dtype=torch.float32)

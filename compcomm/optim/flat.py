@@ -61,6 +61,7 @@ class Flat:
             self.starts.append(self.numel)
             self.numel += p.numel()
         self.device = self.params[0].device if self.params else torch.device("cpu")
+        self.nothing = torch.empty(0, dtype=torch.float32, device=self.device)
         self.layout = Layout.of((n, p.shape) for n, p in self.named)
         owners = [g for g, group in enumerate(groups) for _ in group]
         self.parts = [self._part(g, [i for i, o in enumerate(owners) if o == g]) for g in range(len(groups))]

@@ -148,8 +148,8 @@ class OneBitAdam(CompressedOptimizer):
                     self._adam(part.pick(awake), None, scale)
             return not bad
         mean = self._room()
-        finite = self._gather(self._mean, mean, scale)
-        awake = self._awake(bad or not finite)
+        self._gather(self._mean, mean, scale, self._begin_flags(bad))
+        awake = self._awake()
         if awake is None:
             return False
         self._average(self.dense, mean, lambda _: None)
@@ -191,8 +191,8 @@ class OneBitAdam(CompressedOptimizer):
 
     def _travel(self, scale: float, bad: bool) -> None:
         new = self._room()
-        finite = self._momentum(self._mean, new, scale)
-        awake = self._awake(bad or not finite)
+        self._momentum(self._mean, new, scale, self._begin_flags(bad))
+        awake = self._awake()
         if awake is None:
             return
         asleep = [n for n, a in enumerate(awake) if not a]

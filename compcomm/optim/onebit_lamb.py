@@ -137,7 +137,7 @@ class OneBitLamb(CompressedOptimizer):
         )  # fmt: skip
         self._freeze = Freeze(freeze, max(float(g["betas"][1]) for g in self.param_groups))
         self._bounds, self._coeff_beta = Bounds(*map(float, (factor_min, factor_max, factor_threshold))), coeff_beta
-        self._mean, self._second, self._fresh = self.flat.zeros(), self.flat.zeros(), torch.empty(0)
+        self._mean, self._second, self._fresh = self.flat.zeros(), self.flat.zeros(), self.flat.nothing
         self._floor: list[float] = []
         self._scaling: list[float] = []
         self._fit()
@@ -209,8 +209,8 @@ class OneBitLamb(CompressedOptimizer):
             awake = None if bad else [p.grad is not None for p in self.flat.params]
         else:
             mean = self._room()
-            finite = self._gather(self._mean, mean, scale)
-            awake = self._awake(bad or not finite)
+            self._gather(self._mean, mean, scale, self._begin_flags(bad))
+            awake = self._awake()
         if awake is None:
             return False
         self._average(self.dense, self._mean if mean is None else mean, lambda b: self._lamb(b, awake, mean, scale))
@@ -270,8 +270,8 @@ class OneBitLamb(CompressedOptimizer):
 
     def _travel(self, scale: float, bad: bool) -> None:
         new = self._room()
-        finite = self._momentum(self._mean, new, scale)
-        awake = self._awake(bad or not finite)
+        self._momentum(self._mean, new, scale, self._begin_flags(bad))
+        awake = self._awake()
         if awake is None:
             return
         asleep = [n for n, a in enumerate(awake) if not a]
@@ -310,7 +310,7 @@ class OneBitLamb(CompressedOptimizer):
     def _factors(self, sheet: Sheet, moving: Sequence[int], new: Tensor) -> list[float]:
         """Brings w up to date, and returns max(d/(sqrt w + eps)) over each of these parameters."""
         fresh, second = self._fresh[sheet.span], self._second[sheet.span]
-        status = torch.zeros(1, dtype=torch.uint8, device=new.device)
+        unread = self._flags.unread
         momenta, variances = sheet.cut(new), sheet.cut(self._fresh)
         gradients, ratios = sheet.one.split(sheet.sizes), sheet.two.split(sheet.sizes)
         first, chosen = sheet.numbers[0], set(moving)
@@ -324,7 +324,7 @@ class OneBitLamb(CompressedOptimizer):
             starts = [self.flat.starts[first + i] - sheet.batch.start for i in rows]
             given, found = [momenta[i] for i in rows], [gradients[i] for i in rows]
             # h = (m' - b1 m)/(1 - b1) is a momentum whose beta is -b1/(1 - b1)
-            ops.momentum(given, given, starts, self._mean[sheet.span], sheet.one, -b1 / (1.0 - b1), 1.0, 0.0, status)
+            ops.momentum(given, given, starts, self._mean[sheet.span], sheet.one, -b1 / (1.0 - b1), 1.0, 0.0, unread)
             if self.v_floor:
                 least = [self._floor[first + i] ** 2 / b2 for i in rows]
                 foreach.raise_to([variances[i] for i in rows], least)
@@ -376,7 +376,7 @@ class OneBitLamb(CompressedOptimizer):
         self._floor, self._scaling = list(extra["floor"]), list(extra["scaling"])
         self._mean = vectors["exp_avg"]
         self._second = vectors["exp_avg_sq"]
-        self._fresh = vectors.get("exp_avg_sq_fresh", torch.empty(0))
+        self._fresh = vectors.get("exp_avg_sq_fresh", self.flat.nothing)
         self._go_on(was, extra["averaged"])
 
     def absorb(self, residual: Tensor) -> None:

@@ -37,7 +37,7 @@ class ZeroOneAdam(CompressedOptimizer):
     Step t is a refresh where the interval divides t. The interval is 1, and doubles after every k =
     ``var_update_scaler`` refreshes: about k log2(1 + T/k) of them in T steps. After ``freeze`` steps d stays as it is,
     what was not sent is forgotten (it was gradient, and will be momentum), and rank i goes on alone, without any
-    message, not even of flags:
+    message, not even of flags (under a ``GradScaler`` and DDP of one byte: see "Bad gradients"):
 
         m_i <- b1 m_i + (1 - b1) g_i;  x_i <- x_i - lr (m_i/d + decay x_i)
         P <- P (1 - lr decay);  u_i <- u_i + (lr/P) m_i;  s <- s + lr/P          (P = 1, u = s = 0 at first)
@@ -82,7 +82,8 @@ class ZeroOneAdam(CompressedOptimizer):
     ``DDP(...)``, which hands out rank 0's. What else changes parameters in between is lost with the synchronisation.
 
     Bad gradients: before the freeze all ranks skip the step. After it a rank leaves out its own step, nothing of it
-    changes, and it synchronises with the others. Missing ones: before the freeze parameters without a gradient on any
+    changes, and it synchronises with the others; under DDP and a ``GradScaler`` that drove the last step before the
+    freeze, all ranks leave it out, since all scalers must hear of it: they keep one scale. Missing ones: before the freeze parameters without a gradient on any
     rank are passed over; after it a missing gradient is zero.
 
     Clipping: ``clip_grad_norm_`` sees each rank's own gradient at all times, and each rank clips by its own norm.
@@ -163,7 +164,7 @@ class ZeroOneAdam(CompressedOptimizer):
         )  # fmt: skip
         self._freeze = Freeze(freeze, 0.0)
         self._mean, self._square, self._denominator = (self.flat.zeros() for _ in range(3))
-        self._update = torch.empty(0)  # after the freeze, where the variance was
+        self._update = self.flat.nothing  # after the freeze, where the variance was
         self._anchor: list[Tensor] = []
         self._begin()
         self._counted_from = 0
@@ -230,8 +231,8 @@ class ZeroOneAdam(CompressedOptimizer):
     def _warm(self, scale: float, bad: bool) -> bool:
         """A step of Adam; False: it was skipped."""
         g = self._room()
-        finite = self._gather(self._mean, g, scale)
-        awake = self._awake(bad or not finite)
+        self._gather(self._mean, g, scale, self._begin_flags(bad))
+        awake = self._awake()
         if awake is None:
             return False
         self.steps += 1
@@ -273,10 +274,9 @@ class ZeroOneAdam(CompressedOptimizer):
     def _follow(self, part: Part, g: Tensor) -> None:
         """m <- b1 m + (1 - b1) g."""
         group = self.param_groups[part.group]
-        status = torch.zeros(1, dtype=torch.uint8, device=g.device)
         ops.momentum(
             [self.flat.view(g, n) for n in part.numbers], part.params, part.starts, self._mean, self._mean,
-            float(group["betas"][0]), 1.0, self._decay(group)[1], status,
+            float(group["betas"][0]), 1.0, self._decay(group)[1], self._flags.unread,
         )  # fmt: skip
 
     def _descend(self, part: Part, mean: Tensor) -> None:
@@ -300,7 +300,7 @@ class ZeroOneAdam(CompressedOptimizer):
         """The freeze."""
         self._measure()
         self.frozen_at = self.steps
-        self._update, self._square = self._square.zero_(), torch.empty(0)
+        self._update, self._square = self._square.zero_(), self.flat.nothing
         if self.exchange is not None:
             self.exchange.attachment.forget()
             self._say(
@@ -314,7 +314,9 @@ class ZeroOneAdam(CompressedOptimizer):
 
     def _walk(self, scale: float, bad: bool) -> None:
         new = self._room()
-        good = self._momentum(self._mean, new, scale) and not bad
+        status = self._begin_flags(bad)
+        self._momentum(self._mean, new, scale, status)
+        good = not bool(status)
         self.steps += 1
         due = self._due()
         if not due:
@@ -396,7 +398,7 @@ class ZeroOneAdam(CompressedOptimizer):
         } if self.local_steps else None  # fmt: skip
         return {
             "steps": self.steps, "refreshes": self.refreshes, "frozen_at": self.frozen_at,
-            "warmup": self._freeze.state_dict(), "local": own,
+            "warmup": self._freeze.state_dict(), "scaled": self.compressed and self._scaled, "local": own,
         }  # fmt: skip
 
     def check_extra(self, extra: Mapping[str, Any], vectors: Mapping[str, Tensor]) -> None:
@@ -435,9 +437,9 @@ class ZeroOneAdam(CompressedOptimizer):
         self.steps, self.refreshes, self.frozen_at = extra["steps"], extra["refreshes"], extra["frozen_at"]
         self._freeze.load_state_dict(extra["warmup"])
         self._mean = vectors["exp_avg"] if own is None else self.flat.zeros().copy_(own["exp_avg"])
-        self._update = self.flat.zeros() if self.compressed else torch.empty(0)
+        self._update = self.flat.zeros() if self.compressed else self.flat.nothing
         if self.compressed:
-            self._square, self._denominator = torch.empty(0), vectors["exp_avg_sq"]
+            self._square, self._denominator = self.flat.nothing, vectors["exp_avg_sq"]
         else:
             self._square, self._denominator = vectors["exp_avg_sq"], self.flat.zeros()
             self._measure()
@@ -449,6 +451,8 @@ class ZeroOneAdam(CompressedOptimizer):
             self.local_steps = own["steps"]
             self._anchor = [torch.empty_like(p).copy_(t) for p, t in zip(self.flat.params, own["anchor"], strict=True)]
         self._go_on(was, extra["averaged"])
+        if self.compressed:
+            self._watch(bool(extra.get("scaled")))
         self._count()
 
     def absorb(self, residual: Tensor) -> None:
