@@ -15,19 +15,32 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from .strides import Order, rows_lie_together, shaped, storage_order
+
 
 class Segment(NamedTuple):
-    """Elements ``[start, stop)`` of a buffer: parameter ``name`` of ``shape``, from its element ``offset`` on."""
+    """Elements ``[start, stop)`` of a buffer: parameter ``name`` of ``shape``, from its element ``offset`` on.
+
+    Elements are counted as they lie in memory: ``order`` has the dimensions from the outermost to the innermost, ``()``
+    where that is row-major (see ``compcomm.strides``).
+    """
 
     name: str
     shape: tuple[int, ...]
     start: int
     stop: int
     offset: int = 0
+    order: Order = ()
 
     @property
     def numel(self) -> int:
         return self.stop - self.start
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether the elements of each row, an index of dimension 0, lie side by side: a matrix of ``shape[0]`` rows is
+        then a view of the buffer, its columns in whatever order."""
+        return rows_lie_together(self.shape, self.order)
 
     @property
     def whole(self) -> bool:
@@ -36,7 +49,7 @@ class Segment(NamedTuple):
 
     def piece(self, low: int, high: int) -> Segment:
         """Elements ``[low, high)`` of this segment, at the place where they are."""
-        return Segment(self.name, self.shape, self.start + low, self.start + high, self.offset + low)
+        return Segment(self.name, self.shape, self.start + low, self.start + high, self.offset + low, self.order)
 
     def share(self, rank: int, world: int, grain: int = 1) -> Segment:
         """What ``rank`` owns: with nb blocks of ``grain`` elements, blocks floor(r nb/W) to floor((r+1) nb/W)."""
@@ -70,13 +83,15 @@ class Layout:
         self._hash = hash((self.segments, self.numel))
 
     @classmethod
-    def of(cls, shapes: Iterable[tuple[str, Iterable[int]]]) -> Layout:
-        """Whole parameters, one after the other."""
+    def of(cls, shapes: Iterable[tuple[str, Iterable[int] | Tensor]]) -> Layout:
+        """Whole parameters, one after the other: given a tensor, of its shape and in the order of its strides; given a
+        shape, row-major."""
         segments: list[Segment] = []
         start = 0
         for name, shape in shapes:
-            size = tuple(int(n) for n in shape)
-            segments.append(Segment(name, size, start, start + prod(size)))
+            order = storage_order(shape) if isinstance(shape, Tensor) else ()
+            size = tuple(int(n) for n in (shape.shape if isinstance(shape, Tensor) else shape))
+            segments.append(Segment(name, size, start, start + prod(size), 0, order))
             start += prod(size)
         return cls(segments, start)
 
@@ -130,9 +145,19 @@ class Layout:
         segments: list[Segment] = []
         start = 0
         for s in self.segments:
-            segments.append(Segment(s.name, s.shape, start, start + s.numel, s.offset))
+            segments.append(s._replace(start=start, stop=start + s.numel))
             start += s.numel
         return Layout(segments, start)
+
+    @cached_property
+    def by_rows(self) -> Layout:
+        """This layout with the parameters whose rows are scattered (``Segment.by_rows``) in row-major order; itself,
+        where there is none. ``rearrange`` moves the elements."""
+        scattered = [s.whole and not s.by_rows for s in self.segments]
+        if not any(scattered):
+            return self
+        moved = (s._replace(order=()) if far else s for s, far in zip(self.segments, scattered, strict=True))
+        return Layout(moved, self.numel)
 
     def rows(self, world: int) -> tuple[Layout, ...] | None:
         """This buffer as ``world`` equal rows, one per owner, as sharded hosts lay it out; None if one crosses."""
@@ -160,7 +185,17 @@ class Bucket(NamedTuple):
     def view(self, segment: Segment) -> Tensor:
         """The elements of one segment of this layout."""
         part = self.flat[segment.start : segment.stop]
-        return part.view(segment.shape) if segment.whole else part
+        return shaped(part, segment.shape, segment.order) if segment.whole else part
+
+    def rearrange_(self, source: Bucket) -> None:
+        """Takes the values of a bucket that differs in nothing but the orders of its whole segments (and dtype)."""
+        position = 0
+        for s, other in zip(self.layout.segments, source.layout.segments, strict=True):
+            if s.order != other.order:
+                self.flat[position : s.start].copy_(source.flat[position : s.start])
+                self.view(s).copy_(source.view(other))
+                position = s.stop
+        self.flat[position:].copy_(source.flat[position:])
 
     def fill_(self, value: float) -> None:
         """Sets every element of every segment; padding keeps its content."""

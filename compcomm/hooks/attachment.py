@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -15,17 +15,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .. import portable
+from .. import portable, reorder
 from ..adaptive.telemetry import Telemetry
 from ..bucket import Layout
+from ..collectives import Collective
 from ..compressor import Compressor
 from ..reducer import Arena, Reducer, settle
 from ..reducers.exact import Exact
 from ..store import State, StateError, Store
+from ..strides import storage_order
 from ..transports import compat
 from ..transports.process_group import ProcessGroup
 from ..transports.worker import Worker
-from . import divergence, resume
+from . import divergence, names, resume
 from .agree import agree
 from .auto import Pilot
 from .flight import Flight
@@ -42,6 +44,13 @@ def decline(error: Exception, group: dist.ProcessGroup | None, device: torch.dev
             transport = ProcessGroup(compat.new_group(group, timedelta(seconds=30), device), device)
             agree(transport, {}, error, device)
     raise error
+
+
+def _told(name: str, p: nn.Parameter) -> str:
+    """A parameter, as the ranks compare it: a sum over ranks that hold it in unlike orders would mix its elements."""
+    order = storage_order(p)
+    lies = f" in order {list(order)}" if order else ""
+    return f"{name} {list(p.shape)} {str(p.dtype)[6:]}{lies}"
 
 
 class Attachment:
@@ -93,7 +102,7 @@ class Attachment:
         self._transport = ProcessGroup(group, device)
         self._device = device
         failure: Exception | None = None
-        layout = Layout.of((n, p.shape) for n, p in self.parameters)
+        layout = names.layout(self.parameters)
         try:
             self.reducer = settle(options.reducer, world)
             if parameters is None and (options.check_every or self.reducer.needs_names):
@@ -118,7 +127,7 @@ class Attachment:
             "seed": options.seed,
             "check_every": options.check_every,
             "a scaler": options.scaler is not None,
-            "parameters": [f"{n} {list(p.shape)} {str(p.dtype)[6:]}" for n, p in self.parameters],
+            "parameters": [_told(n, p) for n, p in self.parameters],
             **(facts or {}),
         }
         agree(self._transport, compared, failure, device)
@@ -223,7 +232,7 @@ class Attachment:
             ValueError: it does not fit the model or the optimizer. What runs goes on as it was.
         """
         settled = settle(reducer, self._transport.world)
-        layout = Layout.of((n, p.shape) for n, p in self.parameters)
+        layout = names.layout(self.parameters)
         settled.check(layout)
         settled.check_optimizer(self.options.groups(self.parameters))
         store = Store(settled, self._transport.rank, self._transport.world, self._device)
@@ -328,7 +337,7 @@ class Attachment:
 
     def _now(self) -> Reducer:
         """The reducer with its decisions taken."""
-        layout = Layout.of((n, p.shape) for n, p in self.parameters)
+        layout = names.layout(self.parameters)
         chosen = next(self.reducer.controllers(()), None) is not None
         return self.reducer.now(State(self._store, layout)) if chosen else self.reducer
 
@@ -362,6 +371,7 @@ class Attachment:
             **self._identity(),
             **self._picked(),
             "step": self._scheduler.number,
+            "orders": self._store.orders(),
             "slots": self._store.state_dict(),
         }
         return {self._place: content}
@@ -377,7 +387,9 @@ class Attachment:
         known = state.get(self._place) if isinstance(state, Mapping) else None
         with self.pilot.follow(known, self._identity()) if self.pilot is not None else nullcontext():
             step, slots = resume.exact(state, self._place, self._identity())
-            self._store.load_state_dict(slots)
+            self._store.check(slots)
+            orders = known.get("orders") if isinstance(known, Mapping) else None
+            self._store.load_state_dict(self._reordered(slots, orders, merged=False))
         self.resume(step)
 
     def portable_state_dict(self) -> dict[str, Any]:
@@ -398,15 +410,9 @@ class Attachment:
         except StateError as error:
             failure = error
         agree(self._transport, {"step": self._scheduler.number}, failure, self._device, "portable_state_dict")
-        flow = portable.merge(self._store)
-        try:
-            collective = next(flow)
-            while True:
-                self._transport.start(collective).wait()
-                collective = flow.send(False)
-        except StopIteration as end:
-            slots: portable.Portable = end.value
-        return {**self._origin(), **self._picked(), "step": self._scheduler.number, "slots": slots}
+        slots: portable.Portable = self._drive(portable.merge(self._store))
+        found = {**self._origin(), **self._picked(), "step": self._scheduler.number}
+        return {**found, "orders": self._store.orders(), "slots": slots}
 
     def load_portable_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resumes from a ``portable_state_dict`` of any number of workers: every rank takes its part. Local; call it on
@@ -419,7 +425,8 @@ class Attachment:
         self._ready("load_portable_state_dict")
         with self.pilot.follow(state, self._origin()) if self.pilot is not None else nullcontext():
             step, slots = resume.portable(state, self._origin())
-            portable.adopt(self._store, slots)
+            portable.check(self._store, slots)
+            portable.adopt(self._store, self._reordered(slots, state.get("orders"), merged=True))
         self.resume(step)
 
     def forget(self) -> None:
@@ -477,10 +484,29 @@ class Attachment:
         self._between_steps("bind")
         self._store.rename(names)
         self.parameters, self.named, self._last = list(parameters), True, []
-        self._store.declare(Layout.of((n, p.shape) for n, p in self.parameters))
+        self._store.declare(names.layout(self.parameters))
         self._scheduler.layouts.clear()
 
     # Inside.
+
+    def _drive(self, flow: Generator[Collective, bool, Any]) -> Any:
+        """What ``flow`` returns once its collectives are done. Between two steps."""
+        try:
+            collective = next(flow)
+            while True:
+                self._transport.start(collective).wait()
+                collective = flow.send(False)
+        except StopIteration as end:
+            return end.value
+
+    def _reordered(self, slots: Any, orders: object, merged: bool) -> Any:
+        """``slots`` as they lie in memory here. State of before orders were saved is taken for lying so."""
+        if orders is None:
+            return slots
+        known = isinstance(orders, Mapping) and all(isinstance(o, list | tuple) for o in orders.values())
+        if not known:
+            raise StateError(f"load: the checkpoint's orders of memory, {orders!r}, are none. Use an older checkpoint.")
+        return self._drive(reorder.reordered(self._store, slots, orders, merged))  # type: ignore[arg-type]
 
     @property
     def _place(self) -> str:

@@ -164,7 +164,7 @@ class DDPState:
                     self._kept.append(p)
                     if self._bound is not None:
                         raise StateError(f"a bucket has a parameter of shape {list(p.shape)} that bind() did not see.")
-            found = Layout.of((self._names[id(p)], p.shape) for p in parameters)
+            found = Layout.of((self._names[id(p)], p) for p in parameters)
             if found.numel != bucket.buffer().numel():
                 raise RuntimeError(f"DDP's bucket has {bucket.buffer().numel()} elements where {found.numel} are due.")
             self._layouts[key] = found

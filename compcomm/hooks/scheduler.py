@@ -179,15 +179,21 @@ class Scheduler:
             self.transport.rank, self.transport.world, self.number, job.index, self.seed, step.unscale, step.watch,
             arena=self.arena,
         )  # fmt: skip
-        if job.layout not in self.layouts:
-            self.layouts[job.layout] = None
-            self.store.declare(job.layout)
+        layout = job.layout.by_rows
+        if layout not in self.layouts:
+            self.layouts[layout] = None
+            self.store.declare(layout)
         native = step.reducer.native(self.number)
         narrow = flat.dtype in (torch.bfloat16, torch.float16) and step.reducer.narrow and deferred(flat)
-        if not native and not narrow and flat.dtype != torch.float32:
+        if native:
+            layout = job.layout  # a sum takes elements as they lie
+        elif layout is not job.layout:
+            flat = ctx.buffer("by rows", flat.numel(), torch.float32)
+            Bucket(flat, layout).rearrange_(Bucket(job.flat, job.layout))
+        elif not narrow and flat.dtype != torch.float32:
             flat = ctx.buffer("fp32", flat.numel(), torch.float32)
             flat.copy_(job.flat)
-        bucket = Bucket(flat, job.layout)
+        bucket = Bucket(flat, layout)
         flight = Flight(step.reducer, bucket, self.store, ctx, self.transport, self._known, partial(self._deliver, job))
         if any(f.error for f in self._flights):
             flight.fail(self._cause())
@@ -205,7 +211,7 @@ class Scheduler:
         if flight.error is not None:
             job.flat.fill_(float("nan"))
         elif flat is not job.flat:
-            job.flat.copy_(flat)
+            Bucket(job.flat, job.layout).rearrange_(flight.bucket)
         if flight.error is None and job.step.watch and self._narrowed(job, flat):
             flight.ctx.bad = either(flight.ctx.bad, not_finite(job.flat))  # equal on all ranks
         self._waiting.remove(job)

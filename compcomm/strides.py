@@ -1,0 +1,80 @@
+"""How a parameter lies in flat memory: the order of its dimensions, and the way there and back.
+
+DDP's buckets, and the flat vectors of optimizers, hold a parameter as it lies in its own storage: a matrix that is
+stored transposed comes transposed, a convolution in ``channels_last`` comes with its channels innermost. An *order*
+says so: the dimensions from the outermost in memory to the innermost, (0, 2, 3, 1) for ``channels_last``; ``()`` is the
+shape's own order, row-major, which nearly all parameters have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import prod
+
+from torch import Tensor
+
+Order = tuple[int, ...]
+
+
+def storage_order(tensor: Tensor) -> Order:
+    """The order of a tensor that fills its memory without gaps or overlaps.
+
+    Dimensions of one element have no place of their own and stay where they are as far as they can. ``()`` also for a
+    tensor that has gaps (a slice, an expanded one): whoever copies it into a buffer, DDP first of all, does so
+    row-major.
+
+    >>> import torch
+    >>> storage_order(torch.zeros(2, 3, 5, 5).to(memory_format=torch.channels_last)), storage_order(torch.zeros(2, 3))
+    ((0, 2, 3, 1), ())
+    """
+    if tensor.is_contiguous():
+        return ()
+    shape, strides = tensor.shape, tensor.stride()
+    wide = sorted((d for d in range(len(shape)) if shape[d] != 1), key=lambda d: -strides[d])
+    due = 1
+    for d in reversed(wide):
+        if strides[d] != due:
+            return ()
+        due *= shape[d]
+    return complete(wide, shape)
+
+
+def complete(wide: Iterable[int], shape: Sequence[int]) -> Order:
+    """The order of all dimensions, where ``wide`` is that of those of more than one element."""
+    rest = list(wide)
+    found = [d if shape[d] == 1 else rest.pop(0) for d in range(len(shape))]
+    return () if found == sorted(found) else tuple(found)
+
+
+def logical(flat: Tensor, shape: Sequence[int], order: Order, axis: int = 0) -> Tensor:
+    """The elements of ``flat``, which lie in ``order``, row-major: a new tensor, or ``flat`` where it is so already.
+
+    ``axis``: ``flat`` has lines with one element for every index of the dimensions from ``axis`` on alone, such as the
+    columns of a matrix of ``shape[0]`` rows; the dimensions before it lie outermost, in their own order.
+    """
+    if not order:
+        return flat
+    inner = [d for d in order if d >= axis]
+    lines = flat.view(-1, *(shape[d] for d in inner))
+    back = [1 + inner.index(d) for d in range(axis, len(shape))]
+    return lines.permute(0, *back).reshape(-1)
+
+
+def stored(flat: Tensor, shape: Sequence[int], order: Order, axis: int = 0) -> Tensor:
+    """The way back: row-major elements in ``order``."""
+    if not order:
+        return flat
+    inner = [d for d in order if d >= axis]
+    return flat.view(-1, *shape[axis:]).permute(0, *(1 + d - axis for d in inner)).reshape(-1)
+
+
+def shaped(flat: Tensor, shape: Sequence[int], order: Order) -> Tensor:
+    """``flat`` as a tensor of ``shape``: a view that aliases it."""
+    if not order:
+        return flat.view(tuple(shape))
+    return flat.view([shape[d] for d in order]).permute([order.index(d) for d in range(len(shape))])
+
+
+def rows_lie_together(shape: Sequence[int], order: Order) -> bool:
+    """Whether every index of dimension 0 has its elements in one piece: the dimensions outside it have one element."""
+    return not order or prod(shape[d] for d in order[: order.index(0)]) == 1
