@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .strides import Order, rows_lie_together, shaped, storage_order
+from .strides import Order, shaped, storage_order
 
 
 class Segment(NamedTuple):
@@ -35,12 +35,6 @@ class Segment(NamedTuple):
     @property
     def numel(self) -> int:
         return self.stop - self.start
-
-    @property
-    def by_rows(self) -> bool:
-        """Whether the elements of each row, an index of dimension 0, lie side by side: a matrix of ``shape[0]`` rows is
-        then a view of the buffer, its columns in whatever order."""
-        return rows_lie_together(self.shape, self.order)
 
     @property
     def whole(self) -> bool:
@@ -150,14 +144,22 @@ class Layout:
         return Layout(segments, start)
 
     @cached_property
-    def by_rows(self) -> Layout:
-        """This layout with the parameters whose rows are scattered (``Segment.by_rows``) in row-major order; itself,
-        where there is none. ``rearrange`` moves the elements."""
-        scattered = [s.whole and not s.by_rows for s in self.segments]
-        if not any(scattered):
+    def row_major(self) -> Layout:
+        """This layout with every parameter in row-major order, as reducers see it; itself, where all are so already.
+        ``Bucket.rearrange_`` moves the elements.
+
+        Raises:
+            ValueError: it has a piece of a parameter that lies otherwise: pieces cannot be turned.
+        """
+        if not any(s.order for s in self.segments):
             return self
-        moved = (s._replace(order=()) if far else s for s, far in zip(self.segments, scattered, strict=True))
-        return Layout(moved, self.numel)
+        for s in self.segments:
+            if s.order and not s.whole:
+                raise ValueError(
+                    f"{self!r}: {s.name!r} lies in order {s.order} and only elements {s.offset} to "
+                    f"{s.offset + s.numel} of it are here. Cut parameters that are stored row-major, or hold it whole."
+                )
+        return Layout((s._replace(order=()) for s in self.segments), self.numel)
 
     def rows(self, world: int) -> tuple[Layout, ...] | None:
         """This buffer as ``world`` equal rows, one per owner, as sharded hosts lay it out; None if one crosses."""

@@ -76,13 +76,8 @@ def merge(store: Store) -> Generator[Collective, bool, Portable]:
             if not plain:
                 _put(piece, merged, e.slot, low)
         sources.clear()
-        found.setdefault(e.name, {})[e.key] = _whole(e).to_disk(merged).view(_shape(e.slot, e.segment))
+        found.setdefault(e.name, {})[e.key] = merged.view(_shape(e.slot, e.segment))
     return found
-
-
-def _whole(e: Entry) -> Entry:
-    """The entry of one who held all of the parameter, or the piece."""
-    return e._replace(held=e.segment)
 
 
 def _empty(e: Entry) -> Tensor:
@@ -140,9 +135,9 @@ def adopt(store: Store, slots: Mapping[str, Mapping[str, Tensor]]) -> None:
         if given is None:
             e.tensor.fill_(e.slot.fill)
         elif e.slot.merge is Merge.SHARDED:
-            _cut(_whole(e).from_disk(given.reshape(-1)), e, store)
+            _cut(given.reshape(-1), e, store)
         else:
-            e.tensor.copy_(e.from_disk(given.reshape(-1)))
+            e.tensor.copy_(given.reshape(-1))
 
 
 def rescale(store: Store, factor: float) -> None:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from .bucket import Bucket, Layout, Segment
-from .strides import logical, stored
 from .wire import bare_bytes
 
 if TYPE_CHECKING:
@@ -48,8 +47,6 @@ class Slot:
         codec: the slot holds no numbers but bytes, that compressor's sections of as many fp32 numbers as the segment
             has (``compcomm.coded``).
         pending: gradient that is still to be applied: rescaled where the learning rate changes.
-        axis: of slots with ``numel``: 1 or more where they are lines with an element for every index of the parameter's
-            dimensions from that one on, such as the columns of a matrix of ``shape[0]`` rows.
     """
 
     merge: Merge
@@ -60,7 +57,6 @@ class Slot:
     into: str = ""
     codec: Compressor | None = None
     pending: bool = False
-    axis: int = 0
 
     def __post_init__(self) -> None:
         if self.into and self.merge is not Merge.SHARDED:
@@ -100,24 +96,6 @@ class Entry(NamedTuple):
     def key(self) -> str:
         """What the parameter, or the piece of it, is called in state dicts."""
         return _text(self.segment.name, self.segment.offset)
-
-    @property
-    def row_major(self) -> bool:
-        """Whether state dicts hold it in the row-major order of the parameter's shape, wherever its elements lie here:
-        numbers that belong to all elements of a whole parameter (or to its columns). Bytes of a codec, shares of owners
-        and pieces are saved as they lie, and the orders beside them (``Store.orders``)."""
-        has_order = self.slot.numel is None or self.slot.axis > 0
-        return has_order and self.slot.codec is None and self.held.whole
-
-    def to_disk(self, tensor: Tensor) -> Tensor:
-        """What is saved of ``tensor``, which lies as this entry's does."""
-        s = self.segment
-        return logical(tensor, s.shape, s.order, self.slot.axis) if self.row_major else tensor
-
-    def from_disk(self, tensor: Tensor) -> Tensor:
-        """The way back."""
-        s = self.segment
-        return stored(tensor, s.shape, s.order, self.slot.axis) if self.row_major else tensor
 
 
 class Store:
@@ -162,7 +140,7 @@ class Store:
                 numel = slot.size(held.numel)
                 plain = slot.numel is None and slot.codec is None
                 shape, offset = (s.shape, held.offset) if plain else ((numel,), 0)
-                segments.append(Segment(s.name, shape, start, start + numel, offset, s.order if plain else ()))
+                segments.append(Segment(s.name, shape, start, start + numel, offset))
                 slots.append(slot)
                 keys.append((s.name, s.offset))
                 self._segments[s.name, s.offset] = s
@@ -222,17 +200,9 @@ class Store:
         self._segments = {(s.name, s.offset): s for s in segments}
         self._slabs = {}
 
-    def orders(self) -> dict[str, list[int]]:
-        """The order in which parameters lie here (``compcomm.strides``), of those that do not lie row-major."""
-        return {s.name: list(s.order) for s in self.segments() if s.order}
-
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """This rank's tensors, ``{slot: {"name" or "name@offset": tensor}}``: exact, local, no communication."""
-        found: dict[str, dict[str, Tensor]] = {}
-        for e in self.entries():
-            saved = e.to_disk(e.tensor)
-            found.setdefault(e.name, {})[e.key] = saved.clone() if saved is e.tensor else saved
-        return found
+        return {s: {_text(*k): t.clone() for k, t in sorted(e.items())} for s, e in sorted(self._home.items()) if e}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Takes a ``state_dict`` of this rank: all of it or, on any mismatch, nothing.
@@ -240,13 +210,7 @@ class Store:
         Raises:
             StateError: a slot or parameter is missing, unknown, or of another size or dtype.
         """
-        self.check(state)
         self.under_way.clear()
-        for e in self.entries():
-            e.tensor.copy_(e.from_disk(state[e.name][e.key].reshape(-1)))
-
-    def check(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Raises StateError where ``load_state_dict`` could not take ``state``."""
         mine = {s: {_text(*k): t for k, t in e.items()} for s, e in self._home.items() if e}
         for slot, entries in state.items():
             if not isinstance(entries, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -268,6 +232,9 @@ class Store:
                         f"load_state_dict: {slot!r} of {name!r} has {b.numel()} elements of {b.dtype} where "
                         f"{a.numel()} of {a.dtype} are due: saved by another model, reducer or number of workers."
                     )
+        for slot, entries in given.items():
+            for name, tensor in entries.items():
+                mine[slot][name].copy_(tensor.reshape(-1))
 
 
 class State:

@@ -1,15 +1,18 @@
-"""How a parameter lies in flat memory: the order of its dimensions, and the way there and back.
+"""How a parameter lies in flat memory: the order of its dimensions.
 
 DDP's buckets, and the flat vectors of optimizers, hold a parameter as it lies in its own storage: a matrix that is
 stored transposed comes transposed, a convolution in ``channels_last`` comes with its channels innermost. An *order*
 says so: the dimensions from the outermost in memory to the innermost, (0, 2, 3, 1) for ``channels_last``; ``()`` is the
 shape's own order, row-major, which nearly all parameters have.
+
+Reducers see row-major buckets alone: the scheduler turns what lies otherwise, there and back. So matrices are what the
+shape says, blocks and random numbers belong to the same elements, and state fits, whatever the memory format is: a
+model in another one gives the same means to the bit. It costs two copies of what is turned.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from math import prod
 
 from torch import Tensor
 
@@ -46,35 +49,8 @@ def complete(wide: Iterable[int], shape: Sequence[int]) -> Order:
     return () if found == sorted(found) else tuple(found)
 
 
-def logical(flat: Tensor, shape: Sequence[int], order: Order, axis: int = 0) -> Tensor:
-    """The elements of ``flat``, which lie in ``order``, row-major: a new tensor, or ``flat`` where it is so already.
-
-    ``axis``: ``flat`` has lines with one element for every index of the dimensions from ``axis`` on alone, such as the
-    columns of a matrix of ``shape[0]`` rows; the dimensions before it lie outermost, in their own order.
-    """
-    if not order:
-        return flat
-    inner = [d for d in order if d >= axis]
-    lines = flat.view(-1, *(shape[d] for d in inner))
-    back = [1 + inner.index(d) for d in range(axis, len(shape))]
-    return lines.permute(0, *back).reshape(-1)
-
-
-def stored(flat: Tensor, shape: Sequence[int], order: Order, axis: int = 0) -> Tensor:
-    """The way back: row-major elements in ``order``."""
-    if not order:
-        return flat
-    inner = [d for d in order if d >= axis]
-    return flat.view(-1, *shape[axis:]).permute(0, *(1 + d - axis for d in inner)).reshape(-1)
-
-
 def shaped(flat: Tensor, shape: Sequence[int], order: Order) -> Tensor:
     """``flat`` as a tensor of ``shape``: a view that aliases it."""
     if not order:
         return flat.view(tuple(shape))
     return flat.view([shape[d] for d in order]).permute([order.index(d) for d in range(len(shape))])
-
-
-def rows_lie_together(shape: Sequence[int], order: Order) -> bool:
-    """Whether every index of dimension 0 has its elements in one piece: the dimensions outside it have one element."""
-    return not order or prod(shape[d] for d in order[: order.index(0)]) == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -15,10 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .. import portable, reorder
+from .. import portable
 from ..adaptive.telemetry import Telemetry
 from ..bucket import Layout
-from ..collectives import Collective
 from ..compressor import Compressor
 from ..reducer import Arena, Reducer, settle
 from ..reducers.exact import Exact
@@ -27,7 +26,7 @@ from ..strides import storage_order
 from ..transports import compat
 from ..transports.process_group import ProcessGroup
 from ..transports.worker import Worker
-from . import divergence, names, resume
+from . import divergence, resume
 from .agree import agree
 from .auto import Pilot
 from .flight import Flight
@@ -102,7 +101,7 @@ class Attachment:
         self._transport = ProcessGroup(group, device)
         self._device = device
         failure: Exception | None = None
-        layout = names.layout(self.parameters)
+        layout = Layout.of((n, p.shape) for n, p in self.parameters)
         try:
             self.reducer = settle(options.reducer, world)
             if parameters is None and (options.check_every or self.reducer.needs_names):
@@ -113,7 +112,7 @@ class Attachment:
                 )
             self._store = Store(self.reducer, self._transport.rank, world, device)
             for expected in layouts or (layout,):
-                self._store.declare(expected)
+                self._store.declare(expected.row_major)
             if parameters is not None:
                 self.reducer.check(layout)
             self.reducer.check_optimizer(options.groups(parameters))
@@ -232,7 +231,7 @@ class Attachment:
             ValueError: it does not fit the model or the optimizer. What runs goes on as it was.
         """
         settled = settle(reducer, self._transport.world)
-        layout = names.layout(self.parameters)
+        layout = Layout.of((n, p.shape) for n, p in self.parameters)
         settled.check(layout)
         settled.check_optimizer(self.options.groups(self.parameters))
         store = Store(settled, self._transport.rank, self._transport.world, self._device)
@@ -337,7 +336,7 @@ class Attachment:
 
     def _now(self) -> Reducer:
         """The reducer with its decisions taken."""
-        layout = names.layout(self.parameters)
+        layout = Layout.of((n, p.shape) for n, p in self.parameters)
         chosen = next(self.reducer.controllers(()), None) is not None
         return self.reducer.now(State(self._store, layout)) if chosen else self.reducer
 
@@ -371,7 +370,6 @@ class Attachment:
             **self._identity(),
             **self._picked(),
             "step": self._scheduler.number,
-            "orders": self._store.orders(),
             "slots": self._store.state_dict(),
         }
         return {self._place: content}
@@ -387,9 +385,7 @@ class Attachment:
         known = state.get(self._place) if isinstance(state, Mapping) else None
         with self.pilot.follow(known, self._identity()) if self.pilot is not None else nullcontext():
             step, slots = resume.exact(state, self._place, self._identity())
-            self._store.check(slots)
-            orders = known.get("orders") if isinstance(known, Mapping) else None
-            self._store.load_state_dict(self._reordered(slots, orders, merged=False))
+            self._store.load_state_dict(slots)
         self.resume(step)
 
     def portable_state_dict(self) -> dict[str, Any]:
@@ -410,9 +406,15 @@ class Attachment:
         except StateError as error:
             failure = error
         agree(self._transport, {"step": self._scheduler.number}, failure, self._device, "portable_state_dict")
-        slots: portable.Portable = self._drive(portable.merge(self._store))
-        found = {**self._origin(), **self._picked(), "step": self._scheduler.number}
-        return {**found, "orders": self._store.orders(), "slots": slots}
+        flow = portable.merge(self._store)
+        try:
+            collective = next(flow)
+            while True:
+                self._transport.start(collective).wait()
+                collective = flow.send(False)
+        except StopIteration as end:
+            slots: portable.Portable = end.value
+        return {**self._origin(), **self._picked(), "step": self._scheduler.number, "slots": slots}
 
     def load_portable_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resumes from a ``portable_state_dict`` of any number of workers: every rank takes its part. Local; call it on
@@ -425,8 +427,7 @@ class Attachment:
         self._ready("load_portable_state_dict")
         with self.pilot.follow(state, self._origin()) if self.pilot is not None else nullcontext():
             step, slots = resume.portable(state, self._origin())
-            portable.check(self._store, slots)
-            portable.adopt(self._store, self._reordered(slots, state.get("orders"), merged=True))
+            portable.adopt(self._store, slots)
         self.resume(step)
 
     def forget(self) -> None:
@@ -484,29 +485,10 @@ class Attachment:
         self._between_steps("bind")
         self._store.rename(names)
         self.parameters, self.named, self._last = list(parameters), True, []
-        self._store.declare(names.layout(self.parameters))
+        self._store.declare(Layout.of((n, p.shape) for n, p in self.parameters))
         self._scheduler.layouts.clear()
 
     # Inside.
-
-    def _drive(self, flow: Generator[Collective, bool, Any]) -> Any:
-        """What ``flow`` returns once its collectives are done. Between two steps."""
-        try:
-            collective = next(flow)
-            while True:
-                self._transport.start(collective).wait()
-                collective = flow.send(False)
-        except StopIteration as end:
-            return end.value
-
-    def _reordered(self, slots: Any, orders: object, merged: bool) -> Any:
-        """``slots`` as they lie in memory here. State of before orders were saved is taken for lying so."""
-        if orders is None:
-            return slots
-        known = isinstance(orders, Mapping) and all(isinstance(o, list | tuple) for o in orders.values())
-        if not known:
-            raise StateError(f"load: the checkpoint's orders of memory, {orders!r}, are none. Use an older checkpoint.")
-        return self._drive(reorder.reordered(self._store, slots, orders, merged))  # type: ignore[arg-type]
 
     @property
     def _place(self) -> str:

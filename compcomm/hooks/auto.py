@@ -20,7 +20,6 @@ from ..reducer import Reducer, settle
 from ..reducers.exact import Exact
 from ..spec import Described, parse
 from ..store import StateError
-from . import names
 from .flight import Flight
 from .plain import Plain
 
@@ -161,7 +160,7 @@ class Pilot:
             settled = settle(method, attachment.wire.world)
             if settled.needs_names and not attachment.named:
                 return False
-            settled.check(names.layout(attachment.parameters))
+            settled.check(Layout.of((n, p.shape) for n, p in attachment.parameters))
             settled.check_optimizer(attachment.options.groups(attachment.parameters))
         except ValueError:
             return False

@@ -111,5 +111,5 @@ def check_dtype(name: str, dtype: torch.dtype, call: str = "attach") -> None:
 
 
 def layout(parameters: list[tuple[str, nn.Parameter]]) -> Layout:
-    """All parameters, one after the other, each row-major where its rows would else be scattered."""
-    return Layout.of(parameters).by_rows
+    """All parameters, one after the other."""
+    return Layout.of((name, p.shape) for name, p in parameters)

@@ -179,7 +179,7 @@ class Scheduler:
             self.transport.rank, self.transport.world, self.number, job.index, self.seed, step.unscale, step.watch,
             arena=self.arena,
         )  # fmt: skip
-        layout = job.layout.by_rows
+        layout = job.layout.row_major
         if layout not in self.layouts:
             self.layouts[layout] = None
             self.store.declare(layout)
@@ -188,7 +188,7 @@ class Scheduler:
         if native:
             layout = job.layout  # a sum takes elements as they lie
         elif layout is not job.layout:
-            flat = ctx.buffer("by rows", flat.numel(), torch.float32)
+            flat = ctx.buffer("row-major", flat.numel(), torch.float32)
             Bucket(flat, layout).rearrange_(Bucket(job.flat, job.layout))
         elif not narrow and flat.dtype != torch.float32:
             flat = ctx.buffer("fp32", flat.numel(), torch.float32)

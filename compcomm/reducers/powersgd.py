@@ -98,7 +98,7 @@ class PowerSGD(Reducer):
 
     def sizes(self, segment: Segment) -> tuple[int, int, int] | None:
         """(n, m, r) of a matrix that is sent as factors; None for a parameter that travels exact."""
-        if len(segment.shape) < 2 or not segment.numel or not segment.whole or not segment.by_rows:
+        if len(segment.shape) < 2 or not segment.numel or not segment.whole:
             return None
         n, m = segment.shape[0], segment.numel // segment.shape[0]
         r = min(self.rank, n, m)
@@ -129,7 +129,7 @@ class PowerSGD(Reducer):
         r = self.room(segment)
         slots = {"residual": Slot(Merge.MEAN, pending=True)}
         if self.warm_start:
-            slots["q"] = Slot(Merge.REPLICATED, m * r, axis=1)
+            slots["q"] = Slot(Merge.REPLICATED, m * r)
         if self.warm_start and self.alternate:
             slots["p"] = Slot(Merge.REPLICATED, n * r)
         return slots
