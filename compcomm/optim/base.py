@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from math import fsum
 from typing import Any
@@ -305,14 +305,14 @@ class CompressedOptimizer(torch.optim.Optimizer):
         assert self.exchange is not None
         return not self.exchange.all(not bad)
 
-    def _grads(self, part: Part) -> list[Tensor]:
-        """The part's gradients; an empty tensor where there is none."""
+    def _grads(self, part: Part) -> Sequence[Tensor]:
+        """The part's gradients, as the flat vectors lie; an empty tensor where there is none."""
         grads = [_EMPTY if p.grad is None else p.grad for p in part.params]
         if any(g.layout is not torch.strided for g in grads):
             for p in part.params:
                 if p.grad is not None:
                     check_gradient(self._call, self._names[id(p)], p.grad)
-        return grads
+        return part.lying(grads)
 
     def _room(self) -> Tensor:
         """A flat vector of whatever content, made once it is needed."""
@@ -335,7 +335,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
                 group = self.param_groups[part.group]
                 sign = -scale if group["maximize"] else scale
                 ops.momentum(
-                    self._grads(part), part.params, part.starts, mean, out,
+                    self._grads(part), part.lying(part.params), part.starts, mean, out,
                     betas[part.group], sign, decay * self._decay(group)[1], status,
                 )  # fmt: skip
 
@@ -344,6 +344,10 @@ class CompressedOptimizer(torch.optim.Optimizer):
         if group["decoupled_weight_decay"]:
             return float(group["lr"]) * float(group["weight_decay"]), 0.0
         return 0.0, float(group["weight_decay"])
+
+    def _found(self, part: Part, flat: Tensor) -> Sequence[Tensor]:
+        """What a flat vector has for the part's parameters, as the vector lies."""
+        return part.lying([self.flat.view(flat, n) for n in part.numbers])
 
     def _average(self, exchange: Exchange | None, vector: Tensor, arrived: Callable[[Batch], None]) -> None:
         """The mean over the ranks, in place; ``arrived(batch)`` as its parts come in."""

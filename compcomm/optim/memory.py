@@ -45,7 +45,10 @@ def portable(opt: CompressedOptimizer, plain: dict[str, Any]) -> dict[str, Any]:
 
 def _document(opt: CompressedOptimizer, plain: dict[str, Any], where: str, memory: Any) -> dict[str, Any]:
     vectors = {name: opt.flat.views(vector) for name, vector in opt.vectors().items()}
-    state = {i: {name: views[i].clone() for name, views in vectors.items()} for i in range(len(opt.flat.params))}
+    state = {
+        i: {name: views[i].clone(memory_format=torch.contiguous_format) for name, views in vectors.items()}
+        for i in range(len(opt.flat.params))
+    }
     content = {**_identity(opt), "memory": memory, "averaged": opt.averaged, **opt.extra()}
     return {**plain, "state": state, "compcomm": {where: content}}
 

@@ -164,11 +164,11 @@ class OneBitAdam(CompressedOptimizer):
         group = self.param_groups[part.group]
         rate, correction = self._rate(group, self.steps + 1), self._correction(group, self.steps + 1)
         decay, l2 = self._decay(group)
-        grads = self._grads(part) if mean is None else [self.flat.view(mean, n) for n in part.numbers]
+        grads = self._grads(part) if mean is None else self._found(part, mean)
         sign = -scale if group["maximize"] and mean is None else scale
         b1, b2 = map(float, group["betas"])
         ops.adam(
-            part.params, grads, part.starts, self._mean, self._second,
+            part.lying(part.params), grads, part.starts, self._mean, self._second,
             b1, b2, sign, rate, correction, float(group["eps"]), decay, l2,
         )  # fmt: skip
 
@@ -205,7 +205,7 @@ class OneBitAdam(CompressedOptimizer):
                 group = self.param_groups[part.group]
                 if part.params:
                     ops.descend(
-                        part.params, part.starts, new, self._second,
+                        part.lying(part.params), part.starts, new, self._second,
                         self._rate(group, self.steps + 1), self._decay(group)[0],
                     )  # fmt: skip
 

@@ -228,13 +228,13 @@ class OneBitLamb(CompressedOptimizer):
             part = part.pick(awake)
             if part.params:
                 group = self.param_groups[part.group]
-                grads = self._grads(part) if mean is None else [self.flat.view(mean, n) for n in part.numbers]
+                grads = self._grads(part) if mean is None else self._found(part, mean)
                 sign = 1.0 if mean is not None else -scale if group["maximize"] else scale
                 b1, b2 = map(float, group["betas"])
                 # Adam with r in the place of the parameters, and a rate of -1: decay x becomes r
                 ops.adam(
-                    [updates[n - first] for n in part.numbers], grads, part.starts, self._mean, self._second,
-                    b1, b2, sign, -1.0, 1.0, float(group["eps"]), 0.0, 0.0,
+                    part.lying([updates[n - first] for n in part.numbers]), grads, part.starts,
+                    self._mean, self._second, b1, b2, sign, -1.0, 1.0, float(group["eps"]), 0.0, 0.0,
                 )  # fmt: skip
         moving = [n for n in numbers if awake[n]]
         norms, c = sheet.norms(sheet.two), list[float]()

@@ -83,8 +83,8 @@ class ZeroOneAdam(CompressedOptimizer):
 
     Bad gradients: before the freeze all ranks skip the step. After it a rank leaves out its own step, nothing of it
     changes, and it synchronises with the others; under DDP and a ``GradScaler`` that drove the last step before the
-    freeze, all ranks leave it out, since all scalers must hear of it: they keep one scale. Missing ones: before the freeze parameters without a gradient on any
-    rank are passed over; after it a missing gradient is zero.
+    freeze, all ranks leave it out, since all scalers must hear of it: they keep one scale. Missing ones: before the
+    freeze parameters without a gradient on any rank are passed over; after it a missing gradient is zero.
 
     Clipping: ``clip_grad_norm_`` sees each rank's own gradient at all times, and each rank clips by its own norm.
     Learning rates may change at any time: what is kept is momentum, not steps. ``add_param_group`` before the freeze:
@@ -267,7 +267,7 @@ class ZeroOneAdam(CompressedOptimizer):
         rate, eps, decay = (self._rate(group), float(group["eps"]), decay) if moves else (0.0, 1.0, 0.0)
         b1, b2 = map(float, group["betas"])
         ops.adam(
-            part.params, [self.flat.view(g, n) for n in part.numbers], part.starts, self._mean, self._square,
+            part.lying(part.params), self._found(part, g), part.starts, self._mean, self._square,
             b1, b2, 1.0, rate, self._correction(group), eps, decay, l2,
         )  # fmt: skip
 
@@ -275,7 +275,7 @@ class ZeroOneAdam(CompressedOptimizer):
         """m <- b1 m + (1 - b1) g."""
         group = self.param_groups[part.group]
         ops.momentum(
-            [self.flat.view(g, n) for n in part.numbers], part.params, part.starts, self._mean, self._mean,
+            self._found(part, g), part.lying(part.params), part.starts, self._mean, self._mean,
             float(group["betas"][0]), 1.0, self._decay(group)[1], self._flags.unread,
         )  # fmt: skip
 
@@ -283,7 +283,8 @@ class ZeroOneAdam(CompressedOptimizer):
         """x <- x - lr (m/d + decay x)."""
         if part.params:
             group = self.param_groups[part.group]
-            ops.descend(part.params, part.starts, mean, self._denominator, self._rate(group), self._decay(group)[0])
+            rate, decay = self._rate(group), self._decay(group)[0]
+            ops.descend(part.lying(part.params), part.starts, mean, self._denominator, rate, decay)
 
     def _measure(self) -> None:
         """d of the present variance."""
@@ -366,7 +367,8 @@ class ZeroOneAdam(CompressedOptimizer):
                 s, shrunk = self._travelled[part.group], self._shrunk[part.group]
                 if self.local_steps:
                     each.copy(part.params, [self._anchor[n] for n in part.numbers])
-                ops.descend(part.params, part.starts, mean, self._denominator, shrunk * s, 1.0 - shrunk)
+                params = part.lying(part.params)
+                ops.descend(params, part.starts, mean, self._denominator, shrunk * s, 1.0 - shrunk)
 
         self._average(self.exchange, mean, arrived)
         self._mean, self._update = mean, self._mean.zero_()
