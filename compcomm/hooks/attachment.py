@@ -85,6 +85,8 @@ class Attachment:
         """Set where the host's own reduction is faster: nothing goes through the scheduler then."""
         self.guard: Callable[[], object] | None = None
         """Called once when this attachment breaks: the host stops itself before it starts a step in vain."""
+        self.unaveraged: Callable[[], Sequence[str]] = tuple
+        """Names what trains and is in no bucket, where the host can tell."""
         self.options = options
         self.named = parameters is not None
         self.parameters = list(parameters or ())
@@ -488,6 +490,15 @@ class Attachment:
         self._store.declare(Layout.of((n, p.shape) for n, p in self.parameters))
         self._scheduler.layouts.clear()
 
+    def admit(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
+        """Takes parameters that the host averages too, as its first step shows. On every rank, in the same order.
+
+        Raises:
+            ValueError: the reducer cannot take them.
+        """
+        self.reducer.check(Layout.of((n, p.shape) for n, p in (*self.parameters, *parameters)))
+        self.parameters.extend(parameters)
+
     # Inside.
 
     @property
@@ -562,4 +573,5 @@ class Attachment:
             self.pilot.after(flights, self._current.exposed if self._current is not None else 0.0)
         every = self.options.check_every
         if every and self._scheduler.number % every == 0:
-            divergence.check(self._transport, self.parameters, self._scheduler.number, self._device)
+            number, alone = self._scheduler.number, self.unaveraged()
+            divergence.check(self._transport, self.parameters, number, self._device, alone=alone)

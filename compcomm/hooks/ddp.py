@@ -16,7 +16,8 @@ first. An attachment that broke says so in the next forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Container
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -32,7 +33,8 @@ from ..reducers.exact import Exact
 from ..store import StateError
 from .attachment import Attachment
 from .auto import Auto, Pilot
-from .names import check_dtype, inner, named
+from .divergence import unaveraged
+from .names import averaged, check_dtype, every, expected, those, unfrozen
 from .options import Options
 from .report import Report
 
@@ -74,20 +76,37 @@ class DDPState:
         self.attachment: Attachment | None = None
         self._enabled = True
         self._names: dict[int, str] = {}
-        self._kept: list[nn.Parameter] = []  # so that no id is used twice
+        self._seen: dict[int, nn.Parameter] = {}
+        """What buckets have shown; kept, so that no id is used twice."""
         self._layouts: dict[tuple[int, ...], Layout] = {}
         self._bound: list[tuple[str, nn.Parameter]] | None = None
+        self._alone: Callable[[], list[str]] = list
 
     def bind(self, model: nn.Module) -> None:
-        """Takes the parameters' names from a model (DDP or the module inside). Call it on every rank alike."""
-        parameters = named(inner(model))
-        names = {id(p): n for n, p in parameters}
-        unknown = [old for key, old in self._names.items() if key not in names]
+        """Takes the parameters' names from a model (DDP or the module inside). Call it on every rank alike.
+
+        Raises:
+            StateError: it lacks parameters that were in buckets, or a backward pass has not ended.
+            ValueError: parameters were unfrozen since DDP(...), which averages them no more than before.
+        """
+        model = getattr(model, "_orig_mod", model)
+        names = every(model)
+        unknown = [p for key, p in self._seen.items() if key not in names]
         if unknown:
             raise StateError(f"bind: {len(unknown)} parameters that had gradients are not in this model.")
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            parameters = averaged(model)
+            alone = unfrozen(model, {id(p) for _, p in parameters})
+            if alone:
+                raise ValueError(f"attach: {unaveraged(alone)}")
+        else:
+            parameters = expected(model) if self.attachment is None else those(model, self._seen)
         if self.attachment is not None:
-            self.attachment.rename({old: names[key] for key, old in self._names.items()}, parameters)
+            self.attachment.rename({self._names[key]: names[key] for key in self._seen}, parameters)
         self._names, self._layouts, self._bound = names, {}, parameters
+        self._alone = partial(_alone, weakref.ref(model), self._seen)
+        if self.attachment is not None:
+            self.attachment.unaveraged = self._alone
 
     def open(self, device: torch.device, trial: Callable[[Reducer, Layout], None] | None = None) -> Attachment:
         """Makes the attachment: collective over the group.
@@ -101,7 +120,7 @@ class DDPState:
                 f"python -m compcomm plan, and give the reducer that it names."
             )
         self.attachment = Attachment(self.options, self._bound, device, trial, facts={"auto": repr(self.auto)})
-        self.attachment.enabled = self._enabled
+        self.attachment.enabled, self.attachment.unaveraged = self._enabled, self._alone
         if self.auto is not None:
             self.attachment.pilot = Pilot(self.auto, self.attachment)
         return self.attachment
@@ -158,17 +177,38 @@ class DDPState:
         key = tuple(map(id, parameters))
         found = self._layouts.get(key)
         if found is None:
-            for p in parameters:
-                if id(p) not in self._names:
-                    self._names[id(p)] = str(len(self._names))
-                    self._kept.append(p)
-                    if self._bound is not None:
-                        raise StateError(f"a bucket has a parameter of shape {list(p.shape)} that bind() did not see.")
+            self._meet(parameters)
             found = Layout.of((self._names[id(p)], p) for p in parameters)
             if found.numel != bucket.buffer().numel():
                 raise RuntimeError(f"DDP's bucket has {bucket.buffer().numel()} elements where {found.numel} are due.")
             self._layouts[key] = found
         return found
+
+    def _meet(self, parameters: list[Any]) -> None:
+        """Takes in what a bucket shows: what ``bind`` left out as it was frozen by then comes in DDP's buckets too."""
+        for p in parameters:
+            if id(p) not in self._names:
+                if self._bound is not None:
+                    raise StateError(
+                        f"ddp_hook: a bucket has a parameter of shape {list(p.shape)} that is not in the model that "
+                        f"bind() was given. Call state.bind(ddp_model) with the model that has the hook."
+                    )
+                self._names[id(p)] = str(len(self._names))
+            check_dtype(self._names[id(p)], p.dtype, "ddp_hook")
+            self._seen[id(p)] = p
+        if self._bound is not None:
+            known = {id(p) for _, p in self._bound}
+            late = [(self._names[id(p)], p) for p in parameters if id(p) not in known]
+            if late and self.attachment is not None:
+                self.attachment.admit(late)
+            self._bound.extend(late)
+
+
+def _alone(model: weakref.ref[nn.Module], held: Container[int]) -> list[str]:
+    """What trains in a model and is in no bucket. The model is not kept alive: DDP holds its hook where no garbage
+    collector looks."""
+    found = model()
+    return [] if found is None else unfrozen(found, held)
 
 
 def refuse_pairs(bucket: Any) -> None:
@@ -189,7 +229,7 @@ def ddp_hook(state: DDPState, bucket: Any) -> torch.futures.Future[Tensor]:
     if flat.layout != torch.strided:
         raise TypeError("ddp_hook: a sparse gradient has no flat bucket. Build the embedding with sparse=False.")
     layout = state.layout(bucket)
-    check_dtype(layout.segments[0].name if layout.segments else "", flat.dtype)
+    check_dtype(layout.segments[0].name if layout.segments else "", flat.dtype, "ddp_hook")
     attachment = state.attachment or state.open(flat.device)
     last = bucket.is_last()
     future = attachment.submit(flat, layout, bucket.index(), last)

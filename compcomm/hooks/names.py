@@ -19,13 +19,18 @@ def inner(model: nn.Module) -> nn.Module:
     return found.module if isinstance(model, nn.parallel.DistributedDataParallel) else found
 
 
+def every(model: nn.Module) -> dict[int, str]:
+    """The name of every parameter, frozen ones too, by its id."""
+    return {id(p): plain(name) for name, p in inner(model).named_parameters()}
+
+
 def named(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """Every parameter that wants a gradient, tied ones once, under the name that it has without wrappers.
 
     Raises:
         TypeError: a gradient would not be a dense floating-point tensor.
     """
-    return _checked(module, {id(p) for p in module.parameters() if p.requires_grad})
+    return those(module, {id(p) for p in module.parameters() if p.requires_grad})
 
 
 def averaged(ddp: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -39,11 +44,18 @@ def averaged(ddp: nn.Module) -> list[tuple[str, nn.Parameter]]:
     Raises:
         TypeError: a gradient would not be a dense floating-point tensor.
     """
-    return _checked(inner(ddp), set(map(id, _in_buckets(ddp))))
+    return those(inner(ddp), set(map(id, _in_buckets(ddp))))
+
+
+def expected(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """What DDP would average if it were made of ``module`` now; see ``averaged`` for what it does."""
+    skip = _to_ignore(module)
+    return those(module, {id(p) for n, p in module.named_parameters() if p.requires_grad and n not in skip})
 
 
 def unfrozen(model: nn.Module, held: Container[int]) -> list[str]:
-    """The parameters that want a gradient and that nobody averages: not among the ids ``held``, nor ignored by DDP."""
+    """The parameters that want a gradient and that nobody averages: not among the ids ``held``, nor ignored by DDP.
+    Each rank trains them apart, as without a hook."""
     found: dict[int, list[str]] = {}
     for name, parameter in inner(model).named_parameters(remove_duplicate=False):
         if parameter.requires_grad and id(parameter) not in held:
@@ -59,7 +71,7 @@ def plain(name: str) -> str:
     return name
 
 
-def _checked(module: nn.Module, wanted: Container[int]) -> list[tuple[str, nn.Parameter]]:
+def those(module: nn.Module, wanted: Container[int]) -> list[tuple[str, nn.Parameter]]:
     """The parameters whose ids are ``wanted``, all of which have dense floating-point gradients."""
     found = [(plain(name), p) for name, p in module.named_parameters() if id(p) in wanted]
     for name, parameter in found:
@@ -93,7 +105,7 @@ def _in_buckets(ddp: Any) -> Iterable[Tensor]:
         return [p for bucket in ddp.reducer._get_zeros_like_grad_buckets() for p in bucket.parameters()]
     except (AttributeError, KeyError):  # another torch: what DDP would take if it were made now
         skip = _to_ignore(ddp)
-        return [p for name, p in inner(ddp).named_parameters() if p.requires_grad and name not in skip]
+        return (p for name, p in inner(ddp).named_parameters() if p.requires_grad and name not in skip)
 
 
 def check_dtype(name: str, dtype: torch.dtype, call: str = "attach") -> None:

@@ -57,12 +57,13 @@ class Options:
         return () if given is None else tuple(given) if isinstance(given, tuple | list) else (given,)
 
     def groups(self, parameters: Sequence[tuple[str, nn.Parameter]] | None) -> dict[str, Group | None] | None:
-        """What group of the optimizer each parameter is in; all groups, where parameters have no names yet."""
+        """What group of the optimizer each parameter is in, None for one that trains in no group; all groups, where
+        parameters have no names yet."""
         if self.optimizer is None:
             return None
         found: dict[str, Group | None] = {}
         names = {id(p): name for name, p in parameters or ()}
-        found.update(dict.fromkeys(names.values()))
+        found.update((name, None) for name, p in parameters or () if p.requires_grad)
         for optimizer in self._optimizers:
             for number, options in enumerate(optimizer.param_groups):
                 group = Group(type(optimizer).__name__, number, options)
