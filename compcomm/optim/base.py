@@ -20,6 +20,7 @@ from ..hooks.attachment import Attachment, decline
 from ..hooks.report import Report
 from ..reducer import Reducer, settle
 from . import meeting, memory
+from .alone import Alone
 from .exchange import Exchange
 from .flags import Flags
 from .flat import Batch, Flat, Part
@@ -38,7 +39,9 @@ class CompressedOptimizer(torch.optim.Optimizer):
 
     In ``step()`` a gradient that any rank found to be infinite or NaN skips the step on every rank, where this
     optimizer averages anything itself: nothing changes, and nothing counts. Parameters that have no gradient on any
-    rank are passed over, as in ``torch.optim``.
+    rank are passed over, as in ``torch.optim``. Parameters that DDP was told to ignore
+    (``_set_params_and_buffers_to_ignore_for_model``) are each rank's own, of whatever shape: the rank steps them by
+    Adam, at all times, and nobody compares them. What was frozen since ``DDP(...)`` is left alone.
 
     A ``GradScaler`` may drive it from the first step on. Under DDP it hears of every infinity on all ranks alike, so
     that all keep one scale: while gradients stay local, ``hook`` makes those of a bad step NaN everywhere, as averaging
@@ -69,6 +72,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
         self._call = type(self).__name__
         self._closed = self._met = False
         self._left: list[tuple[str, Tensor]] = []
+        self._ignored: set[int] = set()
         self._flat: Flat | None = None
         self._spare: Tensor | None = None
         self._driven, self._scaled = False, True
@@ -87,7 +91,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
             ddp = source.ddp
             if group is None and ddp is not None:
                 self.group = ddp.process_group
-            self._left = source.left
+            self._left, self._ignored = source.left, source.alone
             self.reducer = feedback(self._call, compressor)
             self.world = dist.get_world_size(self.group) if dist.is_available() and dist.is_initialized() else 1
             if self.world < 1:
@@ -107,8 +111,9 @@ class CompressedOptimizer(torch.optim.Optimizer):
 
     # What a subclass gives.
 
-    def _advance(self, scale: float, bad: bool) -> None:
-        """One step. ``scale`` times ``p.grad`` is the unscaled gradient; ``bad``: this rank's is not finite."""
+    def _advance(self, scale: float, bad: bool) -> bool:
+        """One step; whether this rank made it. ``scale`` times ``p.grad`` is the unscaled gradient; ``bad``: this
+        rank's is not finite."""
         raise NotImplementedError
 
     def vectors(self) -> dict[str, Tensor]:
@@ -161,7 +166,9 @@ class CompressedOptimizer(torch.optim.Optimizer):
         found: Tensor | None = getattr(self, "found_inf", None)
         scale: Tensor | None = getattr(self, "grad_scale", None)
         self._driven = found is not None
-        self._advance(1.0 if scale is None else 1.0 / float(scale), found is not None and bool(found))
+        factor = 1.0 if scale is None else 1.0 / float(scale)
+        if self._advance(factor, found is not None and bool(found)):
+            self.alone.step(self.param_groups, factor, self._rates, self._grads)
         return loss
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -349,6 +356,18 @@ class CompressedOptimizer(torch.optim.Optimizer):
         """What a flat vector has for the part's parameters, as the vector lies."""
         return part.lying([self.flat.view(flat, n) for n in part.numbers])
 
+    def _rates(self, group: Mapping[str, Any], step: int) -> tuple[float, float, float, float]:
+        """Of a rank's own parameters: see ``alone.Rates``."""
+        return (*self._corrected(group, step), *self._decay(group))
+
+    def _corrected(self, group: Mapping[str, Any], step: int) -> tuple[float, float]:
+        """The rate, and what sqrt(v) is multiplied by, in the step of this number; with ``bias_correction`` Adam's."""
+        rate = float(group["lr"])
+        if not self._facts.get("bias_correction") or not step:
+            return rate, 1.0
+        b1, b2 = map(float, group["betas"])
+        return rate / (1.0 - b1**step), (1.0 - b2**step) ** -0.5
+
     def _average(self, exchange: Exchange | None, vector: Tensor, arrived: Callable[[Batch], None]) -> None:
         """The mean over the ranks, in place; ``arrived(batch)`` as its parts come in."""
         if exchange is not None:
@@ -428,9 +447,11 @@ class CompressedOptimizer(torch.optim.Optimizer):
 
     def _build(self) -> None:
         self._spare = None
-        self._flat = Flat([[(self._names[id(p)], p) for p in group["params"]] for group in self.param_groups])
+        groups = [[(self._names[id(p)], p) for p in group["params"]] for group in self.param_groups]
+        self._flat = Flat([[(n, p) for n, p in group if id(p) not in self._ignored] for group in groups])
+        self.alone = Alone([[(n, p) for n, p in group if id(p) in self._ignored] for group in groups])
         self._flags = Flags(len(self._flat.params), self._flat.device)
-        for p in self._flat.params:
+        for p in (p for group in groups for _, p in group):
             self.state[p] = {}  # so that nobody takes the optimizer for one that has not begun
         self._closed = False
         if self.world == 1:

@@ -76,7 +76,7 @@ class Flat:
         self.nothing = torch.empty(0, dtype=torch.float32, device=self.device)
         # What travels in pieces is row-major: pieces cannot be turned.
         self.layout = Layout.of((n, p if p.numel() <= MESSAGE else p.shape) for n, p in self.named)
-        owners = [g for g, group in enumerate(groups) for _ in group]
+        self.owners = owners = [g for g, group in enumerate(groups) for _ in group]
         self.parts = [self._part(g, [i for i, o in enumerate(owners) if o == g]) for g in range(len(groups))]
         self.batches: list[Batch] = []
         run: list[int] = []

@@ -128,14 +128,15 @@ class OneBitAdam(CompressedOptimizer):
     def compressed(self) -> bool:
         return self.frozen_at is not None
 
-    def _advance(self, scale: float, bad: bool) -> None:
+    def _advance(self, scale: float, bad: bool) -> bool:
         if self.compressed:
-            self._travel(scale, bad)
-            return
-        if self._warm(scale, bad):
-            self.steps += 1
-            if self._ends(self._second):
-                self._cool()
+            return self._travel(scale, bad)
+        if not self._warm(scale, bad):
+            return False
+        self.steps += 1
+        if self._ends(self._second):
+            self._cool()
+        return True
 
     # The warm-up: Adam.
 
@@ -162,7 +163,7 @@ class OneBitAdam(CompressedOptimizer):
         if not part.params:
             return
         group = self.param_groups[part.group]
-        rate, correction = self._rate(group, self.steps + 1), self._correction(group, self.steps + 1)
+        rate, correction = self._corrected(group, self.steps + 1)
         decay, l2 = self._decay(group)
         grads = self._grads(part) if mean is None else self._found(part, mean)
         sign = -scale if group["maximize"] and mean is None else scale
@@ -172,15 +173,9 @@ class OneBitAdam(CompressedOptimizer):
             b1, b2, sign, rate, correction, float(group["eps"]), decay, l2,
         )  # fmt: skip
 
-    def _rate(self, group: Mapping[str, Any], step: int) -> float:
-        return float(group["lr"]) / (1.0 - float(group["betas"][0]) ** step if self.bias_correction else 1.0)
-
-    def _correction(self, group: Mapping[str, Any], step: int) -> float:
-        return (1.0 - float(group["betas"][1]) ** step) ** -0.5 if self.bias_correction else 1.0
-
     def _cool(self) -> None:
         """The warm-up ends: from here on ``_second`` holds sqrt(v) + eps."""
-        options = [(self._correction(g, self.steps), float(g["eps"])) for g in self.param_groups]
+        options = [(self._corrected(g, self.steps)[1], float(g["eps"])) for g in self.param_groups]
         freeze_variance(self.flat, self._second, self.v_floor, options)
         self.frozen_at = self.steps
         self._hang_up()
@@ -189,12 +184,13 @@ class OneBitAdam(CompressedOptimizer):
 
     # After it: momentum that travels.
 
-    def _travel(self, scale: float, bad: bool) -> None:
+    def _travel(self, scale: float, bad: bool) -> bool:
+        """A step; False: it was skipped."""
         new = self._room()
         self._momentum(self._mean, new, scale, self._begin_flags(bad))
         awake = self._awake()
         if awake is None:
-            return
+            return False
         asleep = [n for n, a in enumerate(awake) if not a]
         for n in asleep:
             self.flat.view(new, n).zero_()  # sent as nothing, so that their residual stays
@@ -206,7 +202,7 @@ class OneBitAdam(CompressedOptimizer):
                 if part.params:
                     ops.descend(
                         part.lying(part.params), part.starts, new, self._second,
-                        self._rate(group, self.steps + 1), self._decay(group)[0],
+                        self._corrected(group, self.steps + 1)[0], self._decay(group)[0],
                     )  # fmt: skip
 
         self._average(self.exchange, new, arrived)
@@ -214,6 +210,7 @@ class OneBitAdam(CompressedOptimizer):
             self.flat.view(new, n).copy_(self.flat.view(self._mean, n))
         self._mean, self._spare = new, self._mean
         self.steps += 1
+        return True
 
     # Checkpoints.
 

@@ -55,7 +55,7 @@ class OneBitLamb(CompressedOptimizer):
 
     Args:
         model_or_params: a DDP model (its one hook is taken), a model, parameters, or groups. A group with
-            ``adapt=False``, as for biases and norms, has c = 1: it is under Adam.
+            ``adapt=False``, as for biases and norms, has c = 1: it is under Adam. So is what DDP ignores.
         lr, betas, eps, weight_decay: as in ``torch.optim.AdamW``, per group if wanted; decay is part of r.
         freeze: as in ``OneBitAdam``; at least 1/(1 - coeff_beta) steps, or C is the mean of fewer ratios.
         max_coeff, min_coeff: the limits of c in the warm-up, per group if wanted. (BERT: 0.3 and 0.01.)
@@ -155,7 +155,6 @@ class OneBitLamb(CompressedOptimizer):
         """Makes what depends on the plan of the flat vectors."""
         self._sheets = {sheet.numbers[0]: sheet for sheet in sheets(self.flat)}
         self._trust = Trust(len(self.flat.params), self._coeff_beta, self._bounds)
-        self._group_of = [g for g, group in enumerate(self.param_groups) for _ in group["params"]]
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
@@ -175,17 +174,22 @@ class OneBitLamb(CompressedOptimizer):
     def _decay(self, group: Mapping[str, Any]) -> tuple[float, float]:
         return 0.0, 0.0  # decay is part of r
 
-    def _advance(self, scale: float, bad: bool) -> None:
+    def _rates(self, group: Mapping[str, Any], step: int) -> tuple[float, float, float, float]:
+        rate = float(group["lr"])
+        return rate, 1.0, rate * float(group["weight_decay"]), 0.0
+
+    def _advance(self, scale: float, bad: bool) -> bool:
         if self.compressed:
-            self._travel(scale, bad)
-            return
-        if self._warm(scale, bad):
-            self.steps += 1
-            if self._ends(self._second):
-                self._cool()
+            return self._travel(scale, bad)
+        if not self._warm(scale, bad):
+            return False
+        self.steps += 1
+        if self._ends(self._second):
+            self._cool()
+        return True
 
     def _options(self, name: str, numbers: Sequence[int]) -> list[Any]:
-        return [self.param_groups[self._group_of[n]][name] for n in numbers]
+        return [self.param_groups[self.flat.owners[n]][name] for n in numbers]
 
     def _descend(self, sheet: Sheet, numbers: Sequence[int], updates: Sequence[Tensor], c: Sequence[float]) -> None:
         """x <- x - lr c r. Of a product and a sum each is rounded by itself, so that nothing depends on threads."""
@@ -239,7 +243,7 @@ class OneBitLamb(CompressedOptimizer):
         moving = [n for n in numbers if awake[n]]
         norms, c = sheet.norms(sheet.two), list[float]()
         for n in moving:
-            group = self.param_groups[self._group_of[n]]
+            group = self.param_groups[self.flat.owners[n]]
             limits = float(group["min_coeff"]), float(group["max_coeff"])
             i = n - first
             c.append(self._trust.measure(n, weights[i], norms[i], limits) if group["adapt"] else 1.0)
@@ -268,12 +272,13 @@ class OneBitLamb(CompressedOptimizer):
 
     # After it: momentum that travels.
 
-    def _travel(self, scale: float, bad: bool) -> None:
+    def _travel(self, scale: float, bad: bool) -> bool:
+        """A step; False: it was skipped."""
         new = self._room()
         self._momentum(self._mean, new, scale, self._begin_flags(bad))
         awake = self._awake()
         if awake is None:
-            return
+            return False
         asleep = [n for n, a in enumerate(awake) if not a]
         for n in asleep:
             self.flat.view(new, n).zero_()  # sent as nothing, so that their residual stays
@@ -284,6 +289,7 @@ class OneBitLamb(CompressedOptimizer):
             self.flat.view(new, n).copy_(self.flat.view(self._mean, n))
         self._mean, self._spare = new, self._mean
         self.steps += 1
+        return True
 
     def _arrived(self, batch: Batch, awake: list[bool], new: Tensor) -> None:
         sheet = self._sheets[batch.parts[0].numbers[0]]
@@ -380,7 +386,7 @@ class OneBitLamb(CompressedOptimizer):
         self._go_on(was, extra["averaged"])
 
     def absorb(self, residual: Tensor) -> None:
-        for n, (group, scale) in enumerate(zip(self._group_of, self._scaling, strict=True)):
+        for n, (group, scale) in enumerate(zip(self.flat.owners, self._scaling, strict=True)):
             beta = float(self.param_groups[group]["betas"][0])  # the next m is b1 m + ...: there it arrives whole
             self.flat.view(self._mean, n).add_(self.flat.view(residual, n), alpha=1.0 / (beta * scale))
 

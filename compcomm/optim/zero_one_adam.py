@@ -220,11 +220,14 @@ class ZeroOneAdam(CompressedOptimizer):
                 f"parameter away. Give a decay below 1/lr."
             )
 
-    def _advance(self, scale: float, bad: bool) -> None:
+    def _advance(self, scale: float, bad: bool) -> bool:
         if self.compressed:
-            self._walk(scale, bad)
-        elif self._warm(scale, bad) and self._ends(self._square):
+            return self._walk(scale, bad)
+        if not self._warm(scale, bad):
+            return False
+        if self._ends(self._square):
             self._cool()
+        return True
 
     # Until the freeze: gradients that travel.
 
@@ -292,10 +295,10 @@ class ZeroOneAdam(CompressedOptimizer):
         freeze_variance(self.flat, self._denominator.copy_(self._square), self.v_floor, options)
 
     def _rate(self, group: Mapping[str, Any]) -> float:
-        return float(group["lr"]) / (1.0 - float(group["betas"][0]) ** self.steps if self.bias_correction else 1.0)
+        return self._corrected(group, self.steps)[0]
 
     def _correction(self, group: Mapping[str, Any]) -> float:
-        return (1.0 - float(group["betas"][1]) ** self.refreshes) ** -0.5 if self.bias_correction else 1.0
+        return self._corrected(group, self.refreshes)[1]
 
     def _cool(self) -> None:
         """The freeze."""
@@ -313,7 +316,8 @@ class ZeroOneAdam(CompressedOptimizer):
 
     # After it: steps that are gathered, and travel together.
 
-    def _walk(self, scale: float, bad: bool) -> None:
+    def _walk(self, scale: float, bad: bool) -> bool:
+        """A step; False: nothing of this rank is in it."""
         new = self._room()
         status = self._begin_flags(bad)
         self._momentum(self._mean, new, scale, status)
@@ -339,6 +343,7 @@ class ZeroOneAdam(CompressedOptimizer):
             self._mean, self._spare = new, self._mean
         if due:
             self._synchronise()
+        return good
 
     def _due(self) -> bool:
         """Whether the ranks synchronise in this step."""
