@@ -51,6 +51,9 @@ class CompressedOptimizer(torch.optim.Optimizer):
     """
 
     _step_supports_amp_scaling = True  # GradScaler then calls step() on every rank, and says what it found
+    TAKES_ADAM = False  # whether it goes on from the state of torch's Adam
+    OWN: tuple[str, ...] = ()  # what ``own`` may have
+    bias_correction: bool = False
     _freeze: Freeze
     steps: int
 
@@ -120,12 +123,18 @@ class CompressedOptimizer(torch.optim.Optimizer):
         """The flat vectors that are replicated and survive, by the name that they have in ``state_dict``."""
         raise NotImplementedError
 
-    def check_extra(self, extra: Mapping[str, Any], vectors: Mapping[str, Tensor]) -> None:
+    def own(self) -> dict[str, list[Tensor]]:
+        """What this rank alone has of each parameter, beside what it failed to send, by its name in ``state_dict``."""
+        return {}
+
+    def check_extra(
+        self, extra: Mapping[str, Any], vectors: Mapping[str, Tensor], own: Mapping[str, Sequence[Any]]
+    ) -> None:
         """Raises StateError where ``load`` could not take these."""
         raise NotImplementedError
 
-    def load(self, vectors: dict[str, Tensor], extra: Mapping[str, Any]) -> None:
-        """Takes flat vectors and ``extra`` of a checkpoint."""
+    def load(self, vectors: dict[str, Tensor], own: Mapping[str, list[Tensor]], extra: Mapping[str, Any]) -> None:
+        """Takes flat vectors, a rank's own tensors and ``extra`` of a checkpoint."""
         raise NotImplementedError
 
     def absorb(self, residual: Tensor) -> None:
@@ -133,7 +142,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
     def extra(self) -> dict[str, Any]:
-        """What else survives: numbers, strings, tensors; in ``portable_state_dict`` equal on all ranks."""
+        """What else survives: numbers and strings, and lists and dictionaries of them."""
         raise NotImplementedError
 
     def _check_group(self, group: dict[str, Any]) -> None:
@@ -209,7 +218,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
             grown = {name: self._flat.zeros() for name in kept}
             for name, vector in kept.items():
                 grown[name][:numel] = vector
-            self.load(grown, {**self.extra(), "averaged": averaged})
+            self.load(grown, {}, {**self.extra(), "averaged": averaged})
 
     def report(self) -> Report:
         """What the present phase sent and cost, per step: see ``Attachment.report``."""
@@ -230,28 +239,27 @@ class CompressedOptimizer(torch.optim.Optimizer):
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """This rank's state, exact: moments, groups, and what this rank failed to send (under "compcomm"). Save every
-        rank's; it resumes bit for bit with as many ranks. Loads with ``weights_only=True``. After the freeze
-        "exp_avg_sq" is sqrt(v) + eps.
-
-        With ``torch.distributed.checkpoint`` save this dictionary: its ``get_optimizer_state_dict`` leaves out what it
-        does not know, "compcomm" with it."""
+        """This rank's state, exact: moments, steps and groups in the form of ``torch.optim``, and what this rank failed
+        to send (see ``compcomm.optim.memory``). Save every rank's; it resumes bit for bit with as many ranks. Loads
+        with ``weights_only=True``. ``torch.distributed.checkpoint.state_dict.get_optimizer_state_dict`` keeps all of
+        it, and ``set_optimizer_state_dict`` gives it back; of parameters that DDP ignores it keeps one rank's."""
         self._open("state_dict")
         return memory.exact(self, super().state_dict())
 
     def portable_state_dict(self) -> dict[str, Any]:
         """The same for any number of ranks: what ranks failed to send is merged. Collective: every rank calls it,
-        between the same two steps, and gets the same."""
+        between the same two steps, and gets the same, but for its own moments of parameters that DDP ignores."""
         self._open("portable_state_dict")
         return memory.portable(self, super().state_dict())
 
     def load_state_dict(self, state_dict: Any) -> None:
-        """Takes what ``state_dict`` of this rank or ``portable_state_dict`` of any number of ranks returned. Every rank
-        calls it: where it goes back from the compressed phase to the warm-up, averaging begins anew, which is
-        collective. Load a ``GradScaler``'s state too: in the warm-up all ranks need the same scale.
+        """Takes what ``state_dict`` of this rank or ``portable_state_dict`` of any number of ranks returned.
+        Collective: every rank calls it, between the same two steps. Load a ``GradScaler``'s state too: in the warm-up
+        all ranks need the same scale.
 
         Raises:
-            StateError: it is of another optimizer, model, rank or number of ranks. What runs goes on as it was.
+            StateError: on every rank, where on one of them it is of another optimizer, model, rank, step or number of
+                ranks. What runs goes on as it was.
         """
         self._open("load_state_dict")
         memory.load(self, state_dict, super().load_state_dict)
@@ -451,8 +459,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
         self._flat = Flat([[(n, p) for n, p in group if id(p) not in self._ignored] for group in groups])
         self.alone = Alone([[(n, p) for n, p in group if id(p) in self._ignored] for group in groups])
         self._flags = Flags(len(self._flat.params), self._flat.device)
-        for p in (p for group in groups for _, p in group):
-            self.state[p] = {}  # so that nobody takes the optimizer for one that has not begun
+        memory.mark(self)
         self._closed = False
         if self.world == 1:
             return
@@ -471,7 +478,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
             print(lines[0], file=sys.stderr, flush=True)
 
     def _make(self, reducer: Compressor | Reducer, trial: Callable[[Reducer, Layout], None] | None = None) -> Exchange:
-        groups = [repr({k: v for k, v in g.items() if k != "params"}) for g in self.param_groups]
+        groups = [repr({k: v for k, v in g.items() if k not in ("params", memory.OURS)}) for g in self.param_groups]
         facts = {"optimizer": self._call, **self._facts, "groups": groups}
         return Exchange(reducer, self.flat, self.group, self._timeout, self._seed, facts, trial)
 

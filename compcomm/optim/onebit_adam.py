@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..store import StateError
 from .base import CompressedOptimizer
 from .flat import Batch, Part
 from .freeze import Freeze, check_rule
-from .variance import check_floor
+from .variance import check_floor, check_moments, divisor, factor, thaw
 from .variance import freeze as freeze_variance
 
 
@@ -76,8 +76,16 @@ class OneBitAdam(CompressedOptimizer):
     when it is needed (without DDP in the first step). In fp32 whatever the parameters are. CPU kernels only so far: on
     a GPU the references of the operators run, one parameter after the other.
 
+    Checkpoints: ``torch.optim.AdamW`` (Adam) takes those of this optimizer and goes on from the same moments and step
+    with bias correction; after the freeze "exp_avg_sq" is the frozen variance, with its floor. This one takes those of
+    Adam and AdamW, and goes on warming up from them: their steps count as steps of the warm-up. With
+    ``bias_correction`` it then steps as they would; without, the moments are taken as they are after Adam's correction,
+    so that the next step is as long as Adam's.
+
     Source: Tang et al. 2021 (arXiv:2102.02888), Algorithm 1, and its published code for what that leaves open.
     """
+
+    TAKES_ADAM = True
 
     def __init__(
         self,
@@ -215,25 +223,41 @@ class OneBitAdam(CompressedOptimizer):
     # Checkpoints.
 
     def vectors(self) -> dict[str, Tensor]:
-        return {"exp_avg": self._mean, "exp_avg_sq": self._second}
+        if not self.compressed:
+            return {"exp_avg": self._mean, "exp_avg_sq": self._second}
+        variance = thaw(self.flat, self._second, self._factors())
+        return {"exp_avg": self._mean, "exp_avg_sq": variance, "denominator": self._second}
+
+    def _factors(self) -> list[tuple[float, float]]:
+        """(factor, eps) of each group, for ``thaw``."""
+        n = self.frozen_at or 0
+        return [
+            (factor(float(g["betas"][1]), n, self.steps, self._corrected(g, n)[1]), float(g["eps"]))
+            for g in self.param_groups
+        ]
 
     def extra(self) -> dict[str, Any]:
         return {"steps": self.steps, "frozen_at": self.frozen_at, "warmup": self._freeze.state_dict()}
 
-    def check_extra(self, extra: Mapping[str, Any], vectors: Mapping[str, Tensor]) -> None:
+    def check_extra(
+        self, extra: Mapping[str, Any], vectors: Mapping[str, Tensor], own: Mapping[str, Sequence[Any]]
+    ) -> None:
         steps, frozen, warmup = (extra.get(name) for name in ("steps", "frozen_at", "warmup"))
         if not isinstance(steps, int) or not isinstance(frozen, int | None) or not isinstance(warmup, Mapping):
             raise StateError(f"load_state_dict: steps={steps!r}, frozen_at={frozen!r}: the checkpoint is damaged.")
-        if set(vectors) != {"exp_avg", "exp_avg_sq"}:
-            raise StateError(f"load_state_dict: moments {sorted(vectors)} where exp_avg and exp_avg_sq are due.")
+        check_moments(vectors, frozen, ["exp_avg"])
         Freeze("auto", 0.9).load_state_dict(warmup)
 
-    def load(self, vectors: dict[str, Tensor], extra: Mapping[str, Any]) -> None:
+    def load(self, vectors: dict[str, Tensor], own: Mapping[str, list[Tensor]], extra: Mapping[str, Any]) -> None:
         was = self.compressed
         self.steps, self.frozen_at = extra["steps"], extra["frozen_at"]
         self._freeze.load_state_dict(extra["warmup"])
         self._mean = vectors["exp_avg"]
-        self._second = vectors["exp_avg_sq"]
+        if not self.compressed:
+            self._second = vectors["exp_avg_sq"]
+        else:
+            found = vectors.get("denominator")
+            self._second = divisor(self.flat, vectors["exp_avg_sq"], self._factors()) if found is None else found
         self._go_on(was, extra["averaged"])
 
     def absorb(self, residual: Tensor) -> None:

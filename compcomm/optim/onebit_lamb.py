@@ -346,7 +346,7 @@ class OneBitLamb(CompressedOptimizer):
     def vectors(self) -> dict[str, Tensor]:
         if not self.compressed:
             return {"exp_avg": self._mean, "exp_avg_sq": self._second}
-        return {"exp_avg": self._mean, "exp_avg_sq": self._second, "exp_avg_sq_fresh": self._fresh}
+        return {"exp_avg": self._mean, "exp_avg_sq": self._fresh, "denominator": self._second}
 
     def extra(self) -> dict[str, Any]:
         return {
@@ -354,7 +354,9 @@ class OneBitLamb(CompressedOptimizer):
             "trust": self._trust.state_dict(), "floor": list(self._floor), "scaling": list(self._scaling),
         }  # fmt: skip
 
-    def check_extra(self, extra: Mapping[str, Any], vectors: Mapping[str, Tensor]) -> None:
+    def check_extra(
+        self, extra: Mapping[str, Any], vectors: Mapping[str, Tensor], own: Mapping[str, Sequence[Any]]
+    ) -> None:
         steps, frozen, warmup, trust = (extra.get(name) for name in ("steps", "frozen_at", "warmup", "trust"))
         if (
             not isinstance(steps, int)
@@ -363,7 +365,7 @@ class OneBitLamb(CompressedOptimizer):
             or not isinstance(trust, Mapping)
         ):
             raise StateError(f"load_state_dict: steps={steps!r}, frozen_at={frozen!r}: the checkpoint is damaged.")
-        due = ["exp_avg", "exp_avg_sq", *(["exp_avg_sq_fresh"] if frozen is not None else [])]
+        due = [*(["denominator"] if frozen is not None else []), "exp_avg", "exp_avg_sq"]
         if sorted(vectors) != due:
             raise StateError(f"load_state_dict: moments {sorted(vectors)} where {due} are due.")
         Freeze("auto", 0.9).load_state_dict(warmup)
@@ -373,7 +375,7 @@ class OneBitLamb(CompressedOptimizer):
         for name in ("floor", "scaling"):
             check_numbers(name, extra.get(name), 0 if frozen is None else count)
 
-    def load(self, vectors: dict[str, Tensor], extra: Mapping[str, Any]) -> None:
+    def load(self, vectors: dict[str, Tensor], own: Mapping[str, list[Tensor]], extra: Mapping[str, Any]) -> None:
         was = self.compressed
         self._fit()
         self.steps, self.frozen_at = extra["steps"], extra["frozen_at"]
@@ -381,8 +383,9 @@ class OneBitLamb(CompressedOptimizer):
         self._trust.load_state_dict(extra["trust"])
         self._floor, self._scaling = list(extra["floor"]), list(extra["scaling"])
         self._mean = vectors["exp_avg"]
-        self._second = vectors["exp_avg_sq"]
-        self._fresh = vectors.get("exp_avg_sq_fresh", self.flat.nothing)
+        self._second, self._fresh = vectors["exp_avg_sq"], self.flat.nothing
+        if self.compressed:
+            self._second, self._fresh = vectors["denominator"], vectors["exp_avg_sq"]
         self._go_on(was, extra["averaged"])
 
     def absorb(self, residual: Tensor) -> None:

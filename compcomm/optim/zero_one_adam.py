@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -22,7 +22,7 @@ from . import foreach as each
 from .base import CompressedOptimizer
 from .flat import Batch, Part
 from .freeze import Freeze
-from .variance import check_floor
+from .variance import check_floor, check_moments, divisor, factor, thaw
 from .variance import freeze as freeze_variance
 
 
@@ -105,6 +105,8 @@ class ZeroOneAdam(CompressedOptimizer):
     are subtracted, so that replicas part by rounding: here it is kept. There, the interval divides the number of all
     steps, not of those since the freeze, and ``local_step_scaler`` is 32678 (1000 in its example).
     """
+
+    OWN = ("local exp_avg", "local update", "anchor")
 
     def __init__(
         self,
@@ -395,68 +397,88 @@ class ZeroOneAdam(CompressedOptimizer):
     def vectors(self) -> dict[str, Tensor]:
         if not self.compressed:
             return {"exp_avg": self._mean, "exp_avg_sq": self._square}
-        return {"exp_avg_sq": self._denominator} | ({} if self.local_steps else {"exp_avg": self._mean})
+        variance = thaw(self.flat, self._denominator, self._factors())
+        mean = {} if self.local_steps else {"exp_avg": self._mean}
+        return {"exp_avg_sq": variance, "denominator": self._denominator, **mean}
+
+    def _factors(self) -> list[tuple[float, float]]:
+        """(factor, eps) of each group, for ``thaw``."""
+        return [
+            (factor(float(g["betas"][1]), self.refreshes, self.steps, self._correction(g)), float(g["eps"]))
+            for g in self.param_groups
+        ]
+
+    def own(self) -> dict[str, list[Tensor]]:
+        if not self.local_steps:
+            return {}
+        mean, update = self.flat.views(self._mean), self.flat.views(self._update)
+        return dict(zip(self.OWN, (mean, update, self._anchor), strict=True))
 
     def extra(self) -> dict[str, Any]:
-        own = {
+        local = {
             "steps": self.local_steps, "travelled": list(self._travelled), "shrunk": list(self._shrunk),
-            "exp_avg": self._mean.clone(), "update": self._update.clone(),
-            "anchor": [t.clone() for t in self._anchor],
         } if self.local_steps else None  # fmt: skip
         return {
             "steps": self.steps, "refreshes": self.refreshes, "frozen_at": self.frozen_at,
-            "warmup": self._freeze.state_dict(), "scaled": self.compressed and self._scaled, "local": own,
+            "warmup": self._freeze.state_dict(), "scaled": self.compressed and self._scaled, "local": local,
         }  # fmt: skip
 
-    def check_extra(self, extra: Mapping[str, Any], vectors: Mapping[str, Tensor]) -> None:
-        steps, refreshes, frozen, warmup, own = (
+    def check_extra(
+        self, extra: Mapping[str, Any], vectors: Mapping[str, Tensor], own: Mapping[str, Sequence[Any]]
+    ) -> None:
+        steps, refreshes, frozen, warmup, local = (
             extra.get(name) for name in ("steps", "refreshes", "frozen_at", "warmup", "local")
         )
         numbers = isinstance(steps, int) and isinstance(refreshes, int) and isinstance(frozen, int | None)
-        if not numbers or not isinstance(warmup, Mapping) or not isinstance(own, Mapping | None):
+        if not numbers or not isinstance(warmup, Mapping) or not isinstance(local, Mapping | None):
             raise StateError(
                 f"load_state_dict: steps={steps!r}, refreshes={refreshes!r}, frozen_at={frozen!r}: the checkpoint is "
                 f"damaged."
             )
-        due = {"exp_avg", "exp_avg_sq"} - ({"exp_avg"} if own else set())
-        if set(vectors) != due:
-            raise StateError(f"load_state_dict: moments {sorted(vectors)} where {' and '.join(sorted(due))} are due.")
+        check_moments(vectors, frozen, [] if local else ["exp_avg"])
         Freeze(1, 0.0).load_state_dict(warmup)
-        if own is not None:
-            self._check_own(own)
+        if local is not None:
+            self._check_local(local, own)
 
-    def _check_own(self, own: Mapping[str, Any]) -> None:
-        flat, groups = torch.Size([self.flat.numel]), len(self.param_groups)
-        for name in ("exp_avg", "update"):
-            t = own.get(name)
-            if not isinstance(t, Tensor) or t.shape != flat or t.dtype != torch.float32:
-                raise StateError(f"load_state_dict: this rank's {name!r} is not {flat.numel()} numbers of float32.")
-        anchor, steps = own.get("anchor"), own.get("steps")
-        shapes = [t.shape for t in anchor] if isinstance(anchor, list) else None
-        if not isinstance(steps, int) or steps < 1 or shapes != [p.shape for p in self.flat.params]:
-            raise StateError("load_state_dict: the parameters of the last synchronisation are missing or of others.")
+    def _check_local(self, local: Mapping[str, Any], own: Mapping[str, Sequence[Any]]) -> None:
+        shapes, groups = [p.shape for p in self.flat.params], len(self.param_groups)
+        for name in self.OWN:
+            found = [
+                t.shape if isinstance(t, Tensor) and t.dtype.is_floating_point else None for t in own.get(name, ())
+            ]
+            if found != shapes:
+                raise StateError(
+                    f"load_state_dict: this rank's {name!r}, of its steps since the last synchronisation, is missing "
+                    f"or of others."
+                )
+        if not isinstance(local.get("steps"), int) or local["steps"] < 1:
+            raise StateError(f"load_state_dict: {local.get('steps')!r} local steps. Use an older checkpoint.")
         for name in ("travelled", "shrunk"):
-            if not isinstance(own.get(name), list) or len(own[name]) != groups:
-                raise StateError(f"load_state_dict: {name}={own.get(name)!r} where {groups} numbers are due.")
+            if not isinstance(local.get(name), list) or len(local[name]) != groups:
+                raise StateError(f"load_state_dict: {name}={local.get(name)!r} where {groups} numbers are due.")
 
-    def load(self, vectors: dict[str, Tensor], extra: Mapping[str, Any]) -> None:
-        was, own = self.compressed, extra["local"]
+    def load(self, vectors: dict[str, Tensor], own: Mapping[str, list[Tensor]], extra: Mapping[str, Any]) -> None:
+        was, local = self.compressed, extra["local"]
         self.steps, self.refreshes, self.frozen_at = extra["steps"], extra["refreshes"], extra["frozen_at"]
         self._freeze.load_state_dict(extra["warmup"])
-        self._mean = vectors["exp_avg"] if own is None else self.flat.zeros().copy_(own["exp_avg"])
+        self._mean = vectors["exp_avg"] if local is None else self.flat.zeros()
         self._update = self.flat.zeros() if self.compressed else self.flat.nothing
         if self.compressed:
-            self._square, self._denominator = self.flat.nothing, vectors["exp_avg_sq"]
+            found = vectors.get("denominator")
+            self._square = self.flat.nothing
+            self._denominator = divisor(self.flat, vectors["exp_avg_sq"], self._factors()) if found is None else found
         else:
             self._square, self._denominator = vectors["exp_avg_sq"], self.flat.zeros()
             self._measure()
         self._anchor = []
         self._begin()
-        if own is not None:
-            self._update.copy_(own["update"])
-            self._travelled, self._shrunk = list(own["travelled"]), list(own["shrunk"])
-            self.local_steps = own["steps"]
-            self._anchor = [torch.empty_like(p).copy_(t) for p, t in zip(self.flat.params, own["anchor"], strict=True)]
+        if local is not None:
+            mean, update, anchor = (own[name] for name in self.OWN)
+            each.copy(self.flat.views(self._mean), mean)
+            each.copy(self.flat.views(self._update), update)
+            self._anchor = [torch.empty_like(p).copy_(t) for p, t in zip(self.flat.params, anchor, strict=True)]
+            self._travelled, self._shrunk = list(local["travelled"]), list(local["shrunk"])
+            self.local_steps = local["steps"]
         self._go_on(was, extra["averaged"])
         if self.compressed:
             self._watch(bool(extra.get("scaled")))
