@@ -42,8 +42,9 @@ def adopt(
     """What ``opt`` goes on warming up from: moments of T steps, T the most that a parameter has made.
 
     torch's Adam divides m by 1 - b1^t and v by 1 - b2^t, t the parameter's own count. Where ours does so with T, the
-    moments are scaled so that this gives the same. Where it does not, they are taken as they are after the division:
-    the next step is as long as Adam's next would be, and not 3 to 7 times that.
+    moments of a parameter with another count are scaled so that this gives the same; it goes on as one of T steps.
+    Where ours does not, moments are taken as they are after the division: the next step is as long as Adam's next
+    would be, and not 3 to 7 times that.
 
     Raises:
         StateError: it is not Adam's, or ``opt`` cannot go on from it.
