@@ -43,6 +43,9 @@ class CompressedOptimizer(torch.optim.Optimizer):
     (``_set_params_and_buffers_to_ignore_for_model``) are each rank's own, of whatever shape: the rank steps them by
     Adam, at all times, and nobody compares them. What was frozen since ``DDP(...)`` is left alone.
 
+    Gradients that no ``step()`` takes leave no trace, as in ``torch.optim``: what is remembered changes in ``step()``
+    alone, and averaging in the backward pass has no memory.
+
     A ``GradScaler`` may drive it from the first step on. Under DDP it hears of every infinity on all ranks alike, so
     that all keep one scale: while gradients stay local, ``hook`` makes those of a bad step NaN everywhere, as averaging
     does (one byte of a message at the end of each backward pass, where a scaler is in use). Without DDP nothing is said
