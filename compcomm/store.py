@@ -212,9 +212,20 @@ class Store:
         """Takes a ``state_dict`` of this rank: all of it or, on any mismatch, nothing.
 
         Raises:
+            StateError: see ``check``.
+        """
+        self.check(state)
+        self.under_way.clear()
+        for slot, entries in self._home.items():
+            for key, tensor in entries.items():
+                tensor.copy_(state[slot][_text(*key)].reshape(-1))
+
+    def check(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Whether ``load_state_dict`` can take ``state``.
+
+        Raises:
             StateError: a slot or parameter is missing, unknown, or of another size or dtype.
         """
-        self.under_way.clear()
         mine = {s: {_text(*k): t for k, t in e.items()} for s, e in self._home.items() if e}
         for slot, entries in state.items():
             if not isinstance(entries, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -236,9 +247,6 @@ class Store:
                         f"load_state_dict: {slot!r} of {name!r} has {b.numel()} elements of {b.dtype} where "
                         f"{a.numel()} of {a.dtype} are due: saved by another model, reducer or number of workers."
                     )
-        for slot, entries in given.items():
-            for name, tensor in entries.items():
-                mine[slot][name].copy_(tensor.reshape(-1))
 
 
 class State:

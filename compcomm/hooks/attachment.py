@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -399,18 +399,14 @@ class Attachment:
         return {self._place: content}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resumes bit for bit from this rank's ``state_dict``; what other ranks saved may lie beside it.
+        """Resumes bit for bit from this rank's ``state_dict``; what other ranks saved may lie beside it. Collective:
+        every rank calls it, between the same two steps.
 
         Raises:
-            StateError: it is of another reducer, rank, number of ranks, seed or model, or a backward pass has not
-                ended. The running state is unchanged.
+            StateError: on every rank, where on one of them it is of another reducer, rank, number of ranks, seed, step
+                or model, or a backward pass has not ended. The running state of all is unchanged.
         """
-        self._ready("load_state_dict")
-        known = state.get(self._place) if isinstance(state, Mapping) else None
-        with self.pilot.follow(known, self._identity()) if self.pilot is not None else nullcontext():
-            step, slots = resume.exact(state, self._place, self._identity())
-            self._store.load_state_dict(slots)
-        self.resume(step)
+        self._load("load_state_dict", state, merged=False)
 
     def portable_state_dict(self) -> dict[str, Any]:
         """The state of all ranks, merged: for another number of workers. Collective: call it on every rank, at the same
@@ -441,18 +437,40 @@ class Attachment:
         return {**self._origin(), **self._picked(), "step": self._scheduler.number, "slots": slots}
 
     def load_portable_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resumes from a ``portable_state_dict`` of any number of workers: every rank takes its part. Local; call it on
-        every rank, with the same state.
+        """Resumes from a ``portable_state_dict`` of any number of workers: every rank takes its part. Collective:
+        every rank calls it, between the same two steps, with the same state.
 
         Raises:
-            StateError: it is of another reducer, seed or model, or a backward pass has not ended. The running state is
-                unchanged.
+            StateError: on every rank, where on one of them it is of another reducer, seed or model, or a backward pass
+                has not ended. The running state of all is unchanged.
         """
-        self._ready("load_portable_state_dict")
-        with self.pilot.follow(state, self._origin()) if self.pilot is not None else nullcontext():
-            step, slots = resume.portable(state, self._origin())
-            portable.adopt(self._store, slots)
-        self.resume(step)
+        self._load("load_portable_state_dict", state, merged=True)
+
+    def prepare(self, call: str, state: Any, merged: bool, undo: ExitStack) -> tuple[int, Callable[[], None]]:
+        """For whoever asks the ranks itself, between two steps: the step of ``state``, exact or ``merged``, and what
+        takes it. Local, and nothing is changed that ``undo`` does not bring back.
+
+        Raises:
+            StateError: it cannot be taken.
+        """
+        here = self._origin() if merged else self._identity()
+        if self.pilot is not None:
+            known = state.get(self._place) if isinstance(state, Mapping) and not merged else state
+            undo.enter_context(self.pilot.follow(known, here))
+        step, slots = resume.portable(state, here) if merged else resume.exact(state, self._place, here)
+        if merged:
+            portable.check(self._store, slots)
+        else:
+            self._store.check(slots)
+
+        def take() -> None:
+            if merged:
+                portable.adopt(self._store, slots)
+            else:
+                self._store.load_state_dict(slots)
+            self.resume(step)
+
+        return step, take
 
     @property
     def portable(self) -> Portable:
@@ -599,6 +617,18 @@ class Attachment:
         self.parameters.extend(parameters)
 
     # Inside.
+
+    def _load(self, call: str, state: Any, merged: bool) -> None:
+        self._ready(call)  # first: while collectives are under way, nothing can be asked
+        with ExitStack() as undo:
+            failure: Exception | None = None
+            step, take = 0, self.settle
+            try:
+                step, take = self.prepare(call, state, merged, undo)
+            except Exception as error:
+                failure = error
+            resume.consent(self._transport, {"step": step}, failure, self._device, call)
+            take()
 
     @property
     def _place(self) -> str:

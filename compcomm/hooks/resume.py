@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from ..store import StateError
+from ..transports.process_group import ProcessGroup
+from .agree import AgreementError, agree
 
 VERSION = 2
 """Of the checkpoints' form."""
@@ -68,3 +72,24 @@ def _content(call: str, state: Mapping[str, Any], here: Mapping[str, Any], cure:
     if isinstance(step, bool) or not isinstance(step, int) or step < 0 or not isinstance(slots, Mapping):
         raise StateError(f"{call}: step={step!r} or the slots are not what was saved. Use an older checkpoint.")
     return step, slots  # pyright: ignore[reportUnknownVariableType]
+
+
+def consent(
+    transport: ProcessGroup, facts: Mapping[str, Any], failure: Exception | None, device: torch.device, call: str
+) -> None:
+    """Whether all ranks can take what they were given, asked before any of them takes it: ``failure`` is why this one
+    cannot. Collective. ``facts``: what must be equal in what they take.
+
+    Raises:
+        StateError: on every rank, where one of them cannot.
+        Exception: ``failure`` itself, on the rank that gave one.
+    """
+    try:
+        agree(transport, facts, failure, device, call)
+    except AgreementError as error:
+        if error is failure:
+            raise
+        raise StateError(
+            f"{error} No rank has taken anything. Give each its own file of one and the same step, or all of them the "
+            f"same portable one."
+        ) from error

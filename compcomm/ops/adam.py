@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,39 +60,80 @@ _adam = native.function("cc_adam", *_LEADING, *[FLOAT] * 10)
 _momentum = native.function("cc_momentum", *_LEADING, *[FLOAT] * 4, POINTER)
 _descend = native.function("cc_descend", *_LEADING, FLOAT, FLOAT)
 
-# What is contiguous and of a dtype that the kernels know becomes words of the list of pieces (cc_piece); the others are
-# given back, for the reference. These loops are most of what a step costs in Python: 0.6 us per parameter.
+# What is contiguous and of a dtype that the kernels know becomes words of the list of pieces (cc_piece). What has other
+# strides goes through contiguous copies; the rest is given back, for the reference. These loops are most of what a step
+# costs in Python: 0.6 us per parameter.
+
+
+class Packed(NamedTuple):
+    """``words``: of all pieces. ``others``: (parameter, gradient, start) for the reference. ``copies``: (parameter,
+    its copy); ``kept``: copies of gradients, which must live as long as the words."""
+
+    words: array[int]
+    others: list[tuple[Tensor, Tensor, int]]
+    copies: list[tuple[Tensor, Tensor]]
+    kept: list[Tensor]
+
+    def copy(self, p: Tensor) -> Tensor:
+        """A parameter, or a contiguous copy that is put back in the end."""
+        if p.is_contiguous():
+            return p
+        copy = p.detach().contiguous()
+        self.copies.append((p, copy))
+        return copy
+
+    def lay(self, g: Tensor) -> Tensor:
+        """A gradient, or a contiguous copy."""
+        if g.is_contiguous():
+            return g
+        self.kept.append(g.contiguous())
+        return self.kept[-1]
+
+    def put_back(self) -> None:
+        """Writes the parameters from their copies."""
+        for p, copy in self.copies:
+            p.detach().copy_(copy)
 
 
 def pack(
-    params: Tensors, grads: Tensors, starts: Sequence[int], known: dict[torch.dtype, int], optional: bool = False
-) -> tuple[array[int], list[tuple[Tensor, Tensor, int]]]:
-    """``known``: codes of the parameters' dtypes. ``optional``: a gradient of 0 elements counts as zeros."""
-    words, others = list[int](), list[tuple[Tensor, Tensor, int]]()
+    params: Tensors, grads: Tensors, starts: Sequence[int], known: dict[torch.dtype, int], optional: bool = False,
+    copying: bool = False,
+) -> Packed:  # fmt: skip
+    """``known``: codes of the parameters' dtypes. ``optional``: a gradient of 0 elements counts as zeros. ``copying``:
+    what has other strides is copied; else it is given back."""
+    words, found = list[int](), Packed(array("q"), [], [], [])
     for p, g, start in zip(params, grads, starts, strict=True):
-        if p.is_contiguous() and g.is_contiguous():
-            kind = known.get(p.dtype, _OTHER) + 4 * CODES.get(g.dtype, _OTHER)
-            if kind < _OTHER:
+        kind = known.get(p.dtype, _OTHER) + 4 * CODES.get(g.dtype, _OTHER)
+        if kind < _OTHER:
+            if p.is_contiguous() and g.is_contiguous():
                 if p.shape == g.shape:
                     words += (p.data_ptr(), g.data_ptr(), p.numel(), start, kind)
                     continue
                 if optional and g.numel() == 0:
                     words += (p.data_ptr(), 0, p.numel(), start, known[p.dtype] + 4 * _NONE)
                     continue
-        others.append((p, g, start))
-    return array("q", words), others
+            elif copying and p.layout is g.layout is torch.strided:
+                missing = optional and g.numel() == 0
+                if missing or p.shape == g.shape:
+                    p = p if known is UNREAD else found.copy(p)
+                    kind = known[p.dtype] + 4 * _NONE if missing else kind
+                    words += (p.data_ptr(), found.lay(g).data_ptr(), p.numel(), start, kind)
+                    continue
+        found.others.append((p, g, start))
+    return found._replace(words=array("q", words))
 
 
-def pack_params(params: Tensors, starts: Sequence[int]) -> tuple[array[int], list[tuple[Tensor, int]]]:
+def pack_params(params: Tensors, starts: Sequence[int], copying: bool = False) -> Packed:
     """The same without gradients."""
-    words, others = list[int](), list[tuple[Tensor, int]]()
+    words, found = list[int](), Packed(array("q"), [], [], [])
     for p, start in zip(params, starts, strict=True):
         kind = CODES.get(p.dtype)
-        if kind is not None and p.is_contiguous():
-            words += (p.data_ptr(), 0, p.numel(), start, kind)
-        else:
-            others.append((p, start))
-    return array("q", words), others
+        if kind is None or not (p.is_contiguous() or (copying and p.layout is torch.strided)):
+            found.others.append((p, p, start))
+            continue
+        p = found.copy(p)
+        words += (p.data_ptr(), 0, p.numel(), start, kind)
+    return found._replace(words=array("q", words))
 
 
 def _leading(table: array[int], first: Tensor, second: Tensor) -> tuple[int, int, int, int, int]:
@@ -105,18 +146,21 @@ def _fast_adam(
     scale: float, rate: float, correction: float, eps: float, decay: float, l2: float,
 ) -> int:  # fmt: skip
     assert _adam is not None
-    table, others = pack(params, grads, starts, CODES)
-    if others:  # nothing is written unless all is right
+    packed = pack(params, grads, starts, CODES, copying=True)
+    if packed.others:  # nothing is written unless all is right
         pieces("adam", params, grads, starts, mean.numel(), False)
     code = _adam(
-        *_leading(table, mean, square), beta1, 1.0 - beta1, beta2, 1.0 - beta2, scale, rate, correction,
+        *_leading(packed.words, mean, square), beta1, 1.0 - beta1, beta2, 1.0 - beta2, scale, rate, correction,
         eps, decay, l2,
     )  # fmt: skip
-    if others and not code:
-        p, g, s = zip(*others, strict=True)
+    if code:
+        return code
+    packed.put_back()
+    if packed.others:
+        p, g, s = zip(*packed.others, strict=True)
         adam(p, g, s, mean, square, beta1, beta2, scale, rate, correction, eps, decay, l2)
     increment_version(params)
-    return code
+    return 0
 
 
 def _fast_momentum(
@@ -124,12 +168,12 @@ def _fast_momentum(
     l2: float, status: Tensor,
 ) -> int:  # fmt: skip
     assert _momentum is not None
-    table, others = pack(params, grads, starts, CODES if given(l2) else UNREAD, True)
-    if others:
+    packed = pack(params, grads, starts, CODES if given(l2) else UNREAD, True, True)
+    if packed.others:
         pieces("momentum", params, grads, starts, mean.numel(), True)
-    code = _momentum(*_leading(table, mean, out), beta, 1.0 - beta, scale, l2, status.data_ptr())
-    if others and not code:
-        p, g, s = zip(*others, strict=True)
+    code = _momentum(*_leading(packed.words, mean, out), beta, 1.0 - beta, scale, l2, status.data_ptr())
+    if packed.others and not code:
+        p, g, s = zip(*packed.others, strict=True)
         momentum(g, p, s, mean, out, beta, scale, l2, status)
     return code
 
@@ -138,15 +182,18 @@ def _fast_descend(
     params: Tensors, starts: Sequence[int], mean: Tensor, denominator: Tensor, rate: float, decay: float
 ) -> int:
     assert _descend is not None
-    table, others = pack_params(params, starts)
-    if others:
+    packed = pack_params(params, starts, True)
+    if packed.others:
         pieces("descend", params, params, starts, mean.numel(), False)
-    code = _descend(*_leading(table, mean, denominator), rate, decay)
-    if others and not code:
-        p, s = zip(*others, strict=True)
+    code = _descend(*_leading(packed.words, mean, denominator), rate, decay)
+    if code:
+        return code
+    packed.put_back()
+    if packed.others:
+        p, _, s = zip(*packed.others, strict=True)
         descend(p, s, mean, denominator, rate, decay)
     increment_version(params)
-    return code
+    return 0
 
 
 register(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from math import fsum
 from typing import Any
@@ -20,7 +20,9 @@ from ..hooks.attachment import Attachment, decline
 from ..hooks.report import Report
 from ..reducer import Reducer, settle
 from . import meeting, memory
+from .alone import Alone
 from .exchange import Exchange
+from .flags import Flags
 from .flat import Batch, Flat, Part
 from .freeze import Freeze
 from .hook import Hook
@@ -37,10 +39,24 @@ class CompressedOptimizer(torch.optim.Optimizer):
 
     In ``step()`` a gradient that any rank found to be infinite or NaN skips the step on every rank, where this
     optimizer averages anything itself: nothing changes, and nothing counts. Parameters that have no gradient on any
-    rank are passed over, as in ``torch.optim``. A ``GradScaler`` may drive it; each rank then keeps a scale of its own.
+    rank are passed over, as in ``torch.optim``. Parameters that DDP was told to ignore
+    (``_set_params_and_buffers_to_ignore_for_model``) are each rank's own, of whatever shape: the rank steps them by
+    Adam, at all times, and nobody compares them. What was frozen since ``DDP(...)`` is left alone.
+
+    Gradients that no ``step()`` takes leave no trace, as in ``torch.optim``: what is remembered changes in ``step()``
+    alone, and averaging in the backward pass has no memory.
+
+    A ``GradScaler`` may drive it from the first step on. Under DDP it hears of every infinity on all ranks alike, so
+    that all keep one scale: while gradients stay local, ``hook`` makes those of a bad step NaN everywhere, as averaging
+    does (one byte of a message at the end of each backward pass, where a scaler is in use). Without DDP nothing is said
+    before ``step()``, and each rank's scaler goes by its own gradients, unless it is torch's ``ShardedGradScaler`` and
+    ``scaler.unscale_(optimizer)`` is called before ``scaler.step(optimizer)``.
     """
 
     _step_supports_amp_scaling = True  # GradScaler then calls step() on every rank, and says what it found
+    TAKES_ADAM = False  # whether it goes on from the state of torch's Adam
+    OWN: tuple[str, ...] = ()  # what ``own`` may have
+    bias_correction: bool = False
     _freeze: Freeze
     steps: int
 
@@ -62,8 +78,10 @@ class CompressedOptimizer(torch.optim.Optimizer):
         self._call = type(self).__name__
         self._closed = self._met = False
         self._left: list[tuple[str, Tensor]] = []
+        self._ignored: set[int] = set()
         self._flat: Flat | None = None
         self._spare: Tensor | None = None
+        self._driven, self._scaled = False, True
         self._names: dict[int, str] = {}
         self._facts = dict(facts)
         self._timeout, self._seed = timeout, seed
@@ -79,7 +97,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
             ddp = source.ddp
             if group is None and ddp is not None:
                 self.group = ddp.process_group
-            self._left = source.left
+            self._left, self._ignored = source.left, source.alone
             self.reducer = feedback(self._call, compressor)
             self.world = dist.get_world_size(self.group) if dist.is_available() and dist.is_initialized() else 1
             if self.world < 1:
@@ -99,20 +117,27 @@ class CompressedOptimizer(torch.optim.Optimizer):
 
     # What a subclass gives.
 
-    def _advance(self, scale: float, bad: bool) -> None:
-        """One step. ``scale`` times ``p.grad`` is the unscaled gradient; ``bad``: this rank's is not finite."""
+    def _advance(self, scale: float, bad: bool) -> bool:
+        """One step; whether this rank made it. ``scale`` times ``p.grad`` is the unscaled gradient; ``bad``: this
+        rank's is not finite."""
         raise NotImplementedError
 
     def vectors(self) -> dict[str, Tensor]:
         """The flat vectors that are replicated and survive, by the name that they have in ``state_dict``."""
         raise NotImplementedError
 
-    def check_extra(self, extra: Mapping[str, Any], vectors: Mapping[str, Tensor]) -> None:
+    def own(self) -> dict[str, list[Tensor]]:
+        """What this rank alone has of each parameter, beside what it failed to send, by its name in ``state_dict``."""
+        return {}
+
+    def check_extra(
+        self, extra: Mapping[str, Any], vectors: Mapping[str, Tensor], own: Mapping[str, Sequence[Any]]
+    ) -> None:
         """Raises StateError where ``load`` could not take these."""
         raise NotImplementedError
 
-    def load(self, vectors: dict[str, Tensor], extra: Mapping[str, Any]) -> None:
-        """Takes flat vectors and ``extra`` of a checkpoint."""
+    def load(self, vectors: dict[str, Tensor], own: Mapping[str, list[Tensor]], extra: Mapping[str, Any]) -> None:
+        """Takes flat vectors, a rank's own tensors and ``extra`` of a checkpoint."""
         raise NotImplementedError
 
     def absorb(self, residual: Tensor) -> None:
@@ -120,7 +145,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
     def extra(self) -> dict[str, Any]:
-        """What else survives: numbers, strings, tensors; in ``portable_state_dict`` equal on all ranks."""
+        """What else survives: numbers and strings, and lists and dictionaries of them."""
         raise NotImplementedError
 
     def _check_group(self, group: dict[str, Any]) -> None:
@@ -152,7 +177,10 @@ class CompressedOptimizer(torch.optim.Optimizer):
         self._meet()
         found: Tensor | None = getattr(self, "found_inf", None)
         scale: Tensor | None = getattr(self, "grad_scale", None)
-        self._advance(1.0 if scale is None else 1.0 / float(scale), found is not None and bool(found))
+        self._driven = found is not None
+        factor = 1.0 if scale is None else 1.0 / float(scale)
+        if self._advance(factor, found is not None and bool(found)):
+            self.alone.step(self.param_groups, factor, self._rates, self._grads)
         return loss
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -193,7 +221,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
             grown = {name: self._flat.zeros() for name in kept}
             for name, vector in kept.items():
                 grown[name][:numel] = vector
-            self.load(grown, {**self.extra(), "averaged": averaged})
+            self.load(grown, {}, {**self.extra(), "averaged": averaged})
 
     def report(self) -> Report:
         """What the present phase sent and cost, per step: see ``Attachment.report``."""
@@ -214,28 +242,27 @@ class CompressedOptimizer(torch.optim.Optimizer):
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """This rank's state, exact: moments, groups, and what this rank failed to send (under "compcomm"). Save every
-        rank's; it resumes bit for bit with as many ranks. Loads with ``weights_only=True``. After the freeze
-        "exp_avg_sq" is sqrt(v) + eps.
-
-        With ``torch.distributed.checkpoint`` save this dictionary: its ``get_optimizer_state_dict`` leaves out what it
-        does not know, "compcomm" with it."""
+        """This rank's state, exact: moments, steps and groups in the form of ``torch.optim``, and what this rank failed
+        to send (see ``compcomm.optim.memory``). Save every rank's; it resumes bit for bit with as many ranks. Loads
+        with ``weights_only=True``. ``torch.distributed.checkpoint.state_dict.get_optimizer_state_dict`` keeps all of
+        it, and ``set_optimizer_state_dict`` gives it back; of parameters that DDP ignores it keeps one rank's."""
         self._open("state_dict")
         return memory.exact(self, super().state_dict())
 
     def portable_state_dict(self) -> dict[str, Any]:
         """The same for any number of ranks: what ranks failed to send is merged. Collective: every rank calls it,
-        between the same two steps, and gets the same."""
+        between the same two steps, and gets the same, but for its own moments of parameters that DDP ignores."""
         self._open("portable_state_dict")
         return memory.portable(self, super().state_dict())
 
     def load_state_dict(self, state_dict: Any) -> None:
-        """Takes what ``state_dict`` of this rank or ``portable_state_dict`` of any number of ranks returned. Every rank
-        calls it: where it goes back from the compressed phase to the warm-up, averaging begins anew, which is
-        collective. Load a ``GradScaler``'s state too: in the warm-up all ranks need the same scale.
+        """Takes what ``state_dict`` of this rank or ``portable_state_dict`` of any number of ranks returned.
+        Collective: every rank calls it, between the same two steps. Load a ``GradScaler``'s state too: in the warm-up
+        all ranks need the same scale.
 
         Raises:
-            StateError: it is of another optimizer, model, rank or number of ranks. What runs goes on as it was.
+            StateError: on every rank, where on one of them it is of another optimizer, model, rank, step or number of
+                ranks. What runs goes on as it was.
         """
         self._open("load_state_dict")
         memory.load(self, state_dict, super().load_state_dict)
@@ -275,21 +302,35 @@ class CompressedOptimizer(torch.optim.Optimizer):
 
         return self._freeze.due(self.steps, rates, size, agree)
 
-    def _awake(self, bad: bool) -> list[bool] | None:
-        """Which parameters have a gradient on any rank; None: the step is bad on some rank, and is skipped."""
-        marks = [bad, *(p.grad is not None for p in self.flat.params)]
-        if self.exchange is not None:
-            marks = self.exchange.any(torch.tensor(marks, dtype=torch.uint8, device=self.flat.device)).tolist()
-        return None if marks[0] else [bool(m) for m in marks[1:]]
+    def _begin_flags(self, bad: bool) -> Tensor:
+        """A step's flags; returns where kernels say whether it is bad."""
+        return self._flags.begin(bad, self._driven, [p.grad is not None for p in self.flat.params])
 
-    def _grads(self, part: Part) -> list[Tensor]:
-        """The part's gradients; an empty tensor where there is none."""
+    def _awake(self) -> list[bool] | None:
+        """Which parameters have a gradient on any rank; None: the step is bad on some rank, and is skipped."""
+        told = self._flags.read(self.exchange)
+        self._watch(told.scaled)
+        return None if told.bad else told.awake
+
+    def _watch(self, scaled: bool) -> None:
+        """Whether DDP's hook, while it leaves gradients alone, tells all ranks of an infinity."""
+        self._scaled = scaled
+        if self._hook is not None:
+            self._hook.alarm = self._alarm if scaled else None
+
+    def _alarm(self, bad: bool) -> bool:
+        """Whether any rank says so."""
+        assert self.exchange is not None
+        return not self.exchange.all(not bad)
+
+    def _grads(self, part: Part) -> Sequence[Tensor]:
+        """The part's gradients, as the flat vectors lie; an empty tensor where there is none."""
         grads = [_EMPTY if p.grad is None else p.grad for p in part.params]
         if any(g.layout is not torch.strided for g in grads):
             for p in part.params:
                 if p.grad is not None:
                     check_gradient(self._call, self._names[id(p)], p.grad)
-        return grads
+        return part.lying(grads)
 
     def _room(self) -> Tensor:
         """A flat vector of whatever content, made once it is needed."""
@@ -297,32 +338,46 @@ class CompressedOptimizer(torch.optim.Optimizer):
             self._spare = self.flat.zeros()
         return self._spare
 
-    def _momentum(self, mean: Tensor, out: Tensor, scale: float) -> bool:
-        """out = b1 mean + (1 - b1) g for this rank's gradient g; whether all of it is finite."""
-        return self._blend(mean, out, scale, [float(g["betas"][0]) for g in self.param_groups], 1.0)
+    def _momentum(self, mean: Tensor, out: Tensor, scale: float, status: Tensor) -> None:
+        """out = b1 mean + (1 - b1) g for this rank's gradient g; ``status``: whether some of it is not finite."""
+        self._blend(mean, out, scale, [float(g["betas"][0]) for g in self.param_groups], 1.0, status)
 
-    def _gather(self, finite: Tensor, out: Tensor, scale: float) -> bool:
-        """out = this rank's gradient, unscaled, without weight decay; whether all of it is finite. ``finite``: any flat
-        vector whose elements are."""
-        return self._blend(finite, out, scale, [0.0] * len(self.param_groups), 0.0)
+    def _gather(self, finite: Tensor, out: Tensor, scale: float, status: Tensor) -> None:
+        """out = this rank's gradient, unscaled, without weight decay; ``status``: whether some of it is not finite.
+        ``finite``: any flat vector whose elements are."""
+        self._blend(finite, out, scale, [0.0] * len(self.param_groups), 0.0, status)
 
-    def _blend(self, mean: Tensor, out: Tensor, scale: float, betas: list[float], decay: float) -> bool:
-        status = torch.zeros(1, dtype=torch.uint8, device=out.device)
+    def _blend(self, mean: Tensor, out: Tensor, scale: float, betas: list[float], decay: float, status: Tensor) -> None:
         for part in self.flat.parts:
             if part.params:
                 group = self.param_groups[part.group]
                 sign = -scale if group["maximize"] else scale
                 ops.momentum(
-                    self._grads(part), part.params, part.starts, mean, out,
+                    self._grads(part), part.lying(part.params), part.starts, mean, out,
                     betas[part.group], sign, decay * self._decay(group)[1], status,
                 )  # fmt: skip
-        return not bool(status)
 
     def _decay(self, group: Mapping[str, Any]) -> tuple[float, float]:
         """What a step takes from a parameter, as a part of it; and what is added to its gradient, the same way."""
         if group["decoupled_weight_decay"]:
             return float(group["lr"]) * float(group["weight_decay"]), 0.0
         return 0.0, float(group["weight_decay"])
+
+    def _found(self, part: Part, flat: Tensor) -> Sequence[Tensor]:
+        """What a flat vector has for the part's parameters, as the vector lies."""
+        return part.lying([self.flat.view(flat, n) for n in part.numbers])
+
+    def _rates(self, group: Mapping[str, Any], step: int) -> tuple[float, float, float, float]:
+        """Of a rank's own parameters: see ``alone.Rates``."""
+        return (*self._corrected(group, step), *self._decay(group))
+
+    def _corrected(self, group: Mapping[str, Any], step: int) -> tuple[float, float]:
+        """The rate, and what sqrt(v) is multiplied by, in the step of this number; with ``bias_correction`` Adam's."""
+        rate = float(group["lr"])
+        if not self._facts.get("bias_correction") or not step:
+            return rate, 1.0
+        b1, b2 = map(float, group["betas"])
+        return rate / (1.0 - b1**step), (1.0 - b2**step) ** -0.5
 
     def _average(self, exchange: Exchange | None, vector: Tensor, arrived: Callable[[Batch], None]) -> None:
         """The mean over the ranks, in place; ``arrived(batch)`` as its parts come in."""
@@ -336,6 +391,8 @@ class CompressedOptimizer(torch.optim.Optimizer):
         """Gradients are no longer averaged."""
         if self._hook is not None:
             self._hook.hang_up()
+        if self._listens:
+            self._watch(True)  # until a step tells
         if self.dense is not None:
             self.dense.attachment.detach()
             self.dense = None
@@ -401,9 +458,11 @@ class CompressedOptimizer(torch.optim.Optimizer):
 
     def _build(self) -> None:
         self._spare = None
-        self._flat = Flat([[(self._names[id(p)], p) for p in group["params"]] for group in self.param_groups])
-        for p in self._flat.params:
-            self.state[p] = {}  # so that nobody takes the optimizer for one that has not begun
+        groups = [[(self._names[id(p)], p) for p in group["params"]] for group in self.param_groups]
+        self._flat = Flat([[(n, p) for n, p in group if id(p) not in self._ignored] for group in groups])
+        self.alone = Alone([[(n, p) for n, p in group if id(p) in self._ignored] for group in groups])
+        self._flags = Flags(len(self._flat.params), self._flat.device)
+        memory.mark(self)
         self._closed = False
         if self.world == 1:
             return
@@ -422,7 +481,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
             print(lines[0], file=sys.stderr, flush=True)
 
     def _make(self, reducer: Compressor | Reducer, trial: Callable[[Reducer, Layout], None] | None = None) -> Exchange:
-        groups = [repr({k: v for k, v in g.items() if k != "params"}) for g in self.param_groups]
+        groups = [repr({k: v for k, v in g.items() if k not in ("params", memory.OURS)}) for g in self.param_groups]
         facts = {"optimizer": self._call, **self._facts, "groups": groups}
         return Exchange(reducer, self.flat, self.group, self._timeout, self._seed, facts, trial)
 
@@ -434,15 +493,16 @@ class CompressedOptimizer(torch.optim.Optimizer):
             self._hook.listen(self._ddp, self._warmup if self._listens else None, self.group, self._timeout, self._seed)
         if not self._listens:
             self.dense = self._make(self._warmup)
+            self._watch(True)  # until a step tells
 
     def _close(self) -> None:
         self._closed = True
         self._hang_up()
         if self._hook is not None:
-            self._hook.closed = True
+            self._hook.closed, self._hook.alarm = True, None
         if self.exchange is not None:
             self.exchange.attachment.detach()
             self.exchange = None
 
 
-_EMPTY = torch.empty(0)
+_EMPTY = torch.empty(0, dtype=torch.float32)

@@ -44,7 +44,7 @@ class Exchange:
         named: list[tuple[str, nn.Parameter]] = flat.named
         self.attachment = Attachment(options, named, flat.device, trial, flat.layouts, facts)
         self._flat = flat
-        self._device = flat.device
+        self._flag = torch.zeros(1, dtype=torch.uint8, device=flat.device)
         self._interrupted: str | None = None
 
     def average(self, vector: Tensor, arrived: Callable[[Batch], None]) -> None:
@@ -105,4 +105,4 @@ class Exchange:
 
     def all(self, said: bool) -> bool:
         """Whether every rank says so."""
-        return not int(self.any(torch.tensor([not said], dtype=torch.uint8, device=self._device)))
+        return not int(self.any(self._flag.fill_(not said)))

@@ -1,8 +1,10 @@
 """An optimizer's parameters as one flat vector, cut into batches that are computed at once and buckets that travel.
 
-Parameters lie end to end in the order of the groups. A batch is a run of whole parameters of about ``MESSAGE``
-elements; it is computed while the batches before it travel. A parameter longer than that is a batch of its own and
-travels in several buckets, cut at multiples of ``MESSAGE``, so that no block of a compressor is cut in two.
+Parameters lie end to end in the order of the groups, each as it lies in memory itself (``compcomm.strides``), so that
+kernels go through a ``channels_last`` weight and its moments as through any other. A batch is a run of whole parameters
+of about ``MESSAGE`` elements; it is computed while the batches before it travel. A parameter longer than that is a
+batch of its own, row-major, and travels in several buckets, cut at multiples of ``MESSAGE``, so that no block of a
+compressor is cut in two.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..bucket import Layout, Segment
+from ..strides import Order, shaped
 
 MESSAGE = 1 << 22
 """Elements of a bucket: 16 MiB of fp32, half a MiB of signs, which take 4.5 ms at 1 Gbit/s."""
@@ -23,12 +26,14 @@ Groups = Sequence[Sequence[tuple[str, nn.Parameter]]]
 
 
 class Part(NamedTuple):
-    """Consecutive parameters of one group: their numbers, themselves, and where each begins in the flat vector."""
+    """Consecutive parameters of one group: their numbers, themselves, where each begins in the flat vector, and in what
+    order it lies there; no orders: all are row-major."""
 
     group: int
     numbers: list[int]
     params: list[nn.Parameter]
     starts: list[int]
+    orders: list[Order]
 
     def pick(self, awake: Sequence[bool] | None) -> Part:
         """Those that are awake; None: all are."""
@@ -36,7 +41,14 @@ class Part(NamedTuple):
             return self
         kept = [i for i, n in enumerate(self.numbers) if awake[n]]
         rows = ([row[i] for i in kept] for row in (self.numbers, self.params, self.starts))
-        return Part(self.group, *rows)  # type: ignore[arg-type]
+        return Part(self.group, *rows, [self.orders[i] for i in kept] if self.orders else [])  # type: ignore[arg-type]
+
+    def lying(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Tensors of the parameters' shapes (or of no elements) as views whose row-major order is the vector's."""
+        if not self.orders:
+            return tensors
+        pairs = zip(tensors, self.orders, strict=True)
+        return [t.permute(order) if order and t.dim() == len(order) else t for t, order in pairs]
 
 
 class Batch(NamedTuple):
@@ -61,8 +73,10 @@ class Flat:
             self.starts.append(self.numel)
             self.numel += p.numel()
         self.device = self.params[0].device if self.params else torch.device("cpu")
-        self.layout = Layout.of((n, p.shape) for n, p in self.named)
-        owners = [g for g, group in enumerate(groups) for _ in group]
+        self.nothing = torch.empty(0, dtype=torch.float32, device=self.device)
+        # What travels in pieces is row-major: pieces cannot be turned.
+        self.layout = Layout.of((n, p if p.numel() <= MESSAGE else p.shape) for n, p in self.named)
+        self.owners = owners = [g for g, group in enumerate(groups) for _ in group]
         self.parts = [self._part(g, [i for i, o in enumerate(owners) if o == g]) for g in range(len(groups))]
         self.batches: list[Batch] = []
         run: list[int] = []
@@ -85,8 +99,8 @@ class Flat:
 
     def view(self, flat: Tensor, number: int) -> Tensor:
         """A parameter's elements, in its shape."""
-        p, start = self.params[number], self.starts[number]
-        return flat[start : start + p.numel()].view(p.shape)
+        s = self.layout.segments[number]
+        return shaped(flat[s.start : s.stop], s.shape, s.order)
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """Every parameter's elements, each in its shape."""
@@ -98,7 +112,9 @@ class Flat:
         return torch.tensor(rows, dtype=torch.int64).view(-1, 4).to(self.device)
 
     def _part(self, group: int, numbers: list[int]) -> Part:
-        return Part(group, numbers, [self.params[i] for i in numbers], [self.starts[i] for i in numbers])
+        orders = [self.layout.segments[i].order for i in numbers]
+        params, starts = [self.params[i] for i in numbers], [self.starts[i] for i in numbers]
+        return Part(group, numbers, params, starts, orders if any(orders) else [])
 
     def _batch(self, run: list[int], owners: list[int]) -> Batch:
         start, last = self.starts[run[0]], run[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -14,13 +15,21 @@ from ..hooks.attach import watch
 from ..hooks.attachment import Attachment
 from ..hooks.ddp import DDPState, GradBucket, ddp_hook, refuse_pairs
 from ..reducer import Reducer
+from ..verdict import known, not_finite
 
 
 class Hook:
-    """DDP's hook while an optimizer has it: gradients are averaged by ``warmup``, then left alone."""
+    """DDP's hook while an optimizer has it: gradients are averaged by ``warmup``, then left alone.
+
+    ``alarm(bad)``: whether any rank's gradients are not finite; then all ranks' become NaN, as they do where they are
+    averaged, and every ``GradScaler`` finds that by itself. None: nobody asks.
+    """
 
     def __init__(self, call: str) -> None:
         self.closed = False
+        self.alarm: Callable[[bool], bool] | None = None
+        self._flats: list[Tensor] = []
+        self._bad = False
         self.attachment: Attachment | None = None
         self._call = call
         self._state: DDPState | None = None
@@ -60,10 +69,24 @@ class Hook:
             raise RuntimeError(f"{self._call}: the optimizer of this DDP model is detached. Wrap it in a new DDP(...).")
         refuse_pairs(bucket)
         flat: Tensor = bucket.buffer()
+        if self.alarm is not None:
+            self._listen_in(self.alarm, flat, bucket.index(), bucket.is_last())
         made: Any = torch.futures.Future
         future: Any = made(devices=[flat.device] if flat.is_cuda else None)
         future.set_result(flat)
         return future
+
+    def _listen_in(self, alarm: Callable[[bool], bool], flat: Tensor, index: int, last: bool) -> None:
+        if index == 0:  # also after a backward pass that did not end
+            self._flats, self._bad = [], False
+        self._flats.append(flat)
+        self._bad = self._bad or known(not_finite(flat))
+        if not last:
+            return
+        flats, self._flats = self._flats, []
+        if alarm(self._bad):
+            for f in flats:  # DDP reads them once the backward pass is over
+                f.fill_(float("nan"))
 
 
 def optimizer_hook(state: Hook, bucket: Any) -> torch.futures.Future[Tensor]:

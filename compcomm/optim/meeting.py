@@ -16,7 +16,7 @@ from .flat import Flat
 def unfrozen(call: str, left: Sequence[tuple[str, Tensor]]) -> None:
     """Raises RuntimeError where a parameter that the optimizer left out has a gradient."""
     for name, p in left:
-        if p.grad is not None:
+        if p.requires_grad and p.grad is not None:  # else it has the gradient of before it was frozen
             raise RuntimeError(
                 f"{call}: parameter {name!r} has a gradient, and had requires_grad=False when the optimizer was made: "
                 f"its variance was not measured. Make the optimizer (and DDP) anew after unfreezing."

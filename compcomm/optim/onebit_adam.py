@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..store import StateError
 from .base import CompressedOptimizer
 from .flat import Batch, Part
 from .freeze import Freeze, check_rule
-from .variance import check_floor
+from .variance import check_floor, check_moments, divisor, factor, thaw
 from .variance import freeze as freeze_variance
 
 
@@ -76,8 +76,16 @@ class OneBitAdam(CompressedOptimizer):
     when it is needed (without DDP in the first step). In fp32 whatever the parameters are. CPU kernels only so far: on
     a GPU the references of the operators run, one parameter after the other.
 
+    Checkpoints: ``torch.optim.AdamW`` (Adam) takes those of this optimizer and goes on from the same moments and step
+    with bias correction; after the freeze "exp_avg_sq" is the frozen variance, with its floor. This one takes those of
+    Adam and AdamW, and goes on warming up from them: their steps count as steps of the warm-up. With
+    ``bias_correction`` it then steps as they would; without, the moments are taken as they are after Adam's correction,
+    so that the next step is as long as Adam's.
+
     Source: Tang et al. 2021 (arXiv:2102.02888), Algorithm 1, and its published code for what that leaves open.
     """
+
+    TAKES_ADAM = True
 
     def __init__(
         self,
@@ -128,14 +136,15 @@ class OneBitAdam(CompressedOptimizer):
     def compressed(self) -> bool:
         return self.frozen_at is not None
 
-    def _advance(self, scale: float, bad: bool) -> None:
+    def _advance(self, scale: float, bad: bool) -> bool:
         if self.compressed:
-            self._travel(scale, bad)
-            return
-        if self._warm(scale, bad):
-            self.steps += 1
-            if self._ends(self._second):
-                self._cool()
+            return self._travel(scale, bad)
+        if not self._warm(scale, bad):
+            return False
+        self.steps += 1
+        if self._ends(self._second):
+            self._cool()
+        return True
 
     # The warm-up: Adam.
 
@@ -148,8 +157,8 @@ class OneBitAdam(CompressedOptimizer):
                     self._adam(part.pick(awake), None, scale)
             return not bad
         mean = self._room()
-        finite = self._gather(self._mean, mean, scale)
-        awake = self._awake(bad or not finite)
+        self._gather(self._mean, mean, scale, self._begin_flags(bad))
+        awake = self._awake()
         if awake is None:
             return False
         self._average(self.dense, mean, lambda _: None)
@@ -162,25 +171,19 @@ class OneBitAdam(CompressedOptimizer):
         if not part.params:
             return
         group = self.param_groups[part.group]
-        rate, correction = self._rate(group, self.steps + 1), self._correction(group, self.steps + 1)
+        rate, correction = self._corrected(group, self.steps + 1)
         decay, l2 = self._decay(group)
-        grads = self._grads(part) if mean is None else [self.flat.view(mean, n) for n in part.numbers]
+        grads = self._grads(part) if mean is None else self._found(part, mean)
         sign = -scale if group["maximize"] and mean is None else scale
         b1, b2 = map(float, group["betas"])
         ops.adam(
-            part.params, grads, part.starts, self._mean, self._second,
+            part.lying(part.params), grads, part.starts, self._mean, self._second,
             b1, b2, sign, rate, correction, float(group["eps"]), decay, l2,
         )  # fmt: skip
 
-    def _rate(self, group: Mapping[str, Any], step: int) -> float:
-        return float(group["lr"]) / (1.0 - float(group["betas"][0]) ** step if self.bias_correction else 1.0)
-
-    def _correction(self, group: Mapping[str, Any], step: int) -> float:
-        return (1.0 - float(group["betas"][1]) ** step) ** -0.5 if self.bias_correction else 1.0
-
     def _cool(self) -> None:
         """The warm-up ends: from here on ``_second`` holds sqrt(v) + eps."""
-        options = [(self._correction(g, self.steps), float(g["eps"])) for g in self.param_groups]
+        options = [(self._corrected(g, self.steps)[1], float(g["eps"])) for g in self.param_groups]
         freeze_variance(self.flat, self._second, self.v_floor, options)
         self.frozen_at = self.steps
         self._hang_up()
@@ -189,12 +192,13 @@ class OneBitAdam(CompressedOptimizer):
 
     # After it: momentum that travels.
 
-    def _travel(self, scale: float, bad: bool) -> None:
+    def _travel(self, scale: float, bad: bool) -> bool:
+        """A step; False: it was skipped."""
         new = self._room()
-        finite = self._momentum(self._mean, new, scale)
-        awake = self._awake(bad or not finite)
+        self._momentum(self._mean, new, scale, self._begin_flags(bad))
+        awake = self._awake()
         if awake is None:
-            return
+            return False
         asleep = [n for n, a in enumerate(awake) if not a]
         for n in asleep:
             self.flat.view(new, n).zero_()  # sent as nothing, so that their residual stays
@@ -205,8 +209,8 @@ class OneBitAdam(CompressedOptimizer):
                 group = self.param_groups[part.group]
                 if part.params:
                     ops.descend(
-                        part.params, part.starts, new, self._second,
-                        self._rate(group, self.steps + 1), self._decay(group)[0],
+                        part.lying(part.params), part.starts, new, self._second,
+                        self._corrected(group, self.steps + 1)[0], self._decay(group)[0],
                     )  # fmt: skip
 
         self._average(self.exchange, new, arrived)
@@ -214,29 +218,46 @@ class OneBitAdam(CompressedOptimizer):
             self.flat.view(new, n).copy_(self.flat.view(self._mean, n))
         self._mean, self._spare = new, self._mean
         self.steps += 1
+        return True
 
     # Checkpoints.
 
     def vectors(self) -> dict[str, Tensor]:
-        return {"exp_avg": self._mean, "exp_avg_sq": self._second}
+        if not self.compressed:
+            return {"exp_avg": self._mean, "exp_avg_sq": self._second}
+        variance = thaw(self.flat, self._second, self._factors())
+        return {"exp_avg": self._mean, "exp_avg_sq": variance, "denominator": self._second}
+
+    def _factors(self) -> list[tuple[float, float]]:
+        """(factor, eps) of each group, for ``thaw``."""
+        n = self.frozen_at or 0
+        return [
+            (factor(float(g["betas"][1]), n, self.steps, self._corrected(g, n)[1]), float(g["eps"]))
+            for g in self.param_groups
+        ]
 
     def extra(self) -> dict[str, Any]:
         return {"steps": self.steps, "frozen_at": self.frozen_at, "warmup": self._freeze.state_dict()}
 
-    def check_extra(self, extra: Mapping[str, Any], vectors: Mapping[str, Tensor]) -> None:
+    def check_extra(
+        self, extra: Mapping[str, Any], vectors: Mapping[str, Tensor], own: Mapping[str, Sequence[Any]]
+    ) -> None:
         steps, frozen, warmup = (extra.get(name) for name in ("steps", "frozen_at", "warmup"))
         if not isinstance(steps, int) or not isinstance(frozen, int | None) or not isinstance(warmup, Mapping):
             raise StateError(f"load_state_dict: steps={steps!r}, frozen_at={frozen!r}: the checkpoint is damaged.")
-        if set(vectors) != {"exp_avg", "exp_avg_sq"}:
-            raise StateError(f"load_state_dict: moments {sorted(vectors)} where exp_avg and exp_avg_sq are due.")
+        check_moments(vectors, frozen, ["exp_avg"])
         Freeze("auto", 0.9).load_state_dict(warmup)
 
-    def load(self, vectors: dict[str, Tensor], extra: Mapping[str, Any]) -> None:
+    def load(self, vectors: dict[str, Tensor], own: Mapping[str, list[Tensor]], extra: Mapping[str, Any]) -> None:
         was = self.compressed
         self.steps, self.frozen_at = extra["steps"], extra["frozen_at"]
         self._freeze.load_state_dict(extra["warmup"])
         self._mean = vectors["exp_avg"]
-        self._second = vectors["exp_avg_sq"]
+        if not self.compressed:
+            self._second = vectors["exp_avg_sq"]
+        else:
+            found = vectors.get("denominator")
+            self._second = divisor(self.flat, vectors["exp_avg_sq"], self._factors()) if found is None else found
         self._go_on(was, extra["averaged"])
 
     def absorb(self, residual: Tensor) -> None:

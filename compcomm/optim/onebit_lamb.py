@@ -55,7 +55,7 @@ class OneBitLamb(CompressedOptimizer):
 
     Args:
         model_or_params: a DDP model (its one hook is taken), a model, parameters, or groups. A group with
-            ``adapt=False``, as for biases and norms, has c = 1: it is under Adam.
+            ``adapt=False``, as for biases and norms, has c = 1: it is under Adam. So is what DDP ignores.
         lr, betas, eps, weight_decay: as in ``torch.optim.AdamW``, per group if wanted; decay is part of r.
         freeze: as in ``OneBitAdam``; at least 1/(1 - coeff_beta) steps, or C is the mean of fewer ratios.
         max_coeff, min_coeff: the limits of c in the warm-up, per group if wanted. (BERT: 0.3 and 0.01.)
@@ -137,7 +137,7 @@ class OneBitLamb(CompressedOptimizer):
         )  # fmt: skip
         self._freeze = Freeze(freeze, max(float(g["betas"][1]) for g in self.param_groups))
         self._bounds, self._coeff_beta = Bounds(*map(float, (factor_min, factor_max, factor_threshold))), coeff_beta
-        self._mean, self._second, self._fresh = self.flat.zeros(), self.flat.zeros(), torch.empty(0)
+        self._mean, self._second, self._fresh = self.flat.zeros(), self.flat.zeros(), self.flat.nothing
         self._floor: list[float] = []
         self._scaling: list[float] = []
         self._fit()
@@ -155,7 +155,6 @@ class OneBitLamb(CompressedOptimizer):
         """Makes what depends on the plan of the flat vectors."""
         self._sheets = {sheet.numbers[0]: sheet for sheet in sheets(self.flat)}
         self._trust = Trust(len(self.flat.params), self._coeff_beta, self._bounds)
-        self._group_of = [g for g, group in enumerate(self.param_groups) for _ in group["params"]]
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
@@ -175,17 +174,22 @@ class OneBitLamb(CompressedOptimizer):
     def _decay(self, group: Mapping[str, Any]) -> tuple[float, float]:
         return 0.0, 0.0  # decay is part of r
 
-    def _advance(self, scale: float, bad: bool) -> None:
+    def _rates(self, group: Mapping[str, Any], step: int) -> tuple[float, float, float, float]:
+        rate = float(group["lr"])
+        return rate, 1.0, rate * float(group["weight_decay"]), 0.0
+
+    def _advance(self, scale: float, bad: bool) -> bool:
         if self.compressed:
-            self._travel(scale, bad)
-            return
-        if self._warm(scale, bad):
-            self.steps += 1
-            if self._ends(self._second):
-                self._cool()
+            return self._travel(scale, bad)
+        if not self._warm(scale, bad):
+            return False
+        self.steps += 1
+        if self._ends(self._second):
+            self._cool()
+        return True
 
     def _options(self, name: str, numbers: Sequence[int]) -> list[Any]:
-        return [self.param_groups[self._group_of[n]][name] for n in numbers]
+        return [self.param_groups[self.flat.owners[n]][name] for n in numbers]
 
     def _descend(self, sheet: Sheet, numbers: Sequence[int], updates: Sequence[Tensor], c: Sequence[float]) -> None:
         """x <- x - lr c r. Of a product and a sum each is rounded by itself, so that nothing depends on threads."""
@@ -209,8 +213,8 @@ class OneBitLamb(CompressedOptimizer):
             awake = None if bad else [p.grad is not None for p in self.flat.params]
         else:
             mean = self._room()
-            finite = self._gather(self._mean, mean, scale)
-            awake = self._awake(bad or not finite)
+            self._gather(self._mean, mean, scale, self._begin_flags(bad))
+            awake = self._awake()
         if awake is None:
             return False
         self._average(self.dense, self._mean if mean is None else mean, lambda b: self._lamb(b, awake, mean, scale))
@@ -228,18 +232,18 @@ class OneBitLamb(CompressedOptimizer):
             part = part.pick(awake)
             if part.params:
                 group = self.param_groups[part.group]
-                grads = self._grads(part) if mean is None else [self.flat.view(mean, n) for n in part.numbers]
+                grads = self._grads(part) if mean is None else self._found(part, mean)
                 sign = 1.0 if mean is not None else -scale if group["maximize"] else scale
                 b1, b2 = map(float, group["betas"])
                 # Adam with r in the place of the parameters, and a rate of -1: decay x becomes r
                 ops.adam(
-                    [updates[n - first] for n in part.numbers], grads, part.starts, self._mean, self._second,
-                    b1, b2, sign, -1.0, 1.0, float(group["eps"]), 0.0, 0.0,
+                    part.lying([updates[n - first] for n in part.numbers]), grads, part.starts,
+                    self._mean, self._second, b1, b2, sign, -1.0, 1.0, float(group["eps"]), 0.0, 0.0,
                 )  # fmt: skip
         moving = [n for n in numbers if awake[n]]
         norms, c = sheet.norms(sheet.two), list[float]()
         for n in moving:
-            group = self.param_groups[self._group_of[n]]
+            group = self.param_groups[self.flat.owners[n]]
             limits = float(group["min_coeff"]), float(group["max_coeff"])
             i = n - first
             c.append(self._trust.measure(n, weights[i], norms[i], limits) if group["adapt"] else 1.0)
@@ -268,12 +272,13 @@ class OneBitLamb(CompressedOptimizer):
 
     # After it: momentum that travels.
 
-    def _travel(self, scale: float, bad: bool) -> None:
+    def _travel(self, scale: float, bad: bool) -> bool:
+        """A step; False: it was skipped."""
         new = self._room()
-        finite = self._momentum(self._mean, new, scale)
-        awake = self._awake(bad or not finite)
+        self._momentum(self._mean, new, scale, self._begin_flags(bad))
+        awake = self._awake()
         if awake is None:
-            return
+            return False
         asleep = [n for n, a in enumerate(awake) if not a]
         for n in asleep:
             self.flat.view(new, n).zero_()  # sent as nothing, so that their residual stays
@@ -284,6 +289,7 @@ class OneBitLamb(CompressedOptimizer):
             self.flat.view(new, n).copy_(self.flat.view(self._mean, n))
         self._mean, self._spare = new, self._mean
         self.steps += 1
+        return True
 
     def _arrived(self, batch: Batch, awake: list[bool], new: Tensor) -> None:
         sheet = self._sheets[batch.parts[0].numbers[0]]
@@ -310,7 +316,7 @@ class OneBitLamb(CompressedOptimizer):
     def _factors(self, sheet: Sheet, moving: Sequence[int], new: Tensor) -> list[float]:
         """Brings w up to date, and returns max(d/(sqrt w + eps)) over each of these parameters."""
         fresh, second = self._fresh[sheet.span], self._second[sheet.span]
-        status = torch.zeros(1, dtype=torch.uint8, device=new.device)
+        unread = self._flags.unread
         momenta, variances = sheet.cut(new), sheet.cut(self._fresh)
         gradients, ratios = sheet.one.split(sheet.sizes), sheet.two.split(sheet.sizes)
         first, chosen = sheet.numbers[0], set(moving)
@@ -324,7 +330,7 @@ class OneBitLamb(CompressedOptimizer):
             starts = [self.flat.starts[first + i] - sheet.batch.start for i in rows]
             given, found = [momenta[i] for i in rows], [gradients[i] for i in rows]
             # h = (m' - b1 m)/(1 - b1) is a momentum whose beta is -b1/(1 - b1)
-            ops.momentum(given, given, starts, self._mean[sheet.span], sheet.one, -b1 / (1.0 - b1), 1.0, 0.0, status)
+            ops.momentum(given, given, starts, self._mean[sheet.span], sheet.one, -b1 / (1.0 - b1), 1.0, 0.0, unread)
             if self.v_floor:
                 least = [self._floor[first + i] ** 2 / b2 for i in rows]
                 foreach.raise_to([variances[i] for i in rows], least)
@@ -340,7 +346,7 @@ class OneBitLamb(CompressedOptimizer):
     def vectors(self) -> dict[str, Tensor]:
         if not self.compressed:
             return {"exp_avg": self._mean, "exp_avg_sq": self._second}
-        return {"exp_avg": self._mean, "exp_avg_sq": self._second, "exp_avg_sq_fresh": self._fresh}
+        return {"exp_avg": self._mean, "exp_avg_sq": self._fresh, "denominator": self._second}
 
     def extra(self) -> dict[str, Any]:
         return {
@@ -348,7 +354,9 @@ class OneBitLamb(CompressedOptimizer):
             "trust": self._trust.state_dict(), "floor": list(self._floor), "scaling": list(self._scaling),
         }  # fmt: skip
 
-    def check_extra(self, extra: Mapping[str, Any], vectors: Mapping[str, Tensor]) -> None:
+    def check_extra(
+        self, extra: Mapping[str, Any], vectors: Mapping[str, Tensor], own: Mapping[str, Sequence[Any]]
+    ) -> None:
         steps, frozen, warmup, trust = (extra.get(name) for name in ("steps", "frozen_at", "warmup", "trust"))
         if (
             not isinstance(steps, int)
@@ -357,7 +365,7 @@ class OneBitLamb(CompressedOptimizer):
             or not isinstance(trust, Mapping)
         ):
             raise StateError(f"load_state_dict: steps={steps!r}, frozen_at={frozen!r}: the checkpoint is damaged.")
-        due = ["exp_avg", "exp_avg_sq", *(["exp_avg_sq_fresh"] if frozen is not None else [])]
+        due = [*(["denominator"] if frozen is not None else []), "exp_avg", "exp_avg_sq"]
         if sorted(vectors) != due:
             raise StateError(f"load_state_dict: moments {sorted(vectors)} where {due} are due.")
         Freeze("auto", 0.9).load_state_dict(warmup)
@@ -367,7 +375,7 @@ class OneBitLamb(CompressedOptimizer):
         for name in ("floor", "scaling"):
             check_numbers(name, extra.get(name), 0 if frozen is None else count)
 
-    def load(self, vectors: dict[str, Tensor], extra: Mapping[str, Any]) -> None:
+    def load(self, vectors: dict[str, Tensor], own: Mapping[str, list[Tensor]], extra: Mapping[str, Any]) -> None:
         was = self.compressed
         self._fit()
         self.steps, self.frozen_at = extra["steps"], extra["frozen_at"]
@@ -375,12 +383,13 @@ class OneBitLamb(CompressedOptimizer):
         self._trust.load_state_dict(extra["trust"])
         self._floor, self._scaling = list(extra["floor"]), list(extra["scaling"])
         self._mean = vectors["exp_avg"]
-        self._second = vectors["exp_avg_sq"]
-        self._fresh = vectors.get("exp_avg_sq_fresh", torch.empty(0))
+        self._second, self._fresh = vectors["exp_avg_sq"], self.flat.nothing
+        if self.compressed:
+            self._second, self._fresh = vectors["denominator"], vectors["exp_avg_sq"]
         self._go_on(was, extra["averaged"])
 
     def absorb(self, residual: Tensor) -> None:
-        for n, (group, scale) in enumerate(zip(self._group_of, self._scaling, strict=True)):
+        for n, (group, scale) in enumerate(zip(self.flat.owners, self._scaling, strict=True)):
             beta = float(self.param_groups[group]["betas"][0])  # the next m is b1 m + ...: there it arrives whole
             self.flat.view(self._mean, n).add_(self.flat.view(residual, n), alpha=1.0 / (beta * scale))
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..compressor import ops
+from ..strides import shaped
 from .flat import Batch, Flat
 
 
@@ -47,9 +48,8 @@ def sheets(flat: Flat) -> list[Sheet]:
         one, two = room[0, : batch.stop - batch.start], room[1, : batch.stop - batch.start]
         starts = [flat.starts[n] - batch.start for n in numbers]
         table = [(s, s, size, i) for i, (s, size) in enumerate(zip(starts, sizes, strict=True))]
-        views = [
-            [t.view(flat.params[n].shape) for n, t in zip(numbers, v.split(sizes), strict=True)] for v in (one, two)
-        ]
+        lies = [flat.layout.segments[n] for n in numbers]
+        views = [[shaped(t, s.shape, s.order) for s, t in zip(lies, v.split(sizes), strict=True)] for v in (one, two)]
         rows = torch.tensor(table, dtype=torch.int64).to(flat.device)
         span = slice(batch.start, batch.stop)
         found.append(Sheet(batch, span, numbers, sizes, one, two, views[0], views[1], rows))

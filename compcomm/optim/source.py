@@ -9,16 +9,18 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ..hooks.attach import check_free
-from ..hooks.names import check_dtype, inner, named
+from ..hooks.divergence import unaveraged
+from ..hooks.names import averaged, check_dtype, inner, named, unfrozen
 
 
 class Source(NamedTuple):
-    """Parameter groups with names, the DDP model whose hook is to be taken, or None, and the parameters that were left
-    out as they want no gradient."""
+    """Parameter groups with names, the DDP model whose hook is to be taken, or None, the parameters that were left
+    out as they want no gradient, and the ids of those in the groups that DDP was told to ignore."""
 
     groups: list[dict[str, Any]]
     ddp: nn.parallel.DistributedDataParallel | None
     left: list[tuple[str, Tensor]]
+    alone: set[int]
 
 
 def find(call: str, given: Any, params: Any) -> Source:
@@ -26,7 +28,7 @@ def find(call: str, given: Any, params: Any) -> Source:
 
     Raises:
         TypeError: it is none of these, or has parameters that no replicated optimizer can take (FSDP's, sparse ones).
-        ValueError: the DDP model has a hook already, or parameters that no group has.
+        ValueError: the DDP model has a hook already, parameters that no group has, or such as were unfrozen since.
     """
     model = getattr(given, "_orig_mod", given)
     if not isinstance(model, nn.Module):
@@ -35,20 +37,25 @@ def find(call: str, given: Any, params: Any) -> Source:
                 f"{call}(params=...): this is for the groups of a model; the first argument is no model but a "
                 f"{type(given).__name__}. Give the groups as the first argument."
             )
-        return Source(*_groups(call, given, {}, None))
+        return Source(*_groups(call, given, {}, None), set())
     _check_sharded(call, model)
     ddp = model if isinstance(model, nn.parallel.DistributedDataParallel) else None
     if ddp is not None:
         check_free(call, ddp)
     of_model = named(inner(model))
     names = {id(p): n for n, p in of_model}
-    found = Source(*_groups(call, of_model if params is None else params, names, ddp))
+    buckets = set(names) if ddp is None else {id(p) for _, p in averaged(ddp)}
+    late = [] if ddp is None else unfrozen(ddp, buckets)
+    if late:
+        raise ValueError(f"{call}: {unaveraged(late)}")
+    groups = _groups(call, of_model if params is None else params, names, ddp)
+    found = Source(*groups, set(names) - buckets)
     if params is None:
         found.left.extend((n, p) for n, p in inner(model).named_parameters() if not p.requires_grad)
     groups = found.groups
     if ddp is not None:
         held = {id(p) for group in groups for _, p in group["params"]}
-        left = [n for n, p in of_model if id(p) not in held]
+        left = [n for n, p in of_model if id(p) in buckets and id(p) not in held]
         strange = [n for group in groups for n, p in group["params"] if id(p) not in names]
         if left or strange:
             which, what = (left, "in no group") if left else (strange, "not of the model")

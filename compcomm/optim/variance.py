@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import fsum, sqrt
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..compressor import ops
 from ..ops.reference.rows import root
+from ..store import StateError
 from .flat import Flat
 
 
@@ -39,6 +40,45 @@ def freeze(flat: Flat, v: Tensor, floor: float, options: Sequence[tuple[float, f
         for n in part.numbers:
             flat.view(v, n).mul_(correction).add_(eps)
     return least
+
+
+def thaw(flat: Flat, d: Tensor, options: Sequence[tuple[float, float]]) -> Tensor:
+    """A variance as Adam has it, from what a step divides by: v = ((d - eps) factor)^2. ``options``: (factor, eps) of
+    each group (see ``factor``)."""
+    v = d.clone()
+    for part in flat.parts:
+        factor, eps = options[part.group]
+        for n in part.numbers:
+            flat.view(v, n).sub_(eps).mul_(factor)
+    return v.mul_(v)
+
+
+def divisor(flat: Flat, v: Tensor, options: Sequence[tuple[float, float]]) -> Tensor:
+    """The way back, up to rounding: d = sqrt(v)/factor + eps."""
+    d = root(v)
+    for part in flat.parts:
+        factor, eps = options[part.group]
+        for n in part.numbers:
+            flat.view(d, n).div_(factor).add_(eps)
+    return d
+
+
+def factor(beta2: float, measured: int, steps: int, correction: float) -> float:
+    """What brings sqrt(v) * ``correction``, v the mean of ``measured`` squares, to what Adam's would be after ``steps``
+    of them: its own correction by 1 - b2^steps then gives the same size."""
+    if not measured:
+        return 1.0
+    return sqrt((1.0 - beta2**steps) / (1.0 - beta2**measured)) / correction
+
+
+def check_moments(vectors: Mapping[str, Tensor], frozen: int | None, others: Sequence[str]) -> None:
+    """Raises StateError where a checkpoint lacks vectors or has too many. Due are ``others`` and the variance; once
+    that is ``frozen``, it or what a step divides by, or both."""
+    found, second = set(vectors) - {"exp_avg_sq", "denominator"}, set(vectors) & {"exp_avg_sq", "denominator"}
+    due = second == {"exp_avg_sq"} if frozen is None else bool(second)
+    if not due or found != set(others):
+        what = "exp_avg_sq" if frozen is None else "exp_avg_sq or denominator"
+        raise StateError(f"load_state_dict: moments {sorted(vectors)} where {', '.join([*others, what])} are due.")
 
 
 def check_floor(call: str, value: object) -> None:

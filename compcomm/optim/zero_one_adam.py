@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -22,7 +22,7 @@ from . import foreach as each
 from .base import CompressedOptimizer
 from .flat import Batch, Part
 from .freeze import Freeze
-from .variance import check_floor
+from .variance import check_floor, check_moments, divisor, factor, thaw
 from .variance import freeze as freeze_variance
 
 
@@ -37,7 +37,7 @@ class ZeroOneAdam(CompressedOptimizer):
     Step t is a refresh where the interval divides t. The interval is 1, and doubles after every k =
     ``var_update_scaler`` refreshes: about k log2(1 + T/k) of them in T steps. After ``freeze`` steps d stays as it is,
     what was not sent is forgotten (it was gradient, and will be momentum), and rank i goes on alone, without any
-    message, not even of flags:
+    message, not even of flags (under a ``GradScaler`` and DDP of one byte: see "Bad gradients"):
 
         m_i <- b1 m_i + (1 - b1) g_i;  x_i <- x_i - lr (m_i/d + decay x_i)
         P <- P (1 - lr decay);  u_i <- u_i + (lr/P) m_i;  s <- s + lr/P          (P = 1, u = s = 0 at first)
@@ -82,8 +82,9 @@ class ZeroOneAdam(CompressedOptimizer):
     ``DDP(...)``, which hands out rank 0's. What else changes parameters in between is lost with the synchronisation.
 
     Bad gradients: before the freeze all ranks skip the step. After it a rank leaves out its own step, nothing of it
-    changes, and it synchronises with the others. Missing ones: before the freeze parameters without a gradient on any
-    rank are passed over; after it a missing gradient is zero.
+    changes, and it synchronises with the others; under DDP and a ``GradScaler`` that drove the last step before the
+    freeze, all ranks leave it out, since all scalers must hear of it: they keep one scale. Missing ones: before the
+    freeze parameters without a gradient on any rank are passed over; after it a missing gradient is zero.
 
     Clipping: ``clip_grad_norm_`` sees each rank's own gradient at all times, and each rank clips by its own norm.
     Learning rates may change at any time: what is kept is momentum, not steps. ``add_param_group`` before the freeze:
@@ -104,6 +105,8 @@ class ZeroOneAdam(CompressedOptimizer):
     are subtracted, so that replicas part by rounding: here it is kept. There, the interval divides the number of all
     steps, not of those since the freeze, and ``local_step_scaler`` is 32678 (1000 in its example).
     """
+
+    OWN = ("local exp_avg", "local update", "anchor")
 
     def __init__(
         self,
@@ -163,7 +166,7 @@ class ZeroOneAdam(CompressedOptimizer):
         )  # fmt: skip
         self._freeze = Freeze(freeze, 0.0)
         self._mean, self._square, self._denominator = (self.flat.zeros() for _ in range(3))
-        self._update = torch.empty(0)  # after the freeze, where the variance was
+        self._update = self.flat.nothing  # after the freeze, where the variance was
         self._anchor: list[Tensor] = []
         self._begin()
         self._counted_from = 0
@@ -219,19 +222,22 @@ class ZeroOneAdam(CompressedOptimizer):
                 f"parameter away. Give a decay below 1/lr."
             )
 
-    def _advance(self, scale: float, bad: bool) -> None:
+    def _advance(self, scale: float, bad: bool) -> bool:
         if self.compressed:
-            self._walk(scale, bad)
-        elif self._warm(scale, bad) and self._ends(self._square):
+            return self._walk(scale, bad)
+        if not self._warm(scale, bad):
+            return False
+        if self._ends(self._square):
             self._cool()
+        return True
 
     # Until the freeze: gradients that travel.
 
     def _warm(self, scale: float, bad: bool) -> bool:
         """A step of Adam; False: it was skipped."""
         g = self._room()
-        finite = self._gather(self._mean, g, scale)
-        awake = self._awake(bad or not finite)
+        self._gather(self._mean, g, scale, self._begin_flags(bad))
+        awake = self._awake()
         if awake is None:
             return False
         self.steps += 1
@@ -266,24 +272,24 @@ class ZeroOneAdam(CompressedOptimizer):
         rate, eps, decay = (self._rate(group), float(group["eps"]), decay) if moves else (0.0, 1.0, 0.0)
         b1, b2 = map(float, group["betas"])
         ops.adam(
-            part.params, [self.flat.view(g, n) for n in part.numbers], part.starts, self._mean, self._square,
+            part.lying(part.params), self._found(part, g), part.starts, self._mean, self._square,
             b1, b2, 1.0, rate, self._correction(group), eps, decay, l2,
         )  # fmt: skip
 
     def _follow(self, part: Part, g: Tensor) -> None:
         """m <- b1 m + (1 - b1) g."""
         group = self.param_groups[part.group]
-        status = torch.zeros(1, dtype=torch.uint8, device=g.device)
         ops.momentum(
-            [self.flat.view(g, n) for n in part.numbers], part.params, part.starts, self._mean, self._mean,
-            float(group["betas"][0]), 1.0, self._decay(group)[1], status,
+            self._found(part, g), part.lying(part.params), part.starts, self._mean, self._mean,
+            float(group["betas"][0]), 1.0, self._decay(group)[1], self._flags.unread,
         )  # fmt: skip
 
     def _descend(self, part: Part, mean: Tensor) -> None:
         """x <- x - lr (m/d + decay x)."""
         if part.params:
             group = self.param_groups[part.group]
-            ops.descend(part.params, part.starts, mean, self._denominator, self._rate(group), self._decay(group)[0])
+            rate, decay = self._rate(group), self._decay(group)[0]
+            ops.descend(part.lying(part.params), part.starts, mean, self._denominator, rate, decay)
 
     def _measure(self) -> None:
         """d of the present variance."""
@@ -291,16 +297,16 @@ class ZeroOneAdam(CompressedOptimizer):
         freeze_variance(self.flat, self._denominator.copy_(self._square), self.v_floor, options)
 
     def _rate(self, group: Mapping[str, Any]) -> float:
-        return float(group["lr"]) / (1.0 - float(group["betas"][0]) ** self.steps if self.bias_correction else 1.0)
+        return self._corrected(group, self.steps)[0]
 
     def _correction(self, group: Mapping[str, Any]) -> float:
-        return (1.0 - float(group["betas"][1]) ** self.refreshes) ** -0.5 if self.bias_correction else 1.0
+        return self._corrected(group, self.refreshes)[1]
 
     def _cool(self) -> None:
         """The freeze."""
         self._measure()
         self.frozen_at = self.steps
-        self._update, self._square = self._square.zero_(), torch.empty(0)
+        self._update, self._square = self._square.zero_(), self.flat.nothing
         if self.exchange is not None:
             self.exchange.attachment.forget()
             self._say(
@@ -312,9 +318,12 @@ class ZeroOneAdam(CompressedOptimizer):
 
     # After it: steps that are gathered, and travel together.
 
-    def _walk(self, scale: float, bad: bool) -> None:
+    def _walk(self, scale: float, bad: bool) -> bool:
+        """A step; False: nothing of this rank is in it."""
         new = self._room()
-        good = self._momentum(self._mean, new, scale) and not bad
+        status = self._begin_flags(bad)
+        self._momentum(self._mean, new, scale, status)
+        good = not bool(status)
         self.steps += 1
         due = self._due()
         if not due:
@@ -336,6 +345,7 @@ class ZeroOneAdam(CompressedOptimizer):
             self._mean, self._spare = new, self._mean
         if due:
             self._synchronise()
+        return good
 
     def _due(self) -> bool:
         """Whether the ranks synchronise in this step."""
@@ -364,7 +374,8 @@ class ZeroOneAdam(CompressedOptimizer):
                 s, shrunk = self._travelled[part.group], self._shrunk[part.group]
                 if self.local_steps:
                     each.copy(part.params, [self._anchor[n] for n in part.numbers])
-                ops.descend(part.params, part.starts, mean, self._denominator, shrunk * s, 1.0 - shrunk)
+                params = part.lying(part.params)
+                ops.descend(params, part.starts, mean, self._denominator, shrunk * s, 1.0 - shrunk)
 
         self._average(self.exchange, mean, arrived)
         self._mean, self._update = mean, self._mean.zero_()
@@ -386,69 +397,91 @@ class ZeroOneAdam(CompressedOptimizer):
     def vectors(self) -> dict[str, Tensor]:
         if not self.compressed:
             return {"exp_avg": self._mean, "exp_avg_sq": self._square}
-        return {"exp_avg_sq": self._denominator} | ({} if self.local_steps else {"exp_avg": self._mean})
+        variance = thaw(self.flat, self._denominator, self._factors())
+        mean = {} if self.local_steps else {"exp_avg": self._mean}
+        return {"exp_avg_sq": variance, "denominator": self._denominator, **mean}
+
+    def _factors(self) -> list[tuple[float, float]]:
+        """(factor, eps) of each group, for ``thaw``."""
+        return [
+            (factor(float(g["betas"][1]), self.refreshes, self.steps, self._correction(g)), float(g["eps"]))
+            for g in self.param_groups
+        ]
+
+    def own(self) -> dict[str, list[Tensor]]:
+        if not self.local_steps:
+            return {}
+        mean, update = self.flat.views(self._mean), self.flat.views(self._update)
+        return dict(zip(self.OWN, (mean, update, self._anchor), strict=True))
 
     def extra(self) -> dict[str, Any]:
-        own = {
+        local = {
             "steps": self.local_steps, "travelled": list(self._travelled), "shrunk": list(self._shrunk),
-            "exp_avg": self._mean.clone(), "update": self._update.clone(),
-            "anchor": [t.clone() for t in self._anchor],
         } if self.local_steps else None  # fmt: skip
         return {
             "steps": self.steps, "refreshes": self.refreshes, "frozen_at": self.frozen_at,
-            "warmup": self._freeze.state_dict(), "local": own,
+            "warmup": self._freeze.state_dict(), "scaled": self.compressed and self._scaled, "local": local,
         }  # fmt: skip
 
-    def check_extra(self, extra: Mapping[str, Any], vectors: Mapping[str, Tensor]) -> None:
-        steps, refreshes, frozen, warmup, own = (
+    def check_extra(
+        self, extra: Mapping[str, Any], vectors: Mapping[str, Tensor], own: Mapping[str, Sequence[Any]]
+    ) -> None:
+        steps, refreshes, frozen, warmup, local = (
             extra.get(name) for name in ("steps", "refreshes", "frozen_at", "warmup", "local")
         )
         numbers = isinstance(steps, int) and isinstance(refreshes, int) and isinstance(frozen, int | None)
-        if not numbers or not isinstance(warmup, Mapping) or not isinstance(own, Mapping | None):
+        if not numbers or not isinstance(warmup, Mapping) or not isinstance(local, Mapping | None):
             raise StateError(
                 f"load_state_dict: steps={steps!r}, refreshes={refreshes!r}, frozen_at={frozen!r}: the checkpoint is "
                 f"damaged."
             )
-        due = {"exp_avg", "exp_avg_sq"} - ({"exp_avg"} if own else set())
-        if set(vectors) != due:
-            raise StateError(f"load_state_dict: moments {sorted(vectors)} where {' and '.join(sorted(due))} are due.")
+        check_moments(vectors, frozen, [] if local else ["exp_avg"])
         Freeze(1, 0.0).load_state_dict(warmup)
-        if own is not None:
-            self._check_own(own)
+        if local is not None:
+            self._check_local(local, own)
 
-    def _check_own(self, own: Mapping[str, Any]) -> None:
-        flat, groups = torch.Size([self.flat.numel]), len(self.param_groups)
-        for name in ("exp_avg", "update"):
-            t = own.get(name)
-            if not isinstance(t, Tensor) or t.shape != flat or t.dtype != torch.float32:
-                raise StateError(f"load_state_dict: this rank's {name!r} is not {flat.numel()} numbers of float32.")
-        anchor, steps = own.get("anchor"), own.get("steps")
-        shapes = [t.shape for t in anchor] if isinstance(anchor, list) else None
-        if not isinstance(steps, int) or steps < 1 or shapes != [p.shape for p in self.flat.params]:
-            raise StateError("load_state_dict: the parameters of the last synchronisation are missing or of others.")
+    def _check_local(self, local: Mapping[str, Any], own: Mapping[str, Sequence[Any]]) -> None:
+        shapes, groups = [p.shape for p in self.flat.params], len(self.param_groups)
+        for name in self.OWN:
+            found = [
+                t.shape if isinstance(t, Tensor) and t.dtype.is_floating_point else None for t in own.get(name, ())
+            ]
+            if found != shapes:
+                raise StateError(
+                    f"load_state_dict: this rank's {name!r}, of its steps since the last synchronisation, is missing "
+                    f"or of others."
+                )
+        if not isinstance(local.get("steps"), int) or local["steps"] < 1:
+            raise StateError(f"load_state_dict: {local.get('steps')!r} local steps. Use an older checkpoint.")
         for name in ("travelled", "shrunk"):
-            if not isinstance(own.get(name), list) or len(own[name]) != groups:
-                raise StateError(f"load_state_dict: {name}={own.get(name)!r} where {groups} numbers are due.")
+            if not isinstance(local.get(name), list) or len(local[name]) != groups:
+                raise StateError(f"load_state_dict: {name}={local.get(name)!r} where {groups} numbers are due.")
 
-    def load(self, vectors: dict[str, Tensor], extra: Mapping[str, Any]) -> None:
-        was, own = self.compressed, extra["local"]
+    def load(self, vectors: dict[str, Tensor], own: Mapping[str, list[Tensor]], extra: Mapping[str, Any]) -> None:
+        was, local = self.compressed, extra["local"]
         self.steps, self.refreshes, self.frozen_at = extra["steps"], extra["refreshes"], extra["frozen_at"]
         self._freeze.load_state_dict(extra["warmup"])
-        self._mean = vectors["exp_avg"] if own is None else self.flat.zeros().copy_(own["exp_avg"])
-        self._update = self.flat.zeros() if self.compressed else torch.empty(0)
+        self._mean = vectors["exp_avg"] if local is None else self.flat.zeros()
+        self._update = self.flat.zeros() if self.compressed else self.flat.nothing
         if self.compressed:
-            self._square, self._denominator = torch.empty(0), vectors["exp_avg_sq"]
+            found = vectors.get("denominator")
+            self._square = self.flat.nothing
+            self._denominator = divisor(self.flat, vectors["exp_avg_sq"], self._factors()) if found is None else found
         else:
             self._square, self._denominator = vectors["exp_avg_sq"], self.flat.zeros()
             self._measure()
         self._anchor = []
         self._begin()
-        if own is not None:
-            self._update.copy_(own["update"])
-            self._travelled, self._shrunk = list(own["travelled"]), list(own["shrunk"])
-            self.local_steps = own["steps"]
-            self._anchor = [torch.empty_like(p).copy_(t) for p, t in zip(self.flat.params, own["anchor"], strict=True)]
+        if local is not None:
+            mean, update, anchor = (own[name] for name in self.OWN)
+            each.copy(self.flat.views(self._mean), mean)
+            each.copy(self.flat.views(self._update), update)
+            self._anchor = [torch.empty_like(p).copy_(t) for p, t in zip(self.flat.params, anchor, strict=True)]
+            self._travelled, self._shrunk = list(local["travelled"]), list(local["shrunk"])
+            self.local_steps = local["steps"]
         self._go_on(was, extra["averaged"])
+        if self.compressed:
+            self._watch(bool(extra.get("scaled")))
         self._count()
 
     def absorb(self, residual: Tensor) -> None:

@@ -94,7 +94,7 @@ def _writes_a_header(self: cc.Compressor, i: Inputs, *rest: object) -> None:
 
 
 def _shifts(self: cc.Compressor, y: Tensor, *rest: object) -> Tensor:
-    return Thirds.encode_segment(self, y + 0.01 * y.abs().max(), *rest)  # type: ignore[arg-type]
+    return Thirds.encode_segment(self, torch.where(y == 0, 0.01 * y.abs().max(), y), *rest)  # type: ignore[arg-type]
 
 
 def _root(self: cc.Compressor, y: Tensor, *rest: object) -> Tensor:
@@ -227,7 +227,7 @@ def _hides_overflow(self: Wrapped, x: cc.Bucket, out: cc.Bucket, state: State, c
 
 def _moves_everything(self: Wrapped, x: cc.Bucket, out: cc.Bucket, state: State, ctx: cc.Context, **o: object) -> Flow:
     result = yield from Wrapped.reduce(self, x, out, state, ctx, **o)
-    out.flat += 1e-12
+    out.flat.add_(1e-12)
     return result
 
 

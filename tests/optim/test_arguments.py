@@ -155,10 +155,10 @@ def test_a_partition_of_compressors() -> None:
     ("change", "says"),
     [
         (lambda s: {"model": 1}, "dict is no optimizer's state"),
-        (lambda s: {k: v for k, v in s.items() if k != "compcomm"}, "of another optimizer, such as torch.optim.Adam"),
+        (lambda s: {**torch.optim.SGD(params()).state_dict()}, "this is the state of another optimizer"),
         (lambda s: {**s, "compcomm": {"rank 1 of 4": {}}}, r"has rank 1 of 4, and this is rank 0 of 1"),
         (lambda s: {**s, "state": {0: s["state"][0]}}, "moments of 1 parameters, and there are 2 here"),
-        (lambda s: {**s, "state": {**s["state"], 1: {}}}, "'exp_avg' of parameter 1 has None"),
+        (lambda s: {**s, "state": {**s["state"], 1: {"step": 0}}}, "'exp_avg' of parameter 1 has None"),
         (lambda s: {**s, "param_groups": s["param_groups"] * 2}, r"groups of \[2, 2\] parameters"),
     ],
 )

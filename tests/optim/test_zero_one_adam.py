@@ -14,6 +14,7 @@ import compcomm as cc
 from compcomm.optim import ZeroOneAdam
 from tests.reference import zero_one_adam as page
 
+from .saved import ours, same, tensors
 from .test_alone import drive, flat, gradients, module
 
 FREEZE, STEPS = 12, 40
@@ -96,7 +97,7 @@ def test_local_steps_in_double_precision(clipper: int, decoupled: bool) -> None:
     )
     drive(own, params, range(FREEZE))
     x, state = flat(params).double(), own.state_dict()["state"]
-    m, d = (torch.cat([state[i][k].view(-1) for i in state]).double() for k in ("exp_avg", "exp_avg_sq"))
+    m, d = (torch.cat([state[i][k].view(-1) for i in state]).double() for k in ("exp_avg", "denominator"))
     weighed, s = torch.zeros_like(m), 0.0
     for step in range(FREEZE, STEPS):
         g = flat(gradients(step)).double()
@@ -176,8 +177,9 @@ def test_other_precisions_with_fp32_state(dtype: torch.dtype) -> None:
         for p, g in zip(wide, gradients(step), strict=True):
             p.grad = g.to(dtype).float()
         other.step()
-    (local,) = (content["local"] for content in own.state_dict()["compcomm"].values())
-    assert local["update"].dtype == torch.float32 and all(t.dtype == dtype for t in local["anchor"])
+    local = tensors(own.state_dict(), "abc")
+    assert local["local update"]["a"].dtype == torch.float32
+    assert all(t.dtype == dtype for t in local["anchor"].values())
     assert all(p.dtype == dtype for p in params)
     close = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float64 else {"rtol": 0.02, "atol": 0.02}
     torch.testing.assert_close(flat(params).float(), flat(wide), **close)
@@ -218,13 +220,9 @@ def test_parameters_without_a_gradient() -> None:
     assert torch.equal(flat(list(one.parameters())), flat(list(two.parameters())))
 
 
-def same(before: Any, after: Any) -> bool:
-    """Two states, but for the number of steps."""
-    (one,), (two,) = before["compcomm"].values(), after["compcomm"].values()
-    differs = {n for n in one if str(one[n]) != str(two[n])} - {"steps", "local"}
-    moments = all(torch.equal(t, after["state"][i][k]) for i, e in before["state"].items() for k, t in e.items())
-    old, new = one["local"] or {}, two["local"] or {}
-    return moments and not differs and all(torch.equal(old[n], new[n]) for n in ("exp_avg", "update") if n in old)
+def alike(before: Any, after: Any) -> bool:
+    """Two states, but for the number of steps, and what follows from that."""
+    return same(before, after, "steps", "step", "travelled", "shrunk", "exp_avg_sq")
 
 
 @pytest.mark.parametrize("when", [1, 4, 30])
@@ -242,11 +240,11 @@ def test_a_bad_step_changes_nothing(when: int) -> None:
     scaler.step(own)
     scaler.update()
     assert torch.equal(flat(params), before) and scaler.get_scale() == 4.0
-    assert same(state, own.state_dict()) and own.steps == (when if when < FREEZE else when + 1)
+    assert alike(state, own.state_dict()) and own.steps == (when if when < FREEZE else when + 1)
     params[1].grad[0] = float("nan")
     if own.steps != 31:  # the next one synchronises
         own.step()
-        assert torch.equal(flat(params), before) and same(state, own.state_dict())
+        assert torch.equal(flat(params), before) and alike(state, own.state_dict())
 
 
 def test_a_synchronisation_does_not_wait_for_a_good_step() -> None:
@@ -362,7 +360,7 @@ def test_what_others_still_owe() -> None:
             own.absorb(torch.full_like(flat(params), owed))
             saved = own.state_dict()
             own.load_state_dict(saved)  # it survives
-            d = torch.cat([e["exp_avg_sq"].view(-1) for e in saved["state"].values()])
+            d = torch.cat([e["denominator" if at > FREEZE else "exp_avg_sq"].view(-1) for e in saved["state"].values()])
             drive(own, params, range(at, at + (4 if at > FREEZE else 1)))
             ends.append(flat(params))
         step = 0.01 * (1 + 0.9 + 0.81 + 0.729) / d if at > FREEZE else 0.01 * 0.1 / (d.sqrt() + 1e-8)
@@ -408,24 +406,25 @@ def test_one_rank_sends_nothing() -> None:
     assert own.report().bytes_sent == 0.0 and own.report().world == 1
 
 
-def without(name: str) -> Any:
-    return lambda own: own["local"].pop(name)
+def put(name: str, value: Any) -> Any:
+    """Into the numbers, or into what is the rank's own of the first parameter."""
 
+    def change(saved: Any) -> None:
+        mine = saved["state"][0]["compcomm"]["rank 0 of 1"]
+        (mine if name in mine else ours(saved)["local"] if name == "shrunk" else ours(saved))[name] = value
 
-def other(name: str, value: Any) -> Any:
-    return lambda own: own["local"].__setitem__(name, value)
+    return change
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda own: own.__setitem__("steps", "many"), "steps='many'"),
-        (lambda own: own.__setitem__("local", None), "moments .'exp_avg_sq'. where exp_avg and exp_avg_sq are due"),
-        (without("exp_avg"), "this rank's 'exp_avg' is not 259 numbers"),
-        (other("update", torch.zeros(3)), "this rank's 'update' is not 259 numbers"),
-        (without("anchor"), "the parameters of the last synchronisation are missing"),
-        (other("anchor", [torch.zeros(3)]), "the parameters of the last synchronisation are missing"),
-        (other("shrunk", [1.0, 1.0]), r"shrunk=\[1.0, 1.0\] where 1 numbers are due"),
+        (put("refreshes", "many"), "refreshes='many'"),
+        (put("local", None), "moments .'denominator', 'exp_avg_sq'. where exp_avg, exp_avg_sq or denominator are due"),
+        (put("local exp_avg", None), "this rank's 'local exp_avg', .* is missing or of others"),
+        (put("local update", torch.zeros(3)), "this rank's 'local update', .* is missing or of others"),
+        (put("anchor", torch.zeros(3)), "this rank's 'anchor', .* is missing or of others"),
+        (put("shrunk", [1.0, 1.0]), r"shrunk=\[1.0, 1.0\] where 1 numbers are due"),
     ],
 )
 def test_checkpoints_that_do_not_fit(change: Any, says: str) -> None:
@@ -433,7 +432,7 @@ def test_checkpoints_that_do_not_fit(change: Any, says: str) -> None:
     own = zero_one(params)
     drive(own, params, range(21))
     before, given = copy.deepcopy(own.state_dict()), copy.deepcopy(own.state_dict())
-    change(given["compcomm"]["rank 0 of 1"])
+    change(given)
     with pytest.raises(cc.StateError, match=says):
         own.load_state_dict(given)
     assert str(own.state_dict()) == str(before)

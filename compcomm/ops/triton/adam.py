@@ -178,12 +178,12 @@ _kept: dict[tuple[object, ...], _Sent] = {}
 
 
 def _found(
-    op: str, packed: tuple[array[int], Sequence[object]], mean: Tensor, params: Tensors, grads: Tensors,
+    op: str, packed: packing.Packed, mean: Tensor, params: Tensors, grads: Tensors,
     starts: Sequence[int],
 ) -> _Sent:  # fmt: skip
     """The pieces on the device. All are checked when those are new, or when some are not among them; nothing is written
     unless all is right."""
-    words, others = packed
+    words, others = packed.words, packed.others
     key = (words.tobytes(), mean.numel(), mean.device)
     sent = _kept.get(key)
     if sent is None or others:
@@ -212,8 +212,8 @@ def adam(params, grads, starts, mean, square, beta1, beta2, scale, rate, correct
         *_f32(beta1, 1.0 - beta1, beta2, 1.0 - beta2, scale, rate, correction, eps, decay, l2),
         L2=given(l2), DECAY=given(decay), KIND=sent.kind, ALIGNED=sent.aligned, TILE=TILE,
     )  # fmt: skip
-    if packed[1]:
-        p, g, s = zip(*packed[1], strict=True)
+    if packed.others:
+        p, g, s = zip(*packed.others, strict=True)
         reference.adam(p, g, s, mean, square, beta1, beta2, scale, rate, correction, eps, decay, l2)
     increment_version(params)
 
@@ -226,8 +226,8 @@ def momentum(grads, params, starts, mean, out, beta, scale, l2, status):
         _momentum, sent.programs, mean, out, sent.table, sent.tiles, status, *_f32(beta, 1.0 - beta, scale, l2),
         L2=given(l2), KIND=sent.kind, ALIGNED=sent.aligned, TILE=TILE,
     )  # fmt: skip
-    if packed[1]:
-        p, g, s = zip(*packed[1], strict=True)
+    if packed.others:
+        p, g, s = zip(*packed.others, strict=True)
         reference.momentum(g, p, s, mean, out, beta, scale, l2, status)
 
 
@@ -239,7 +239,7 @@ def descend(params, starts, mean, denominator, rate, decay):
         _descend, sent.programs, mean, denominator, sent.table, sent.tiles, *_f32(rate, decay),
         DECAY=given(decay), KIND=sent.kind, ALIGNED=sent.aligned, TILE=TILE,
     )  # fmt: skip
-    if packed[1]:
-        p, s = zip(*packed[1], strict=True)
+    if packed.others:
+        p, _, s = zip(*packed.others, strict=True)
         reference.descend(p, s, mean, denominator, rate, decay)
     increment_version(params)
