@@ -29,7 +29,7 @@ from torch import Tensor
 from . import coded
 from .bucket import Segment
 from .collectives import AllReduce, Collective
-from .store import Entry, Merge, Slot, StateError, Store
+from .store import Entry, Merge, Slot, StateError, Store, cut_elsewhere
 from .wire import PIECE
 
 Portable = dict[str, dict[str, Tensor]]
@@ -101,6 +101,10 @@ def check(store: Store, slots: Mapping[str, object]) -> None:
     for name, key in sorted({*due, *given}, key=str):
         here, there = due.get((name, key)), given.get((name, key))
         what = f"load_portable_state_dict: {name!r} of {key!r}"
+        if here is None or (there is None and here.slot.merge is not Merge.SHARDED) or _sized(there, here):
+            cut = cut_elsewhere(key, *([k for n, k in of if n == name] for of in (due, given)))
+            if cut:
+                raise StateError(f"{what}: {cut}")
         if here is None:
             raise StateError(
                 f"{what} is in the checkpoint and has no place here: it is of another model or reducer. Load it into "
@@ -121,6 +125,11 @@ def check(store: Store, slots: Mapping[str, object]) -> None:
                 f"{what} has shape {list(there.shape)} and {there.dtype} where {list(shape)} and {dtype} are due: the "
                 f"checkpoint is of another model. Load it into the one that it was saved with."
             )
+
+
+def _sized(there: object, here: Entry) -> bool:
+    """Whether a tensor is of another size than this slot's."""
+    return isinstance(there, Tensor) and there.numel() != here.slot.size(here.segment.numel)
 
 
 def adopt(store: Store, slots: Mapping[str, Mapping[str, Tensor]]) -> None:

@@ -7,7 +7,7 @@ algorithm: a slot says itself how it merges when the number of workers changes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -236,16 +236,16 @@ class Store:
             for name in sorted(here.keys() | there.keys(), key=str):
                 if name not in there or name not in here:
                     fault = "is missing" if name in here else "is unknown here"
-                    raise StateError(
-                        f"load_state_dict: {slot!r} of {name!r} {fault}: saved by another model or reducer."
-                    )
+                    cause = cut_elsewhere(name, here, there) or "saved by another model or reducer."
+                    raise StateError(f"load_state_dict: {slot!r} of {name!r} {fault}: {cause}")
                 a, b = here[name], there[name]
                 if not isinstance(b, Tensor):
                     raise StateError(f"load_state_dict: {slot!r} of {name!r} is a {type(b).__name__}, not a tensor.")
                 if a.numel() != b.numel() or a.dtype != b.dtype:
+                    cause = cut_elsewhere(name, here, there) or "saved by another model, reducer or number of workers."
                     raise StateError(
                         f"load_state_dict: {slot!r} of {name!r} has {b.numel()} elements of {b.dtype} where "
-                        f"{a.numel()} of {a.dtype} are due: saved by another model, reducer or number of workers."
+                        f"{a.numel()} of {a.dtype} are due: {cause}"
                     )
 
 
@@ -265,3 +265,23 @@ class State:
 
 def _text(name: str, offset: int) -> str:
     return f"{name}@{offset}" if offset else name
+
+
+def _place(key: str) -> tuple[str, int]:
+    """What ``_text`` was given."""
+    name, at, offset = str(key).rpartition("@")  # a checkpoint's keys are whatever it holds
+    return (name, int(offset)) if at and offset.isdecimal() else (str(key), 0)
+
+
+def cut_elsewhere(key: str, here: Iterable[str], there: Iterable[str]) -> str:
+    """What is wrong, and the cure, where a checkpoint holds the parameter of ``key`` as this store does, but in pieces
+    that begin at other elements; "" where that is not the fault."""
+    name = _place(key)[0]
+    starts = [sorted(at for known, at in map(_place, keys) if known == name) for keys in (here, there)]
+    if not all(starts) or starts[0] == starts[1]:
+        return ""
+    mine, saved = (", ".join(map(str, at)) for at in starts)
+    return (
+        f"the memory was cut elsewhere: {name!r} has pieces from elements {saved} in the checkpoint, from {mine} here. "
+        f"Buckets decide where. Load it where they are cut as they were, or begin without: a new memory is zero."
+    )

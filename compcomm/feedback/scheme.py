@@ -23,12 +23,12 @@ def is_number(value: object) -> bool:
 
 @dataclass(frozen=True, repr=False)
 class Scheme(Reducer, ABC, abstract=True):
-    """Base of the feedback schemes. To write one, give ``memory`` and ``step``."""
+    """Base of the feedback schemes. To write one, give ``owner``, ``memory`` and ``step``."""
 
     reducer: Reducer | Compressor
 
-    owner: ClassVar[type[Reducer]]
-    """The scheme of the owners in two-phase."""
+    owner: ClassVar[type[Reducer] | None] = None
+    """The scheme of the owners in two-phase. A scheme must name one."""
     integrates: ClassVar[bool] = False
     """As an owner's scheme: it serves only inside schemes whose mean is a sum over the steps."""
     absorbs: ClassVar[str] = "residual"
@@ -36,6 +36,11 @@ class Scheme(Reducer, ABC, abstract=True):
 
     def __post_init__(self) -> None:
         name = type(self).__name__
+        if self.owner is None:
+            raise TypeError(
+                f"{name}({self.reducer!r}): the class does not say by which scheme owners keep what they lose. Give it "
+                f"owner = ErrorFeedback, or EF21 where its mean is a sum over the steps."
+            )
         if not isinstance(self.reducer, Reducer | Compressor):
             raise TypeError(f"{name}({self.reducer!r}): give a compressor or a reducer, such as TopK(0.01).")
         object.__setattr__(self, "reducer", self.reducer.contractive(name))

@@ -168,6 +168,15 @@ def test_pieces_of_a_parameter_keep_their_keys() -> None:
     merged = simulator.merged()[0]["residual"]
     assert {n: tuple(t.shape) for n, t in merged.items()} == {"a": (80,), "a@80": (120,)}
     assert torch.equal(torch.cat([merged["a"], merged["a@80"]]), torch.arange(200.0) + 0.5)
+    said = r"cut elsewhere: 'a' has pieces from elements 0, 80 in the checkpoint, from 0(, 120)? here"
+    (whole,) = cc.Layout.of([("a", (40, 5))]).segments
+    for cut in ([whole], [whole.piece(0, 120), whole.piece(120, 200)]):
+        other = cc.Store(simulator.reducer, 0, 2)
+        other.declare(cc.Layout(cut))
+        with pytest.raises(cc.StateError, match=said):
+            portable.adopt(other, {"residual": merged})
+        with pytest.raises(cc.StateError, match=said):
+            other.load_state_dict(simulator.stores[0].state_dict())
 
 
 def test_owners_without_a_place_before_begin_at_zero() -> None:

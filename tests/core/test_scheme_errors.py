@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import compcomm as cc
+from compcomm.feedback.scheme import Scheme
 
 TOP = cc.TopK(ratio=0.1)
 LAYOUT = cc.Layout.of([("w", (64, 64)), ("b", (64,))])
@@ -170,6 +171,21 @@ CASES: list[tuple[Callable[[], object], list[str]]] = [
     (lambda: cc.TwoPhase(cc.SignScale(), server=cc.EF21(TOP)), ["server=EF21(TopK(ratio=0.1))", "False"]),
     (lambda: cc.TwoPhase(cc.QSGD(bits=4), server=cc.EF21), ["server=EF21", "use Contractive(QSGD(bits=4))"]),
 ]  # fmt: skip
+
+
+class _Ownerless(Scheme):
+    """A scheme of one's own that forgot a line."""
+
+    def memory(self, segment: cc.Segment) -> dict[str, cc.Slot]:
+        return {}
+
+    def step(self, x, out, state, ctx, scale, out_scale, accumulate):  # type: ignore[no-untyped-def]
+        yield from self.inner.reduce(x, out, state, ctx, out_scale=out_scale * scale, accumulate=accumulate)
+
+
+def test_a_scheme_that_names_no_owner() -> None:
+    refused(lambda: _Ownerless(TOP), "_Ownerless(TopK(ratio=0.1))", "Give it owner = ErrorFeedback")
+    refused(lambda: cc.TwoPhase(cc.SignScale(), server=_Ownerless), "server=_Ownerless", "False (none)")
 
 
 @pytest.mark.parametrize(("make", "words"), CASES, ids=lambda v: v[0] if isinstance(v, list) else "")

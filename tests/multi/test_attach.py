@@ -92,6 +92,10 @@ def refusals(rank: int, world: int) -> Any:
     odd = nn.Module()
     odd.weight = nn.Parameter(torch.zeros(3, dtype=torch.complex64))
     found["complex"] = models.caught(lambda: cc.attach(DDP(odd), cc.Exact(), timeout=20))
+    odd.forward = lambda: torch.view_as_real(odd.weight).square().sum()
+    late = DDP(odd)
+    late.register_comm_hook(cc.DDPState(cc.Exact(), timeout=20), cc.ddp_hook)
+    found["complex bucket"] = models.caught(lambda: late().backward())
     return found
 
 
@@ -111,6 +115,7 @@ def test_what_attach_refuses(two: Workers) -> None:
         "foreign hook": ("ValueError", "has the hook '_foreign' already"),
         "sparse": ("TypeError", "sparse=False"),
         "complex": ("TypeError", "torch.complex64"),
+        "complex bucket": ("TypeError", "ddp_hook: the gradient of '0' is torch.complex64"),
     }
     for found in two.run(refusals):
         for case, (kind, text) in said.items():
