@@ -343,14 +343,14 @@ class Controller(Around, ABC, abstract=True):
             return
         if said[0] == _FAILED:
             raise PeerError(f"{self!r}: rank 0 found no setting after step {ctx.step}; its own log has the error.")
-        values: list[float] = said[1:].tolist()
-        for layer, value in zip(every, values, strict=True):
+        chosen: list[float] = said[1:].tolist()
+        for layer, value in zip(every, chosen, strict=True):
             if not self._possible(value):
                 raise PeerError(
                     f"{self!r}: rank 0 sent {value} for {layer.name!r} after step {ctx.step}, which is no setting: its "
                     f"message was damaged, or it is configured differently."
                 )
-        for layer, value in zip(every, values, strict=True):
+        for layer, value in zip(every, chosen, strict=True):
             for s in layer.pieces:
                 store.get(self._slot("choice"), s).fill_(value)
 
