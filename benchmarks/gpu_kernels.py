@@ -55,17 +55,30 @@ class Buffers:
         self.status, self.skip = (torch.zeros(n, dtype=torch.uint8, device=device) for n in (170, 169))
         self.wire = torch.zeros(4 * numel + 4096, dtype=torch.uint8, device=device)
         self.hint = torch.zeros(169, device=device)
-        self.cold = True
         self.k = max(1, numel // 100)
         self.flat = torch.tensor([[0, 0, numel, 0, 0, 0x123456789ABCDEF, self.k, 0]])
+        self.cool()
 
     def reset(self) -> None:
-        """Residual, mean and status as before the first step, so that no row depends on the rows before it."""
-        self.x.copy_(self.start)
+        """Residual, hints, mean and status as before the step that is measured, so that every call finds the same."""
+        self.x.copy_(self.residual)
+        self.hint.copy_(self.hinted)
         self.out.copy_(self.start)
         self.status.zero_()
-        if self.cold:
-            self.hint.zero_()
+
+    def cool(self) -> None:
+        """The step is the first: no row depends on the rows before it."""
+        self.residual, self.hinted = self.start, torch.zeros_like(self.hint)
+
+    def warm(self, call: Call) -> None:
+        """The step is one of many, as in training: what three steps on other gradients left is there, their residual
+        (whose largest elements have been sent) and the last one's hints."""
+        gradient = self.add.clone()
+        for _ in range(3):
+            self.add.copy_(torch.roll(self.add, 12345))
+            call()
+        self.add.copy_(gradient)
+        self.residual, self.hinted = self.x.clone(), self.hint.clone()
 
     def written(self) -> list[Tensor]:
         """Copies of what a call may write."""
@@ -246,7 +259,17 @@ def groups(numel: int) -> list[tuple[int, torch.dtype, list[tuple[str, str, bool
     ]
 
 
-def check(call: Callable[[], Call], b: Buffers, kind: str) -> None:
+def prepared(make: Callable[[], Call], b: Buffers, warm: bool) -> Call:
+    """The call, and ``b`` as it shall find it."""
+    b.cool()
+    b.reset()
+    call = make()
+    if warm:
+        b.warm(call)
+    return call
+
+
+def check(call: Callable[[], Call], b: Buffers, kind: str, warm: bool) -> None:
     """One call in Triton's interpreter and one of the reference; or, of a peer, that it can be made.
 
     Raises:
@@ -254,11 +277,10 @@ def check(call: Callable[[], Call], b: Buffers, kind: str) -> None:
     """
     found: list[list[Tensor]] = []
     for used in (kind, "reference") if kind in OURS else ("reference",):
-        b.reset()
-        made = call()
-        b.reset()
-        b.wire.fill_(0xA5)
         with backend(used):
+            made = prepared(call, b, warm)
+            b.reset()
+            b.wire.fill_(0xA5)
             made()
         found.append(b.written())
     for a, e in zip(found[0], found[-1], strict=True):
@@ -276,7 +298,6 @@ def run(options: argparse.Namespace) -> list[Row]:
         b = Buffers(numel, dtype, device) if wanted else None
         for name, case, tensors in wanted:
             assert b is not None
-            b.cold = "warm" not in name
             op, make = CASES[case]
             for kind in options.backend:
                 row: Row = {"op": name, "backend": kind, "dtype": str(dtype)[6:], "numel": numel}
@@ -290,12 +311,10 @@ def run(options: argparse.Namespace) -> list[Row]:
                     if made is None and "skipped" not in row:
                         continue
                     if made is not None and dry:
-                        check(made, b, kind)
+                        check(made, b, kind, "warm" in name)
                     elif made is not None:
-                        b.reset()
-                        call = made()
                         with backend(kind if kind in (*OURS, "reference") else "reference"):
-                            row |= measure(call, b, flush, options)
+                            row |= measure(prepared(made, b, "warm" in name), b, flush, options)
                         bandwidth(row, name, dtype.itemsize)
                 except (ImportError, torch.OutOfMemoryError) as error:
                     row["skipped"] = f"{type(error).__name__}: {error}"

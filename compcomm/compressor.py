@@ -255,6 +255,7 @@ class Compressor(Described, ABC, abstract=True):
         packing: Packing | None = None,
         message: int | None = None,
         received: Received | None = None,
+        status: Tensor | None = None,
     ) -> Payload:
         """Codes ``y = decay*x + add_scale*add`` and leaves in ``x`` what was not sent.
 
@@ -264,6 +265,7 @@ class Compressor(Described, ABC, abstract=True):
             wire: uint8 buffer to write into (its header bytes are left alone).
             packing, message: how the payload is cut, and which message alone to write; default: one message.
             received: where the coded rows' mean, which ``add`` (or ``x``) has room for, comes from.
+            status: uint8 memory for the payload's, 1 + segments long; default: fresh memory.
         """
         source = _widest(x, add)
         packing = packing or pack(self, source.layout)
@@ -271,7 +273,10 @@ class Compressor(Described, ABC, abstract=True):
         device = source.flat.device
         if wire is None:
             wire = torch.zeros(size, dtype=torch.uint8, device=device)
-        status = torch.zeros(1 + packing.count, dtype=torch.uint8, device=device)
+        if status is None:
+            status = torch.zeros(1 + packing.count, dtype=torch.uint8, device=device)
+        else:
+            status.zero_()
         payload = Payload(self, packing, wire, status, rng, message)
         if wire.is_meta:
             return payload

@@ -58,7 +58,7 @@ def listen(faults: Iterable[Fault]) -> None:
 
 def is_true(condition: Tensor) -> Truth:
     """A condition (bool, one element) as a truth: read at once, or left where it is."""
-    return condition.view(1).to(torch.uint8) if deferred(condition) else bool(condition)
+    return condition.view(1).view(torch.uint8) if deferred(condition) else bool(condition)
 
 
 def not_finite(total: Tensor) -> Truth:
@@ -66,8 +66,8 @@ def not_finite(total: Tensor) -> Truth:
     if total.is_meta or not total.numel():
         return False
     if deferred(total):
-        low, high = torch.aminmax(total)  # NaN, if there is one
-        return is_true(~(torch.isfinite(low) & torch.isfinite(high)))
+        largest = torch.linalg.vector_norm(total, torch.inf)  # NaN, if there is one; one pass, and three launches
+        return is_true(torch.logical_not(largest < torch.inf))
     return not bool(torch.isfinite(total.sum(dtype=torch.float32))) and not bool(torch.isfinite(total).all())
 
 
@@ -82,7 +82,7 @@ def poison(out: Bucket, bad: Truth) -> None:
 def clear(total: Tensor, bad: Truth) -> None:
     """Zeroes a sum that must not be taken in where the step is bad."""
     if isinstance(bad, Tensor):
-        total.masked_fill_(bad != 0, 0)
+        total.masked_fill_(bad.view(torch.bool), 0)
     elif bad:
         total.zero_()
 

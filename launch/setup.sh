@@ -3,8 +3,9 @@
 #
 # What was installed is remembered by a checksum over everything that enters the build, so a second call takes a
 # second, and a changed kernel, option or pin leads to a new build. Python files are used where they lie.
-# $PYTHON names another interpreter. Needs Python 3.10 or later and a package registry; a C++ compiler and iproute2 are
-# wanted: root gets them by apt-get unless COMPCOMM_NO_APT=1, everyone else is told what is missing.
+# $PYTHON names another interpreter, $COMPCOMM_CONSTRAINTS another file of pins (/dev/null: whatever is installed).
+# Needs Python 3.10 or later and a package registry; a C++ compiler and iproute2 are wanted: root gets them by apt-get
+# unless COMPCOMM_NO_APT=1, everyone else is told what is missing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -80,7 +81,7 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$sum" ]; then
     quiet=()
     [ -t 2 ] && [ -z "${CI:-}" ] || quiet=(--quiet --quiet --progress-bar off) # errors alone
     .venv/bin/python -m pip install "${quiet[@]}" --no-input --disable-pip-version-check --root-user-action ignore \
-        -c launch/constraints.txt -e ".${extras:+[$extras]}" >&2
+        -c "${COMPCOMM_CONSTRAINTS:-launch/constraints.txt}" -e ".${extras:+[$extras]}" >&2
     if has c++ && ! .venv/bin/python -c 'import sys, compcomm.ops.native as n; sys.exit(not n.available())' 2>/dev/null; then
         say "the C++ kernels did not build: PyTorch versions run, slowly; cure: see why with .venv/bin/pip install -v -e ."
     fi

@@ -23,7 +23,7 @@ from ..store import Merge, Slot, State, Store
 from ..wire import PeerError
 from . import telemetry
 from .assigned import assigned, check_assignable
-from .knob import refuse_inner, setting, tuned
+from .knob import field, refuse_inner, setting, tuned
 from .settings import grid, nearest, numbers, roomy
 from .telemetry import Layer, Table, Telemetry
 
@@ -343,9 +343,25 @@ class Controller(Around, ABC, abstract=True):
             return
         if said[0] == _FAILED:
             raise PeerError(f"{self!r}: rank 0 found no setting after step {ctx.step}; its own log has the error.")
-        for layer, value in zip(every, said[1:].tolist(), strict=True):
+        chosen: list[float] = said[1:].tolist()
+        for layer, value in zip(every, chosen, strict=True):
+            if not self._possible(value):
+                raise PeerError(
+                    f"{self!r}: rank 0 sent {value} for {layer.name!r} after step {ctx.step}, which is no setting: its "
+                    f"message was damaged, or it is configured differently."
+                )
+        for layer, value in zip(every, chosen, strict=True):
             for s in layer.pieces:
                 store.get(self._slot("choice"), s).fill_(value)
+
+    def _possible(self, value: float) -> bool:
+        """Whether a parameter may get this setting: any density, but of bits and ranks those that there is room for."""
+        if value in self.settings:
+            return True
+        try:
+            return field(self.core) == "ratio" and tuned(self.core, value) is not None
+        except ValueError:
+            return False
 
     def choices(self, segments: Sequence[Segment], store: Store) -> dict[str, float]:
         base, found = setting("", self.reducer), dict[str, float]()

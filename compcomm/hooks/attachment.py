@@ -155,7 +155,7 @@ class Attachment:
         before = Before(options.discardable)
         self._scheduler = Scheduler(self._transport, self._store, arena, options.seed, after, before)
         self._wire_before = self._transport.seconds
-        if device.type != "cuda":
+        if device.type != "cuda" or self._transport.staged:
             self._worker = Worker(self, "compcomm-scheduler")
 
     # What the host calls.
@@ -169,7 +169,7 @@ class Attachment:
         """
         step = self._open
         if self._worker is None and (step is None or index == 0):
-            self._scheduler.settle()
+            self._scheduler.settle(self._scheduler.mark())
         self.check()
         if step is not None and index == 0:
             self._abandon(step)
@@ -180,9 +180,10 @@ class Attachment:
         self._open = None if last else step
         self._current = step
         made: Any = torch.futures.Future  # its constructor's types are those of its value
-        future: Any = made(devices=[self._device] if self._worker is None else None)
+        future: Any = made(devices=[self._device] if self._device.type == "cuda" else None)
         step.flats.append(flat)
-        self._do(partial(self._scheduler.handle, Job(step, flat, layout, index, last, future)))
+        job = Job(step, flat, layout, index, last, future, self._scheduler.mark())
+        self._do(partial(self._scheduler.handle, job))
         return future
 
     def backward_over(self) -> None:
@@ -675,8 +676,9 @@ class Attachment:
         and what the old flows still decode lands there too: the gradients are put back."""
         self._scheduler.follow()
         kept = [flat.clone() for flat in step.flats]
-        self._do(partial(self._scheduler.abandon, step))
+        self._do(partial(self._scheduler.abandon, step, self._scheduler.mark()))
         step.over.wait()
+        self._scheduler.follow()
         for flat, content in zip(step.flats, kept, strict=True):
             flat.copy_(content)
 
@@ -684,7 +686,7 @@ class Attachment:
         """Waits until the last step is over, whatever became of it: ``end_step`` then knows what a peer did, too."""
         if self._current is not None and self._open is None:
             if not self._current.over.is_set():
-                self._do(self._scheduler.settle)
+                self._do(partial(self._scheduler.settle, self._scheduler.mark()))
             self._current.over.wait()
             self._scheduler.follow()
 

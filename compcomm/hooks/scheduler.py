@@ -13,7 +13,12 @@ a thread of its own, the kernels and the waits release the interpreter lock, and
 On CUDA (not yet measured on a GPU) it runs in the hook's thread on one side stream, waits are stream-ordered, and the
 host never waits for the device within a step: what the messages said of it (``verdict``) is copied to the host behind
 the last kernel, and the Commits are answered with it when the next step begins, or state is asked for. By then the
-device has long said it, unless the host runs more than a step ahead.
+device has long said it, unless the host runs more than a step ahead. Gloo has to wait for the device before it sends
+(``staged``): there the thread of its own waits, on the same side stream.
+
+Where the next step is recorded as a CUDA graph, the Commits of the one before it must not be recorded with it, and
+torch allows no wait for the device. They are answered beside the capture: the host learns that the device has spoken
+from the memory that it wrote, and what a Commit launches runs at once, in a stream that the capture knows nothing of.
 
 Errors. A flow that raises is continued as poison (see ``poison``), the step runs to its end, then the error is kept
 for whoever joins the step, and the scheduler is broken: residuals of the ranks no longer belong together. When the
@@ -27,7 +32,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import torch
@@ -88,18 +93,41 @@ class Landed:
     words: Tensor
     event: Any
 
-    def heard(self) -> tuple[bool, Exception | None]:
+    def heard(self, capturing: bool = False) -> tuple[bool, Exception | None]:
         """Whether the step was bad, and what a peer did wrong."""
-        if self.event is not None:
+        if capturing:
+            written(self.words)
+        elif self.event is not None:
             self.event.synchronize()
         bad, *words = self.words.tolist()
         said = (fault.explain(word) for fault, word in zip(self.faults, words, strict=True) if word)
         return bool(bad), next(said, None)
 
 
+UNWRITTEN = -1
+"""What no word is that a device writes: words are counts and codes."""
+
+
+def written(words: Tensor, patience: float = 60.0) -> None:
+    """Waits, without a call that a capture forbids, until a device has written all of these words on the host.
+
+    Raises:
+        RuntimeError: it has not.
+    """
+    end = perf_counter() + patience
+    while bool((words == UNWRITTEN).any()):
+        if perf_counter() > end:
+            raise RuntimeError(
+                f"the device has not ended the step before a CUDA graph in {patience:.0f} s. Call "
+                f"torch.cuda.synchronize() before the capture: it shows what went wrong there."
+            )
+        sleep(1e-5)
+
+
 @dataclass(eq=False)
 class Job:
-    """A bucket to average: ``flat`` is replaced by the mean, then ``future`` gets it."""
+    """A bucket to average: ``flat`` is replaced by the mean, then ``future`` gets it. ``since``: where the host's
+    stream was when it came (``Scheduler.mark``)."""
 
     step: Step
     flat: Tensor
@@ -107,6 +135,7 @@ class Job:
     index: int
     last: bool
     future: Any
+    since: Any = None
 
 
 class Scheduler:
@@ -138,7 +167,9 @@ class Scheduler:
         self._pinned: Tensor | None = None
         self._waiting: list[Job] = []
         self._known: Known = {}
-        self._side: Any = torch.cuda.Stream(arena.device) if arena.device.type == "cuda" else None
+        cuda = arena.device.type == "cuda"
+        self._side: Any = torch.cuda.Stream(arena.device) if cuda else None
+        self._beside: Any = torch.cuda.Stream(arena.device) if cuda else None
 
     def resume(self, number: int) -> None:
         """The next step has this number; what is counted per step begins anew."""
@@ -148,7 +179,7 @@ class Scheduler:
 
     def handle(self, job: Job) -> None:
         """Takes one bucket in. Never raises: errors are kept in the step."""
-        self._precede()
+        self._precede(job.since)
         if self._side is not None:
             job.flat.record_stream(self._side)
         with torch.cuda.stream(self._side) if self._side is not None else nullcontext():
@@ -165,9 +196,9 @@ class Scheduler:
             except Exception as error:  # the group is lost, or a failed flow could not be continued
                 self._lose(job.step, error)
 
-    def abandon(self, step: Step) -> None:
+    def abandon(self, step: Step, since: Any = None) -> None:
         """Ends a step whose backward pass raised: flows finish their collectives and give their payloads back."""
-        self._precede()
+        self._precede(since)
         with torch.cuda.stream(self._side) if self._side is not None else nullcontext():
             try:
                 if not self.lost and self._step is step:
@@ -177,10 +208,17 @@ class Scheduler:
         self.follow()
         step.end()
 
-    def _precede(self) -> None:
-        """What the host has asked for so far comes before what is put on the side stream now."""
-        if self._side is not None:
-            self._side.wait_stream(torch.cuda.current_stream(self.arena.device))
+    def mark(self) -> Any:
+        """Where the stream of the calling thread is now: for what it hands over, maybe to the scheduler's thread, whose
+        own current stream is another. None where there are no streams."""
+        if self._side is None:
+            return None
+        return torch.cuda.current_stream(self.arena.device).record_event()
+
+    def _precede(self, since: Any) -> None:
+        """What the host had asked for by then comes before what is put on the side stream now."""
+        if since is not None:
+            self._side.wait_event(since)
 
     def follow(self) -> None:
         """What the host asks for from now on, of the state or a bucket, comes after what is on the side stream."""
@@ -268,7 +306,7 @@ class Scheduler:
             self._close(step, bad, abandon)
 
     def _captured(self) -> bool:
-        """Whether this step is being recorded as a CUDA graph. The host has no part in its replays, so all of them are
+        """Whether a step is being recorded as a CUDA graph. The host has no part in its replays, so all of them are
         taken as good: a bad one still delivers NaN, and what it sent is not given back."""
         return self._side is not None and torch.cuda.is_current_stream_capturing()
 
@@ -282,24 +320,30 @@ class Scheduler:
             return Landed(step, flights, faults, words, None)
         if self._pinned is None or len(self._pinned) < len(words):
             self._pinned = torch.empty(2 * len(words), dtype=torch.int64, pin_memory=True)
-        host = self._pinned[: len(words)].copy_(words, non_blocking=True)
+        host = self._pinned[: len(words)].fill_(UNWRITTEN).copy_(words, non_blocking=True)
         event = torch.cuda.Event()
         event.record()
         return Landed(step, flights, faults, host, event)
 
-    def settle(self) -> None:
+    def settle(self, since: Any = None) -> None:
         """Answers the Commits of a step that still stands at them; waits for what the device says of it."""
         landed, self._landed = self._landed, None
         if landed is None:
             return
-        self._precede()
-        with torch.cuda.stream(self._side) if self._side is not None else nullcontext():
+        capturing = self._captured()
+        if not capturing:
+            self._precede(since)
+        stream = self._beside if capturing else self._side
+        with torch.cuda.stream(stream) if stream is not None else nullcontext():
             try:
-                bad, error = landed.heard()
+                bad, error = landed.heard(capturing)
                 self._flights = landed.flights
                 if error is not None:
                     landed.flights[0].error = error
                 self._close(landed.step, bad or error is not None, False)
+                if capturing:  # the graph's replays know nothing of this stream, so it must have come to its end
+                    landed.words.fill_(UNWRITTEN).copy_(torch.zeros_like(landed.words, device=self.arena.device), True)
+                    written(landed.words)
             except Exception as lost:
                 self._lose(landed.step, lost)
 

@@ -10,7 +10,7 @@ from typing import Any
 from . import checks, native
 from .dense import INPUT, OUTPUT
 from .native import INT, LONG
-from .reference.elias import elias_decode, elias_encode
+from .reference.elias import corrupt, elias_decode, elias_encode
 from .schema import register
 
 
@@ -38,4 +38,5 @@ register(
     elias_decode,
     native.decodes("elias_decode", INT, INT, LONG),
     _check_decode,
+    corrupt=corrupt,
 )

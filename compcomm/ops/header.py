@@ -1,11 +1,12 @@
-"""The ops of message headers, for devices that the host does not wait for: ``header_write`` and ``header_read``."""
+"""The ops of message headers, for devices that the host does not wait for: ``header_write``, ``header_read`` and, where
+ranks sum their headers, ``sums_read``."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from . import checks
-from .reference.header import header_read, header_write, size
+from .reference.header import header_read, header_write, size, sums_read
 from .schema import register
 
 
@@ -27,6 +28,12 @@ def _check_read(op: str, wires: Tensor, heard: Tensor, fault: Tensor, lengths: T
         raise ValueError(f"compcomm.{op}: lengths is {tuple(lengths.shape)}; one int64 for each of {len(wires)} ranks")
 
 
+def _check_sums(op: str, sums: Tensor, heard: Tensor, fault: Tensor, due: float) -> None:
+    checks.flat(op, "heard", heard, checks.U8)
+    checks.flat(op, "fault", fault, checks.I64, numel=1)
+    checks.flat(op, "sums", sums, checks.F32, numel=1 + heard.numel())
+
+
 def _lines(op: str, name: str, tensor: Tensor, width: int) -> None:
     if tensor.dtype is not checks.I64 or tensor.dim() != 2 or tensor.shape[1] != width:
         raise ValueError(f"compcomm.{op}: {name} has shape {tuple(tensor.shape)}; it must be int64 [messages, {width}]")
@@ -42,3 +49,4 @@ register(
     header_read,
     check=_check_read,
 )
+register("sums_read(Tensor sums, Tensor(a!) heard, Tensor(b!) fault, float due) -> ()", sums_read, check=_check_sums)

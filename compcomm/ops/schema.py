@@ -4,7 +4,8 @@
 
 ``reference(*args)`` runs on every device. ``native(*args)`` is the C++ kernel and returns an error code: 0 when the
 kernel did the work, else nothing useful happened and the reference, which checks row by row, is asked for the
-explanation. CUDA tensors go to the Triton or CUDA kernel of that name (``gpu.py``).
+explanation. A decoder whose code says which message is corrupt needs no second reading of all of them: its ``corrupt``
+explains that one. CUDA tensors go to the Triton or CUDA kernel of that name (``gpu.py``).
 """
 
 from __future__ import annotations
@@ -69,8 +70,13 @@ def register(
     native: Callable[..., int] | None = None,
     check: Callable[..., None] | None = None,
     fake: Callable[..., Any] = lambda *_: None,
+    corrupt: Callable[..., None] | None = None,
 ) -> None:
-    """Define ``torch.ops.compcomm.<name>``; ``check(name, *args)`` runs before either implementation."""
+    """Define ``torch.ops.compcomm.<name>``; ``check(name, *args)`` runs before either implementation.
+
+    ``corrupt(message, row, *args)`` raises what the reference would, where ``native`` returned 1 + message * rows + row
+    (rows of the table, the second argument), in time that does not depend on the other messages.
+    """
     name = schema.partition("(")[0]
     written = tuple("!" in argument for argument in schema.partition("->")[0].split(", "))
     _library.define(schema)
@@ -96,8 +102,11 @@ def register(
             check(name, *args)
         with _widened(args, written) as args:
             code = native(*args)
-            if code:
+            if code > 0 and corrupt is not None:
+                corrupt(*divmod(code - 1, len(args[1])), *args)
+            elif code:
                 reference(*args)
+            if code:
                 raise RuntimeError(
                     f"compcomm.{name}: the native kernel refused the call (code {code}); please report this"
                 )

@@ -17,7 +17,7 @@ from .dense import INPUT, OUTPUT
 from .native import LONG, POINTER
 from .reference.randk import randk_decode, randk_encode, randk_indices
 from .reference.sampled import topk_sampled_encode
-from .reference.topk import topk_decode, topk_encode, topk_some_encode, topk_zero
+from .reference.topk import corrupt, topk_decode, topk_encode, topk_some_encode, topk_zero
 from .schema import current_backend, register
 
 
@@ -105,7 +105,7 @@ register(
     native.encodes("topk_sampled_encode", LONG, LONG),
     checks.encode,
 )
-register(f"topk_decode({OUTPUT}) -> ()", topk_decode, native.decodes("topk_decode"), _check_decode)
+register(f"topk_decode({OUTPUT}) -> ()", topk_decode, native.decodes("topk_decode"), _check_decode, corrupt=corrupt)
 register("topk_zero(Tensor wires, Tensor table, Tensor(a!) out) -> ()", topk_zero, _with_own("topk_zero"), _check_own)
 register(
     f"randk_encode({INPUT}, Tensor gain, int step) -> ()",

@@ -58,6 +58,7 @@ class AllGather(Route):
         payload = self.compressor.encode_(
             x, ctx.rng, add=add, decay=decay, add_scale=add_scale, hints=hints,
             wire=ctx.buffer("sent", packing.nbytes), packing=packing,
+            status=ctx.buffer("sent status", 1 + packing.count),
         )  # fmt: skip
         hear(payload.status, ctx)
         wires, flags = yield from to_all(payload, ctx, "gathered")

@@ -14,7 +14,7 @@ from ..collectives import AllReduce as Sum
 from ..reducer import Context, Flow, source
 from ..store import State
 from ..verdict import Fault, clear, deferred, either, not_finite
-from ..wire import Flags, PeerError, pack
+from ..wire import Flags, PeerError, ops, pack
 from .route import Route, finish, hear
 
 ops = torch.ops.compcomm
@@ -72,6 +72,7 @@ class AllReduce(Route):
         payload = self.compressor.encode_(
             x, ctx.rng, add=add, decay=decay, add_scale=add_scale,
             wire=ctx.buffer("sent", packing.nbytes), packing=packing,
+            status=ctx.buffer("sent status", 1 + packing.count),
         )  # fmt: skip
         hear(payload.status, ctx)
         digits = Digits(ctx.world, packing.apart)
@@ -102,7 +103,10 @@ class AllReduce(Route):
             ops.zero_rows_clear(x.flat, zero, lines.table)
             payload = payload._replace(bits=zero)
         if ctx.watch:
-            lost = either(not_finite(exact), not_finite(coded))
+            if coded.dtype == exact.dtype:
+                lost = not_finite(body.view(exact.dtype))
+            else:
+                lost = either(not_finite(exact), not_finite(coded))
             found = found._replace(bad=either(found.bad, lost))
             clear(body, lost)  # what accumulates must not take in an infinity
 
@@ -171,10 +175,10 @@ def read_flags(flags: Tensor, count: int, ctx: Context) -> Flags:
     if flags.is_meta:
         return Flags.clean(count)
     if deferred(flags):
-        failed, moved = torch.isnan(flags[1]), flags[0] != ctx.world * place(ctx)
-        heard = torch.cat(((flags[1:2] > 0) | failed | moved, flags[2:] == 0)).to(torch.uint8)
-        kind = failed.long() + 2 * (moved & ~failed).long()
-        ctx.faults.append(Fault(kind.view(1), partial(fault, ctx.step, ctx.bucket)))
+        heard = torch.empty(1 + count, dtype=torch.uint8, device=flags.device)
+        kind = torch.empty(1, dtype=torch.int64, device=flags.device)
+        ops.sums_read(flags, heard, kind, float(ctx.world * place(ctx)))
+        ctx.faults.append(Fault(kind, partial(fault, ctx.step, ctx.bucket)))
         return Flags(heard[:1], heard[1:], True)
     at, bad = flags[:2].tolist()
     if isnan(bad) or at != ctx.world * place(ctx):

@@ -110,6 +110,7 @@ def phases(
     payload = c.encode_(
         x, ctx.rng, add=add, decay=decay, add_scale=add_scale,
         wire=ctx.buffer("sent", packing.nbytes), packing=packing,
+        status=ctx.buffer("sent status", 1 + packing.count),
     )  # fmt: skip
     if status is not None:
         payload = payload._replace(status=status)
@@ -126,6 +127,7 @@ def phases(
     second = c.encode_(
         held, noise, add=None if server is None else mean, add_scale=unscale,
         wire=ctx.buffer("owned", max(packing.splits)), packing=packing, message=ctx.rank, received=received,
+        status=ctx.buffer("owned status", 1 + packing.count),
     )  # fmt: skip
     if (c.sparse or c.variable) and deferred(wires):  # what the owner alone could not decode, all must hear of
         second.status[:1] |= corrupt(mean.flat, ctx)

@@ -82,7 +82,7 @@ class SharedScale(Route):
         layout, u, rng = source(x, add), self.uniform, ctx.rng
         form = _form(self.compressor, layout, ctx.world, ctx.seed)
         flat, at = (None, None) if add is None else add
-        status = torch.zeros(1 + form.count, dtype=torch.uint8, device=x.flat.device)
+        status = ctx.buffer("sent status", 1 + form.count).zero_()
         peaks = ctx.buffer("peaks", 3 + form.count + form.norms, torch.float32)
         norms = peaks[3 + form.count :].view(torch.uint8)
         sent, total = ctx.buffer("sent", form.nbytes), ctx.buffer("total", form.nbytes)

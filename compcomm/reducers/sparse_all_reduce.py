@@ -90,7 +90,7 @@ class SparseAllReduce(Owners):
             )  # fmt: skip
         deal = _deal(c, layout, ctx.world, ctx.seed)
         z = Bucket(ctx.buffer("dealt", deal.whole.numel, torch.float32), deal.whole)
-        status = torch.zeros(1 + len(layout.segments), dtype=torch.uint8, device=x.flat.device)
+        status = ctx.buffer("dealt status", 1 + len(layout.segments)).zero_()
         if not z.flat.is_meta:
             flat, at = (None, None) if add is None else add
             table = deal.rows(x.layout, at)

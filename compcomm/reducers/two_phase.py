@@ -55,6 +55,7 @@ class TwoPhase(Owners):
             payload = c.encode_(
                 x, ctx.rng, add=add, decay=decay, add_scale=add_scale,
                 wire=ctx.buffer("sent", packing.nbytes), packing=packing,
+                status=ctx.buffer("sent status", 1 + packing.count),
             )  # fmt: skip
             hear(payload.status, ctx)
             wires, flags = yield from to_owners(payload, ctx, "received")

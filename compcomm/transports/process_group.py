@@ -63,7 +63,8 @@ class Pending:
 class ProcessGroup:
     """A transport over ``group``; None: a world of one rank, where results are copied and nothing is sent.
 
-    ``staged``: tensors go through the host's memory (None: where the group is Gloo and they are on a GPU).
+    ``staged``: tensors go through the host's memory, and ``start`` waits for the device (None: where the group is Gloo
+    and they are on a GPU).
     ``seconds`` is the time during which a collective was in flight.
     """
 
@@ -85,6 +86,7 @@ class ProcessGroup:
         device = torch.device(device)
         gloo = group is not None and compat.backend(group, device) == "gloo"
         self._staging = Staging(device) if (gloo and device.type != "cpu" if staged is None else staged) else None
+        self.staged = self._staging is not None
         if gloo and self.world > 2:
             self._wire = Worker(self, "compcomm-wire")
         self._run = _ALONE if group is None else {**_WHOLE, **_MESSAGES} if gloo else _WHOLE

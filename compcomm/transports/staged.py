@@ -1,8 +1,10 @@
 """Collectives on a device's tensors for a group that moves host memory: Gloo with CUDA tensors.
 
-Each tensor has a mirror in pinned memory. What is sent is copied there, and the host waits for that, since Gloo reads
-the mirror itself; what is received is copied back on the current stream. One GPU with several processes, or machines
-without NCCL, are served so: right, and as fast as the host's memory. Between GPUs with NCCL nothing of this runs.
+Each tensor has a mirror in pinned memory. What is sent is copied there, and the calling thread waits for that, since
+Gloo reads the mirror itself; what is received is copied back on the current stream. The thread that waits is not the
+one that runs the backward pass, which goes on meanwhile (``hooks.attachment``). One GPU with several processes, or
+machines without NCCL, are served so: right, and as fast as the host's memory. Between GPUs with NCCL nothing of this
+runs.
 """
 
 from __future__ import annotations

@@ -65,8 +65,7 @@ template <class H> struct Float {
     }
     CC_INLINE void set(int64_t p, int64_t i, int m, F16 a) {
         uint16_t* q = (uint16_t*)p + i;
-        const Mask nan = lt(splat(INFINITE), magnitude_bits(a));  // packing is for numbers
-        const I16 h = bits(select(nan, floats(splat(0x7fff)), floats(H::pack(a))));
+        const I16 h = H::pack(a);
         if (m == 16) return store_u16(q, h);
         uint16_t t[16];
         store_u16(t, h);

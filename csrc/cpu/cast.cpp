@@ -30,7 +30,7 @@ template <class H, bool ADD> CC_INLINE void encode_row(float* x, const float* ad
         if (ADD) b = full ? load(add + i) : load(add + i, m);
         seen.gradient = seen.gradient | bits(b);
         F16 y = keep_finite<ADD>(combine<ADD>(a, b, d, s), a, d, zero, seen.worst);
-        I16 h = H::pack(y);
+        I16 h = H::pack_number(y);  // what was no number is none of y
         Mask fits = lt(h & splat(0x7fff), inf);
         seen.worst = max(seen.worst, bits(select(fits, floats(none), floats(bad))));
         h = bits(select(fits, floats(h), floats(none)));

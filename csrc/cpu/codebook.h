@@ -79,7 +79,7 @@ template <int B> struct Book {
 template <int B> CC_INLINE F16 value_of(const float* half, I16 code) {
     const I16 d = code - splat((int32_t)(1 << (B - 1)));
     const I16 sign = d & splat(INT32_MIN), index = d ^ all_ones(lt(d, splat(0)));
-    return floats(bits(pick<(1 << (B - 1))>(half, index)) | sign);
+    return floats(bits(pick<(1 << (B - 1))>(half, index)) ^ sign);  // turned: a forged scale may be negative
 }
 
 }  // namespace

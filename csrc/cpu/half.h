@@ -1,12 +1,18 @@
-// fp32 <-> bfloat16 and float16, sixteen at a time, round to nearest even, denormals kept.
+// fp32 <-> bfloat16 and float16, sixteen at a time, round to nearest even, denormals kept. `pack` keeps NaN: quiet, with
+// its sign and the upper bits of its payload, as processors convert it. `pack_number` is for what cannot be NaN.
 #pragma once
 #include "simd.h"
 
 namespace {
 
+CC_INLINE I16 where_nan(F16 y, I16 a, I16 b) {
+    return bits(select(lt(splat(INFINITE), magnitude_bits(y)), floats(a), floats(b)));
+}
+
 struct BFloat16 {
     enum { INF = 0x7f80 };
-    CC_INLINE I16 pack(F16 y) {  // add half a unit, and a bit more when the kept part is odd; carry does the rest
+    CC_INLINE I16 pack(F16 y) { return where_nan(y, shr<16>(bits(y)) | splat(0x40), pack_number(y)); }
+    CC_INLINE I16 pack_number(F16 y) {  // add half a unit, and a bit more when the kept part is odd; carry does the rest
         I16 b = bits(y);
         return shr<16>(b + splat(0x7fff) + (shr<16>(b) & splat(1)));
     }
@@ -16,12 +22,14 @@ struct BFloat16 {
 struct Float16 {
     enum { INF = 0x7c00 };
 #if CC_ISA == 2
-    CC_INLINE I16 pack(F16 y) {
+    CC_INLINE I16 pack(F16 y) { return pack_number(y); }
+    CC_INLINE I16 pack_number(F16 y) {
         return {_mm512_cvtepu16_epi32(_mm512_cvtps_ph(y.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC))};
     }
     CC_INLINE F16 unpack(I16 h) { return {_mm512_cvtph_ps(_mm512_cvtepi32_epi16(h.v))}; }
 #elif CC_ISA == 1
-    CC_INLINE I16 pack(F16 y) {
+    CC_INLINE I16 pack(F16 y) { return pack_number(y); }
+    CC_INLINE I16 pack_number(F16 y) {
         return map<I16>(
             CC_FN(vf x) {
                 return (vi)_mm256_cvtepu16_epi32(_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -34,6 +42,10 @@ struct Float16 {
     }
 #else
     CC_INLINE I16 pack(F16 y) {
+        const I16 sign = shr<16>(bits(y)) & splat(0x8000), payload = shr<13>(bits(y)) & splat(0x1ff);
+        return where_nan(y, sign | splat(0x7e00) | payload, pack_number(y));
+    }
+    CC_INLINE I16 pack_number(F16 y) {
         const I16 sign = shr<16>(bits(y)) & splat(0x8000);
         const I16 size = min(magnitude_bits(y), splat(0x47800000));  // 2^16 and more become infinite
         const I16 small =

@@ -20,10 +20,10 @@ struct Setting {
 enum : int32_t { ONE = 0x3f800000, SIGN = INT32_MIN };
 CC_INLINE float power(int e) { return as_float((e + 127) << 23); }
 
-// +-2^(i-s) * step of the codes q + s, q = +-i.
+// +-2^(i-s) * step of the codes q + s, q = +-i. The sign is turned, not set: a step may be what a peer made up.
 CC_INLINE F16 level_value(I16 index, I16 sign, F16 step, int levels) {
     const F16 size = floats(shl<23>(index + splat(127 - levels))) * step;
-    return floats(bits(select(lt(splat(0), index), size, splat(0.0f))) | (sign & splat(SIGN)));
+    return floats(bits(select(lt(splat(0), index), size, splat(0.0f))) ^ (sign & splat(SIGN)));
 }
 CC_INLINE F16 code_value(I16 code, F16 step, int levels) {
     const I16 q = code - splat(levels);

@@ -66,7 +66,10 @@ static int64_t check(const uint8_t* wires, int64_t messages, int64_t stride, int
         if (!topk_row_valid(r) || !inside(r.x, r.numel, out_numel) || !inside(r.wire, topk_bytes(r), wire_bytes))
             return CC_BAD_ROW(i);
         if (skip && (r.index < 0 || r.index >= skip_numel)) return CC_BAD_ROW(i);
-        if (skip && skip[r.index]) continue;
+    }
+    for (int64_t i = 0; i < nrows; i++) {
+        const cc_row& r = rows[i];
+        if (r.x == -1 || (skip && skip[r.index])) continue;
         for (int64_t m = 0; m < messages; m++)
             if (!section_valid(wires + m * stride + r.wire, r)) return 1 + m * nrows + i;
     }

@@ -9,6 +9,7 @@ import io
 import json
 import tempfile
 import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,12 @@ import torch
 from torch import Tensor
 
 import compcomm as cc
+from compcomm.hooks.scheduler import Job, Scheduler, Step
+from compcomm.reducer import Arena
+from compcomm.store import Store
+from compcomm.testing.inputs import coding
+from compcomm.transports.process_group import ProcessGroup
+from tests.contract.cases import COMPRESSORS, REDUCERS
 from tests.gpu import device
 from tests.multi import models
 from tests.multi.given import SHAPES, Given, Named, gradients, hooked, simulate
@@ -162,14 +169,14 @@ def test_a_checkpoint_resumes_bit_for_bit(two: Workers, alone: Workers, reducer:
             assert torch.equal(expected, found) and step == 8
 
 
-def unwatched(rank: int, world: int, reducer: str, where: str) -> Any:
-    """Twenty steps that may not wait for the device. Before them two: the first of all, after which DDP cuts its
+def unwatched(rank: int, world: int, reducer: str, where: str, before: int = 2, count: int = 20) -> Any:
+    """Steps that may not wait for the device. Before them two or more: the first of all, after which DDP cuts its
     buckets anew, and in the second brings their order to the host itself."""
     torch.cuda.set_device(0)
     module = models.mlp().to(where)
     model, attachment = models.wrap(module, cc.parse(reducer))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, foreach=True)
-    inputs = [x.to(where) for x in models.batches(rank, 22)]
+    inputs = [x.to(where) for x in models.batches(rank, before + count)]
 
     def steps(some: list[Tensor]) -> None:
         for x in some:
@@ -177,10 +184,10 @@ def unwatched(rank: int, world: int, reducer: str, where: str) -> Any:
             model(x).pow(2).mean().backward()
             optimizer.step()
 
-    steps(inputs[:2])
+    steps(inputs[:before])
     torch.cuda.synchronize()
     with device.unwaiting():
-        steps(inputs[2:])
+        steps(inputs[before:])
     return models.flat(model).cpu(), attachment.step
 
 
@@ -189,6 +196,77 @@ def test_twenty_steps_never_wait_for_the_device(alone: Workers, reducer: str) ->
     (found,) = alone.run(unwatched, reducer=reducer, where=DEVICE)
     flat, steps = found
     assert steps == 22 and bool(flat.isfinite().all())
+
+
+def parts(described: Any) -> Iterator[Any]:
+    """A reducer or compressor, and all that it is made of."""
+    yield described
+    for value in vars(described).values():
+        for inner in value.values() if isinstance(value, dict) else (value,):
+            if isinstance(inner, cc.Reducer | cc.Compressor):
+                yield from parts(inner)
+
+
+def waits(reducer: cc.Reducer) -> str:
+    """Why a step of it waits for the device, by its documentation; "": it does not."""
+    if reducer.variable:
+        return "the length of its messages must be known"
+    if any(isinstance(part, cc.SparseAllReduce) for part in parts(reducer)):
+        return "SparseAllReduce cuts its tables on the host"
+    return "its controller reviews steps" if next(reducer.controllers(()), None) is not None else ""
+
+
+def chosen(several: Sequence[cc.Reducer | cc.Compressor]) -> cc.Reducer | cc.Compressor:
+    """The one that stands for its class: the first that does not wait, where there is one."""
+    return next((one for one in several if not waits(cc.settle(one, 1))), several[0])
+
+
+METHODS = {
+    repr(coding(one)): cc.settle(one, 1) for kinds in (REDUCERS, COMPRESSORS) for one in map(chosen, kinds.values())
+}
+"""One of every exported class."""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_method_waits_for_the_device(alone: Workers, method: str) -> None:
+    """Once schedules, whose new settings bring new tables, have come to their end."""
+    if reason := waits(METHODS[method]):
+        pytest.skip(reason)
+    ((flat, steps),) = alone.run(unwatched, reducer=method, where=DEVICE, before=8, count=4)
+    assert steps == 12 and bool(flat.isfinite().all())
+
+
+def test_a_step_that_landed_before_a_capture_is_settled_beside_it() -> None:
+    """The graph holds the second step alone, and finds in the residual what the first one left."""
+    layout = cc.Layout.of([("w", (64, 100))])
+    given = [torch.randn(layout.numel, generator=torch.Generator().manual_seed(t)) for t in range(3)]
+    due, replayed = ([torch.zeros(0)] * 3 for _ in range(2))
+    for where, found in (("cpu", due), (DEVICE, replayed)):
+        reducer, ended = cc.ErrorFeedback(cc.AllGather(cc.SignScale())).settle(1), list[bool]()
+        arena, store = Arena(where), Store(reducer, 0, 1, where)
+        scheduler = Scheduler(ProcessGroup(None, where), store, arena, 0, lambda _, bad, ended=ended: ended.append(bad))
+        flat = torch.empty(layout.numel, device=where)
+
+        def step(scheduler: Scheduler = scheduler, flat: Tensor = flat, reducer: cc.Reducer = reducer) -> None:
+            future: Any = torch.futures.Future(devices=[flat.device] if flat.is_cuda else None)
+            scheduler.settle(scheduler.mark())
+            scheduler.handle(Job(Step(reducer, 1.0, True), flat, layout, 0, True, future, scheduler.mark()))
+            scheduler.follow()
+
+        for t, g in enumerate(given):
+            if t == 1 and flat.is_cuda:
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
+                    step()
+                assert ended == [False, False], "the step before the capture was not settled, or the captured one not"
+            flat.copy_(g)
+            if t and flat.is_cuda:
+                graph.replay()
+            else:
+                step()
+            found[t] = flat.cpu()
+    for a, b in zip(due, replayed, strict=True):
+        assert device.same(a, b)
 
 
 def traced(rank: int, world: int, reducer: str, where: str) -> Any:
@@ -238,3 +316,12 @@ def test_kernels_run_on_a_side_stream_while_the_backward_pass_goes_on(alone: Wor
     between = [c for c in coding if min(o[2] for o in others) < c[2] < max(o[3] for o in others)]
     assert between, "coding began only after the last product"
     assert overlapping, "no coding kernel ran at the same time as a product"
+
+
+def test_the_backward_pass_goes_on_while_gloo_waits_for_the_device(two: Workers) -> None:
+    for kernels in two.run(traced, reducer=QUANTISED, where=DEVICE):
+        known = ours()
+        coding = [k for k in kernels if k[0] in known or "compcomm" in k[0] or k[0].startswith("cc_")]
+        others = [k for k in kernels if "gemm" in k[0].lower() or "cutlass" in k[0].lower() or "nvjet" in k[0].lower()]
+        last = max(o[2] for o in others)
+        assert [c for c in coding if min(o[2] for o in others) < c[2] < last], "coding began after the last product"

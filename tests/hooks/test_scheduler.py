@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -13,12 +14,13 @@ from compcomm.compressor import Inputs
 from compcomm.hooks import flight
 from compcomm.hooks.flight import Flight
 from compcomm.hooks.poison import outline, poisoned, rehearse
-from compcomm.hooks.scheduler import Job, Scheduler, Step
+from compcomm.hooks.scheduler import UNWRITTEN, Job, Landed, Scheduler, Step, written
 from compcomm.reducer import Arena
 from compcomm.store import State, Store
 from compcomm.transports.dry_run import plan
 from compcomm.transports.process_group import Pending, ProcessGroup, TransportError
-from compcomm.wire import read_headers
+from compcomm.verdict import Fault
+from compcomm.wire import PeerError, read_headers
 
 LAYOUT = cc.Layout.of([("w", (40, 50)), ("b", (7,))])
 
@@ -75,6 +77,19 @@ class Bench:
 
     def step(self) -> Step:
         return Step(self.reducer, 1.0, self.reducer.stateful)
+
+
+def test_a_capture_waits_for_what_the_device_writes_and_not_forever() -> None:
+    words = torch.full((2,), UNWRITTEN)
+    landed = Landed(
+        Step(cc.Exact(), 1.0, False), [], [Fault(words, lambda code: PeerError(f"code {code}"))], words, None
+    )
+    timer = Timer(0.05, lambda: words.copy_(torch.tensor([1, 7])))
+    timer.start()
+    bad, error = landed.heard(capturing=True)
+    assert bad and str(error) == "code 7"
+    with pytest.raises(RuntimeError, match=r"torch.cuda.synchronize\(\) before the capture"):
+        written(torch.full((1,), UNWRITTEN), patience=0.01)
 
 
 def test_the_order_follows_from_the_buckets_alone() -> None:

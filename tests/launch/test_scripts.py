@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -97,6 +98,51 @@ def test_kernels_that_do_not_build_are_said(checkout: Path, built: bool) -> None
     code, said, _ = bash(checkout, str(checkout / "launch" / "setup.sh"), "test")
     assert code == 0, said
     assert ("kernels did not build" in said and "pip install -v -e ." in said) is not built
+
+
+def test_without_a_gpu_the_gpu_check_says_so_and_is_done(checkout: Path) -> None:
+    driver = checkout / "tools" / "nvidia-smi"
+    driver.write_text("#!/bin/sh\necho no driver answers\nexit 9\n")
+    driver.chmod(0o755)
+    code, said, calls = bash(checkout, str(checkout / "launch" / "gpu_check.sh"), str(checkout / "found"))
+    assert (code, calls) == (0, [])
+    assert "skipped: no GPU here that a driver knows of (nvidia-smi: no driver answers)" in said
+    assert bash(checkout, str(checkout / "launch" / "gpu_check.sh"))[0] == 1  # no folder
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_gpu_check_leaves_json_and_goes_on_where_a_part_fails(checkout: Path, fails: bool) -> None:
+    """With a stand-in for the driver, and one for Python: tests that leave a report, and measurements."""
+    report = (
+        '<testsuite><testcase classname="t" name="a"/><testcase classname="t" name="b"><skipped message="why"/>'
+        '</testcase><testcase classname="t" name="c"><failure message="wrong"/></testcase></testsuite>'
+    )
+    for name, text in {
+        "tools/nvidia-smi": "#!/bin/sh\necho 'Some GPU, 1.2, 80 GiB'\n",
+        ".venv/bin/python": f"""#!/usr/bin/env bash
+case "$*" in
+*device.json*) echo "{{}}" >"$(dirname "$0")/../../found/device.json" ;;
+*available* | *"-m pip"*) exit 0 ;;
+*"-m pytest"*) for last; do :; done; printf '%s' '{report}' >"${{last#--junitxml=}}"; exit {int(fails)} ;;
+*kernels.py*) for last; do :; done; echo '[]' >"$last"; echo "row skipped: no cupy" ;;
+*) exec {sys.executable} "$@" ;;
+esac
+""",
+    }.items():
+        (checkout / name).write_text(text)
+        (checkout / name).chmod(0o755)
+    folder = checkout / "found"
+    code, said, _ = bash(checkout, str(checkout / "launch" / "gpu_check.sh"), str(folder))
+    assert code == int(fails), said
+    assert [p["part"] for p in json.loads((folder / "summary.json").read_text())] == [
+        "setup", "device", "tests", "collect", "kernels",
+    ]  # fmt: skip
+    assert json.loads((folder / "tests.json").read_text()) == {
+        "passed": ["t::a"], "failed": {"t::c": "wrong"}, "skipped": {"t::b": "why"},
+    }  # fmt: skip
+    assert "skipped: t::b - why" in said and "row skipped: no cupy" in said
+    assert ("tests: FAILED with code 1" in said) is fails
+    assert json.loads((folder / "kernels.json").read_text()) == []
 
 
 def test_test_script_passes_arguments_on_and_keeps_the_exit_code(checkout: Path) -> None:

@@ -206,6 +206,24 @@ def test_what_is_not_finite_is_said(backend: str, value: float, grad: torch.dtyp
     assert status.tolist() == [7]
 
 
+@pytest.mark.parametrize("dtype", (BF16, F16))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_half_precision_keeps_every_pattern(backend: str, dtype: torch.dtype) -> None:
+    """All numbers go through fp32 and back as they are, and what is not a number stays none, whatever its payload."""
+    patterns = torch.arange(1 << 16).to(torch.int16).view(dtype)
+    payloads = torch.cat([2 ** torch.arange(23), 2 ** torch.arange(1, 24) - 1, 2**23 - 2 ** torch.arange(23)])
+    no_numbers = torch.cat((payloads + 0x7F800000, payloads + 0x7F800000 - (1 << 31))).to(torch.int32).view(F32)
+    assert no_numbers.isnan().all()
+    with using(backend):
+        found, zeros = patterns.clone(), torch.zeros(1 << 16)
+        OPS.descend([found], [0], zeros, zeros + 1, 1.0, 0.0)
+        spoilt = torch.ones(len(no_numbers), dtype=dtype)
+        OPS.descend([spoilt], [0], no_numbers, torch.ones_like(no_numbers), 1.0, 0.0)
+    number = ~patterns.isnan()
+    assert torch.equal(found.view(torch.int16)[number], patterns.view(torch.int16)[number])
+    assert found[~number].isnan().all() and spoilt.isnan().all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_terms_of_factor_zero_are_not_read(backend: str, dtype: torch.dtype) -> None:

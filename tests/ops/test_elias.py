@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from time import perf_counter
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -153,6 +155,22 @@ def test_a_corrupt_message_is_named_and_its_row_left_alone(name: str) -> None:
     assert (out[16 + 200 :] == 7.0).all()
     out, error = decode(name, wires, skip=torch.tensor([0, 1], dtype=torch.uint8), accumulate=False)
     assert not error and not out[216:-16].any() and out[16:216].any()  # what nobody decodes is not looked at
+
+
+@pytest.mark.skipif(not native.available(), reason="the reference alone takes its time")
+def test_a_damaged_message_costs_no_more_time_than_a_true_one() -> None:
+    """What is wrong is said by whoever found it, not by a reader in Python that goes through all of it again."""
+    numel = 3_000_000
+    table = torch.tensor([[0, -1, numel, 0, 0, 1, 0, 0]])
+    wire = torch.zeros(section(numel, BITS, BLOCK), dtype=torch.uint8)
+    out, status, skip = torch.randn(numel), torch.zeros(2, dtype=torch.uint8), torch.zeros(1, dtype=torch.uint8)
+    OPS.elias_encode(out, None, wire, table, status, 1.0, 1.0, torch.ones(1), BITS, LEVELS, True, False, BLOCK, 0, 0)
+    used = int(wire[:4].view(torch.int32))
+    wire[used - 100 : used] = 255
+    since = perf_counter()
+    with pytest.raises(RuntimeError, match="message 0, table row 0: the Elias section is corrupt"):
+        OPS.elias_decode(wire.unsqueeze(0), table, skip, out, 1.0, False, BITS, LEVELS, BLOCK)
+    assert perf_counter() - since < 1
 
 
 def lossless(name: str, q: Tensor, numel: int, bits: int, levels: int) -> list[int]:

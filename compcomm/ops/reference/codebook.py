@@ -208,6 +208,7 @@ def codebook_decode(
             last = unpack(raw, 1, 8 * raw.numel()).view(len(elements), -1)[:, : elements.shape[1]]
             level[elements] = high.level(2 * code[elements] + last)
             at += len(elements) * nbytes
-        return level * scales.repeat_interleave(block)[: row.numel]
+        size = scales.repeat_interleave(block)[: row.numel]
+        return torch.where(level == 0, 0.0, level * size)  # what is not sent is 0, whatever scale a peer made up
 
     decode(wires, table, skip, out, scale, accumulate, values)

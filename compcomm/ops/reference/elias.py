@@ -25,6 +25,8 @@ A stream comes from a peer: RuntimeError names the message and the row of one th
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor
 
@@ -169,10 +171,7 @@ def elias_decode(
                 message[row.wire : row.wire + section(row.numel, bits, block)], row.numel, bits, levels, block
             )
             if q is None:
-                raise RuntimeError(
-                    f"compcomm.elias_decode: message {m}, table row {r}: the Elias section is corrupt, or its sender "
-                    "uses another layout or configuration; this row was not decoded"
-                )
+                corrupt(m, r)
             steps = take(message, row.wire + 4, ceil_div(row.numel, block), torch.float32)
             value = q.to(torch.float32).to(out.device) * steps.repeat_interleave(block)[: row.numel]
             total = value if total is None else total + value
@@ -184,6 +183,19 @@ def elias_decode(
                 target.zero_()
         else:
             target.copy_(target + total * scale if accumulate else total * scale)
+
+
+def corruption(message: int, row: int) -> str:
+    """What the error for a section that cannot be true says."""
+    return (
+        f"compcomm.elias_decode: message {message}, table row {row}: the Elias section is corrupt, or its sender uses "
+        "another layout or configuration; this row was not decoded"
+    )
+
+
+def corrupt(message: int, row: int, *_: object) -> NoReturn:
+    """Raises it for whoever found the section: to read it again here would take two seconds per million elements."""
+    raise RuntimeError(corruption(message, row))
 
 
 def decode_section(data: Tensor, numel: int, bits: int, levels: int, block: int) -> Tensor | None:

@@ -4,6 +4,9 @@
 length. ``heard`` is uint8 ``[1 + segments]``: whether a rank met a non-finite value, then which segments' gradients are
 zero on every rank. ``fault`` is int64 ``[1]``: 0, or ``4 * rank + kind`` of the first rank that says it failed (kind 1)
 or whose header is another than is due (kind 2); then ``heard[0]`` is 1 too, so that nothing of the step is taken in.
+
+A header that ranks sum is fp32 ``[2 + segments]``: a number of step and bucket, ``due`` over all ranks; how many met a
+non-finite value, NaN where one failed; and for each segment how many have a gradient. Its ``fault`` is the kind alone.
 """
 
 from __future__ import annotations
@@ -54,3 +57,12 @@ def header_read(wires: Tensor, heard: Tensor, fault: Tensor, lengths: Tensor, st
     said = np.concatenate(([bad or found != 0], np.unpackbits(zero, count=count, bitorder="little")))
     heard.copy_(torch.from_numpy(said.astype(np.uint8)))
     fault.fill_(found)
+
+
+def sums_read(sums: Tensor, heard: Tensor, fault: Tensor, due: float) -> None:
+    """What a summed header says."""
+    (at, met), zero = sums[:2].tolist(), sums[2:] == 0
+    kind = FAILURE if met != met else MISMATCH if at != due else 0
+    heard[:1] = int(met > 0 or kind != 0)
+    heard[1:] = zero
+    fault.fill_(kind)

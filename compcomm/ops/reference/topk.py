@@ -175,6 +175,11 @@ def topk_decode(wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: 
                 target[at] = target[at] + take(message, row.wire + values_at(row), at.numel(), torch.float32) * scale
 
 
+def corrupt(message: int, row: int, wires: Tensor, table: Tensor, *_: object) -> None:
+    """Raises what is wrong with one row of one message."""
+    indices(wires[message], rows(table)[row], _corrupt("topk_decode", message, row))
+
+
 def _own_indices(op: str, wires: Tensor, table: Tensor, out: Tensor) -> list[tuple[Row, Tensor]]:
     """The rows that ``out`` has and what the one message keeps of each; everything is checked."""
     check_k(op, table, decoding=True)

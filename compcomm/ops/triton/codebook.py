@@ -242,6 +242,8 @@ def _decode(
                 else:
                     level = tl.load(book + code)
                 v = level * size
+                if BITS == 0:
+                    v = tl.where(level == 0, 0.0, v)
                 total = tl.where(m == 0, v, total + v)
                 message += stride
             finish(out, x_at + first, i, mask, total, scale, ACCUMULATE)

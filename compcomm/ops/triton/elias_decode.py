@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...scratch import scratch
-from ..reference.elias import _check_lengths, section
+from ..reference.elias import _check_lengths, corruption, section
 from . import faults, work
 from .common import finish, row_of, store, take_f32
 from .faults import faulty, remember, report
@@ -27,16 +27,7 @@ from .registry import kernel
 
 WINDOW = 1024
 TILE = 2048
-
-
-def _explain(message: int, row: int) -> str:
-    return (
-        f"compcomm.elias_decode: message {message}, table row {row}: the Elias section is corrupt, or its sender uses "
-        "another layout or configuration; this row was not decoded"
-    )
-
-
-OP = faults.source(_explain)
+OP = faults.source(corruption)
 
 
 @triton.jit

@@ -66,6 +66,17 @@ def _read(
     tl.store(heard + 1 + s, ((zero[:, None] >> j) & 1).to(tl.uint8), mask=s < count)
 
 
+@triton.jit(do_not_specialize=["due", "count"])
+def _sums(sums, heard, fault, due, count, WIDE: tl.constexpr):
+    met = tl.load(sums + 1)
+    failed, moved = met != met, tl.load(sums) != due
+    tl.store(heard, (failed | moved | (met > 0)).to(tl.uint8))
+    tl.store(fault, tl.where(failed, 1, tl.where(moved, 2, 0)).to(tl.int64))
+    s = tl.arange(0, WIDE)
+    alive = tl.load(sums + 2 + s, mask=s < count, other=1.0)
+    tl.store(heard + 1 + s, (alive == 0).to(tl.uint8), mask=s < count)
+
+
 @kernel("header_write")
 def header_write(wire, status, places, flags, rank, step, bucket):
     count = status.numel() - 1
@@ -85,3 +96,9 @@ def header_read(wires, heard, fault, lengths, step, bucket):
         step & 0xFFFFFFFF, bucket & 0xFFFFFFFF, count,
         MAGIC=MAGIC, FIELDS=FIELDS, WIDE=triton.next_power_of_2(max(4, -(-count // 8))), num_warps=1,
     )  # fmt: skip
+
+
+@kernel("sums_read")
+def sums_read(sums, heard, fault, due):
+    count = heard.numel() - 1
+    launch(_sums, 1, sums, heard, fault, due, count, WIDE=triton.next_power_of_2(max(16, count)), num_warps=1)

@@ -23,6 +23,12 @@ def read(count: int = 21) -> tuple[object, ...]:
     return wires, heard, torch.zeros(1, dtype=torch.int64), torch.tensor([40, 40]), 5, 3
 
 
+def summed(count: int = 21) -> tuple[object, ...]:
+    """The sums of three ranks, where every third segment is dead."""
+    sums = torch.cat((torch.tensor([36.0, 0.0]), (torch.arange(count) % 3).float()))
+    return sums, torch.zeros(1 + count, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), 36.0
+
+
 def marked(dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.linspace(-2.0, 2.0, 6000).to(dtype)
 
@@ -31,6 +37,7 @@ MARKS = torch.tensor([1, 1, 0], dtype=torch.uint8)
 CALLS: list[Call] = [
     ("header_write", written),
     ("header_read", read),
+    ("sums_read", summed),
     ("fill_marked", lambda: (marked(), SPANS, MARKS, float("nan"))),
     ("fill_marked", lambda: (marked(torch.bfloat16), SPANS, MARKS, 0.0)),
     ("blend_marked", lambda: (marked(), marked(), SPANS, 1 - MARKS, 0.5, -1.0)),

@@ -8,7 +8,8 @@ from torch import Tensor
 
 import compcomm as cc
 from compcomm.ops import backend
-from compcomm.wire import read_headers, write_headers
+from compcomm.reducers.all_reduce import place, read_flags
+from compcomm.wire import PeerError, read_headers, write_headers
 from tests.ops.calls.marks import SPANS
 
 OPS = torch.ops.compcomm
@@ -67,6 +68,31 @@ def test_the_first_rank_that_failed_or_is_elsewhere_is_named(implementation: str
         elsewhere = failed.clone()
         elsewhere[0, byte] ^= 64
         assert told(elsewhere) == (2, 1), byte
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("implementation", ["reference", "triton"])
+def test_summed_headers_are_read_as_the_host_reads_them(implementation: str, count: int) -> None:
+    context, nan = cc.Context(world=3, step=5, bucket=3), float("nan")
+    at = 3.0 * place(context)
+    for first, met, due in (
+        (at, 0.0, (0, 0)),
+        (at, 2.0, (1, 0)),
+        (at, nan, (1, 1)),
+        (at + 1, 0.0, (1, 2)),
+        (nan, nan, (1, 1)),
+    ):
+        sums = torch.tensor([first, met, *(float(s % 3) for s in range(count))])
+        heard, fault = torch.full((1 + count,), 9, dtype=torch.uint8), torch.full((1,), -1)
+        with backend(implementation):
+            OPS.sums_read(sums, heard, fault, at)
+        assert (int(heard[0]), int(fault)) == due
+        if due[1]:
+            with pytest.raises(PeerError, match="a peer failed" if due[1] == 1 else "another step or bucket"):
+                read_flags(sums, count, context)
+        else:
+            flags = read_flags(sums, count, context)
+            assert flags.bad is bool(due[0]) and heard[1:].tolist() == flags.skip.tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
