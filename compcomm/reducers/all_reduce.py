@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from math import isnan
 
 import torch
@@ -11,13 +11,12 @@ from torch import Tensor
 
 from ..bucket import Bucket
 from ..collectives import AllReduce as Sum
+from ..ops.work import on
 from ..reducer import Context, Flow, source
 from ..store import State
 from ..verdict import Fault, clear, deferred, either, not_finite
 from ..wire import Flags, PeerError, ops, pack
 from .route import Route, finish, hear
-
-ops = torch.ops.compcomm
 
 
 @dataclass(frozen=True, repr=False)
@@ -75,7 +74,7 @@ class AllReduce(Route):
             status=ctx.buffer("sent status", 1 + packing.count),
         )  # fmt: skip
         hear(payload.status, ctx)
-        digits = Digits(ctx.world, packing.apart)
+        digits = digits_of(ctx.world, packing.apart)
         counts = 2 + packing.count + digits.count
         front = max(4 * counts, packing.header)  # the sums, seen from the header's place on, are a message to decode
         room = ctx.buffer("sum", front + packing.nbytes - packing.header)
@@ -134,6 +133,7 @@ class Digits:
         while self.base ** (self.each + 1) <= 1 << 24:
             self.each += 1
         self.count = -(-self.rows // self.each)
+        self._powers = torch.tensor([self.base**i for i in range(self.each)], dtype=torch.int64)
 
     def write(self, bits: Tensor, to: Tensor) -> None:
         """Numbers for the bits of zero rows."""
@@ -141,19 +141,19 @@ class Digits:
             return
         moved = torch.zeros(self.count * self.each, dtype=torch.float32, device=bits.device)
         moved[: self.rows] = 1 - unpacked(bits)
-        to.copy_(moved.view(-1, self.each) @ self._powers(bits.device).float())
+        to.copy_((moved.view(-1, self.each) * on(self._powers, bits.device)).sum(1))
 
     def read(self, numbers: Tensor, bits: Tensor) -> None:
         """The bits of rows that are zero on all ranks, from the sums."""
         if bits.is_meta:
             return
         sums = torch.nan_to_num(numbers, 0.0, 0.0, 0.0).long()
-        counts = (sums.view(-1, 1) // self._powers(bits.device)) % self.base
+        counts = (sums.view(-1, 1) // on(self._powers, bits.device)) % self.base
         zero = (counts.view(-1)[: self.rows] == 0).to(torch.uint8).view(-1, 8)
         bits.copy_((zero << _eight(bits.device)).sum(1, dtype=torch.uint8))
 
-    def _powers(self, device: torch.device) -> Tensor:
-        return torch.tensor([self.base**i for i in range(self.each)], dtype=torch.int64).to(device)
+
+digits_of = lru_cache(maxsize=4096)(Digits)
 
 
 def unpacked(bits: Tensor) -> Tensor:
