@@ -41,6 +41,7 @@ cp "$runs/compressors.png" "$results/"
 measure overhead $python -m torch.distributed.run --standalone --nproc-per-node 2 benchmarks/overhead.py \
     --reducer "ErrorFeedback(QSGD(bits=4, rounding='nearest'))"
 measure memory $python -m torch.distributed.run --standalone --nproc-per-node 4 benchmarks/memory.py
+measure thrown-away $python benchmarks/thrown_away.py
 names=(three_workers weights econtrol lyapunov)
 if [ -n "${LIBSVM:-}" ]; then names+=(logistic); else
     echo "results: LIBSVM= names no folder with phishing, mushrooms, a9a and w8a: convergence-logistic stays as it is" >&2

@@ -8,14 +8,15 @@ layout over the same buffer.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from math import prod
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from .strides import Order, shaped, storage_order
+from .strides import Order, shaped, storage_order, turned
 
 
 class Segment(NamedTuple):
@@ -191,13 +192,14 @@ class Bucket(NamedTuple):
 
     def rearrange_(self, source: Bucket) -> None:
         """Takes the values of a bucket that differs in nothing but the orders of its whole segments (and dtype)."""
-        position = 0
-        for s, other in zip(self.layout.segments, source.layout.segments, strict=True):
-            if s.order != other.order:
-                self.flat[position : s.start].copy_(source.flat[position : s.start])
-                self.view(s).copy_(source.view(other))
-                position = s.stop
-        self.flat[position:].copy_(source.flat[position:])
+        table, turns, others, spans = _ways(self.layout, source.layout)
+        fast = bool(turns) and self.flat.dtype == source.flat.dtype == torch.float32
+        if fast:
+            torch.ops.compcomm.turn(self.flat, source.flat, table)
+        for s, other in others if fast else (*turns, *others):
+            self.view(s).copy_(source.view(other))
+        for start, stop in spans:
+            self.flat[start:stop].copy_(source.flat[start:stop])
 
     def fill_(self, value: float) -> None:
         """Sets every element of every segment; padding keeps its content."""
@@ -206,3 +208,32 @@ class Bucket(NamedTuple):
         else:
             for s in self.layout.segments:
                 self.flat[s.start : s.stop].fill_(value)
+
+
+Pairs = tuple[tuple[Segment, Segment], ...]
+
+
+@lru_cache(maxsize=4096)
+def _ways(layout: Layout, source: Layout) -> tuple[Tensor, Pairs, Pairs, tuple[tuple[int, int], ...]]:
+    """How values get from one order to another: the table of what is turned, those segments, others that move, and the
+    spans that stay as they are."""
+    lines: list[tuple[int, ...]] = []
+    turns: list[tuple[Segment, Segment]] = []
+    others: list[tuple[Segment, Segment]] = []
+    spans: list[tuple[int, int]] = []
+    position = 0
+    for s, other in zip(layout.segments, source.segments, strict=True):
+        if s.order == other.order:
+            continue
+        found = turned(s.shape, s.order or other.order) if not (s.order and other.order) else None
+        if found is None:
+            others.append((s, other))
+        else:
+            count, rows, columns = found if other.order else (found[0], found[2], found[1])
+            lines.append((s.start, other.start, count, rows, columns))
+            turns.append((s, other))
+        spans.append((position, s.start))
+        position = s.stop
+    spans.append((position, layout.numel))
+    table = torch.tensor(lines, dtype=torch.int64).view(-1, 5)
+    return table, tuple(turns), tuple(others), tuple(span for span in spans if span[0] < span[1])

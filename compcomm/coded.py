@@ -75,9 +75,9 @@ def encode_(
 
 def read(section: Tensor, codec: Compressor, numel: int, low: int, high: int) -> Tensor:
     """Elements ``[low, high)`` of a parameter of ``numel`` elements as fp32 numbers."""
-    out = torch.empty(high - low, device=section.device)
+    out = torch.empty(high - low, dtype=torch.float32, device=section.device)
     for start, stop in _pieces(numel, low, high):
-        piece = torch.empty(stop - start, device=section.device)
+        piece = torch.empty(stop - start, dtype=torch.float32, device=section.device)
         layout = _alone(stop - start)
         decode_(_bytes(section, codec, start, stop), layout, codec, Bucket(piece, layout))
         first, last = max(low, start), min(high, stop)

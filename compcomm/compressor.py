@@ -21,8 +21,9 @@ from torch import Tensor
 
 from .bucket import Bucket, Layout, Segment
 from .rng import Rng
+from .scratch import scratch
 from .spec import Described
-from .wire import Packing, pack
+from .wire import Chosen, Packing, pack
 
 if TYPE_CHECKING:
     from .store import Slot
@@ -74,6 +75,8 @@ class Compressor(Described, ABC, abstract=True):
     variable: ClassVar[bool] = False
     """A section is often shorter than ``section(numel)``, which is then its capacity: it begins with a u32, the bytes
     that it takes in all, and the routes send no more than those."""
+    keeps_zeros: ClassVar[bool] = False
+    """What is zero is received as zero, whatever lies beside it. Else messages say which rows of a matrix are zero."""
     selective: ClassVar[bool] = False
     """Sparse, its elements travel as they are, and ``undeal_rows`` is there: for ``SparseAllReduce``."""
     knob: ClassVar[str] = ""
@@ -286,10 +289,15 @@ class Compressor(Described, ABC, abstract=True):
         if len(table):
             inputs = Inputs(x.flat, add_flat, wire, table, status, decay, add_scale)
             gain = packing.gains(message)
+            lines = None if packing.apart else packing.lines(x.layout, add_layout, message=message)
+            if lines is not None:
+                ops.zero_rows_mark(x.flat, add_flat, wire, lines.table)
             if received is None:
                 self.encode_rows(inputs, gain, rng, hints or {})
             else:
                 self.recode_rows(inputs, received, gain, rng)
+            if lines is not None:  # nothing was there, so nothing is left, whatever was coded
+                ops.zero_rows_clear(x.flat, wire, lines.table)
         return payload
 
     def decode_(
@@ -305,37 +313,69 @@ class Compressor(Described, ABC, abstract=True):
         message: int | None = None,
         stride: int | None = None,
         weights: Sequence[float] | None = None,
+        bits: Tensor | None = None,
     ) -> None:
         """out = (out if accumulate) + scale * sum of the W messages in ``wires`` [W, bytes]; segments that ``out``
-        lacks are passed over, those in ``skip`` count as zero. ``weights``: one factor per message."""
+        lacks are passed over, those in ``skip`` count as zero. ``weights``: one factor per message. ``bits``: which
+        rows are zero, where that is not in the messages (``Packing.apart``)."""
         if wires.is_meta:
             return
         if skip is None:
             skip = torch.zeros(packing.count, dtype=torch.uint8, device=wires.device)
         if out.flat.dtype == torch.float64:
-            self._decode_double(wires, out, rng, packing, scale, skip, accumulate, message, stride, weights)
+            self._decode_double(wires, out, rng, packing, scale, skip, accumulate, message, stride, weights, bits)
             return
         if weights is not None:
             for i, weight in enumerate(weights):
                 self.decode_(
                     wires[i : i + 1], out, rng, packing, scale=scale * weight, skip=skip,
-                    accumulate=accumulate or i > 0, message=message, stride=stride,
+                    accumulate=accumulate or i > 0, message=message, stride=stride, bits=bits,
                 )  # fmt: skip
             return
         table = packing.table(False, out.layout, seed=rng.seed, message=message, stride=stride)
         if len(table):
             ops.dense_decode(wires, table, skip, out.flat, scale, accumulate)
         table = packing.table(True, out.layout, seed=rng.seed, message=message, stride=stride)
+        lines = packing.lines(out.layout, message=message, stride=stride)
+        said = wires if bits is None else bits.unsqueeze(0)
+        chosen = None if lines is None else lines.chosen(said, table)
+        if chosen is not None:
+            self._decode_zero_rows(wires, said, chosen, skip, out.flat, scale, accumulate, rng)
+            table = chosen.rest
         if len(table):
             self.decode_rows(wires, table, skip, out.flat, scale, accumulate, rng)
 
+    def _decode_zero_rows(
+        self, wires: Tensor, said: Tensor, chosen: Chosen, skip: Tensor, out: Tensor, scale: float, accumulate: bool,
+        rng: Rng,
+    ) -> None:  # fmt: skip
+        """Message by message, as each has zero rows of its own; ``said``: the bits that say which."""
+        if not len(chosen.table):
+            return
+        if len(wires) == 1 and not accumulate:
+            self.decode_rows(wires, chosen.table, skip, out, scale, False, rng)
+            ops.zero_rows_clear(out, said[0], chosen.lines)
+            return
+        one, total = (scratch(f"zero rows, {what}", out.numel(), device=out.device) for what in ("one", "all"))
+        for r in range(len(wires)):
+            self.decode_rows(wires[r : r + 1], chosen.table, skip, one, 1.0, False, rng)
+            ops.zero_rows_clear(one, said[r], chosen.lines)
+            for start, stop in chosen.spans:
+                if r:
+                    total[start:stop] += one[start:stop]
+                else:
+                    total[start:stop] = one[start:stop]
+        for start, stop in chosen.spans:
+            part, mean = out[start:stop], total[start:stop].mul_(scale)
+            part.copy_(mean.add_(part) if accumulate else mean)
+
     def _decode_double(
         self, wires: Tensor, out: Bucket, rng: Rng, packing: Packing, scale: float, skip: Tensor, accumulate: bool,
-        message: int | None, stride: int | None, weights: Sequence[float] | None,
+        message: int | None, stride: int | None, weights: Sequence[float] | None, bits: Tensor | None,
     ) -> None:  # fmt: skip
         """Every message by itself in fp32, which is what it holds; their sum in double precision."""
         count, width, wires = len(wires), out.layout.numel, wires.contiguous().view(1, -1)
-        single = torch.empty(count * width, device=wires.device)
+        single = torch.empty(count * width, dtype=torch.float32, device=wires.device)
         for coded in (False, True):
             if not (packing.coded if coded else packing.exact):
                 continue
@@ -344,6 +384,10 @@ class Compressor(Described, ABC, abstract=True):
             )  # fmt: skip
             if coded:
                 self.decode_rows(wires, table, skip, single, 1.0, False, rng)
+                lines = packing.lines(out.layout, message=message, stride=stride)
+                for one, said in zip(single.view(count, width), wires.view(count, -1), strict=True):
+                    if lines is not None:
+                        ops.zero_rows_clear(one, said if bits is None else bits, lines.table)
             else:
                 ops.dense_decode(wires, table, skip, single, 1.0, False)
             for start, stop in spans:
@@ -397,7 +441,8 @@ def _leave(x: Bucket, y: Bucket, payload: Payload) -> None:
 
 
 class Payload(NamedTuple):
-    """A coded bucket: the bytes, and what is needed to decode them later. ``status``: see ``write_header``."""
+    """A coded bucket: the bytes, and what is needed to decode them later. ``status``: see ``write_header``. ``bits``:
+    of its zero rows, where they are not in the message."""
 
     compressor: Compressor
     packing: Packing
@@ -405,12 +450,13 @@ class Payload(NamedTuple):
     status: Tensor
     rng: Rng
     message: int | None = None
+    bits: Tensor | None = None
 
     def decode_add_(self, into: Bucket, scale: float = 1.0, *, skip: Tensor | None = None) -> None:
         """into += scale * decode(payload), where ``into`` has the segment and ``skip`` does not rule it out."""
         self.compressor.decode_(
             self.wire.unsqueeze(0), into, self.rng, self.packing,
-            scale=scale, skip=skip, accumulate=True, message=self.message,
+            scale=scale, skip=skip, accumulate=True, message=self.message, bits=self.bits,
         )  # fmt: skip
 
     def zero_(self, into: Bucket, *, skip: Tensor | None = None) -> None:
@@ -429,6 +475,6 @@ class Payload(NamedTuple):
 
     def dense(self, layout: Layout) -> Bucket:
         """The decoded payload as a new bucket."""
-        bucket = Bucket(torch.zeros(layout.numel, device=self.wire.device), layout)
+        bucket = Bucket(torch.zeros(layout.numel, dtype=torch.float32, device=self.wire.device), layout)
         self.decode_add_(bucket)
         return bucket

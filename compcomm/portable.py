@@ -50,7 +50,8 @@ def merge(store: Store) -> Generator[Collective, bool, Portable]:
         for e in every
         if e.slot.merge in (Merge.MEAN, Merge.SHARDED) and (e.slot.into, e.key) not in held
     }
-    room = torch.empty(0)  # after the results: memory that comes and goes would leave holes between them
+    # After the results: memory that comes and goes would leave holes between them.
+    room = torch.empty(0, dtype=torch.float32)
     for e in every:
         if e.slot.merge is Merge.DROP or (e.slot.into and (e.slot.into, e.key) in held):
             continue
@@ -179,7 +180,7 @@ class _Source:
 
 def _dealt(e: Entry, store: Store) -> bool:
     """Whether the joined shares are in another order than the parameter."""
-    probe = torch.empty(e.segment.numel, device="meta")
+    probe = torch.empty(e.segment.numel, dtype=torch.float32, device="meta")
     return store.reducer.in_order(e.name, e.segment, probe) is not probe
 
 
@@ -187,7 +188,7 @@ def _cut(natural: Tensor, e: Entry, store: Store) -> None:
     """This rank's share of a merged tensor."""
     total, at = e.segment.numel, e.held.offset - e.segment.offset
     if _dealt(e, store):
-        numbers = torch.arange(total, device=natural.device)
+        numbers = torch.arange(total, dtype=torch.int64, device=natural.device)
         joined = torch.empty(total, dtype=_wide(e.slot), device=natural.device)
         joined[store.reducer.in_order(e.name, e.segment, numbers)] = _get(natural, e.slot, total, 0, total)
     else:

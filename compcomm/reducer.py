@@ -132,7 +132,7 @@ class Sent:
 
     def dense(self, layout: Layout) -> Bucket:
         """As a new bucket."""
-        bucket = Bucket(torch.zeros(layout.numel, device=self.payload.wire.device), layout)
+        bucket = Bucket(torch.zeros(layout.numel, dtype=torch.float32, device=self.payload.wire.device), layout)
         self.add_(bucket)
         return bucket
 
@@ -257,6 +257,12 @@ class Reducer(Described, ABC, abstract=True):
     def stateful(self) -> bool:
         """Whether a bad step leaves something to undo."""
         return False
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether several backward passes may make one optimizer step, each of them averaged: what they deliver then
+        adds up, with what is remembered, to the mean of the sum of their gradients."""
+        return all(part.accumulates for part in vars(self).values() if isinstance(part, Reducer))
 
     @property
     def needs_names(self) -> bool:

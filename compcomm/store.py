@@ -110,6 +110,8 @@ class Store:
         self._home: dict[str, dict[tuple[str, int], Tensor]] = {}  # slot -> (name, offset) -> view of a slab
         self._slabs: dict[tuple[str, Layout], Bucket] = {}
         self._segments: dict[tuple[str, int], Segment] = {}
+        self.cuts = 0
+        """How often slabs have been cut, so that who knows where something lies can tell whether it still does."""
         self.under_way: dict[object, Any] = {}
         """Work that goes on in the background, by whose it is: never saved, since all that it needs is in the slots."""
 
@@ -129,6 +131,7 @@ class Store:
         return self._make(slot, layout) if slab is None else slab
 
     def _make(self, name: str, layout: Layout) -> Bucket:
+        self.cuts += 1
         segments: list[Segment] = []
         slots: list[Slot] = []
         keys: list[tuple[str, int]] = []
@@ -195,6 +198,7 @@ class Store:
     def rename(self, names: Mapping[str, str]) -> None:
         """Gives parameters their real names; the values stay."""
         self.under_way.clear()
+        self.cuts += 1
         self._home = {s: {(names.get(n, n), o): t for (n, o), t in e.items()} for s, e in self._home.items()}
         segments = [s._replace(name=names.get(s.name, s.name)) for s in self._segments.values()]
         self._segments = {(s.name, s.offset): s for s in segments}

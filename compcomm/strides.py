@@ -13,6 +13,7 @@ model in another one gives the same means to the bit. It costs two copies of wha
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import prod
 
 from torch import Tensor
 
@@ -47,6 +48,20 @@ def complete(wide: Iterable[int], shape: Sequence[int]) -> Order:
     rest = list(wide)
     found = [d if shape[d] == 1 else rest.pop(0) for d in range(len(shape))]
     return () if found == sorted(found) else tuple(found)
+
+
+def turned(shape: Sequence[int], order: Order) -> tuple[int, int, int] | None:
+    """(count, rows, columns) where row-major means that so many matrices are transposed: the order is the shape's own
+    but that the innermost dimensions, from some place on, go before others. None: it takes more than that."""
+    for lead in range(len(order)):
+        if lead and order[lead - 1] != lead - 1:
+            break
+        split = order.index(lead)
+        if [*order[split:], *order[lead:split]] == list(range(lead, len(order))):
+            sizes = ([shape[d] for d in part] for part in (order[:lead], order[lead:split], order[split:]))
+            count, rows, columns = map(prod, sizes)
+            return count, rows, columns
+    return None
 
 
 def shaped(flat: Tensor, shape: Sequence[int], order: Order) -> Tensor:

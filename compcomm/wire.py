@@ -1,8 +1,8 @@
 """Payloads as one uint8 buffer: where each parameter's bytes lie, and the header that goes in front.
 
-A message is ``header | exact segments | coded segments``, everything little-endian, every section a multiple of four
-bytes long. Where the sections lie, and how long a message is at most, follows from the configuration and the shapes. A
-peer only says how long a message of variable length is, and that is checked before it is used.
+A message is ``header | exact segments | zero rows | coded segments``, everything little-endian, every section a
+multiple of four bytes long. Where the sections lie, and how long a message is at most, follows from the configuration
+and the shapes. A peer only says how long a message of variable length is, and that is checked before it is used.
 
 ====== ===== ==========================================================================
 offset bytes header field
@@ -16,12 +16,20 @@ offset bytes header field
 16     4     length of the message in bytes, as far as it is sent
 20     n/8   one bit per segment of the bucket: its gradient is all zero on the sender
 ====== ===== ==========================================================================
+
+*Zero rows.* A row is an index of a parameter's first dimension. Embeddings of tokens that never came, padding,
+positions beyond the length and pruned weights are rows of zeros, and codes that have no zero (one bit, two means,
+levels, rotated ones) would move them. So where a compressor does not keep zeros (``Compressor.keeps_zeros``) and a row
+has at least ``NARROWEST`` elements, a bit per row says that gradient and memory are zero there: it is received as zero,
+and nothing is left of it. In words of 32 bits per coded segment, low bit first; a piece's first and last row may be in
+part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -44,38 +52,58 @@ class PeerError(RuntimeError):
     """A peer's message says that the peer failed, or belongs to another step, bucket or program."""
 
 
+NARROWEST = 8
+"""Elements of a row that are worth a bit: at most an eighth of a bit each."""
+
+
 class Row(NamedTuple):
-    """A segment's section: in which message, at which byte of it."""
+    """A segment's section: in which message, at which byte of it; and where the bits of its zero rows are, -1: none."""
 
     message: int
     number: int
     segment: Segment
     wire: int
+    bits: int = -1
 
 
 class Packing:
     """How the segments of a layout travel: as one message, or cut into one message per owner.
 
     ``splits`` are the messages' lengths in bytes; ``exact`` and ``coded`` the rows of either kind. ``bare``: nothing
-    but the sections, for what stays here.
+    but the sections, for what stays here. ``apart``: the bits of zero rows, ``apart`` bytes of them, are not in the
+    message but in a buffer of their own, where messages are sums.
     """
 
     def __init__(
-        self, compressor: Compressor, parts: tuple[tuple[tuple[int, Segment], ...], ...], count: int, bare: bool = False
+        self,
+        compressor: Compressor,
+        parts: tuple[tuple[tuple[int, Segment], ...], ...],
+        count: int,
+        bare: bool = False,
+        apart: bool = False,
     ) -> None:
-        self.count = count
+        self.count, self.apart, self._apart = count, 0, apart
         self.header = 0 if bare else -(-(FIELDS + -(-count // 8)) // 4) * 4
         self.exact: list[Row] = []
         self.coded: list[Row] = []
         splits: list[int] = []
         for message, part in enumerate(parts):
             position = self.header
-            for exact in (True, False):
-                for index, segment in part:
-                    if segment.numel and compressor.exact(segment) is exact:
-                        (self.exact if exact else self.coded).append(Row(message, index, segment, position))
-                        size = segment.numel * 4 if exact else _section(compressor, segment)
-                        position += -(-size // 4) * 4
+            for index, segment in part:
+                if segment.numel and compressor.exact(segment):
+                    self.exact.append(Row(message, index, segment, position))
+                    position += segment.numel * 4
+            coded: list[Row] = []
+            for index, segment in part:
+                if segment.numel and not compressor.exact(segment):
+                    nbytes = 0 if bare else _bits(compressor, segment)
+                    at = self.apart if apart else position
+                    coded.append(Row(message, index, segment, 0, at if nbytes else -1))
+                    self.apart += nbytes * apart
+                    position += nbytes * (not apart)
+            for row in coded:
+                self.coded.append(row._replace(wire=position))
+                position += -(-_section(compressor, row.segment) // 4) * 4
             if position >= 1 << 32 and not bare:
                 raise ValueError(
                     f"{compressor!r}: a message of {position} bytes; the header counts to 4 GiB. Use smaller buckets."
@@ -88,6 +116,34 @@ class Packing:
         self._tables: dict[tuple[object, ...], Tensor] = {}
         self._stacked: dict[tuple[object, ...], tuple[Tensor, tuple[tuple[int, int], ...]]] = {}
         self._gains: dict[int | None, Tensor] = {}
+        self._lines: dict[tuple[object, ...], Lines | None] = {}
+        self.has_lines = any(row.bits >= 0 for row in self.coded)
+
+    def lines(
+        self,
+        x: Layout | None,
+        add: Layout | None = None,
+        *,
+        message: int | None = None,
+        stride: int | None = None,
+    ) -> Lines | None:
+        """Where the bits of zero rows are, for the rows of ``table(True, ...)``; None: there are none."""
+        if not self.has_lines:
+            return None
+        cached = (x, add, message, stride)
+        if cached not in self._lines:
+            bases = np.concatenate(([0], np.cumsum(self.splits)))
+            rows = [row for row in self.coded if message is None or row.message == message]
+            lines: list[list[int]] = []
+            for number, (m, index, s, _, bits) in enumerate(rows):
+                if bits >= 0:
+                    whole = self._apart or message is not None
+                    base = 0 if whole else int(bases[m]) if stride is None else m * stride
+                    at = [-1 if layout is None else layout.position(s) for layout in (x, add)]
+                    width = row_width(s)
+                    lines.append([number, *at, s.numel, base + bits, s.offset % width, 0, width, index])
+            self._lines[cached] = Lines(torch.tensor(lines, dtype=torch.int64).view(-1, 9)) if lines else None
+        return self._lines[cached]
 
     def table(
         self,
@@ -110,7 +166,7 @@ class Packing:
         if table is None:
             bases = np.concatenate(([0], np.cumsum(self.splits)))
             rows: list[list[int]] = []
-            for m, index, s, wire in self.coded if coded else self.exact:
+            for m, index, s, wire, _ in self.coded if coded else self.exact:
                 if message is None or m == message:
                     base = 0 if message is not None else int(bases[m]) if stride is None else m * stride
                     kept = self.compressor.of(s).kept(s.numel) if coded else 0
@@ -131,7 +187,7 @@ class Packing:
             table = self.table(coded, out, seed=seed, message=message, stride=stride)
             table = table[table[:, 0] >= 0]
             many = table.repeat(count, 1, 1)
-            each = torch.arange(count).view(-1, 1)
+            each = torch.arange(count, dtype=torch.int64).view(-1, 1)
             many[:, :, 0] += each * out.numel
             many[:, :, 3] += each * nbytes
             spans: list[tuple[int, int]] = []
@@ -153,6 +209,75 @@ class Packing:
         return gains
 
 
+class Lines:
+    """The bits of zero rows of some coded rows: ``table`` for the kernels (``ops/reference/zero_rows.py``), and which
+    of them have a bit set."""
+
+    def __init__(self, lines: Tensor) -> None:
+        self.table = lines[:, 1:].contiguous()
+        self._rows = lines[:, 0].tolist()
+        places: list[Tensor] = []
+        owners: list[Tensor] = []
+        for i, (_, _, _, numel, wire, lead, _, width, _) in enumerate(lines.tolist()):
+            nbytes = _words(lead + numel, width)
+            places.append(torch.arange(wire, wire + nbytes))
+            owners.append(torch.full((nbytes,), i, dtype=torch.int64))
+        self._places, self._owners = torch.cat(places), torch.cat(owners)
+        self._chosen: dict[tuple[int, ...], Chosen] = {}
+
+    def chosen(self, wires: Tensor, table: Tensor) -> Chosen | None:
+        """The rows of ``table`` that have a row of zeros in one of the messages ``wires[W, bytes]``; None: there is
+        none. On a device, which would have to be waited for, all that may have one."""
+        if deferred(wires):
+            which = tuple(range(len(self._rows)))
+        else:
+            found = (wires[:, self._places] != 0).any(0)
+            which = tuple(self._owners[found].unique().tolist()) if found.any() else ()
+        if not which:
+            return None
+        made = self._chosen.get(which)
+        if made is None:
+            here = [i for i in which if int(self.table[i, 0]) >= 0]
+            rows = [self._rows[i] for i in here]
+            rest = [i for i in range(len(table)) if i not in set(rows)]
+            spans: list[tuple[int, int]] = []
+            for at, numel in sorted(table[rows][:, [0, 2]].tolist()):
+                joined = bool(spans) and spans[-1][1] == at
+                spans.append((spans.pop()[0] if joined else at, at + numel))
+            made = self._chosen[which] = Chosen(table[rows], table[rest], self.table[here], tuple(spans))
+        return made
+
+
+class Chosen(NamedTuple):
+    """Coded rows with rows of zeros: their table, that of the others, that of their bits, and where they go."""
+
+    table: Tensor
+    rest: Tensor
+    lines: Tensor
+    spans: tuple[tuple[int, int], ...]
+
+
+def row_width(segment: Segment) -> int:
+    """Elements of a row of the parameter."""
+    return prod(segment.shape[1:])
+
+
+def _bits(compressor: Compressor, segment: Segment) -> int:
+    """Bytes that say which rows of a coded segment are zero."""
+    if len(segment.shape) < 2 or segment.shape[0] < 2 or row_width(segment) < NARROWEST:
+        return 0
+    if compressor.of(segment).keeps_zeros:
+        return 0
+    width = row_width(segment)
+    return _words(segment.offset % width + segment.numel, width)
+
+
+def _words(numel: int, width: int) -> int:
+    """Bytes of the bits of so many elements' rows."""
+    rows = -(-numel // width)
+    return 4 * -(-rows // 32)
+
+
 def _section(compressor: Compressor, segment: Segment) -> int:
     try:
         return compressor.of(segment).section(segment.numel)
@@ -161,9 +286,9 @@ def _section(compressor: Compressor, segment: Segment) -> int:
 
 
 @lru_cache(maxsize=4096)
-def pack(compressor: Compressor, layout: Layout) -> Packing:
-    """The whole layout in one message."""
-    return Packing(compressor, (tuple(enumerate(layout.segments)),), len(layout.segments))
+def pack(compressor: Compressor, layout: Layout, apart: bool = False) -> Packing:
+    """The whole layout in one message; ``apart``: without the bits of zero rows."""
+    return Packing(compressor, (tuple(enumerate(layout.segments)),), len(layout.segments), apart=apart)
 
 
 PIECE = 1 << 20

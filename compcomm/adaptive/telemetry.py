@@ -113,7 +113,7 @@ def measure(
     for chunk in _chunks(given):
         layout = _end_to_end([s for _, s, _ in chunk])
         rows = np.array([i for i, _, _ in chunk])
-        flat, scratch = torch.cat([t for _, _, t in chunk]), torch.empty(layout.numel)
+        flat, scratch = torch.cat([t for _, _, t in chunk]), torch.empty(layout.numel, dtype=torch.float32)
         found[:, 0] += np.bincount(rows, _squares(flat, layout), count)
         for j, value in enumerate(settings):
             scratch.copy_(flat)
@@ -192,7 +192,7 @@ def _gram(g: Tensor) -> Table:
 def _iterated(g: Tensor, most: int, generator: torch.Generator, iterations: int = 4) -> Table:
     """The largest ones by power iterations on a few columns more than are asked for: a little below the truth, the
     more the slower they decay."""
-    q = torch.randn(g.shape[1], min(most + 8, *g.shape), generator=generator)
+    q = torch.randn(g.shape[1], min(most + 8, *g.shape), dtype=torch.float32, generator=generator)
     for _ in range(iterations):
         q = g.T @ torch.linalg.qr(g @ q)[0]
     return torch.linalg.svdvals(q).double().square().numpy()[:most]

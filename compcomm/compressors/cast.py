@@ -48,6 +48,7 @@ class Cast(Compressor):
     dense_below: int = 1024
     block: int = 512
 
+    keeps_zeros = True
     cure = "Use Cast(bfloat16), which keeps fp32's range."
 
     def __post_init__(self) -> None:

@@ -43,6 +43,10 @@ class Contractive(Compressor):
         return self.compressor.variable
 
     @property
+    def keeps_zeros(self) -> bool:  # type: ignore[override]
+        return self.compressor.keeps_zeros
+
+    @property
     def grain(self) -> int:
         return self.compressor.grain
 

@@ -54,6 +54,7 @@ class Natural(Compressor):
     block: int = 512
     dense_below: int = 1024
 
+    keeps_zeros = True
     knob = "bits"
 
     def __post_init__(self) -> None:

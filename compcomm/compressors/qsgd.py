@@ -119,6 +119,7 @@ class QSGD(Compressor):
         n, s = min(max(numel, 1), self.block), self.s
         return None if self.norm == 2 else 4 * s**2 / (4 * s**2 + n - 1)
 
+    keeps_zeros = True
     knob = "bits"
     cure = "Use rounding='nearest' with norm=inf, a contraction."
 

@@ -34,6 +34,7 @@ class RandK(Compressor):
 
     linear = True
     sparse = True
+    keeps_zeros = True
     knob = "ratio"
     tabled = True
 

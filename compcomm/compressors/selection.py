@@ -23,6 +23,7 @@ class Selection(Compressor, ABC, abstract=True):
     """
 
     sparse = True
+    keeps_zeros = True
     selective = True
 
     def section(self, numel: int) -> int:

@@ -47,6 +47,7 @@ class TernGrad(Compressor):
     block: int = 512
     dense_below: int = 1024
 
+    keeps_zeros = True
     cure = "Use TernGrad(clip=2.5) without feedback, or TwoMeans(), a contraction at fewer bits."
 
     def __post_init__(self) -> None:

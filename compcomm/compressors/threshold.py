@@ -113,7 +113,7 @@ class Threshold(Selection):
         memory = None if self.stages else hints.get("stages")
         limit, found = self.exceeding(i, self._stages(memory, numel))
         if memory is not None:
-            self._learn(memory.view(-1, 3), found / (self.ratio * numel).clamp(min=1e-300))
+            self._learn(memory.view(-1, 3), found / (self.ratio * numel.to(torch.float32)).clamp(min=1e-300))
         few = 4 * found < target
         counts = torch.where(few, target, torch.minimum(found, room))
         bounds = torch.where(few | (found > room), 0.0, limit)
@@ -137,8 +137,9 @@ class Threshold(Selection):
         stats = torch.zeros(len(i.table), 5, dtype=torch.float64, device=i.x.device)
         ops.magnitude_stats(*i, stats, pareto, self.fit == "gamma")
         ratio = torch.full_like(stats[:, 0], self.ratio)
-        first = torch.where(stages == 1, ratio, FIRST if self.ratio < FIRST else ratio ** (1.0 / stages))
-        later = (ratio / first) ** (1.0 / (stages - 1).clamp(min=1))
+        shares = 1.0 / stages.to(torch.float32)  # named: integers divided by integers have torch's default dtype
+        first = torch.where(stages == 1, ratio, FIRST if self.ratio < FIRST else ratio**shares)
+        later = (ratio / first) ** (1.0 / (stages - 1).clamp(min=1).to(torch.float32))
         limit = self._first(stats, first)
         tail = scratch("tails", i.x.numel(), device=i.x.device)
         broken = torch.zeros_like(stages, dtype=torch.bool)

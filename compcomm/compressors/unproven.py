@@ -63,6 +63,10 @@ class Unproven(Compressor):
         return self.compressor.selective
 
     @property
+    def keeps_zeros(self) -> bool:  # type: ignore[override]
+        return self.compressor.keeps_zeros
+
+    @property
     def grain(self) -> int:
         return self.compressor.grain
 

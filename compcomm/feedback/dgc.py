@@ -96,6 +96,10 @@ class DGC(Scheme):
         own = {"momentum": Slot(Merge.MEAN)}
         return own if self.reducer.exact(segment) else {**own, "velocity": Slot(Merge.MEAN, pending=True)}
 
+    @property
+    def accumulates(self) -> bool:
+        return self.momentum == 0.0  # else every pass gives a velocity
+
     def exact(self, segment: Segment) -> bool:
         return False  # what arrives is a velocity, and not the mean gradient
 

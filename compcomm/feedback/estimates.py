@@ -36,6 +36,10 @@ class Estimates(Scheme, ABC, abstract=True):
         if self.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"{name}(dtype={self.dtype!r}): estimates are torch.float32 or torch.float64.")
 
+    @property
+    def accumulates(self) -> bool:
+        return False  # every pass gives the estimate of one pass's gradient
+
     def conserves(self, segment: Segment) -> bool:
         return self.exact(segment)
 

@@ -31,6 +31,7 @@ def attach(
     seed: int = 0,
     check_every: int = 0,
     optimizer: Any = None,
+    discardable: bool = False,
 ) -> Attachment:
     """Averages ``model``'s gradients by ``reducer`` from now on. Every rank calls it, with equal arguments.
 
@@ -41,7 +42,7 @@ def attach(
     Args:
         model: a DistributedDataParallel model without a hook, compiled or not.
         group: the ranks to average over; the model's own if None.
-        reducer, timeout, scaler, seed, check_every, optimizer: see ``DDPState``.
+        reducer, timeout, scaler, seed, check_every, optimizer, discardable: see ``DDPState``.
 
     Raises:
         TypeError: the model is no DDP model, or has gradients that are no dense floating-point tensors.
@@ -54,7 +55,7 @@ def attach(
         _check(ddp)
         state = DDPState(
             reducer, group=group, timeout=timeout, scaler=scaler, seed=seed, check_every=check_every,
-            optimizer=optimizer,
+            optimizer=optimizer, discardable=discardable,
         )  # fmt: skip
         state.bind(ddp)
     except Exception as error:

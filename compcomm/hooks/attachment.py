@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -29,11 +29,15 @@ from ..transports.worker import Worker
 from . import divergence, resume
 from .agree import agree
 from .auto import Pilot
+from .before import Before
 from .flight import Flight
 from .options import Options
+from .pace import NOTHING, Kind, Pace
 from .plain import Plain
 from .report import Counters, Report, dense_bytes, noun, parameter_bytes, relative_errors
+from .saved import Portable
 from .scheduler import Job, Scheduler, Step
+from .witness import Witness
 
 
 def decline(error: Exception, group: dist.ProcessGroup | None, device: torch.device) -> NoReturn:
@@ -79,6 +83,12 @@ class Attachment:
         from .. import __version__
 
         self._enabled = True
+        self.pace = Pace()
+        """How the host's backward passes make steps."""
+        self.witness: Witness | None = None
+        """What sees whether optimizers take the means, where the host has parameters with gradients."""
+        self.bad = False
+        """Whether the last step was."""
         self.pilot: Pilot | None = None
         """What picks the reducer, where the user left that to ``Auto``."""
         self.plain: Plain | None = None
@@ -90,12 +100,13 @@ class Attachment:
         self.options = options
         self.named = parameters is not None
         self.parameters = list(parameters or ())
-        self._exposed = 0.0
+        self._exposed, self._resumes = 0.0, 0
         self._last: list[Flight] = []
         self._open: Step | None = None
         self._current: Step | None = None
         self._worker: Worker | None = None
         self._detached = False
+        self._world = dist.group.WORLD
 
         world = dist.get_world_size(options.group)
         patience = options.patience if options.timeout is not None else None
@@ -128,6 +139,7 @@ class Attachment:
             "seed": options.seed,
             "check_every": options.check_every,
             "a scaler": options.scaler is not None,
+            "discardable": options.discardable,
             "parameters": [_told(n, p) for n, p in self.parameters],
             **(facts or {}),
         }
@@ -140,15 +152,17 @@ class Attachment:
             if method is not None:
                 method(flights, bad)
 
-        self._scheduler = Scheduler(self._transport, self._store, arena, options.seed, after)
+        before = Before(options.discardable)
+        self._scheduler = Scheduler(self._transport, self._store, arena, options.seed, after, before)
         self._wire_before = self._transport.seconds
         if device.type != "cuda":
             self._worker = Worker(self, "compcomm-scheduler")
 
     # What the host calls.
 
-    def submit(self, flat: Tensor, layout: Layout, index: int, last: bool) -> Any:
-        """Takes a bucket of the running step; the future's value is ``flat``, holding the mean.
+    def submit(self, flat: Tensor, layout: Layout, index: int, last: bool, counted: bool = True) -> Any:
+        """Takes a bucket of the running step; the future's value is ``flat``, holding the mean. ``counted``: else it is
+        averaged exactly, and is no step to memory.
 
         Raises:
             RuntimeError: this attachment is broken or detached.
@@ -160,8 +174,9 @@ class Attachment:
         if step is not None and index == 0:
             self._abandon(step)
         if step is None or index == 0:
-            reducer = self.reducer if self.enabled else Exact()
-            step = Step(reducer, self.options.unscale(), reducer.stateful)
+            reducer = self.reducer if self.enabled and counted else Exact()
+            step = Step(reducer, self.options.unscale(), reducer.stateful, counted)
+            self.pace.last = Kind.STEP if counted else Kind.EXACT
         self._open = None if last else step
         self._current = step
         made: Any = torch.futures.Future  # its constructor's types are those of its value
@@ -209,15 +224,21 @@ class Attachment:
             ) from broken
         if self._detached:
             raise RuntimeError(f"{self.reducer!r}: this attachment was detached. Wrap the model in a new DDP(...).")
+        if dist.group.WORLD is not self._world:
+            raise RuntimeError(
+                f"{self.reducer!r}: its process group was destroyed (torch.distributed.destroy_process_group()), so "
+                f"nothing averages these gradients. Train before that, or wrap the model in a new DDP(...) and attach."
+            )
 
-    def average_plainly(self, flat: Tensor, last: bool) -> Any:
+    def average_plainly(self, flat: Tensor, last: bool, counted: bool = True) -> Any:
         """The future of a bucket's mean by ``plain``, past the scheduler."""
         assert self.plain is not None
         self.check()
         before = self.plain.sent
         future = self.plain.average(flat)
         self._scheduler.sent += self.plain.sent - before
-        self._scheduler.number += last
+        self._scheduler.number += last and counted
+        self._scheduler.latest = None
         return future
 
     @property
@@ -279,7 +300,7 @@ class Attachment:
 
     @property
     def step(self) -> int:
-        """Averaged backward passes so far."""
+        """Averaged backward passes so far, those that were discarded or ignored left out."""
         self.settle()
         return self._scheduler.number
 
@@ -299,7 +320,7 @@ class Attachment:
             kernel_seconds=s.kernel_seconds / steps,
             wire_seconds=(s.transport.seconds - self._wire_before) / steps,
             exposed_seconds=self._exposed / steps,
-            state_bytes=self._store.nbytes(),
+            state_bytes=self._store.nbytes() + (0 if s.before is None else s.before.nbytes()),
             relative_error=self.errors(),
             review_seconds=s.review_seconds / steps,
             elements=sizes,
@@ -334,6 +355,7 @@ class Attachment:
             exposed_seconds=self._exposed,
             review_seconds=s.review_seconds,
             controlled=next(self.reducer.controllers(()), None) is not None,
+            resumes=self._resumes,
         )
 
     def _now(self) -> Reducer:
@@ -450,6 +472,80 @@ class Attachment:
 
         return step, take
 
+    @property
+    def portable(self) -> Portable:
+        """The portable state as an object with ``state_dict`` and ``load_state_dict``, for frameworks that save one
+        rank's answer: ``accelerator.register_for_checkpointing(hook.portable)``."""
+        return Portable(self)
+
+    @property
+    def passes(self) -> int:
+        """How many backward passes make a step, 1 at first. With ``hook.passes = K`` gradients of the first K - 1
+        passes add up locally and nothing is sent; the K-th averages the sum, as if the others had run under
+        ``no_sync()``. Set it between two optimizer steps, on every rank."""
+        return self.pace.passes
+
+    @passes.setter
+    def passes(self, value: int) -> None:
+        self.pace.passes = value
+
+    def ignoring(self, average: bool = True) -> AbstractContextManager[None]:
+        """``with hook.ignoring(): loss.backward()``: a pass that memory does not hear of, on every rank the same.
+
+        Its gradients are averaged exactly; with ``average=False`` they stay this rank's own, and nothing is sent.
+        Memory, the step's number and what is drawn at random are as if there had been no such pass. For gradients that
+        are thrown away, as those of a discriminator when its generator learns.
+        """
+        return self.pace.ignoring(average)
+
+    def discard(self) -> None:
+        """Takes back what the last backward pass put into memory, bit for bit: as if the pass had not been. For a step
+        that the script skips. Local, nothing is sent: call it on every rank, after the pass and before the next one;
+        the mean that was delivered is void, so zero the gradients.
+
+        A reducer that remembers needs ``attach(..., discardable=True)``: that keeps a copy of memory from before the
+        step. A pass that memory heard nothing of (``ignoring()``, the first of several ``passes``) has nothing to take
+        back, and the gradients of a step that is not complete are given up. Only the last pass can be taken back.
+
+        Raises:
+            StateError: nothing is left to take back: no pass has been averaged since attach, load_state_dict, forget,
+                rescale_error, bind or the last discard; or its mean went to an optimizer; or memory was not kept; or a
+                backward pass has not ended.
+        """
+        self._between_steps("discard")
+        self.check()
+        if self.pace.last is None:
+            raise StateError(NOTHING)
+        if self.pace.last is Kind.STEP:
+            self._take_back()
+        if self.pace.last in (Kind.STEP, Kind.PART):
+            self.pace.restart()
+        self.pace.last = None
+
+    def _take_back(self) -> None:
+        s, step = self._scheduler, self._scheduler.latest
+        if self.witness is not None and self.witness.applied and not self.bad:
+            raise StateError(
+                f"discard: an optimizer has stepped since step {s.number - 1} was averaged, so that gradient is in the "
+                f"model. Call it before the optimizer's step. (A pass under no_sync() leaves no trace in memory, and "
+                f"needs no discard.)"
+            )
+        if step is not None and step.recorded:
+            raise StateError(
+                "discard: the last step was recorded as a CUDA graph, whose replays are not seen. Use ignoring() while "
+                "recording, or load_state_dict() to go back."
+            )
+        if step is not None and step.store is s.store and step.reducer.stateful and not step.kept:
+            raise StateError(
+                f"discard: {self.reducer!r} remembers step {s.number - 1}, and what it held before was not kept. Use "
+                f"cc.attach(..., discardable=True), or DDPState(..., discardable=True): it takes as many bytes as "
+                f"the state. A pass that is known to be thrown away can run inside `with hook.ignoring():`."
+            )
+        s.take_back()
+        self._last = []
+        if self.witness is not None:
+            self.witness.overlook()
+
     def forget(self) -> None:
         """Memory begins anew, as at attach. Local; call it on every rank at the same step.
 
@@ -457,6 +553,7 @@ class Attachment:
             StateError: a backward pass has not ended.
         """
         self._between_steps("forget")
+        self.pace.restart()
         self._store.under_way.clear()
         for entry in self._store.entries():
             entry.tensor.fill_(entry.slot.fill)
@@ -485,6 +582,7 @@ class Attachment:
                     f"pending at a rate of zero cannot be kept in size: call it with the next rate above zero."
                 )
         self._between_steps("rescale_error")
+        self.pace.last = None
         if old_lr != new_lr:
             portable.rescale(self._store, old_lr / new_lr)
 
@@ -503,6 +601,7 @@ class Attachment:
             StateError: a backward pass has not ended.
         """
         self._between_steps("bind")
+        self.pace.last = None
         self._store.rename(names)
         self.parameters, self.named, self._last = list(parameters), True, []
         self._store.declare(Layout.of((n, p.shape) for n, p in self.parameters))
@@ -556,6 +655,8 @@ class Attachment:
     def resume(self, step: int) -> None:
         """The next step has this number: random numbers and headers depend on it. Between two steps, on every rank."""
         self._scheduler.resume(step)
+        self.pace.restart()
+        self._resumes += 1
         self._wire_before, self._exposed = self._transport.seconds, 0.0
         self._last = []
 
@@ -598,7 +699,7 @@ class Attachment:
         self.settle()
 
     def _finished(self, flights: list[Flight], bad: bool) -> None:
-        self._last = [] if bad else flights
+        self._last, self.bad = [] if bad else flights, bad
         if self.pilot is not None and self.pilot.awake:
             self.pilot.after(flights, self._current.exposed if self._current is not None else 0.0)
         every = self.options.check_every

@@ -1,7 +1,7 @@
 """The hook of DistributedDataParallel, in the form that PyTorch asks for.
 
-``model.register_comm_hook(cc.DDPState(reducer), cc.ddp_hook)`` works wherever a DDP model can be reached (Lightning,
-Accelerate); ``state.bind(model)`` gives the parameters their names later. ``cc.attach`` does both and checks more.
+``model.register_comm_hook(cc.DDPState(reducer), cc.ddp_hook)`` works wherever a DDP model can be reached;
+``state.bind(model)`` gives the parameters their names later. ``cc.attach`` does both and checks more.
 
 What DDP does around a hook (torch 2.8 and later): the hook owns the division; buckets are rebuilt after the first step;
 an exception in a future arrives as "Unable to cast ... to Tensor", without type and traceback. So our futures always
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Container
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -36,7 +37,11 @@ from .auto import Auto, Pilot
 from .divergence import unaveraged
 from .names import averaged, check_dtype, every, expected, those, unfrozen
 from .options import Options
+from .pace import NOTHING, Kind, Pace
+from .remainder import Remainder
 from .report import Report
+from .saved import Portable
+from .witness import Witness
 
 _engine: Any = torch.autograd.Variable._execution_engine  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
 GradBucket: Any = dist.GradBucket  # pyright: ignore[reportPrivateImportUsage]
@@ -57,6 +62,8 @@ class DDPState:
         check_every: compares all parameters over the ranks after every that many steps; 0: never.
         optimizer: what steps the parameters, or a tuple of several: for reducers that must rule out what it does
             (``DGC``, a second momentum). It is looked at once, when the attachment is made.
+        discardable: keeps a copy of memory from before each step, so that ``discard()`` can take the step back: the
+            bytes of the state once more, and one pass over them in the background of the backward pass.
     """
 
     def __init__(
@@ -69,12 +76,16 @@ class DDPState:
         seed: int = 0,
         check_every: int = 0,
         optimizer: Any = None,
+        discardable: bool = False,
     ) -> None:
         self.auto = reducer if isinstance(reducer, Auto) else None
         given = Exact() if isinstance(reducer, Auto) else reducer
-        self.options = Options(given, group, timeout, scaler, seed, check_every, optimizer)
+        self.options = Options(given, group, timeout, scaler, seed, check_every, optimizer, discardable)
         self.attachment: Attachment | None = None
         self._enabled = True
+        self.pace = Pace()
+        self.witness = Witness(self.pace)
+        self.remainder = Remainder()
         self._names: dict[int, str] = {}
         self._seen: dict[int, nn.Parameter] = {}
         """What buckets have shown; kept, so that no id is used twice."""
@@ -121,6 +132,8 @@ class DDPState:
             )
         self.attachment = Attachment(self.options, self._bound, device, trial, facts={"auto": repr(self.auto)})
         self.attachment.enabled, self.attachment.unaveraged = self._enabled, self._alone
+        self.attachment.enabled, self.attachment.pace = self._enabled, self.pace
+        self.attachment.witness = self.witness
         if self.auto is not None:
             self.attachment.pilot = Pilot(self.auto, self.attachment)
         return self.attachment
@@ -144,6 +157,38 @@ class DDPState:
         if self.attachment is not None:
             self.attachment.enabled = value
 
+    @property
+    def passes(self) -> int:
+        """See ``Attachment.passes``."""
+        return self.pace.passes
+
+    @passes.setter
+    def passes(self, value: int) -> None:
+        self.pace.passes = value
+
+    def ignoring(self, average: bool = True) -> AbstractContextManager[None]:
+        """See ``Attachment.ignoring``."""
+        return self.pace.ignoring(average)
+
+    def discard(self) -> None:
+        """See ``Attachment.discard``."""
+        if self.attachment is not None:
+            self.attachment.discard()
+        elif self.pace.last is None:
+            raise StateError(NOTHING)
+        else:
+            self.pace.restart()  # passes that were not averaged
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DDPState:
+        """A state that has averaged nothing yet. The copy of a DDP model, as ``AveragedModel(ddp)`` makes it, has no
+        hook in its reducer, whatever the model had."""
+        o = self.options
+        given = o.reducer if self.auto is None else self.auto
+        return DDPState(
+            given, group=o.group, timeout=o.timeout, scaler=o.scaler, seed=o.seed, check_every=o.check_every,
+            optimizer=o.optimizer, discardable=o.discardable,
+        )  # fmt: skip
+
     def state_dict(self) -> dict[str, Any]:
         """See ``Attachment.state_dict``."""
         return self._opened("state_dict").state_dict()
@@ -160,6 +205,11 @@ class DDPState:
         """See ``Attachment.load_portable_state_dict``."""
         self._opened("load_portable_state_dict").load_portable_state_dict(state)
 
+    @property
+    def portable(self) -> Portable:
+        """See ``Attachment.portable``."""
+        return Portable(self)
+
     def rescale_error(self, old_lr: float, new_lr: float) -> None:
         """See ``Attachment.rescale_error``."""
         self._opened("rescale_error").rescale_error(old_lr, new_lr)
@@ -170,6 +220,19 @@ class DDPState:
         if self.attachment is None:
             return self.open(self._bound[0][1].device if self._bound else torch.device("cpu"))
         return self.attachment
+
+    def look(self, flat: Tensor, kind: Kind) -> None:
+        """At a pass's first bucket: has an optimizer taken the last step's mean?"""
+        attachment = self.attachment
+        if kind in (Kind.STEP, Kind.PART) and attachment is not None and not attachment.bad:
+            self.witness.look(flat)
+        else:
+            self.witness.overlook()
+
+    def tell(self) -> None:
+        """Says on rank 0, after a pass, what it is that should not have become of the one before."""
+        if self.attachment is not None and self.attachment.wire.rank == 0:
+            self.witness.speak(self.attachment.reducer)
 
     def layout(self, bucket: Any) -> Layout:
         """The bucket's layout, by parameter identity: DDP cuts and numbers its buckets anew after the first step."""
@@ -223,27 +286,52 @@ def refuse_pairs(bucket: Any) -> None:
 def ddp_hook(state: DDPState, bucket: Any) -> torch.futures.Future[Tensor]:
     """Averages one bucket; registered with a ``DDPState``."""
     refuse_pairs(bucket)
-    flat = bucket.buffer()
+    flat, index, last = bucket.buffer(), bucket.index(), bucket.is_last()
+    kind = state.pace.take(index == 0, last)
+    if last:
+        state.witness.keep(bucket.parameters()[-1])
+    if not kind.sent:
+        if index == 0:
+            state.look(flat, kind)
+        return _as_it_is(flat)
     if state.attachment is not None and state.attachment.plain is not None:
-        return state.attachment.average_plainly(flat, bucket.is_last())
+        return state.attachment.average_plainly(flat, last, kind is Kind.STEP)
     if flat.layout != torch.strided:
         raise TypeError("ddp_hook: a sparse gradient has no flat bucket. Build the embedding with sparse=False.")
     layout = state.layout(bucket)
     check_dtype(layout.segments[0].name if layout.segments else "", flat.dtype, "ddp_hook")
     attachment = state.attachment or state.open(flat.device)
-    last = bucket.is_last()
-    future = attachment.submit(flat, layout, bucket.index(), last)
+    future = attachment.submit(flat, layout, index, last, kind is Kind.STEP)
+    if index == 0:
+        state.look(flat, kind)
+    if kind is Kind.STEP and state.passes > 1:
+        state.remainder.add(bucket, layout)
     if last:
         try:
-            _engine.queue_callback(partial(_after_ddp, attachment))
+            _engine.queue_callback(partial(_after_ddp, state, attachment, kind, index == 0))
         except RuntimeError:  # not inside a backward pass: DDP's join() shadows one
             attachment.end_step()
     return future
 
 
-def _after_ddp(attachment: Attachment) -> None:
+def _as_it_is(flat: Tensor) -> torch.futures.Future[Tensor]:
+    made: Any = torch.futures.Future
+    future: Any = made(devices=[flat.device] if flat.is_cuda else None)
+    future.set_result(flat)
+    return future
+
+
+def _after_ddp(state: DDPState, attachment: Attachment, kind: Kind, alone: bool) -> None:
     attachment.backward_over()
-    _engine.queue_callback(attachment.end_step)
+    _engine.queue_callback(partial(_end, state, attachment, kind, alone))
+
+
+def _end(state: DDPState, attachment: Attachment, kind: Kind, alone: bool) -> None:
+    attachment.end_step()
+    state.remainder.deliver()
+    if kind is Kind.STEP and attachment.enabled:
+        state.witness.note(alone)
+    state.tell()
 
 
 # DDP compares these with the classes themselves, not with their names.

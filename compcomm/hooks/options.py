@@ -29,6 +29,7 @@ class Options:
     seed: int = 0
     check_every: int = 0
     optimizer: Any = None
+    discardable: bool = False
 
     def __post_init__(self) -> None:
         if not _is(self.reducer, Reducer, Compressor):
@@ -45,6 +46,8 @@ class Options:
         if self.scaler is not None and not callable(getattr(self.scaler, "get_scale", None)):
             raise TypeError(f"attach: scaler={self.scaler!r} has no get_scale(); give a torch.amp.GradScaler.")
 
+        if not isinstance(self.discardable, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"attach: discardable={self.discardable!r}: True keeps what discard() needs, or False.")
         if any(not isinstance(getattr(o, "param_groups", None), list) for o in self._optimizers):
             raise TypeError(
                 f"attach: optimizer={self.optimizer!r} has no param_groups. Give one of torch.optim, or several in "

@@ -25,7 +25,8 @@ _APART = "-: the parameter travels exact (or has no setting of its own)"
 
 class Counters(NamedTuple):
     """``step``: averaged backward passes so far, ``steps``: those since attach or load_state_dict. Sums over these on
-    this rank: bytes, link headers apart, and seconds. ``controlled``: whether a controller chooses settings."""
+    this rank: bytes, link headers apart, and seconds. ``controlled``: whether a controller chooses settings.
+    ``resumes``: how often the sums have begun anew."""
 
     step: int
     steps: int
@@ -35,10 +36,12 @@ class Counters(NamedTuple):
     exposed_seconds: float
     review_seconds: float
     controlled: bool
+    resumes: int = 0
 
     def since(self, earlier: Counters) -> Counters:
-        """The sums less those of ``earlier``; all of them where they have begun anew in between."""
-        if self.steps < earlier.steps or self.bytes_sent < earlier.bytes_sent:
+        """The sums less those of ``earlier``; all of them where they have begun anew in between. Steps that were
+        discarded meanwhile count below zero."""
+        if self.resumes != earlier.resumes or self.bytes_sent < earlier.bytes_sent:
             return self
         return self._replace(
             steps=self.steps - earlier.steps,

@@ -39,21 +39,29 @@ from ..store import Store
 from ..transports.process_group import ProcessGroup, TransportError
 from ..verdict import Fault, deferred, either, not_finite
 from ..wire import PeerError
+from .before import Before
 from .flight import Flight, Known
 
 
 @dataclass(eq=False)
 class Step:
     """One backward pass: ``done`` is set when every flow has had its Commit, ``error`` says what went wrong; ``over``
-    when what is reviewed after it is done too, while the host goes on."""
+    when what is reviewed after it is done too, while the host goes on. ``counted``: whether it has a number of its own;
+    else it is ignored but for its mean."""
 
     reducer: Reducer
     unscale: float
     watch: bool
+    counted: bool = True
     done: threading.Event = field(default_factory=threading.Event)
     over: threading.Event = field(default_factory=threading.Event)
     error: Exception | None = None
     flats: list[Tensor] = field(default_factory=list[Tensor])
+    store: Store | None = None
+    kept: bool = False
+    """Whether it is kept what memory held before."""
+    recorded: bool = False
+    """Whether it is recorded as a CUDA graph."""
     waited_from: float = 0.0
     delivered: float = 0.0
     """When the host began to wait, and when it got its last bucket."""
@@ -111,7 +119,12 @@ class Scheduler:
         arena: Arena,
         seed: int,
         finished: Callable[[list[Flight], bool], None],
+        before: Before | None = None,
     ) -> None:
+        """``before`` keeps what memory held when a step began, for ``take_back``."""
+        self.before = before
+        self.latest: Step | None = None
+        """The step that was last begun."""
         self.transport, self.store, self.arena, self.seed, self._finished = transport, store, arena, seed, finished
         self.layouts: dict[Layout, None] = {}
         """Those of the buckets so far, since the parameters have their names."""
@@ -144,7 +157,8 @@ class Scheduler:
                 self.settle()
                 if self.lost or self.broken is not None:
                     raise self.broken or RuntimeError("the process group is lost")
-                self._step = job.step
+                if self._step is not job.step:
+                    self._begin(job.step)
                 self._arrive(job)
                 if job.last:
                     self._land()
@@ -172,6 +186,20 @@ class Scheduler:
         """What the host asks for from now on, of the state or a bucket, comes after what is on the side stream."""
         if self._side is not None:
             torch.cuda.current_stream(self.arena.device).wait_stream(self._side)
+
+    def _begin(self, step: Step) -> None:
+        self._step = self.latest = step
+        step.store, step.recorded = self.store, self._captured()
+        if self.before is not None and step.counted and not step.recorded:
+            step.kept = self.before.take(self.store)
+
+    def take_back(self) -> None:
+        """All is as it was before the last step, which is over, and its number comes again."""
+        step, self.latest = self.latest, None
+        self.number -= 1
+        self._doomed = None
+        if self.before is not None and step is not None and step.kept and step.store is self.store:
+            self.before.give_back()
 
     def _arrive(self, job: Job) -> None:
         step, flat = job.step, job.flat
@@ -230,7 +258,7 @@ class Scheduler:
                 if not f.landed:
                     f.advance()
         self._step = None
-        self.number += 1
+        self.number += step.counted
         bad = abandon or any(f.error is not None or f.ctx.bad is True for f in flights)
         unheard = any(isinstance(f.ctx.bad, Tensor) or f.ctx.faults for f in flights)
         if not bad and unheard and not self._captured():
@@ -286,7 +314,7 @@ class Scheduler:
             step.error = self.broken = self._cause()
         elif self._doomed is not None:
             step.error = self.broken = self._doomed
-        elif not abandon:
+        elif step.counted and not abandon:
             try:
                 self._finished(flights, bad)
             except TransportError:

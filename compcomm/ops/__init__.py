@@ -27,7 +27,9 @@ from . import sketch as sketch
 from . import sparse as sparse
 from . import tails as tails
 from . import ternary as ternary
+from . import turn as turn
 from . import two_means as two_means
 from . import variable as variable
+from . import zero_rows as zero_rows
 from .schema import backend as backend
 from .schema import current_backend as current_backend

@@ -25,7 +25,7 @@ def encode(
         flat(op, "add", add, *FLOATS)
         flat(op, "wire", wire, U8)
         flat(op, "status", status, U8)
-        _table(op, table)
+        table_of(op, table)
 
 
 def decode(op: str, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, *_: object) -> None:
@@ -47,7 +47,7 @@ def decode(op: str, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, *_:
             raise ValueError(f"compcomm.{op}: the bytes of a message must be adjacent; call wires.contiguous()")
         flat(op, "skip", skip, U8)
         flat(op, "out", out, *FLOATS)
-        _table(op, table)
+        table_of(op, table)
 
 
 def flat(op: str, name: str, tensor: Tensor | None, *dtypes: torch.dtype, numel: int | None = None) -> None:
@@ -66,7 +66,7 @@ def flat(op: str, name: str, tensor: Tensor | None, *dtypes: torch.dtype, numel:
         raise ValueError(f"compcomm.{op}: {name} has {tensor.numel()} elements, but needs {numel}: one per table row")
 
 
-def _table(op: str, table: Tensor) -> None:
+def table_of(op: str, table: Tensor) -> None:
     if table.dtype is not I64 or table.dim() != 2 or table.shape[1] != 8 or not table.is_contiguous():
         raise ValueError(
             f"compcomm.{op}: table is {table.dtype} of shape {tuple(table.shape)}; it must be contiguous torch.int64 "

@@ -83,7 +83,7 @@ def _randk_indices(key: int, numel: int, k: int, offset: int, step: int) -> Tens
     """No tensor argument says where to run, so this op chooses its backend itself."""
     if _draw is None or current_backend() != "native" or not 0 <= k <= numel <= 1 << 40:
         return randk_indices(key, numel, k, offset, step)
-    row, out = torch.tensor([0, -1, numel, 0, offset, key, k, 0]), torch.empty(k, dtype=torch.int64)
+    row, out = torch.tensor([0, -1, numel, 0, offset, key, k, 0], dtype=torch.int64), torch.empty(k, dtype=torch.int64)
     _draw(row.data_ptr(), step, out.data_ptr())
     return out
 

@@ -53,6 +53,10 @@ class Hook:
             ddp.register_comm_hook(self, optimizer_hook)
             self._registered = True
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Hook:
+        """For the copy of a DDP model, which has no hook in its reducer."""
+        return Hook(self._call)
+
     def hang_up(self) -> None:
         if self.attachment is not None:
             self.attachment.detach()

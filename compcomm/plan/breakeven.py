@@ -70,7 +70,9 @@ def kernel_seconds(reducer: Reducer, layout: Layout, world: int) -> float:
     generator = torch.Generator().manual_seed(0)
     simulator = Simulator(reducer, world)
     simulator.steps = 1 << 30  # any warm-up is over
-    buckets = [[Bucket(torch.randn(sample.numel, generator=generator), sample)] for _ in range(world)]
+    buckets = [
+        [Bucket(torch.randn(sample.numel, dtype=torch.float32, generator=generator), sample)] for _ in range(world)
+    ]
     means = [[Bucket(torch.empty_like(b.flat), sample) for b in row] for row in buckets]
     best = float("inf")
     for _ in range(3):

@@ -141,7 +141,7 @@ def _bench(reducer: Reducer, layout: Layout, world: int) -> list[_Rank]:
 
 def _copying() -> float:
     """Seconds for each byte of a copy."""
-    source, target = torch.ones(1 << 22), torch.empty(1 << 22)
+    source, target = torch.ones(1 << 22, dtype=torch.float32), torch.empty(1 << 22, dtype=torch.float32)
     best = float("inf")
     for _ in range(5):
         since = perf_counter()
@@ -188,7 +188,7 @@ def _side_by_side(pair: Sequence[_Rank], transport: ProcessGroup) -> list[float]
         if not landed[b]:
             pending[b] = transport.start(op)
 
-    transport.start(AllReduce(torch.zeros(1))).wait()  # all ranks are here
+    transport.start(AllReduce(torch.zeros(1, dtype=torch.float32))).wait()  # all ranks are here
     begin = perf_counter()
     for b in (0, 1, 0):  # as the schedule has it
         if not landed[b]:
@@ -221,8 +221,8 @@ class _Rank:
         self.store, self.arena, self.step = Store(reducer, rank, world), Arena(), _FAR
         self.store.declare(layout)
         generator = torch.Generator().manual_seed(2 * rank + bucket)
-        self.gradients = [torch.randn(layout.numel, generator=generator) for _ in range(2)]
-        self.flat = torch.empty(layout.numel)
+        self.gradients = [torch.randn(layout.numel, dtype=torch.float32, generator=generator) for _ in range(2)]
+        self.flat = torch.empty(layout.numel, dtype=torch.float32)
 
     def begin(self) -> Flow:
         self.step += 1

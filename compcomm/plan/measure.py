@@ -63,7 +63,7 @@ def _rate(small: _Point, near: _Point, far: _Point) -> float:
 def _point(transport: ProcessGroup, make: Callable[[int, int], Collective], size: int) -> _Point:
     """A collective in which a rank sends about ``size`` bytes."""
     world, op = transport.world, make(transport.world, size)
-    mark, spent = torch.zeros(1), torch.zeros(_REPEATS + 1, dtype=torch.float64)
+    mark, spent = torch.zeros(1, dtype=torch.float32), torch.zeros(_REPEATS + 1, dtype=torch.float64)
     for i in range(_REPEATS + 1):
         transport.start(AllReduce(mark)).wait()  # all ranks are here
         since = perf_counter()
@@ -89,7 +89,7 @@ def _exchange(world: int, size: int) -> Collective:
 
 
 def _numbers(count: int) -> Tensor:
-    return torch.zeros(max(1, count))
+    return torch.zeros(max(1, count), dtype=torch.float32)
 
 
 _KINDS: dict[str, Callable[[int, int], Collective]] = {"AllReduce": _sum, "AllGather": _gather, "AllToAll": _exchange}

@@ -17,15 +17,17 @@ from ..verdict import Fault, clear, deferred, either, not_finite
 from ..wire import Flags, PeerError, pack
 from .route import Route, finish, hear
 
+ops = torch.ops.compcomm
+
 
 @dataclass(frozen=True, repr=False)
 class AllReduce(Route):
     """out = (1/W) decode(sum_r encode(x_r)), for linear compressors.
 
     Bytes per rank: 2 (W-1)/W times the payload's, whatever W is. The header travels as fp32 numbers that sum: a
-    number made of step and bucket, how many ranks met a non-finite value, and for each segment how many had a
-    nonzero gradient (four bytes per segment). Where the coded sections are summed in another dtype than fp32, they
-    take a second all-reduce.
+    number made of step and bucket, how many ranks met a non-finite value, for each segment how many had a nonzero
+    gradient (four bytes per segment), and where the compressor does not keep zeros, the same for the rows of matrices
+    (``Digits``). Where the coded sections are summed in another dtype than fp32, they take a second all-reduce.
 
     The order in which a ring adds depends on how it cuts the buffer, so results agree over bucket cuts within
     W * 2**-24 * sum|x_i| (of the payload's precision), and to the bit over the ranks.
@@ -62,13 +64,18 @@ class AllReduce(Route):
         out_scale: float = 1.0,
         accumulate: bool = False,
     ) -> Flow:
-        packing = pack(self.compressor, source(x, add))
+        packing = pack(self.compressor, source(x, add), apart=True)
+        lines = packing.lines(x.layout, None if add is None else add.layout)
+        zero = ctx.buffer("zero rows", packing.apart)
+        if lines is not None:
+            ops.zero_rows_mark(x.flat, None if add is None else add.flat, zero, lines.table)
         payload = self.compressor.encode_(
             x, ctx.rng, add=add, decay=decay, add_scale=add_scale,
             wire=ctx.buffer("sent", packing.nbytes), packing=packing,
         )  # fmt: skip
         hear(payload.status, ctx)
-        counts = 2 + packing.count
+        digits = Digits(ctx.world, packing.apart)
+        counts = 2 + packing.count + digits.count
         front = max(4 * counts, packing.header)  # the sums, seen from the header's place on, are a message to decode
         room = ctx.buffer("sum", front + packing.nbytes - packing.header)
         total, message = room[front - 4 * counts :], room[front - packing.header :]
@@ -80,14 +87,20 @@ class AllReduce(Route):
             exact.mul_(ctx.weights[ctx.rank] * ctx.world)
             coded.mul_(ctx.weights[ctx.rank] * ctx.world)
         flags[:1].fill_(place(ctx))  # not flags[0] = ..., for which the host waits for a device
-        flags[1:2], flags[2:] = payload.status[:1], payload.status[1:]
+        flags[1:2], flags[2 : 2 + packing.count] = payload.status[:1], payload.status[1:]
+        if digits.count:
+            digits.write(zero, flags[2 + packing.count :])
         if self.compressor.dtype == torch.float32:
             yield Sum(total.view(torch.float32))
         else:
             yield Sum(exact)
             if coded.numel():
                 yield Sum(coded)
-        found = read_flags(flags, packing.count, ctx)
+        found = read_flags(flags[: 2 + packing.count], packing.count, ctx)
+        if lines is not None:
+            digits.read(flags[2 + packing.count :], zero)
+            ops.zero_rows_clear(x.flat, zero, lines.table)
+            payload = payload._replace(bits=zero)
         if ctx.watch:
             lost = either(not_finite(exact), not_finite(coded))
             found = found._replace(bad=either(found.bad, lost))
@@ -97,9 +110,55 @@ class AllReduce(Route):
             self.compressor.decode_(
                 message.unsqueeze(0), out, ctx.rng, packing,
                 scale=sign * out_scale / ctx.world, skip=found.skip, accumulate=accumulate,
+                bits=payload.bits,
             )  # fmt: skip
 
         return finish(payload, found, x, out, ctx, decode, accumulate)
+
+
+class Digits:
+    """How many ranks have a row that is not zero, as digits of numbers that sum: a digit counts to ``world``, and fp32
+    holds as many as fit 24 bits, 15 between two ranks, 7 among eight.
+
+    Where payloads are sums, what one rank has in a row cannot be told from what another has: a row is zero if it is so
+    on every rank.
+    """
+
+    def __init__(self, world: int, nbytes: int) -> None:
+        self.base, self.rows = world + 1, 8 * nbytes
+        self.each = 1
+        while self.base ** (self.each + 1) <= 1 << 24:
+            self.each += 1
+        self.count = -(-self.rows // self.each)
+
+    def write(self, bits: Tensor, to: Tensor) -> None:
+        """Numbers for the bits of zero rows."""
+        if bits.is_meta:
+            return
+        moved = torch.zeros(self.count * self.each, dtype=torch.float32, device=bits.device)
+        moved[: self.rows] = 1 - unpacked(bits)
+        to.copy_(moved.view(-1, self.each) @ self._powers(bits.device).float())
+
+    def read(self, numbers: Tensor, bits: Tensor) -> None:
+        """The bits of rows that are zero on all ranks, from the sums."""
+        if bits.is_meta:
+            return
+        sums = torch.nan_to_num(numbers, 0.0, 0.0, 0.0).long()
+        counts = (sums.view(-1, 1) // self._powers(bits.device)) % self.base
+        zero = (counts.view(-1)[: self.rows] == 0).to(torch.uint8).view(-1, 8)
+        bits.copy_((zero << _eight(bits.device)).sum(1, dtype=torch.uint8))
+
+    def _powers(self, device: torch.device) -> Tensor:
+        return torch.tensor([self.base**i for i in range(self.each)], dtype=torch.int64).to(device)
+
+
+def unpacked(bits: Tensor) -> Tensor:
+    """One uint8 per bit, the low bit of each byte first."""
+    return ((bits.view(-1, 1) >> _eight(bits.device)) & 1).view(-1)
+
+
+def _eight(device: torch.device) -> Tensor:
+    return torch.arange(8, dtype=torch.uint8, device=device)
 
 
 def place(ctx: Context) -> int:

@@ -155,7 +155,7 @@ def _recoded(
 ) -> Received | None:
     """What the owner's encoder decodes by itself, where the mean of coded rows need not be in memory: the exact rows'
     is written here. None: all of it is to be decoded first."""
-    if not c.recodes or ctx.weights is not None or not deferred(wires):
+    if not c.recodes or packing.has_lines or ctx.weights is not None or not deferred(wires):
         return None
     exact, coded = (packing.table(kind, mean.layout, seed=ctx.seed, message=ctx.rank) for kind in (False, True))
     if len(exact):

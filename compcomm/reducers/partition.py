@@ -86,6 +86,10 @@ class Partition(Reducer):
         return any(p.stateful for p in self.parts.values() if isinstance(p, Reducer))
 
     @property
+    def accumulates(self) -> bool:
+        return all(p.accumulates for p in self.parts.values() if isinstance(p, Reducer))
+
+    @property
     def needs_names(self) -> bool:
         return True
 
@@ -208,7 +212,7 @@ class _Several:
             part.zero_(into)
 
     def dense(self, layout: Layout) -> Bucket:
-        whole = Bucket(torch.zeros(layout.numel), layout)
+        whole = Bucket(torch.zeros(layout.numel, dtype=torch.float32), layout)
         self.add_(whole)
         return whole
 

@@ -20,7 +20,7 @@ from ..reducer import Context, Flow, Reduced, Reducer
 from ..rng import key
 from ..store import Merge, Slot, State
 from ..verdict import Fault, Truth, clear, deferred, either, not_finite, poison
-from .all_reduce import fault, place, read_flags
+from .all_reduce import Digits, fault, place, read_flags, unpacked
 
 ops = torch.ops.compcomm
 ERRORS = ("aggregate", "local")
@@ -192,7 +192,7 @@ class _Sent:
             into.flat[row[0] : row[0] + row[2] * row[3]] = 0.0
 
     def dense(self, layout: Layout) -> Bucket:
-        bucket = Bucket(torch.zeros(layout.numel, device=self._skip.device), layout)
+        bucket = Bucket(torch.zeros(layout.numel, dtype=torch.float32, device=self._skip.device), layout)
         self.add_(bucket)
         return bucket
 
@@ -206,7 +206,7 @@ class _Work:
 
     def __init__(self, reducer: PowerSGD, x: Bucket, state: State, ctx: Context, add_scale: float) -> None:
         self.reducer, self.x, self.state, self.ctx, self.add_scale = reducer, x, state, ctx, add_scale
-        self.form = _form(reducer, x.layout, ctx.seed, str(x.flat.device))
+        self.form = _form(reducer, x.layout, ctx.world, ctx.seed, str(x.flat.device))
         self.residual = state["residual"]
         self.table = self.form.matrices(self.residual.layout, x.layout)
         self.real = not x.flat.is_meta
@@ -250,14 +250,30 @@ class _Work:
         self._refresh(given, held)
         ops.lowrank_orthonormal(held, form.lines[given])
         p, q = (sums, held) if even else (held, sums)
+        zero = self._rows_of_zeros(even)
         self._product(ops.lowrank_project if even else ops.lowrank_backproject, p, q, self.x.flat)
         own = self._own(sums)
         yield from self._sum_first()
         if self.bad is True:
             return None
+        if zero is not None:  # a P that was drawn, and not measured, has something in every row
+            form.digits.read(self.first[2 + form.count : form.flags], zero)
+            p.mul_(1.0 - unpacked(zero)[form.row_of_p])
         self._average(made, sums)
         sent = sums if own is None else own
         return _Factors(p, q, sent, q) if even else _Factors(p, q, p, sent)
+
+    def _rows_of_zeros(self, even: bool) -> Tensor | None:
+        """Bits of the rows that are zero on this rank, which go into ``first``; None: nobody needs them, as there are
+        no matrices, or P is measured, which has zeros where they have."""
+        form = self.form
+        if even or not form.digits.count or not self.real:
+            self.first[2 + form.count : form.flags].zero_()
+            return None
+        bits = self.ctx.buffer("zero rows", form.digits.rows // 8)
+        ops.zero_rows_mark(self.residual.flat, self.x.flat, bits, form.lines_of(self.residual.layout, self.x.layout))
+        form.digits.write(bits, self.first[2 + form.count : form.flags])
+        return bits
 
     def _held(self, factor: str) -> Tensor:
         """The factor that the step begins with; its zero lines are yet to be drawn."""
@@ -335,11 +351,13 @@ class _Work:
 class _Form:
     """Where everything of a layout lies: flags and exact parameters at the head of the first buffer, then factors."""
 
-    def __init__(self, reducer: PowerSGD, layout: Layout, seed: int, device: str) -> None:
+    def __init__(self, reducer: PowerSGD, layout: Layout, world: int, seed: int, device: str) -> None:
         self.count, self.device = len(layout.segments), device
         self.parts: list[tuple[int, Segment, tuple[int, int, int]]] = []
         self._exact: list[tuple[int, Segment, int]] = []
-        self.head = 2 + self.count
+        rows = [sizes[0] for sizes in map(reducer.sizes, layout.segments) if sizes is not None]
+        self.digits = Digits(world, sum(4 * -(-n // 32) for n in rows) if reducer.alternate else 0)
+        self.flags = self.head = 2 + self.count + self.digits.count
         for number, s in enumerate(layout.segments):
             sizes = reducer.sizes(s)
             if sizes is not None:
@@ -355,9 +373,29 @@ class _Form:
             for name, length in (("p", n), ("q", m)):
                 lines[name].append([self.numel[name], -1, length, 0, 0, key(seed, s.name), r, 0])
                 self.numel[name] += r * length
+        self.row_of_p = self._rows_of_p().to(device)
         self._room = [reducer.room(s) for _, s, _ in self.parts]
         self.lines = {name: self._table(rows) for name, rows in lines.items()}
         self._tables: dict[object, Tensor] = {}
+
+    def _rows_of_p(self) -> Tensor:
+        """For every element of P, the number of its row's bit."""
+        first, found = 0, list[Tensor]()
+        for _, _, (n, _, r) in self.parts:
+            found.append((first + torch.arange(n)).repeat(r))
+            first += 32 * -(-n // 32)
+        return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
+
+    def lines_of(self, residual: Layout, bucket: Layout) -> Tensor:
+        """The table of the matrices' rows, for the kernels that look for rows of zeros."""
+        found = self._tables.get((residual, bucket, "rows"))
+        if found is None:
+            at, rows = 0, list[list[int]]()
+            for number, s, (n, m, _) in self.parts:
+                rows.append([residual.position(s), bucket.position(s), n * m, at, 0, 0, m, number])
+                at += 4 * -(-n // 32)
+            found = self._tables[residual, bucket, "rows"] = self._table(rows)
+        return found
 
     def _table(self, rows: list[list[int]]) -> Tensor:
         return torch.tensor(rows, dtype=torch.int64).view(-1, 8)
@@ -371,7 +409,7 @@ class _Form:
             at, spans = 0, list[Tensor]()
             for (_, _, (n, m, r)), room in zip(self.parts, self._room, strict=True):
                 length = n if factor == "p" else m
-                spans.append(torch.arange(at, at + r * length))
+                spans.append(torch.arange(at, at + r * length, dtype=torch.int64))
                 at += room * length
             found = self._tables[factor] = torch.cat(spans).to(self.device)
         return found

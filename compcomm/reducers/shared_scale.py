@@ -246,6 +246,6 @@ class _Sent:
             into.flat[s.start : s.stop] = 0.0
 
     def dense(self, layout: Layout) -> Bucket:
-        bucket = Bucket(torch.zeros(layout.numel, device=self._skip.device), layout)
+        bucket = Bucket(torch.zeros(layout.numel, dtype=torch.float32, device=self._skip.device), layout)
         self.add_(bucket)
         return bucket

@@ -180,6 +180,6 @@ class _Sent:
         into.flat[sent.flat != 0] = 0.0
 
     def dense(self, layout: Layout) -> Bucket:
-        bucket = Bucket(torch.zeros(layout.numel, device=self._wire.device), layout)
+        bucket = Bucket(torch.zeros(layout.numel, dtype=torch.float32, device=self._wire.device), layout)
         self.add_(bucket)
         return bucket

@@ -149,7 +149,7 @@ class Recorder:
         line.update(self._sums.totals)
         shown["bytes_sent"] = self._sums.totals["bytes_sent"]
         shown |= {f"per step/{n}": getattr(part, n) / max(1, part.steps) for n in NAMES}
-        if part.bytes_sent and part.steps:
+        if part.bytes_sent and part.steps > 0:
             line["ratio"] = shown["ratio"] = self._dense * part.steps / part.bytes_sent
         if attachment.reducer is not self._reducer:
             self._reducer, self._reviewed = attachment.reducer, None

@@ -29,7 +29,7 @@ def _scattered(c: Compressor) -> Layout:
 
 
 def _numbers(layout: Layout) -> torch.Tensor:
-    return torch.randn(layout.numel, generator=torch.Generator().manual_seed(4))
+    return torch.randn(layout.numel, dtype=torch.float32, generator=torch.Generator().manual_seed(4))
 
 
 def treats_a_bucket_as_a_loop(c: Compressor) -> None:
@@ -64,7 +64,7 @@ def needs_no_room_for_exact_segments(c: Compressor) -> None:
     layout = _scattered(c)
     held = layout.select(lambda s: not c.exact(s)).packed()
     flat = _numbers(layout)
-    x = Bucket(torch.zeros(held.numel), held)
+    x = Bucket(torch.zeros(held.numel, dtype=torch.float32), held)
     payload = c.encode_(x, SEED, add=Bucket(flat, layout))
     whole = Bucket(flat.clone(), layout)
     other = c.encode_(whole, SEED)
@@ -91,7 +91,7 @@ def splits_by_owner(c: Compressor) -> None:
         payload = c.encode_(x, SEED, packing=packing)
         value = payload.dense(layout).flat
         demand(same_bits(x.flat, flat - value), c, f"with {world} owners, x is not y - decode(payload).")
-        owned = torch.zeros(layout.numel)
+        owned = torch.zeros(layout.numel, dtype=torch.float32)
         for rank, message in enumerate(torch.split(payload.wire, list(packing.splits))):
             own = [r.segment for r in (*packing.exact, *packing.coded) if r.message == rank]
             for s in own:
@@ -103,7 +103,7 @@ def splits_by_owner(c: Compressor) -> None:
             out = part.dense(again.layout)
             alone = all(same_bits(out.flat[s.start : s.stop], value[s.start : s.stop]) for s in own)
             demand(alone, c, f"message {rank} of {world} decodes differently alone.")
-            into = Bucket(torch.ones(layout.numel), layout)
+            into = Bucket(torch.ones(layout.numel, dtype=torch.float32), layout)
             part.zero_(into)
             for s in own:
                 into.flat[s.start : s.stop] = 1.0

@@ -23,6 +23,7 @@ COMPRESSOR_CHECKS: tuple[Callable[[Compressor], None], ...] = (
     properties.never_exceeds_delta_or_omega,
     properties.is_unbiased_as_declared,
     properties.is_linear_as_declared,
+    properties.keeps_rows_of_zeros,
     properties.settles_what_feedback_asks,
     backends.gives_the_same_bits_on_every_backend,
 )

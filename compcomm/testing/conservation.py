@@ -91,7 +91,7 @@ def applies_nothing_of_a_bad_step(r: Reducer) -> None:
             given = gradients(world, t)
             bad = t in (2, 5, 6)
             if bad:
-                given[bad_rank][bad_name].view(-1)[3:6] = torch.tensor([INF, -INF, float("nan")])
+                given[bad_rank][bad_name].view(-1)[3:6] = torch.tensor([INF, -INF, float("nan")], dtype=torch.float32)
             if t == 5:  # and one parameter that nobody used, in the same step
                 for g in given:
                     g["layer.weight"].zero_()

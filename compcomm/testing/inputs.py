@@ -45,16 +45,16 @@ def vectors(numel: int, seed: int = 0) -> dict[str, Tensor]:
     half a level (rounding to nearest) or at the level that makes the relative variance largest (random rounding).
     """
     g = torch.Generator().manual_seed(seed)
-    normal = torch.randn(numel, generator=g)
-    wide = torch.randn(2, numel, generator=g).square().sum(0).div(2).sqrt().clamp_min(1e-3)
-    place = torch.arange(numel)
+    normal = torch.randn(numel, dtype=torch.float32, generator=g)
+    wide = torch.randn(2, numel, dtype=torch.float32, generator=g).square().sum(0).div(2).sqrt().clamp_min(1e-3)
+    place = torch.arange(numel, dtype=torch.int64)
     found = {
         "gaussian": normal,
         "student-t": normal / wide,
-        "lognormal": (3 * torch.randn(numel, generator=g)).exp() * normal.sign(),
+        "lognormal": (3 * torch.randn(numel, dtype=torch.float32, generator=g)).exp() * normal.sign(),
         "1-sparse": (place == numel // 2) * -2.5,
-        "constant": torch.full((numel,), 0.3),
-        "negative": torch.full((numel,), -7.0),
+        "constant": torch.full((numel,), 0.3, dtype=torch.float32),
+        "negative": torch.full((numel,), -7.0, dtype=torch.float32),
         "alternating": 1.0 - 2.0 * (place % 2),
         "ramp": (place + 1.0) / numel,
         "tiny": normal * 1e-20,
@@ -91,4 +91,7 @@ def gradient(rank: int, step: int, seed: int = 0) -> dict[str, Tensor]:
     """Named gradients: a part that all ranks share, and as much noise of their own."""
     shared = torch.Generator().manual_seed(1_000_003 * seed + step)
     own = torch.Generator().manual_seed(1_000_003 * seed + 7919 * (rank + 1) + step)
-    return {n: torch.randn(s, generator=shared) + torch.randn(s, generator=own) for n, s in MODEL}
+    return {
+        n: torch.randn(s, dtype=torch.float32, generator=shared) + torch.randn(s, dtype=torch.float32, generator=own)
+        for n, s in MODEL
+    }

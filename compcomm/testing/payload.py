@@ -39,8 +39,8 @@ def keeps_what_it_did_not_send(c: Compressor) -> None:
     """x holds exactly y - decode(encode(y)), whatever the input; zeros give zero; nothing becomes NaN."""
     c = coding(c)
     for n in filter(lambda n: accepts(c, n), SIZES):
-        tiny = torch.full((n,), 1e-41)
-        extremes = {"zeros": torch.zeros(n), "denormals": tiny, "negative denormals": -tiny}
+        tiny = torch.full((n,), 1e-41, dtype=torch.float32)
+        extremes = {"zeros": torch.zeros(n, dtype=torch.float32), "denormals": tiny, "negative denormals": -tiny}
         for name, y in (vectors(n) | extremes).items():
             t = trip(c, y, SEED)
             demand(t.value.isfinite().all(), c, f"decodes {name} of {n} elements to NaN or infinity.")
@@ -58,7 +58,7 @@ def adds_the_gradient_on_the_way(c: Compressor) -> None:
         layout, at = Layout.of([("w", (1, n))]), Layout([Segment("w", (1, n), 5, 5 + n)], n + 8)
         x, g = vectors(n, 1)["gaussian"], vectors(n, 2)["student-t"]
         for decay, scale in ((1.0, 1.0), (0.9, 0.1), (1.0, 2.0**-16), (0.0, 1.0)):
-            flat = torch.zeros(n + 8)
+            flat = torch.zeros(n + 8, dtype=torch.float32)
             flat[5 : 5 + n] = g
             held, given = Bucket(x.clone(), layout), flat.clone()
             payload = c.encode_(held, SEED, add=Bucket(given, at), decay=decay, add_scale=scale)
@@ -87,8 +87,8 @@ def keeps_non_finite_values_out(c: Compressor) -> None:
                 demand(payload.status[1] != 0, c, f"{bad} in {name} counts as a zero gradient.")
                 demand(value.isfinite().all(), c, f"{bad} in {name} crosses the wire.")
                 demand(same_bits(held.flat, clean[name] - value), c, f"{bad} in {name} stays in x, or spoils the rest.")
-        huge = torch.full((n,), torch.finfo(torch.float32).max)
-        for y in (huge, -huge, huge * (1 - 2 * (torch.arange(n) % 2))):
+        huge = torch.full((n,), torch.finfo(torch.float32).max, dtype=torch.float32)
+        for y in (huge, -huge, huge * (1 - 2 * (torch.arange(n, dtype=torch.int64) % 2))):
             t = trip(c, y, SEED)
             demand(t.value.isfinite().all() and t.error.isfinite().all(), c, "overflows on the largest finite numbers.")
 
@@ -100,19 +100,19 @@ def decodes_many_at_once(c: Compressor) -> None:
         layout = Layout.of([("a", (1, n)), ("b", (1, n)), ("c", (3,))])
         for world in (1, 2, 5):
             g = torch.Generator().manual_seed(n)
-            parts = torch.randn(world, layout.numel, generator=g).unbind()
+            parts = torch.randn(world, layout.numel, dtype=torch.float32, generator=g).unbind()
             sent = [c.encode_(Bucket(p.clone(), layout), SEED) for p in parts]
             wires = torch.stack([p.wire for p in sent])
             total = torch.stack([p.dense(layout).flat for p in sent]).double()
             bound = total.abs().sum(0).max() * world * 2.0**-22 + 1e-30  # the largest's: transforms mix elements
             for accumulate in (False, True):
-                out = Bucket(torch.full((layout.numel,), 7.0), layout)
+                out = Bucket(torch.full((layout.numel,), 7.0, dtype=torch.float32), layout)
                 c.decode_(wires, out, SEED, sent[0].packing, scale=0.3, accumulate=accumulate)
                 due = total.sum(0) * 0.3 + 7.0 * accumulate
                 demand(((out.flat - due).abs() <= bound + 2e-6 * accumulate).all(), c, f"decode_ of {world} is no sum.")
                 skip = nothing_skipped(sent[0])
                 skip[0] = skip[2] = 1
-                again = Bucket(torch.full((layout.numel,), 7.0), layout)
+                again = Bucket(torch.full((layout.numel,), 7.0, dtype=torch.float32), layout)
                 c.decode_(wires, again, SEED, sent[0].packing, scale=0.3, accumulate=accumulate, skip=skip)
                 views = again.views()
                 for name in ("a", "c"):
@@ -125,7 +125,7 @@ def can_clear_what_it_sent(c: Compressor) -> None:
     c = coding(c)
     for n in filter(lambda n: accepts(c, n), (1, 17, 1000)):
         t = trip(c, vectors(n)["gaussian"], SEED)
-        into = Bucket(torch.ones(n), Layout.of([("w", (1, n))]))
+        into = Bucket(torch.ones(n, dtype=torch.float32), Layout.of([("w", (1, n))]))
         t.payload.zero_(into)
         cleared = int((into.flat == 0).sum())
         demand(not into.flat[t.value != 0].any(), c, "zero_ leaves an element that was sent.")
@@ -133,6 +133,6 @@ def can_clear_what_it_sent(c: Compressor) -> None:
         demand(cleared == due, c, f"zero_ clears {cleared} of {n} elements where {due} were sent.")
         demand(not c.sparse or due <= c.kept(n), c, f"{due} of {n} elements are sent where kept says {c.kept(n)}.")
         demand(((into.flat == 0) | (into.flat == 1)).all(), c, "zero_ writes something else than zero.")
-        held = Bucket(torch.ones(n), into.layout)
+        held = Bucket(torch.ones(n, dtype=torch.float32), into.layout)
         t.payload.zero_(held, skip=1 - nothing_skipped(t.payload))
         demand((held.flat == 1).all(), c, "zero_ clears a segment that is to be skipped.")

@@ -105,7 +105,7 @@ def _sums(c: Compressor, n: int, a: Tensor, b: Tensor, rng: Rng) -> tuple[Tensor
     body = wire[packing.header :]
     body.copy_(first.payload.wire[packing.header :])
     body.view(c.dtype).add_(second.payload.wire[packing.header :].view(c.dtype))
-    out = Bucket(torch.zeros(n), layout)
+    out = Bucket(torch.zeros(n, dtype=torch.float32), layout)
     c.decode_(wire.unsqueeze(0), out, rng, packing)
     return out.flat, first.value + second.value, torch.finfo(c.dtype).eps
 
@@ -152,3 +152,30 @@ def settles_what_feedback_asks(c: Compressor) -> None:
     for n in [n for n in SIZES if accepts(coding(c), n)]:
         delta = inner.delta(n)
         demand(delta is not None and delta > 0, c, f"runs under feedback as {inner!r}, whose delta({n}) is {delta}.")
+
+
+def keeps_rows_of_zeros(c: Compressor) -> None:
+    """Rows of zeros are received as zeros, and nothing is left of them; single zeros too, where it keeps them, and
+    somewhere not, where it says that it does not."""
+    c = coding(c)
+    shapes = [(n, s) for n, s in (("w", (24, 40)), ("v", (7, 9)), ("u", (2, 600))) if accepts(c, s[0] * s[1])]
+    layout = Layout.of(shapes)
+    y = torch.randn(layout.numel, generator=torch.Generator().manual_seed(3)) + 0.5
+    views = Bucket(y, layout).views()
+    views["w"][3:7] = views["w"][23] = 0.0
+    if "v" in views:
+        views["v"][0] = 0.0
+    rows = y == 0
+    y[::3] = 0.0
+    for add in (False, True):
+        x = Bucket(torch.zeros_like(y) if add else y.clone(), layout)
+        payload = c.encode_(x, Rng(5, 1, 0), add=Bucket(y, layout) if add else None)
+        found = payload.dense(layout).flat
+        demand(not found[rows].any(), c, f"a row of zeros comes as {found[rows].abs().max():.3g}.")
+        demand(not x.flat[rows].any(), c, "something is left of a row of zeros.")
+        both = torch.zeros_like(y)
+        wires = payload.wire.repeat(2, 1)
+        c.decode_(wires, Bucket(both, layout), payload.rng, payload.packing, scale=0.5)
+        demand(torch.equal(both, found), c, "two equal messages with rows of zeros are not their mean.")
+    moved = bool(found[y == 0].any())
+    demand(moved != c.keeps_zeros, c, f"keeps_zeros is {c.keeps_zeros}, and zeros are {'' if moved else 'not '}moved.")

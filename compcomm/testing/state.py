@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..bucket import Segment
+from ..hooks.before import Before
 from ..reducer import Reducer, settle
 from ..store import Merge, Store
 from ..transports.simulate import Simulator
@@ -79,6 +80,29 @@ def resumes_bit_for_bit(r: Reducer) -> None:
                 one, two = a.state_dict(), b.state_dict()
                 equal = all(torch.equal(one[s][n], two[s][n]) for s in one for n in one[s])
                 demand(one.keys() == two.keys() and equal, r, f"state differs after resuming at step {at}.")
+
+
+def can_take_a_step_back(r: Reducer) -> None:
+    """With its slots as they were, and the step's number, a step has never been: the first one, one whose buckets are
+    cut anew, and one after which a controller decides. Memory is in the slots alone."""
+    world = 2
+    plain, other = Simulator(r, world, seed=17), Simulator(r, world, seed=17)
+    means = [step(plain, gradients(world, t), rebuilt(t))[0] for t in range(5)]
+    for t in range(5):
+        kept = [Before(whole=True) for _ in other.stores]
+        for before, store in zip(kept, other.stores, strict=True):
+            before.take(store)
+        if t in (0, 1, 3):
+            step(other, gradients(world, 50 + t), backwards(0))
+            for before in kept:
+                before.give_back()
+            other.steps -= 1
+        again = step(other, gradients(world, t), rebuilt(t))[0]
+        demand(_equal([again], [means[t]]), r, f"step {t} gives another mean after one that was taken back.")
+    for a, b in zip(plain.stores, other.stores, strict=True):
+        one, two = a.state_dict(), b.state_dict()
+        demand(one.keys() == two.keys() and all(torch.equal(one[s][n], two[s][n]) for s in one for n in one[s]), r,
+               "state differs after steps that were taken back.")  # fmt: skip
 
 
 def can_change_its_buckets_at_any_step(r: Reducer) -> None:

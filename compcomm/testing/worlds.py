@@ -6,8 +6,9 @@ import torch
 
 from ..bucket import Bucket
 from ..reducer import Reducer, settle
+from ..transports.simulate import Simulator
 from .inputs import gradient, model_layout
-from .simulated import WORLDS, Named, backwards, gradients, pack, rebuilt, roundoff, run, whole
+from .simulated import WORLDS, Named, backwards, gradients, pack, rebuilt, roundoff, run, step, whole
 from .traffic import lockstep
 from .verdict import demand, same_bits
 
@@ -111,3 +112,28 @@ def adds_to_what_is_there(r: Reducer) -> None:
     for a, b in zip(plain, added, strict=True):
         near = (b.flat - (3.0 + 0.5 * a.flat)).abs() <= 4e-6 * (1 + a.flat.abs())
         demand(near.all(), r, "out_scale=0.5, accumulate=True does not give out + mean / 2.")
+
+
+def leaves_rows_of_zeros(r: Reducer) -> None:
+    """A row of a matrix whose gradient was zero on every rank, in every step so far, has a mean of exact zeros,
+    whatever the other rows do; and one that gets its first gradient moves."""
+    late = {"embedding": 3, "layer.weight": 63, "head": 0}
+    for world in (1, 2, 3):
+        simulator = Simulator(r, world, seed=17)
+        moved: set[str] = set()
+        for t in range(5):
+            given = gradients(world, t)
+            for rank, g in enumerate(given):
+                for name in late:
+                    g[name][5:9] = 0.0
+                    g[name][late[name]] *= 100.0 * (t > 2)
+                    g[name][11 + rank] = 0.0  # on this rank alone
+            for name, mean in step(simulator, given, whole(t))[0].items():
+                if name in late:
+                    demand(
+                        not mean[5:9].any(), r, f"rows of {name} without a gradient move in step {t}, {world} ranks."
+                    )
+                    quiet = t > 2 or not mean[late[name]].any()
+                    demand(quiet, r, f"a row of {name} moves in step {t} before its first gradient, {world} ranks.")
+                    moved |= {name} if t > 2 and mean[late[name]].any() else set()
+        demand(moved, r, f"rows do not move when they get their first gradient ({world} ranks).")

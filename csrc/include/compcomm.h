@@ -76,6 +76,19 @@ CC_API int64_t cc_philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, int
 // x <- x + scale*(eta*error - estimate), where what is not finite in x counts as zero and is reported.
 CC_API int64_t cc_blend(float* to, int64_t to_numel, const float* from, int64_t from_numel, const cc_span* rows,
                         int64_t nrows, const float* beta, uint8_t* status, int64_t status_numel, float alpha);
+// Matrices turned on their way between two buffers: to[b][j][i] = from[b][i][j] for b < count, i < rows, j < columns.
+typedef struct cc_turned {
+    int64_t to, from, count, rows, columns;
+} cc_turned;
+CC_API int64_t cc_turn(float* to, int64_t to_numel, const float* from, int64_t from_numel, const cc_turned* lines,
+                       int64_t nlines);
+// Rows of zeros: a line of the table is a piece of a parameter whose rows have k elements, `offset` of the first row's
+// lying before it; bit j of the words at byte `wire` of `bits` says that row j is zero in x and add (x, add: -1 or null:
+// absent). And zeros written to the rows of `to` whose bit is set.
+CC_API int64_t cc_zero_rows_mark(const float* x, int64_t x_numel, const float* add, int64_t add_numel, uint8_t* bits,
+                                 int64_t nbytes, const cc_row* rows, int64_t nrows);
+CC_API int64_t cc_zero_rows_clear(float* to, int64_t to_numel, const uint8_t* bits, int64_t nbytes, const cc_row* rows,
+                                  int64_t nrows);
 // out[row] = the L2 norm of a row, what is not finite counting as zero.
 CC_API int64_t cc_norms(const float* from, int64_t from_numel, const cc_span* rows, int64_t nrows, double* out,
                         int64_t out_numel);

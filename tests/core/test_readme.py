@@ -136,6 +136,14 @@ def _sent(compressor: cc.Compressor, world: int) -> int:
     return compressor.cost(cc.Layout.of(resnet50()), world).sent
 
 
+def test_the_table_of_what_is_thrown_away() -> None:
+    for row in json.loads((ROOT / "benchmarks/results/thrown-away.json").read_text())["rows"]:
+        reducer = cc.parse(row["reducer"])
+        several = "right" if cc.settle(reducer, 2).accumulates else "wrong: use `passes`"
+        line = f"| `{row['reducer']}` | {100 * row['skipped']:.0f} % | {row['clipped']:.1f} | {several} |"
+        assert line in README
+
+
 def test_the_steps_that_the_text_quotes() -> None:
     rows = json.loads((ROOT / "benchmarks/results/quickstart.json").read_text())["rows"]
     exact, _, four, one, sparse = (r["steps"] * r["seconds_to_target"] / r["seconds"] for r in rows)

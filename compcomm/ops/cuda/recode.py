@@ -26,7 +26,7 @@ def _check(op: str, x, wires, table_in, skip, wire, table_out, status, section, 
         numel = int(table_out[:, 2].sum())
         decoded = table_in.cpu().clone()
         decoded[:, 0] = 0
-        nothing = torch.empty(numel, device="meta")
+        nothing = torch.empty(numel, dtype=torch.float32, device="meta")
         work.check_decode(op, wires, decoded, skip, nothing, section, *form)
         if x is None:
             encoded = table_out.cpu().clone()

@@ -96,9 +96,9 @@ def _windows(row: Row, bits: int, part: int, block: int, step: int, device: torc
     found: list[Tensor] = []
     for first, count, n in ((0, whole, block), (whole, 1, rest)):
         if part and count and n:
-            number = torch.arange(first, first + count, device=device)
+            number = torch.arange(first, first + count, dtype=torch.int64, device=device)
             drawn = philox((row.offset + number * block) // block, step, 0, STREAM, row.key)[0]
-            start, order = drawn * n >> 32, torch.arange(window_length(n, bits, part), device=device)
+            start, order = drawn * n >> 32, torch.arange(window_length(n, bits, part), dtype=torch.int64, device=device)
             found.append((start[:, None] + order) % n + number[:, None] * block)
     return found
 
@@ -197,7 +197,7 @@ def codebook_decode(
         scales = take(message, row.wire, count, torch.float32)
         at, nbytes = row.wire + 4 * count, packed_bytes(row.numel, bits)
         code = torch.zeros(row.numel, dtype=torch.int64, device=message.device)
-        level = torch.zeros(row.numel, device=message.device)
+        level = torch.zeros(row.numel, dtype=torch.float32, device=message.device)
         if bits:
             code = unpack(take(message, at, nbytes, torch.uint8), bits, row.numel).to(torch.int64)
             level = low.level(code)

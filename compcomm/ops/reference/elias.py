@@ -95,10 +95,10 @@ def elias_encode(
 
 def code(q: Tensor, numel: int, bits: int, levels: int) -> tuple[Tensor, Tensor]:
     """Forms (packed) and stream of the levels ``[blocks, block]``, of which the first ``numel`` are real."""
-    inside = blocks(torch.ones(numel, device=q.device), q.shape[1]) > 0
+    inside = blocks(torch.ones(numel, dtype=torch.float32, device=q.device), q.shape[1]) > 0
     form, words, lengths = choose(q, inside, bits, levels)
     groups = torch.nn.functional.pad(form, (0, -form.numel() % 4)).view(-1, 4)
-    packed = (groups << 2 * torch.arange(4, device=q.device)).sum(1).to(torch.uint8)
+    packed = (groups << 2 * torch.arange(4, dtype=torch.int64, device=q.device)).sum(1).to(torch.uint8)
     return packed, stream(words.reshape(-1), lengths.reshape(-1))
 
 
@@ -106,9 +106,11 @@ def choose(q: Tensor, inside: Tensor, bits: int, levels: int) -> tuple[Tensor, T
     """The form of each block, and its words and lengths: two places per element (gap, level) and two for the end."""
     candidates = torch.stack([_fixed(q, inside, bits, levels), _dense(q, inside), _sparse(q, inside)])
     totals = candidates[:, 1].sum(-1)  # form, block
-    form = torch.where(totals == totals.min(0).values, torch.arange(3, device=q.device)[:, None], 3).amin(0)
+    form = torch.where(
+        totals == totals.min(0).values, torch.arange(3, dtype=torch.int64, device=q.device)[:, None], 3
+    ).amin(0)
     nothing = (q == 0).all(1)
-    block = torch.arange(len(q), device=q.device)
+    block = torch.arange(len(q), dtype=torch.int64, device=q.device)
     words, lengths = candidates[form, 0, block], candidates[form, 1, block]
     return torch.where(nothing, ZERO, form), words, torch.where(nothing[:, None], 0, lengths)
 
@@ -126,7 +128,7 @@ def _dense(q: Tensor, inside: Tensor) -> Tensor:
 
 
 def _sparse(q: Tensor, inside: Tensor) -> Tensor:
-    place = torch.arange(q.shape[1], device=q.device).expand_as(q)
+    place = torch.arange(q.shape[1], dtype=torch.int64, device=q.device).expand_as(q)
     last = torch.where(q != 0, place, -1).cummax(1).values  # of the nonzero levels so far
     before = torch.nn.functional.pad(last[:, :-1], (1, 0), value=-1)
     gaps, gap_lengths = omega(torch.where(q != 0, place - before, 1))

@@ -38,7 +38,7 @@ def signs(key: int, offset: int, numel: int, step: int, device: torch.device | N
     first, last = offset // SUPERBLOCK, -(-(offset + numel) // SUPERBLOCK)
     counters = torch.arange(first, last, dtype=torch.int64, device=device)
     words = torch.stack(philox(counters, step, 0, _STREAM, key), dim=1)
-    bits = words[:, :, None] >> torch.arange(32, device=device) & 1
+    bits = words[:, :, None] >> torch.arange(32, dtype=torch.int64, device=device) & 1
     return 1.0 - 2.0 * bits.view(-1)[offset - first * SUPERBLOCK :][:numel].to(torch.float32)
 
 

@@ -36,15 +36,15 @@ def cards_dealt(numel: int, grain: int, ways: int, device: torch.device | None =
     each, stride = max(0, blocks - 1) // ways, max(1, ways * 633 >> 10)
     while gcd(stride, ways) != 1:
         stride += 1
-    hand = torch.arange(ways, device=device) * stride % ways
-    cards = hand[:, None] + ways * torch.arange(each, device=device)
-    return torch.cat((cards.reshape(-1), torch.arange(ways * each, blocks, device=device)))
+    hand = torch.arange(ways, dtype=torch.int64, device=device) * stride % ways
+    cards = hand[:, None] + ways * torch.arange(each, dtype=torch.int64, device=device)
+    return torch.cat((cards.reshape(-1), torch.arange(ways * each, blocks, dtype=torch.int64, device=device)))
 
 
 def order(numel: int, grain: int, ways: int, device: torch.device | None = None) -> Tensor:
     """The natural index of every dealt element."""
     dealt = cards_dealt(numel, grain, ways, device)
-    flat = (dealt[:, None] * grain + torch.arange(grain, device=device)).reshape(-1)
+    flat = (dealt[:, None] * grain + torch.arange(grain, dtype=torch.int64, device=device)).reshape(-1)
     return flat[flat < numel]
 
 

@@ -48,9 +48,9 @@ def stream(words: Tensor, lengths: Tensor) -> Tensor:
     """The words one after the other, as bytes; zero bits after the last."""
     starts = lengths.cumsum(0) - lengths
     word = torch.repeat_interleave(lengths)
-    place = torch.arange(word.numel(), device=words.device) - starts[word]
+    place = torch.arange(word.numel(), dtype=torch.int64, device=words.device) - starts[word]
     bits = torch.nn.functional.pad(words[word] >> place & 1, (0, -word.numel() % 8)).view(-1, 8)
-    return (bits << torch.arange(8, device=words.device)).sum(1).to(torch.uint8)
+    return (bits << torch.arange(8, dtype=torch.int64, device=words.device)).sum(1).to(torch.uint8)
 
 
 class Reader:

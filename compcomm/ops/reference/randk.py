@@ -44,7 +44,7 @@ def _mix(h: Tensor) -> Tensor:
 
 def _round_keys(key: int, offset: int, step: int) -> list[int]:
     """Six words: Philox counters (0, step, offset, 1) and (1, step, offset, 1)."""
-    words = torch.stack(philox(torch.arange(2), step, offset, _STREAM, key), dim=1)
+    words = torch.stack(philox(torch.arange(2, dtype=torch.int64), step, offset, _STREAM, key), dim=1)
     return [int(word) for word in words.flatten()[:6]]
 
 

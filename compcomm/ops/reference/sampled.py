@@ -43,7 +43,7 @@ def _count(y: Tensor, row: Row, step: int, rank: int) -> int:
     """How many elements are sent."""
     n, k, magnitude = row.numel, row.k, sizes(y)
     stride, top = plan(n, k)
-    word = philox(torch.tensor([row.offset]), step, rank, STREAM, row.key)[0]
+    word = philox(torch.tensor([row.offset], dtype=torch.int64), step, rank, STREAM, row.key)[0]
     start = int(word) * stride >> 32
     threshold = torch.sort(magnitude[start::stride], descending=True).values[top - 1].view(torch.float32)
     for _ in range(11):

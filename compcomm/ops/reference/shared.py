@@ -113,7 +113,7 @@ def shared_encode(
         codes = torch.nn.functional.pad(q.long() + levels, (0, -row.numel % group), value=levels).view(
             -1, lanes(width), 16
         )
-        shifts = torch.arange(lanes(width), device=y.device) * width
+        shifts = torch.arange(lanes(width), dtype=torch.int64, device=y.device) * width
         total = (codes << shifts[:, None]).sum(1)
         put(words, row.wire, torch.where(total >= 1 << 31, total - (1 << 32), total).to(torch.int32))
         y.sub_(q.to(torch.float32) * steps)
@@ -143,7 +143,7 @@ def shared_decode(
                 target.zero_()
             continue
         packed = take(words, row.wire, section(row.numel, width) // 4, torch.int32).long().view(-1, 1, 16)
-        shifts = torch.arange(lanes(width), device=out.device) * width
+        shifts = torch.arange(lanes(width), dtype=torch.int64, device=out.device) * width
         codes = (packed >> shifts[:, None]) & ((1 << width) - 1)
         q = (codes.reshape(-1)[: row.numel] - levels * world).to(torch.float32)
         steps, _ = _scales(norms, row, levels, block)

@@ -68,8 +68,8 @@ def _add_in_order(terms: Tensor, place: Tensor, count: int) -> Tensor:
     """Sums of the terms of each place, in their order: the first of all places, then the second of all, ..."""
     order = torch.argsort(place, stable=True)
     sizes = torch.bincount(place, minlength=count)
-    turn = torch.arange(len(place), device=place.device) - (sizes.cumsum(0) - sizes)[place[order]]
-    total = torch.zeros(count, device=place.device)
+    turn = torch.arange(len(place), dtype=torch.int64, device=place.device) - (sizes.cumsum(0) - sizes)[place[order]]
+    total = torch.zeros(count, dtype=torch.float32, device=place.device)
     for t in range(int(sizes.max())):
         now = order[turn == t]
         total[place[now]] = total[place[now]] + terms[now]
@@ -120,7 +120,7 @@ def _matrix(row: Row, first: int, count: int, quantiles: Tensor, step: int) -> T
 
 
 def _gauss_values(y: Tensor, row: Row, quantiles: Tensor, step: int) -> Tensor:
-    total = torch.zeros(row.numel, device=y.device)
+    total = torch.zeros(row.numel, dtype=torch.float32, device=y.device)
     group = max(1, _ENTRIES // row.numel)
     for first in range(0, row.k, group):
         for i, line in enumerate(_matrix(row, first, min(group, row.k - first), quantiles, step)):

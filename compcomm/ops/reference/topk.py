@@ -131,7 +131,7 @@ def send(x: Tensor, wire: Tensor, row: Row, y: Tensor, kept: Tensor) -> None:
 def indices(message: Tensor, row: Row, where: str) -> Tensor:
     """The kept indices of a section, ascending; RuntimeError where the section cannot be true."""
     counts = take(message, row.wire, ceil_div(row.numel, BLOCK), torch.int32).long()
-    block = torch.arange(counts.numel(), device=message.device)
+    block = torch.arange(counts.numel(), dtype=torch.int64, device=message.device)
     room = (row.numel - block * BLOCK).clamp(max=BLOCK)
     if bool(((counts < 0) | (counts > room)).any()) or int(counts.sum()) > row.k:
         raise RuntimeError(f"{where}: the counts per block do not describe at most {row.k} of {row.numel} elements")

@@ -37,7 +37,9 @@ from . import tails as tails
 from . import ternary as ternary
 from . import topk as topk
 from . import topk_decode as topk_decode
+from . import turn as turn
 from . import two_means as two_means
 from . import variable as variable
+from . import zero_rows as zero_rows
 from .launch import INTERPRETED as INTERPRETED
 from .registry import KERNELS as KERNELS

@@ -54,7 +54,7 @@ def omega_words(table: Tensor, most: int, device: torch.device) -> Tensor:
     """The words of 1 .. most, made once for a table."""
 
     def make() -> Tensor:
-        words, lengths = omega(torch.arange(1, most + 1))
+        words, lengths = omega(torch.arange(1, most + 1, dtype=torch.int64))
         return torch.cat((torch.zeros(1, dtype=torch.int64), words | lengths << 56)).to(device, non_blocking=True)
 
     return work.kept(table, ("omega", most, device), make)

@@ -51,7 +51,7 @@ def _plan(op: str, name: str, total: int, table: Tensor, spans: Tensor, device: 
             edges.append(len(parts))
         lines = torch.tensor(parts, dtype=torch.int64).view(-1, 4)
         copies = work.tiles(lines, TILE, device, column=1)
-        return _Plan(copies.table, torch.tensor(edges).to(device, non_blocking=True), copies)
+        return _Plan(copies.table, torch.tensor(edges, dtype=torch.int64).to(device, non_blocking=True), copies)
 
     key = (op, total, 0 if table.is_inference() else table._version)
     held = work.kept(spans, ("parts", op, device), dict)
