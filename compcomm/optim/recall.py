@@ -82,7 +82,6 @@ def _prepare(
         if memory is not None:
             found = memory if saved.merged else {place(opt.world, opt.group): memory}
             _, remember = exchange.attachment.prepare("load_state_dict", found, saved.merged, undo)
-    # What the options would be is torch's to say, once all have consented: their number was compared.
     groups = [{k: v for k, v in g.items() if k != OURS} for g in given["param_groups"]]
     groups = [{**opt.defaults, **g} for g in groups]  # another optimizer's may lack some
     for group in groups:
