@@ -30,5 +30,5 @@ class Portable:
         return self._hook.portable_state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """See ``Attachment.load_portable_state_dict``. Local: every rank loads the same."""
+        """See ``Attachment.load_portable_state_dict``. Collective: every rank loads the same."""
         self._hook.load_portable_state_dict(dict(state))

@@ -19,7 +19,7 @@ from ..hooks.attach import announce
 from ..hooks.attachment import Attachment, decline
 from ..hooks.report import Report
 from ..reducer import Reducer, settle
-from . import meeting, memory
+from . import meeting, memory, recall
 from .alone import Alone
 from .exchange import Exchange
 from .flags import Flags
@@ -265,7 +265,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
                 ranks. What runs goes on as it was.
         """
         self._open("load_state_dict")
-        memory.load(self, state_dict, super().load_state_dict)
+        recall.load(self, state_dict, super().load_state_dict)
 
     def detach(self) -> None:
         """Ends the threads; neither the optimizer nor its DDP model takes a further step."""

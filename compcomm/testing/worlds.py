@@ -136,4 +136,4 @@ def leaves_rows_of_zeros(r: Reducer) -> None:
                     quiet = t > 2 or not mean[late[name]].any()
                     demand(quiet, r, f"a row of {name} moves in step {t} before its first gradient, {world} ranks.")
                     moved |= {name} if t > 2 and mean[late[name]].any() else set()
-        demand(moved, r, f"rows do not move when they get their first gradient ({world} ranks).")
+        demand(bool(moved), r, f"rows do not move when they get their first gradient ({world} ranks).")

@@ -24,13 +24,13 @@ class Line(NamedTuple):
     width: int
 
     @property
-    def count(self) -> int:
+    def many(self) -> int:
         """Rows, the first and the last perhaps in part."""
         return -(-(self.lead + self.numel) // self.width) if self.numel else 0
 
     @property
     def nbytes(self) -> int:
-        return 4 * -(-self.count // 32)
+        return 4 * -(-self.many // 32)
 
 
 def lines(op: str, table: Tensor, x: Tensor | None, add: Tensor | None, bits: Tensor) -> Iterator[Line]:
@@ -55,8 +55,8 @@ def zero_rows_mark(x: Tensor | None, add: Tensor | None, bits: Tensor, table: Te
         for tensor, at in ((x, line.x), (add, line.add)):
             if tensor is not None and at >= 0:
                 moved |= tensor[at : at + line.numel] != 0
-        padded = F.pad(moved, (line.lead, line.count * line.width - line.lead - line.numel))
-        zero = F.pad(~padded.view(line.count, line.width).any(1), (0, 8 * line.nbytes - line.count))
+        padded = F.pad(moved, (line.lead, line.many * line.width - line.lead - line.numel))
+        zero = F.pad(~padded.view(line.many, line.width).any(1), (0, 8 * line.nbytes - line.many))
         powers = 2 ** torch.arange(8, device=bits.device)
         found = (zero.view(-1, 8) * powers).sum(1)
         bits[line.wire : line.wire + line.nbytes] = found.to(torch.uint8)
@@ -68,5 +68,5 @@ def zero_rows_clear(to: Tensor, bits: Tensor, table: Tensor) -> None:
         if line.x >= 0 and line.numel:
             raw = bits[line.wire : line.wire + line.nbytes]
             zero = (raw.view(-1, 1) >> torch.arange(8, dtype=torch.uint8, device=raw.device)) & 1
-            each = zero.view(-1)[: line.count].repeat_interleave(line.width)
+            each = zero.view(-1)[: line.many].repeat_interleave(line.width)
             to[line.x : line.x + line.numel][each[line.lead : line.lead + line.numel] != 0] = 0
