@@ -103,7 +103,11 @@ def _in_buckets(ddp: Any) -> Iterable[Tensor]:
         if ddp._get_ddp_logging_data()["num_parameter_tensors"] == len(every):
             return every
         return [p for bucket in ddp.reducer._get_zeros_like_grad_buckets() for p in bucket.parameters()]
-    except (AttributeError, KeyError):  # another torch: what DDP would take if it were made now
+    except (
+        AssertionError,
+        AttributeError,
+        KeyError,
+    ):  # another torch, or no reducer: what DDP would take if it were made now
         skip = _to_ignore(ddp)
         return (p for name, p in inner(ddp).named_parameters() if p.requires_grad and name not in skip)
 
