@@ -220,7 +220,7 @@ class Lines:
         owners: list[Tensor] = []
         for i, (_, _, _, numel, wire, lead, _, width, _) in enumerate(lines.tolist()):
             nbytes = _words(lead + numel, width)
-            places.append(torch.arange(wire, wire + nbytes))
+            places.append(torch.arange(wire, wire + nbytes, dtype=torch.int64))
             owners.append(torch.full((nbytes,), i, dtype=torch.int64))
         self._places, self._owners = torch.cat(places), torch.cat(owners)
         self._chosen: dict[tuple[int, ...], Chosen] = {}

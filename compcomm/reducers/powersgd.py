@@ -382,7 +382,7 @@ class _Form:
         """For every element of P, the number of its row's bit."""
         first, found = 0, list[Tensor]()
         for _, _, (n, _, r) in self.parts:
-            found.append((first + torch.arange(n)).repeat(r))
+            found.append((first + torch.arange(n, dtype=torch.int64)).repeat(r))
             first += 32 * -(-n // 32)
         return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
 

@@ -160,7 +160,7 @@ def keeps_rows_of_zeros(c: Compressor) -> None:
     c = coding(c)
     shapes = [(n, s) for n, s in (("w", (24, 40)), ("v", (7, 9)), ("u", (2, 600))) if accepts(c, s[0] * s[1])]
     layout = Layout.of(shapes)
-    y = torch.randn(layout.numel, generator=torch.Generator().manual_seed(3)) + 0.5
+    y = torch.randn(layout.numel, generator=torch.Generator().manual_seed(3), dtype=torch.float32) + 0.5
     views = Bucket(y, layout).views()
     views["w"][3:7] = views["w"][23] = 0.0
     if "v" in views:

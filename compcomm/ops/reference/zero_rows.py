@@ -57,7 +57,7 @@ def zero_rows_mark(x: Tensor | None, add: Tensor | None, bits: Tensor, table: Te
                 moved |= tensor[at : at + line.numel] != 0
         padded = F.pad(moved, (line.lead, line.many * line.width - line.lead - line.numel))
         zero = F.pad(~padded.view(line.many, line.width).any(1), (0, 8 * line.nbytes - line.many))
-        powers = 2 ** torch.arange(8, device=bits.device)
+        powers = 2 ** torch.arange(8, dtype=torch.int64, device=bits.device)
         found = (zero.view(-1, 8) * powers).sum(1)
         bits[line.wire : line.wire + line.nbytes] = found.to(torch.uint8)
 
