@@ -13,8 +13,8 @@ follows from (seed, number) alone. For a night, and again for one case:
 
 Under the address and undefined-behaviour sanitizers, which see a read outside a tensor too:
 
-    cmake -S csrc -B build/sanitized -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS=\
-"-fsanitize=address,undefined -fno-sanitize-recover=all" && cmake --build build/sanitized
-    LD_PRELOAD=$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+    cmake -S csrc -B build/sanitized -DCC_OPTIMIZE=-O1 -DCMAKE_CXX_FLAGS=\
+"-g1 -fsanitize=address,undefined -fno-sanitize-recover=all" && cmake --build build/sanitized
+    LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 COMPCOMM_LIBRARY=build/sanitized/libcompcomm.so python -m tests.fuzz --seconds 3600
 """

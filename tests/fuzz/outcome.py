@@ -13,9 +13,10 @@ from compcomm.ops import native
 from compcomm.testing.verdict import same_bits
 from tests.ops.sparse_case import using
 
-SECONDS = 1.0
-"""CPU time of a kernel's case. They take milliseconds; what takes longer believes a number that a peer sent."""
-PATIENCE = 20.0
+SECONDS = 5.0
+"""CPU time of a case on kernels. They take milliseconds, and under sanitizers a second; what takes longer believes a
+number that a peer sent."""
+PATIENCE = 30.0
 """The same for the reference, which is Python."""
 _CLEAR = re.compile(r"message \d+|rank \d+|[Aa] peer|compcomm\.\w+: ")
 
