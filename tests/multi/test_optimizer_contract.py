@@ -162,6 +162,34 @@ def test_another_order_of_memory(two: Workers, kind: str) -> None:
                 torch.testing.assert_close(turned[n], x, rtol=1e-5, atol=1e-6)
 
 
+def rests(rank: int, world: int, kind: str) -> Any:
+    """Rows of a matrix and of a convolution before and after steps in which their gradient was zero, and another's."""
+    model, own = make(kind, rank, weight_decay=0.0)
+    before = values(model)
+    for step in range(STEPS):
+        given = gradients(rank, step)
+        for name in ("conv", "matrix"):
+            given[name][5:9] = 0.0
+            given[name][11 + rank] = 0.0
+        own.zero_grad()
+        model(given).backward()
+        own.step()
+    if kind == "ZeroOneAdam":
+        own.synchronise()
+    own.detach()
+    after = values(model)
+    return [(before[n][5:9], after[n][5:9], before[n][11], after[n][11]) for n in ("conv", "matrix")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_without_a_gradient_stay(two: Workers, kind: str) -> None:
+    """Bit for bit, on every rank, through the warm-up and after it; a row that one rank alone has none of moves."""
+    for found in two.run(rests, kind=kind):
+        for before, after, row, moved in found:
+            assert torch.equal(before, after)
+            assert not torch.equal(row, moved)
+
+
 def throws_away(rank: int, world: int, kind: str) -> Any:
     """A backward pass whose gradients no step takes: before the freeze and after it."""
     ends: list[Any] = []
