@@ -18,6 +18,7 @@ from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import Any
 
+_READY = "ready"
 _SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -86,6 +87,10 @@ class Workers:
             there.close()
             self._processes.append(process)
             self._pipes.append(here)
+        for rank, pipe in enumerate(self._pipes):  # how long a start takes is the machine's affair, and no test's
+            if not pipe.poll(100) or pipe.recv() != _READY:
+                self.stop()
+                raise WorkerError(f"rank {rank}: not started within 100 s")
 
 
 def _serve(rank: int, world: int, backend: str, path: str, pipe: Connection) -> None:
@@ -103,6 +108,7 @@ def _serve(rank: int, world: int, backend: str, path: str, pipe: Connection) -> 
         init_method=f"file://{path}", backend=backend, rank=rank, world_size=world, timeout=timedelta(seconds=40),
         **options,
     )  # fmt: skip
+    pipe.send(_READY)
     try:
         while True:
             scenario, arguments = pipe.recv()
