@@ -23,7 +23,7 @@ from .bucket import Bucket, Layout, Segment
 from .rng import Rng
 from .scratch import scratch
 from .spec import Described
-from .wire import Chosen, Packing, pack
+from .wire import Packing, Split, pack
 
 if TYPE_CHECKING:
     from .store import Slot
@@ -342,37 +342,40 @@ class Compressor(Described, ABC, abstract=True):
             ops.dense_decode(wires, table, skip, out.flat, scale, accumulate)
         table = packing.table(True, out.layout, seed=rng.seed, message=message, stride=stride)
         lines = packing.lines(out.layout, message=message, stride=stride)
+        if lines is None:
+            if len(table):
+                self.decode_rows(wires, table, skip, out.flat, scale, accumulate, rng)
+            return
         said = wires if bits is None else bits.unsqueeze(0)
-        chosen = None if lines is None else lines.chosen(said, table)
-        if chosen is not None:
-            self._decode_zero_rows(wires, said, chosen, skip, out.flat, scale, accumulate, rng)
-            table = chosen.rest
-        if len(table):
-            self.decode_rows(wires, table, skip, out.flat, scale, accumulate, rng)
+        split = lines.split(said, table, accumulate)
+        if len(split.rest):
+            self.decode_rows(wires, split.rest, skip, out.flat, scale, accumulate, rng)
+        if split.cleared is not None:
+            ops.zero_rows_clear(out.flat, said[0], split.cleared)
+        if len(split.table):
+            self._decode_apart(wires, said, split, skip, out.flat, scale, accumulate, rng)
 
-    def _decode_zero_rows(
-        self, wires: Tensor, said: Tensor, chosen: Chosen, skip: Tensor, out: Tensor, scale: float, accumulate: bool,
+    def _decode_apart(
+        self, wires: Tensor, said: Tensor, split: Split, skip: Tensor, out: Tensor, scale: float, accumulate: bool,
         rng: Rng,
     ) -> None:  # fmt: skip
         """Message by message, as each has zero rows of its own; ``said``: the bits that say which."""
-        if not len(chosen.table):
-            return
-        if len(wires) == 1 and not accumulate:
-            self.decode_rows(wires, chosen.table, skip, out, scale, False, rng)
-            ops.zero_rows_clear(out, said[0], chosen.lines)
-            return
-        one, total = (scratch(f"zero rows, {what}", out.numel(), device=out.device) for what in ("one", "all"))
+        in_place = not accumulate and out.dtype == torch.float32
+        total = out if in_place else scratch("zero rows, sum", out.numel(), device=out.device)
         for r in range(len(wires)):
-            self.decode_rows(wires[r : r + 1], chosen.table, skip, one, 1.0, False, rng)
-            ops.zero_rows_clear(one, said[r], chosen.lines)
-            for start, stop in chosen.spans:
-                if r:
-                    total[start:stop] += one[start:stop]
-                else:
-                    total[start:stop] = one[start:stop]
-        for start, stop in chosen.spans:
-            part, mean = out[start:stop], total[start:stop].mul_(scale)
-            part.copy_(mean.add_(part) if accumulate else mean)
+            to = scratch("zero rows, one", out.numel(), device=out.device) if r else total
+            self.decode_rows(wires[r : r + 1], split.table, skip, to, 1.0, False, rng)
+            ops.zero_rows_clear(to, said[r], split.lines)
+            for start, stop in split.spans if r else ():
+                total[start:stop] += to[start:stop]
+        for start, stop in split.spans:
+            mean = total[start:stop]
+            if scale != 1.0:
+                mean.mul_(scale)
+            if accumulate:
+                out[start:stop] += mean
+            elif not in_place:
+                out[start:stop] = mean
 
     def _decode_double(
         self, wires: Tensor, out: Bucket, rng: Rng, packing: Packing, scale: float, skip: Tensor, accumulate: bool,

@@ -19,10 +19,9 @@ offset bytes header field
 
 *Zero rows.* A row is an index of a parameter's first dimension. Embeddings of tokens that never came, padding,
 positions beyond the length and pruned weights are rows of zeros, and codes that have no zero (one bit, two means,
-levels, rotated ones) would move them. So where a compressor does not keep zeros (``Compressor.keeps_zeros``) and a row
-has at least ``NARROWEST`` elements, a bit per row says that gradient and memory are zero there: it is received as zero,
-and nothing is left of it. In words of 32 bits per coded segment, low bit first; a piece's first and last row may be in
-part.
+levels, rotated ones) would move them. So where a compressor does not keep zeros (``Compressor.keeps_zeros``) a bit per
+row of a matrix says that gradient and memory are zero there: it is received as zero, and nothing is left of it. In
+words of 32 bits per coded segment, low bit first; a piece's first and last row may be in part.
 """
 
 from __future__ import annotations
@@ -50,10 +49,6 @@ ops = torch.ops.compcomm
 
 class PeerError(RuntimeError):
     """A peer's message says that the peer failed, or belongs to another step, bucket or program."""
-
-
-NARROWEST = 8
-"""Elements of a row that are worth a bit: at most an eighth of a bit each."""
 
 
 class Row(NamedTuple):
@@ -210,8 +205,8 @@ class Packing:
 
 
 class Lines:
-    """The bits of zero rows of some coded rows: ``table`` for the kernels (``ops/reference/zero_rows.py``), and which
-    of them have a bit set."""
+    """The bits of zero rows of some coded rows: ``table`` for the kernels (``ops/reference/zero_rows.py``), and how
+    messages with such bits are decoded."""
 
     def __init__(self, lines: Tensor) -> None:
         self.table = lines[:, 1:].contiguous()
@@ -223,37 +218,63 @@ class Lines:
             places.append(torch.arange(wire, wire + nbytes, dtype=torch.int64))
             owners.append(torch.full((nbytes,), i, dtype=torch.int64))
         self._places, self._owners = torch.cat(places), torch.cat(owners)
-        self._chosen: dict[tuple[int, ...], Chosen] = {}
+        self._splits: dict[tuple[tuple[int, ...], bool], Split] = {}
 
-    def chosen(self, wires: Tensor, table: Tensor) -> Chosen | None:
-        """The rows of ``table`` that have a row of zeros in one of the messages ``wires[W, bytes]``; None: there is
-        none. On a device, which would have to be waited for, all that may have one."""
-        if deferred(wires):
-            which = tuple(range(len(self._rows)))
-        else:
-            found = (wires[:, self._places] != 0).any(0)
-            which = tuple(self._owners[found].unique().tolist()) if found.any() else ()
-        if not which:
-            return None
-        made = self._chosen.get(which)
+    def split(self, said: Tensor, table: Tensor, accumulate: bool) -> Split:
+        """How the rows of ``table`` are decoded from messages that say ``said[W, bytes]``.
+
+        A row that is zero in all messages is decoded with the others and cleared, unless the sum is added to what is
+        there. Where messages differ, which is a function of the parameter's own bits and of nothing beside it, each is
+        decoded by itself. On a device, which would have to be waited for, all that may differ are.
+        """
+        if deferred(said):
+            return self._kept(tuple(range(len(self._rows))), False, table)
+        found = said[:, self._places]
+        some = found != 0
+        if not bool(some.any()):
+            return self._kept((), False, table)
+        apart = some.any(0) if accumulate else (found != found[0]).any(0)
+        which = tuple(self._owners[apart].unique().tolist()) if bool(apart.any()) else ()
+        return self._kept(which, not accumulate, table)
+
+    def _kept(self, which: tuple[int, ...], clear: bool, table: Tensor) -> Split:
+        """The tables for that choice of lines: the last choices are remembered, as many models have few."""
+        made = self._splits.pop((which, clear), None)
         if made is None:
-            here = [i for i in which if int(self.table[i, 0]) >= 0]
-            rows = [self._rows[i] for i in here]
-            rest = [i for i in range(len(table)) if i not in set(rows)]
-            spans: list[tuple[int, int]] = []
-            for at, numel in sorted(table[rows][:, [0, 2]].tolist()):
-                joined = bool(spans) and spans[-1][1] == at
-                spans.append((spans.pop()[0] if joined else at, at + numel))
-            made = self._chosen[which] = Chosen(table[rows], table[rest], self.table[here], tuple(spans))
+            if len(self._splits) >= 16:
+                del self._splits[next(iter(self._splits))]
+            made = self._make(which, clear, table)
+        self._splits[which, clear] = made
         return made
 
+    def _make(self, which: tuple[int, ...], clear: bool, table: Tensor) -> Split:
+        apart = torch.zeros(len(self._rows), dtype=torch.bool)
+        apart[list(which)] = True
+        rows = torch.zeros(len(table), dtype=torch.bool)
+        rows[[self._rows[i] for i in which]] = True
+        here = apart & (self.table[:, 0] >= 0)
+        chosen = table[rows]
+        spans: list[tuple[int, int]] = []
+        for at, numel in sorted(chosen[chosen[:, 0] >= 0][:, [0, 2]].tolist()):
+            joined = bool(spans) and spans[-1][1] == at
+            spans.append((spans.pop()[0] if joined else at, at + numel))
+        return Split(
+            chosen if spans else chosen[:0],
+            table if not which else table[~rows],
+            self.table[here],
+            self.table[~apart] if clear and which else self.table if clear else None,
+            tuple(spans),
+        )
 
-class Chosen(NamedTuple):
-    """Coded rows with rows of zeros: their table, that of the others, that of their bits, and where they go."""
+
+class Split(NamedTuple):
+    """Coded rows that are decoded message by message (``table``, their bits' ``lines``, where they go), and the
+    ``rest``; ``cleared``: the lines of those in the rest that are cleared afterwards."""
 
     table: Tensor
     rest: Tensor
     lines: Tensor
+    cleared: Tensor | None
     spans: tuple[tuple[int, int], ...]
 
 
@@ -264,9 +285,7 @@ def row_width(segment: Segment) -> int:
 
 def _bits(compressor: Compressor, segment: Segment) -> int:
     """Bytes that say which rows of a coded segment are zero."""
-    if len(segment.shape) < 2 or segment.shape[0] < 2 or row_width(segment) < NARROWEST:
-        return 0
-    if compressor.of(segment).keeps_zeros:
+    if len(segment.shape) < 2 or segment.shape[0] < 2 or compressor.of(segment).keeps_zeros:
         return 0
     width = row_width(segment)
     return _words(segment.offset % width + segment.numel, width)

@@ -10,16 +10,20 @@ CC_INLINE bool line_fits(const cc_row& r, int64_t nbytes) {
            inside(r.wire, 4 * ceil_div(count_of(r), 32), nbytes);
 }
 
-// Whether n elements are all zero. A row that is not says so in its first elements as a rule, so this stops early.
+CC_INLINE uint32_t size_bits(const float* p) {
+    uint32_t b;
+    memcpy(&b, p, 4);
+    return b & 0x7fffffffu;
+}
+
+// Whether n elements are all zero. A row that is not says so in its first element as a rule: one line of it is read.
 CC_INLINE bool all_zero(const float* p, int64_t n) {
-    for (int64_t i = 0; i < n;) {
+    for (int64_t i = 0; i < n && i < 4; i++)
+        if (size_bits(p + i)) return false;
+    for (int64_t i = 4; i < n;) {
         const int64_t stop = i + 64 <= n ? i + 64 : n;
         uint32_t seen = 0;
-        for (; i < stop; i++) {
-            uint32_t b;
-            memcpy(&b, p + i, 4);
-            seen |= b & 0x7fffffffu;
-        }
+        for (; i < stop; i++) seen |= size_bits(p + i);
         if (seen) return false;
     }
     return true;
@@ -44,6 +48,7 @@ CC_KERNEL(cc_zero_rows_mark,
             const int64_t first = j ? j * row.k - row.offset : 0, end = (j + 1) * row.k - row.offset;
             const int64_t n = (end < row.numel ? end : row.numel) - first;
             // the gradient first: of the two it is the one that has rows of zeros
+            if (has_add && j + 16 < count) __builtin_prefetch(add + row.add + first + 16 * row.k);
             if ((!has_add || all_zero(add + row.add + first, n)) && (!has_x || all_zero(x + row.x + first, n)))
                 out[j >> 3] |= (uint8_t)(1u << (j & 7));
         }
