@@ -89,6 +89,8 @@ class Context:
     bad: Truth = False
     faults: list[Fault] = field(default_factory=list[Fault])
     tag: str = ""
+    dtype: torch.dtype | None = None
+    """Of the gradient, where the bucket is a wider copy of it: what travels exact need not be wider."""
 
     @property
     def rng(self) -> Rng:

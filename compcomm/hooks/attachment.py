@@ -454,10 +454,11 @@ class Attachment:
         Raises:
             StateError: it cannot be taken.
         """
-        here = self._origin() if merged else self._identity()
+        identity = self._origin if merged else self._identity
         if self.pilot is not None:
             known = state.get(self._place) if isinstance(state, Mapping) and not merged else state
-            undo.enter_context(self.pilot.follow(known, here))
+            undo.enter_context(self.pilot.follow(known, identity()))
+        here = identity()  # what the pilot follows may be another reducer
         step, slots = resume.portable(state, here) if merged else resume.exact(state, self._place, here)
         if merged:
             portable.check(self._store, slots)

@@ -259,6 +259,8 @@ class Scheduler:
         elif not narrow and flat.dtype != torch.float32:
             flat = ctx.buffer("fp32", flat.numel(), torch.float32)
             flat.copy_(job.flat)
+        if flat.dtype != job.flat.dtype and job.flat.dtype.itemsize < flat.dtype.itemsize:
+            ctx.dtype = job.flat.dtype
         bucket = Bucket(flat, layout)
         flight = Flight(step.reducer, bucket, self.store, ctx, self.transport, self._known, partial(self._deliver, job))
         if any(f.error for f in self._flights):

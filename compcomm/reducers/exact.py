@@ -53,6 +53,8 @@ class Exact(Reducer):
         in_place = out.flat is (add or x).flat and layout.covers and out.layout == layout and not accumulate
         plain = decay == 1.0 if add is None else (add_scale == 1.0 and not x.layout.segments)
         dtype = (add or x).flat.dtype
+        if ctx.dtype is not None and plain and not accumulate:
+            dtype, in_place = ctx.dtype, False  # the copy is wider than what it holds
         if in_place and plain:
             y = out.flat
         else:

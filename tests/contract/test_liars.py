@@ -123,7 +123,7 @@ COMPRESSORS = {
     "to NaN": {"decode_segment": lambda s, c, n, *a: 1 / Thirds.decode_segment(s, c, n, *a)},
     "decodes zeros": {"decode_segment": lambda s, c, n, *a: Thirds.decode_segment(s, c, n, *a) + 1},
     "zero_": {"zero_rows": lambda s, *a: None},
-    "zeros are moved": {"keeps_zeros": True, "delta": lambda s, n: None, "encode_segment": _shifts},
+    "a row of zeros comes as": {"keeps_zeros": True, "delta": lambda s, n: None, "encode_segment": _shifts},
     "names no cure": {"delta": lambda s, n: None, "cure": ""},
 }  # fmt: skip
 

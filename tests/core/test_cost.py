@@ -45,7 +45,7 @@ def test_sparse_all_gather(world: int, ratio: float) -> None:
         (cc.QSGD(bits=4), 4 * (N // 512) + N // 2),
         (cc.QSGD(bits=8, block=1024), 4 * (N // 1024) + N),
         (cc.QSGD(levels=5), 4 * (N // 512) + N // 2),
-        (cc.SignScale(), 4 * (N // 512) + N // 8),
+        (cc.SignScale(), 4 * (N // 512) + N // 8 + 1024 // 8),  # a bit for each row
         (cc.Cast(torch.bfloat16), 2 * N),
     ],
     ids=lambda v: repr(v),
@@ -101,7 +101,7 @@ def test_the_simulator_counts_what_cost_says(
 def test_small_and_flat_parameters_travel_exact() -> None:
     layout = cc.Layout.of([("w", (32, 32)), ("small", (31, 33)), ("flat", (4096,)), ("scalar", ())])
     (gather,) = cc.cost(cc.AllGather(cc.SignScale()), layout, 2).collectives
-    assert gather.sent == 24 + 4 * (1023 + 4096 + 1) + 4 * 2 + 128
+    assert gather.sent == 24 + 4 * (1023 + 4096 + 1) + 4 + 4 * 2 + 128, "a word for the bits of 32 rows"
 
 
 def test_a_warm_up_counts_what_comes_after_it() -> None:

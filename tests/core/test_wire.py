@@ -23,11 +23,15 @@ def test_a_message_by_hand() -> None:
     ctx = cc.Context(rank=2, world=3, step=5, bucket=1)
     payload = c.encode_(cc.Bucket(flat, layout), ctx.rng)
     write_header(payload.wire, payload.status, ctx)
-    header = b"CCM1" + struct.pack("<BBHIII", 0, 0, 2, 5, 1, 48) + _bytes("02 000000")
+    header = b"CCM1" + struct.pack("<BBHIII", 0, 0, 2, 5, 1, 52) + _bytes("02 000000")
     exact = struct.pack("<3f", 1.0, -2.0, 0.0)
+    rows = _bytes("00 000000")  # neither of the two is zero
     coded = struct.pack("<2f", 3.0, 0.5) + _bytes("00 80 ff ff")
-    assert payload.wire.numpy().tobytes() == header + exact + coded
-    assert payload.wire.numel() == 24 + 12 + 12
+    assert payload.wire.numpy().tobytes() == header + exact + rows + coded
+    assert payload.wire.numel() == 24 + 12 + 4 + 12
+    flat = torch.tensor([1.0, -2.0, 0.0, *[3.0] * 15, -3.0, *[0.0] * 16])
+    payload = c.encode_(cc.Bucket(flat, layout), ctx.rng)
+    assert payload.wire[36:40].tolist() == [2, 0, 0, 0], "the second row of w is"
 
 
 @pytest.mark.parametrize(
