@@ -120,7 +120,7 @@ def check(store: Store, slots: Mapping[str, object]) -> None:
         if not isinstance(there, Tensor):
             raise StateError(f"{what} is a {type(there).__name__}, not a tensor: the checkpoint was changed.")
         shape, dtype = _shape(here.slot, here.segment), here.slot.dtype
-        if tuple(there.shape) != shape or there.dtype != dtype or there.layout != torch.strided:
+        if tuple(there.shape) != shape or there.dtype != dtype or there.layout != torch.strided or there.is_meta:
             raise StateError(
                 f"{what} has shape {list(there.shape)} and {there.dtype} where {list(shape)} and {dtype} are due: the "
                 f"checkpoint is of another model. Load it into the one that it was saved with."

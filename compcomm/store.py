@@ -241,6 +241,11 @@ class Store:
                 a, b = here[name], there[name]
                 if not isinstance(b, Tensor):
                     raise StateError(f"load_state_dict: {slot!r} of {name!r} is a {type(b).__name__}, not a tensor.")
+                if b.is_meta or b.layout != torch.strided:
+                    raise StateError(
+                        f"load_state_dict: {slot!r} of {name!r} is a tensor without numbers ({b.device}, {b.layout}). "
+                        f"Load the checkpoint with map_location='cpu'."
+                    )
                 if a.numel() != b.numel() or a.dtype != b.dtype:
                     cause = cut_elsewhere(name, here, there) or "saved by another model, reducer or number of workers."
                     raise StateError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from . import checks, native
@@ -11,14 +12,14 @@ from .schema import register
 
 
 def _check_mark(op: str, x: Tensor | None, add: Tensor | None, bits: Tensor, table: Tensor) -> None:
-    checks.flat(op, "x", x, *checks.FLOATS)
-    checks.flat(op, "add", add, *checks.FLOATS)
+    checks.flat(op, "x", x, *checks.FLOATS, torch.float64)
+    checks.flat(op, "add", add, *checks.FLOATS, torch.float64)
     checks.flat(op, "bits", bits, checks.U8)
     checks.table_of(op, table)
 
 
 def _check_clear(op: str, to: Tensor, bits: Tensor, table: Tensor) -> None:
-    checks.flat(op, "to", to, *checks.FLOATS)
+    checks.flat(op, "to", to, *checks.FLOATS, torch.float64)
     checks.flat(op, "bits", bits, checks.U8)
     checks.table_of(op, table)
 
@@ -29,6 +30,9 @@ _clear = native.function("cc_zero_rows_clear", *(POINTER, LONG) * 3)
 
 def _native_mark(x: Tensor | None, add: Tensor | None, bits: Tensor, table: Tensor) -> int:
     assert _mark is not None
+    if any(t is not None and t.dtype == torch.float64 for t in (x, add)):
+        zero_rows_mark(x, add, bits, table)
+        return 0
     nothing = (None, 0)
     first = nothing if x is None else (x.data_ptr(), x.numel())
     second = nothing if add is None else (add.data_ptr(), add.numel())
@@ -37,6 +41,9 @@ def _native_mark(x: Tensor | None, add: Tensor | None, bits: Tensor, table: Tens
 
 def _native_clear(to: Tensor, bits: Tensor, table: Tensor) -> int:
     assert _clear is not None
+    if to.dtype == torch.float64:
+        zero_rows_clear(to, bits, table)
+        return 0
     return _clear(to.data_ptr(), to.numel(), bits.data_ptr(), bits.numel(), table.data_ptr(), table.shape[0])
 
 

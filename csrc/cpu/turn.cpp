@@ -48,6 +48,7 @@ CC_KERNEL(cc_turn,
           (to, to_numel, from, from_numel, lines, nlines)) {
     for (int64_t r = 0; r < nlines; r++) {
         const cc_turned t = lines[r];
+        if (t.count == 0) continue;
         if (t.count < 0 || t.rows < 0 || t.columns < 0 || t.rows > MAX_NUMEL || t.columns > MAX_NUMEL) return CC_BAD_ROW(r);
         const int64_t limit = from_numel < to_numel ? from_numel : to_numel;
         if (t.rows && t.columns > limit / t.rows) return CC_BAD_ROW(r);
