@@ -321,6 +321,14 @@ def _as_it_is(flat: Tensor) -> torch.futures.Future[Tensor]:
     return future
 
 
+def once_over(call: Callable[[], None]) -> None:
+    """Calls it once this backward pass is over, and DDP has given every parameter its gradient."""
+    try:
+        _engine.queue_callback(partial(_engine.queue_callback, call))  # DDP's own callback comes between the two
+    except RuntimeError:  # not inside a backward pass: DDP's join() shadows one
+        call()
+
+
 def _after_ddp(state: DDPState, attachment: Attachment, kind: Kind, alone: bool) -> None:
     attachment.backward_over()
     _engine.queue_callback(partial(_end, state, attachment, kind, alone))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..compressor import ops
+from . import foreach
 from .flat import Flat, Groups
 
 Rates = Callable[[Mapping[str, Any], int], tuple[float, float, float, float]]
@@ -40,6 +41,19 @@ class Alone:
                     part.lying(part.params), grads(part), part.starts, self.mean, self.square, b1, b2,
                     -scale if group["maximize"] else scale, rate, correction, float(group["eps"]), decay, l2,
                 )  # fmt: skip
+
+    def bad(self) -> bool:
+        """Whether a gradient is not finite."""
+        return not foreach.finite([g for g in self._dense() if g.numel()])
+
+    def spoil(self) -> None:
+        """Makes all gradients NaN."""
+        for g in self._dense():
+            g.fill_(float("nan"))
+
+    def _dense(self) -> list[Tensor]:
+        found = [p.grad for p in self.flat.params if p.grad is not None]
+        return [g for g in found if g.layout is torch.strided]  # others are an error in ``step``
 
     def vectors(self) -> dict[str, Tensor]:
         """By the names that they have in ``torch.optim``."""

@@ -48,8 +48,11 @@ class CompressedOptimizer(torch.optim.Optimizer):
 
     A ``GradScaler`` may drive it from the first step on. Under DDP it hears of every infinity on all ranks alike, so
     that all keep one scale: while gradients stay local, ``hook`` makes those of a bad step NaN everywhere, as averaging
-    does (one byte of a message at the end of each backward pass, where a scaler is in use). Without DDP nothing is said
-    before ``step()``, and each rank's scaler goes by its own gradients, unless it is torch's ``ShardedGradScaler`` and
+    does (one byte of a message at the end of each backward pass, where a scaler is in use). Where any rank has
+    parameters that DDP ignores, it does so at all times, and for theirs; ``step()`` then has flags in the warm-up too.
+    What becomes infinite after the backward pass, a rank's scaler alone knows: an error while DDP averages, since all
+    ranks need the same scale there; else the step is skipped as above. Without DDP nothing is said before ``step()``,
+    and each rank's scaler goes by its own gradients, unless it is torch's ``ShardedGradScaler`` and
     ``scaler.unscale_(optimizer)`` is called before ``scaler.step(optimizer)``.
     """
 
@@ -81,7 +84,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
         self._ignored: set[int] = set()
         self._flat: Flat | None = None
         self._spare: Tensor | None = None
-        self._driven, self._scaled = False, True
+        self._driven, self._scaled, self._apart = False, True, False
         self._names: dict[int, str] = {}
         self._facts = dict(facts)
         self._timeout, self._seed = timeout, seed
@@ -166,7 +169,8 @@ class CompressedOptimizer(torch.optim.Optimizer):
 
         Raises:
             RuntimeError: the optimizer is detached, DDP's ``join`` is at work, a parameter has a gradient that had
-                ``requires_grad=False`` at first; or, in the first step without DDP, the ranks' gradients are equal.
+                ``requires_grad=False`` at first; while DDP averages, one rank's ``GradScaler`` alone has found an
+                infinity; or, in the first step without DDP, the ranks' gradients are equal.
             DivergenceError: without DDP, the ranks began with different parameters.
         """
         self._open("step")
@@ -317,11 +321,47 @@ class CompressedOptimizer(torch.optim.Optimizer):
         self._scaled = scaled
         if self._hook is not None:
             self._hook.alarm = self._alarm if scaled else None
+            self._hook.late = self._late if scaled and self._apart else None
+
+    def _heed(self) -> None:
+        """Where no flags travel: whether a ``GradScaler`` drives any rank. Collective under DDP."""
+        if self._hook is not None and self.exchange is not None:
+            self._watch(not self.exchange.all(not self._driven))
 
     def _alarm(self, bad: bool) -> bool:
         """Whether any rank says so."""
         assert self.exchange is not None
         return not self.exchange.all(not bad)
+
+    @torch.no_grad()
+    def _late(self, bad: bool) -> None:
+        """The alarm after a backward pass: what is each rank's own is looked at too, and made NaN everywhere."""
+        if self._alarm(bad or self.alone.bad()):
+            self.alone.spoil()
+            for p in self.flat.params:
+                if p.grad is not None:
+                    p.grad.fill_(float("nan"))
+
+    def _skips(self, bad: bool) -> bool:
+        """Whether any rank's step is bad, where DDP has averaged the gradients: what one rank finds in them all find,
+        but for those that DDP ignores.
+
+        Raises:
+            RuntimeError: a scaler alone knows of it, and its scale is no longer that of the others.
+        """
+        if not self._apart or self.exchange is None:
+            return bad
+        self._begin_flags(bad)
+        if self._awake() is not None:
+            return False
+        if not self.exchange.all(bad):
+            raise RuntimeError(
+                f"{self._call}.step: one rank's GradScaler has found an infinity and another rank's has not: scales "
+                f"differ from here on, and DDP would average gradients of different scales. A gradient that DDP "
+                f"ignores has become infinite after the backward pass, or not every rank has a scaler. Use torch's "
+                f"ShardedGradScaler, and call scaler.unscale_(optimizer) before scaler.step(optimizer)."
+            )
+        return True
 
     def _grads(self, part: Part) -> Sequence[Tensor]:
         """The part's gradients, as the flat vectors lie; an empty tensor where there is none."""
@@ -475,6 +515,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
             lines.append(announce(settled, everything, self.world, f"compcomm: {self._call}, after a warm-up {when}"))
 
         self.exchange = self._make(self.reducer, trial)
+        self._apart = not self.exchange.all(not self.alone.flat.params)
         self._listen()
         self._closed = False
         if dist.get_rank(self.group) == 0:
@@ -493,13 +534,14 @@ class CompressedOptimizer(torch.optim.Optimizer):
             self._hook.listen(self._ddp, self._warmup if self._listens else None, self.group, self._timeout, self._seed)
         if not self._listens:
             self.dense = self._make(self._warmup)
+        if not self._listens or self._apart:
             self._watch(True)  # until a step tells
 
     def _close(self) -> None:
         self._closed = True
         self._hang_up()
         if self._hook is not None:
-            self._hook.closed, self._hook.alarm = True, None
+            self._hook.closed, self._hook.alarm, self._hook.late = True, None, None
         if self.exchange is not None:
             self.exchange.attachment.detach()
             self.exchange = None

@@ -20,6 +20,12 @@ add: Callable[[Sequence[Tensor], Sequence[Tensor]], None] = _torch._foreach_add_
 copy: Callable[[Sequence[Tensor], Sequence[Tensor]], None] = _torch._foreach_copy_
 
 
+def finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether all elements of all are: one pass, and one wait for the device."""
+    norms = [n.float() for n in _torch._foreach_norm(tensors, torch.inf)] if tensors else []  # NaN, if there is one
+    return not norms or bool((torch.stack(norms) < torch.inf).all())
+
+
 def largest(tensors: Sequence[Tensor]) -> list[float]:
     """The largest element of each."""
     return torch.stack(_torch._foreach_max(tensors)).tolist() if tensors else []

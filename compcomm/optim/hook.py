@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from ..compressor import Compressor
 from ..hooks.attach import watch
 from ..hooks.attachment import Attachment
-from ..hooks.ddp import DDPState, GradBucket, ddp_hook, refuse_pairs
+from ..hooks.ddp import DDPState, GradBucket, ddp_hook, once_over, refuse_pairs
 from ..reducer import Reducer
 from ..verdict import known, not_finite
 
@@ -23,11 +24,15 @@ class Hook:
 
     ``alarm(bad)``: whether any rank's gradients are not finite; then all ranks' become NaN, as they do where they are
     averaged, and every ``GradScaler`` finds that by itself. None: nobody asks.
+
+    ``late(bad)``: the same in place of it, where parameters have gradients that DDP ignores: they are there when the
+    backward pass is over, and are what one rank alone finds, also while the others are averaged.
     """
 
     def __init__(self, call: str) -> None:
         self.closed = False
         self.alarm: Callable[[bool], bool] | None = None
+        self.late: Callable[[bool], None] | None = None
         self._flats: list[Tensor] = []
         self._bad = False
         self.attachment: Attachment | None = None
@@ -64,7 +69,10 @@ class Hook:
 
     def __call__(self, bucket: Any) -> torch.futures.Future[Tensor]:
         if self._state is not None:
-            return ddp_hook(self._state, bucket)
+            future = ddp_hook(self._state, bucket)
+            if self.late is not None and bucket.is_last():
+                once_over(partial(self.late, False))  # infinities that were averaged are everybody's
+            return future
         if self.closed:
             raise RuntimeError(f"{self._call}: the optimizer of this DDP model is detached. Wrap it in a new DDP(...).")
         refuse_pairs(bucket)
@@ -84,6 +92,9 @@ class Hook:
         if not last:
             return
         flats, self._flats = self._flats, []
+        if self.late is not None:
+            once_over(partial(self.late, self._bad))
+            return
         if alarm(self._bad):
             for f in flats:  # DDP reads them once the backward pass is over
                 f.fill_(float("nan"))

@@ -150,12 +150,13 @@ class OneBitAdam(CompressedOptimizer):
 
     def _warm(self, scale: float, bad: bool) -> bool:
         """A step of Adam; False: it was skipped."""
-        if self.dense is None:  # gradients are averaged already, so what one rank finds in them all find
-            if not bad:
-                awake = [p.grad is not None for p in self.flat.params]
-                for part in self.flat.parts:
-                    self._adam(part.pick(awake), None, scale)
-            return not bad
+        if self.dense is None:  # gradients are averaged already
+            if self._skips(bad):
+                return False
+            awake = [p.grad is not None for p in self.flat.params]
+            for part in self.flat.parts:
+                self._adam(part.pick(awake), None, scale)
+            return True
         mean = self._room()
         self._gather(self._mean, mean, scale, self._begin_flags(bad))
         awake = self._awake()

@@ -209,8 +209,8 @@ class OneBitLamb(CompressedOptimizer):
     def _warm(self, scale: float, bad: bool) -> bool:
         """A step of LAMB; False: it was skipped."""
         mean: Tensor | None = None
-        if self.dense is None:  # gradients are averaged already, so what one rank finds in them all find
-            awake = None if bad else [p.grad is not None for p in self.flat.params]
+        if self.dense is None:  # gradients are averaged already
+            awake = None if self._skips(bad) else [p.grad is not None for p in self.flat.params]
         else:
             mean = self._room()
             self._gather(self._mean, mean, scale, self._begin_flags(bad))

@@ -56,7 +56,8 @@ class ZeroOneAdam(CompressedOptimizer):
 
     Volume, bits per parameter and step with the defaults: a refresh 32 (``Cast(torch.bfloat16)``: 16), other steps
     before the freeze 1.06, then 1.06 / interval: 0.066 with 16 steps, in 1/16 of the rounds. 1-D and small parameters
-    travel exact. Before the freeze each step also has a message of a byte per parameter tensor.
+    travel exact. Before the freeze each step also has a message of a byte per parameter tensor, after it each
+    synchronisation under DDP one of a byte.
 
     Args:
         model_or_params: a DDP model (its one hook is taken), a model, parameters, or groups.
@@ -82,9 +83,10 @@ class ZeroOneAdam(CompressedOptimizer):
     ``DDP(...)``, which hands out rank 0's. What else changes parameters in between is lost with the synchronisation.
 
     Bad gradients: before the freeze all ranks skip the step. After it a rank leaves out its own step, nothing of it
-    changes, and it synchronises with the others; under DDP and a ``GradScaler`` that drove the last step before the
-    freeze, all ranks leave it out, since all scalers must hear of it: they keep one scale. Missing ones: before the
-    freeze parameters without a gradient on any rank are passed over; after it a missing gradient is zero.
+    changes, and it synchronises with the others; under DDP and a ``GradScaler``, all ranks leave it out, since all
+    scalers must hear of it: they keep one scale. One that begins or ends after the freeze is known to all ranks from
+    the next synchronisation on, which has a byte for it. Missing ones: before the freeze parameters without a gradient
+    on any rank are passed over; after it a missing gradient is zero.
 
     Clipping: ``clip_grad_norm_`` sees each rank's own gradient at all times, and each rank clips by its own norm.
     Learning rates may change at any time: what is kept is momentum, not steps. ``add_param_group`` before the freeze:
@@ -344,6 +346,7 @@ class ZeroOneAdam(CompressedOptimizer):
         if good:
             self._mean, self._spare = new, self._mean
         if due:
+            self._heed()
             self._synchronise()
         return good
 

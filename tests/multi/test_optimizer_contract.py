@@ -31,6 +31,9 @@ class Net(nn.Module):
 
     def __init__(self, part: int, turned: bool = False) -> None:
         super().__init__()
+        self.side = nn.ParameterDict(  # first here, and last in a backward pass
+            {"part": nn.Parameter(torch.linspace(-1, 1, 5 * part, dtype=torch.float32).view(part, 5))}
+        )
         for name, shape in SHAPES.items():
             made = torch.linspace(-0.5, 0.5, torch.Size(shape).numel(), dtype=torch.float32).view(shape)
             if turned and name == "bias":
@@ -38,13 +41,11 @@ class Net(nn.Module):
             elif turned:
                 made = made.movedim(1, -1).contiguous().movedim(-1, 1)
             self.register_parameter(name, nn.Parameter(made))
-        self.side = nn.ParameterDict(
-            {"part": nn.Parameter(torch.linspace(-1, 1, 5 * part, dtype=torch.float32).view(part, 5))}
-        )
         DDP._set_params_and_buffers_to_ignore_for_model(self, ["side.part"])
 
     def forward(self, given: dict[str, Tensor]) -> Tensor:
-        return torch.stack([(p * given[n]).sum() for n, p in self.named_parameters() if p.requires_grad]).sum()
+        used = [(n, p) for n, p in self.named_parameters() if p.requires_grad and n in given]
+        return torch.stack([(p * given[n]).sum() for n, p in sorted(used, key=lambda u: "." not in u[0])]).sum()
 
 
 def gradients(rank: int, step: int) -> dict[str, Tensor]:
@@ -102,6 +103,57 @@ def test_what_ddp_ignores_and_what_was_frozen_since(two: Workers, kind: str) -> 
         torch.testing.assert_close(found["side.part"].double(), due, rtol=1e-5, atol=1e-6)
         assert torch.equal(found["still"], still)
         assert all(torch.equal(found[n], results[0][0][n]) for n in SHAPES)
+
+
+def overflows(rank: int, world: int, kind: str, at: int, late: bool) -> Any:
+    """Under a scaler; in step ``at`` rank 0's own gradient is infinite, and rank 1 has none of its own. ``late``: it
+    becomes so after the backward pass."""
+    model, own = make(kind, rank)
+    scaler, stayed = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=4), False
+    for step in range(STEPS):
+        given, before = gradients(rank, step), values(model)
+        if step == at and rank:
+            del given["side.part"]
+        elif step == at and not late:
+            given["side.part"][1, 2] = float("inf")
+        own.zero_grad()
+        scaler.scale(model(given)).backward()
+        if step == at and late and not rank:
+            model.module.side.part.grad[1, 2] = float("inf")
+        told = models.caught(lambda: scaler.step(own))
+        if told[0] != "nothing":
+            own.detach()
+            return told
+        scaler.update()
+        if step == at:
+            stayed = same(before, values(model))
+    if kind == "ZeroOneAdam":
+        own.synchronise()
+    own.detach()
+    return values(model), own.steps, scaler.get_scale(), stayed
+
+
+@pytest.mark.parametrize("at", [1, 5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_infinity_of_what_ddp_ignores(two: Workers, kind: str, at: int) -> None:
+    """Every scaler hears of it, in the warm-up and after it: all skip the step and keep one scale."""
+    results = two.run(overflows, kind=kind, at=at, late=False)
+    for found, steps, scale, stayed in results:
+        assert stayed and steps == STEPS - (at < FREEZE or kind != "ZeroOneAdam")
+        assert scale == 64.0  # halved once and doubled once
+        assert all(torch.equal(found[n], results[0][0][n]) for n in SHAPES)
+
+
+@pytest.mark.parametrize("at", [1, 5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_infinity_that_comes_after_the_backward_pass(two: Workers, kind: str, at: int) -> None:
+    """One scaler alone knows. While DDP averages scaled gradients that is an error; else replicas stay alike."""
+    results = two.run(overflows, kind=kind, at=at, late=True)
+    if at < FREEZE and kind != "ZeroOneAdam":
+        assert all(name == "RuntimeError" and "ShardedGradScaler" in message for name, message, _ in results)
+        return
+    assert len({steps for _, steps, *_ in results}) == 1
+    assert all(torch.equal(found[n], results[0][0][n]) for found, *_ in results for n in SHAPES)
 
 
 def defaults(rank: int, world: int, kind: str) -> Any:

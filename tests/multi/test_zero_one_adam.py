@@ -251,14 +251,14 @@ def test_what_it_sends(two: Workers, four: Workers, ddp: bool) -> None:
             assert late.bytes_sent == pytest.approx(len(MEETINGS) * coded / (STEPS - FREEZE))
 
 
-def stumbles(rank: int, world: int, when: int, ddp: bool, scaled: bool) -> Any:
-    """One rank's gradient is infinite in one step."""
+def stumbles(rank: int, world: int, when: int, ddp: bool, scaled: range) -> Any:
+    """One rank's gradient is infinite in one step; a scaler drives those of ``scaled``."""
     model, own = make(Given(), ddp, weight_decay=0.1)
-    scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=10000, enabled=scaled)
+    used, none = (torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=10000, enabled=e) for e in (True, False))
     met, unchanged = [], False
     for step in range(STEPS):
         own.zero_grad()
-        given = gradients(rank, step)
+        given, scaler = gradients(rank, step), used if step in scaled else none
         if step == when:
             before = models.flat(model), copy.deepcopy(own.state_dict()), moment(own)
             if rank == 1:
@@ -271,7 +271,7 @@ def stumbles(rank: int, world: int, when: int, ddp: bool, scaled: bool) -> Any:
         if not own.local_steps:
             met.append((own.steps, models.flat(model), moment(own)))
     own.detach()
-    return met, unchanged, own.steps, scaler.get_scale() if scaled else 0
+    return met, unchanged, own.steps, used.get_scale()
 
 
 @pytest.mark.parametrize(("ddp", "scaled"), [(True, True), (True, False), (False, True)])
@@ -280,7 +280,7 @@ def test_a_bad_gradient(two: Workers, when: int, ddp: bool, scaled: bool) -> Non
     """Before the freeze (in a refresh, in a compressed step) nobody's step counts. After it (in a local step, in a
     synchronising one) that rank's is left out, and all meet as they would have. Where scalers hear of it under DDP, all
     leave it out, and keep one scale."""
-    results = two.run(stumbles, when=when, ddp=ddp, scaled=scaled)
+    results = two.run(stumbles, when=when, ddp=ddp, scaled=range(STEPS if scaled else 0))
     for rank, (met, unchanged, steps, _) in enumerate(results):
         assert steps == (STEPS - 1 if when < FREEZE else STEPS)
         assert unchanged == (when < FREEZE or (when == 10 and (rank == 1 or (ddp and scaled))))
@@ -290,6 +290,14 @@ def test_a_bad_gradient(two: Workers, when: int, ddp: bool, scaled: bool) -> Non
             assert torch.equal(one[1], other[1]) and torch.equal(one[2], other[2])
     if scaled:
         assert [scale for *_, scale in results] == [32.0 if ddp else 64.0, 32.0]  # without DDP it is a rank's own
+
+
+@pytest.mark.parametrize(("scaled", "heard"), [(range(8, STEPS), True), (range(9), False)])
+def test_a_scaler_that_begins_or_ends_after_the_freeze(two: Workers, scaled: range, heard: bool) -> None:
+    """The ranks agree on it when they synchronise: all leave a bad step out, or that rank alone."""
+    results = two.run(stumbles, when=10, ddp=True, scaled=scaled)
+    assert [unchanged for _, unchanged, *_ in results] == [heard, True]
+    assert [scale for *_, scale in results] == [32.0 if heard else 64.0] * 2
 
 
 def saves(rank: int, world: int, folder: str, at: int, **told: Any) -> Any:
