@@ -57,7 +57,7 @@ def attach(
             reducer, group=group, timeout=timeout, scaler=scaler, seed=seed, check_every=check_every,
             optimizer=optimizer, discardable=discardable,
         )  # fmt: skip
-        state.bind(ddp)
+        state.name(ddp, "attach")
     except Exception as error:
         decline(error, group, _device(ddp))
     world = dist.get_world_size(state.options.group)

@@ -22,7 +22,7 @@ from ..compressor import Compressor
 from ..reducer import Arena, Reducer, settle
 from ..reducers.exact import Exact
 from ..store import State, StateError, Store
-from ..strides import storage_order
+from ..strides import Order, storage_order
 from ..transports import compat
 from ..transports.process_group import ProcessGroup
 from ..transports.worker import Worker
@@ -49,10 +49,19 @@ def decline(error: Exception, group: dist.ProcessGroup | None, device: torch.dev
     raise error
 
 
+def nameless(call: str) -> str:
+    """Why what needs names cannot be done."""
+    return f"{call}: parameters have no names yet. Call state.bind(model) first."
+
+
+_FORMATS: dict[Order, str] = {(0, 2, 3, 1): "channels_last", (0, 2, 3, 4, 1): "channels_last_3d"}
+"""What torch calls these orders of dimensions; another is told as the dimensions from the outermost on."""
+
+
 def _told(name: str, p: nn.Parameter) -> str:
     """A parameter, as the ranks compare it: a sum over ranks that hold it in unlike orders would mix its elements."""
     order = storage_order(p)
-    lies = f" in order {list(order)}" if order else ""
+    lies = f" in memory format {_FORMATS.get(order, list(order))}" if order else ""
     return f"{name} {list(p.shape)} {str(p.dtype)[6:]}{lies}"
 
 
@@ -87,8 +96,6 @@ class Attachment:
         """How the host's backward passes make steps."""
         self.witness: Witness | None = None
         """What sees whether optimizers take the means, where the host has parameters with gradients."""
-        self.bad = False
-        """Whether the last step was."""
         self.pilot: Pilot | None = None
         """What picks the reducer, where the user left that to ``Auto``."""
         self.plain: Plain | None = None
@@ -107,6 +114,7 @@ class Attachment:
         self._worker: Worker | None = None
         self._detached = False
         self._world = dist.group.WORLD
+        self._part = None if options.group is self._world else options.group
 
         world = dist.get_world_size(options.group)
         patience = options.patience if options.timeout is not None else None
@@ -191,20 +199,20 @@ class Attachment:
         if self._current is not None:
             self._current.waited_from = perf_counter()
 
-    def end_step(self) -> None:
-        """Waits until the step that was last begun is over.
+    def end_step(self) -> Step | None:
+        """Waits until the step that was last begun is over, and returns it.
 
         Raises:
             Exception: what went wrong in it: the original error here, PeerError or TransportError at the others.
         """
         step = self._current
-        if step is None:
-            return
-        step.done.wait()
-        self._exposed += step.exposed
-        if step.error is not None:
-            self._warn_host()
-            raise step.error
+        if step is not None:
+            step.done.wait()
+            self._exposed += step.exposed
+            if step.error is not None:
+                self._warn_host()
+                raise step.error
+        return step
 
     def _warn_host(self) -> None:
         guard, self.guard = self.guard, None
@@ -225,7 +233,7 @@ class Attachment:
             ) from broken
         if self._detached:
             raise RuntimeError(f"{self.reducer!r}: this attachment was detached. Wrap the model in a new DDP(...).")
-        if dist.group.WORLD is not self._world:
+        if dist.group.WORLD is not self._world or (self._part is not None and not compat.alive(self._part)):
             raise RuntimeError(
                 f"{self.reducer!r}: its process group was destroyed (torch.distributed.destroy_process_group()), so "
                 f"nothing averages these gradients. Train before that, or wrap the model in a new DDP(...) and attach."
@@ -405,7 +413,8 @@ class Attachment:
 
         Raises:
             StateError: on every rank, where on one of them it is of another reducer, rank, number of ranks, seed, step
-                or model, or a backward pass has not ended. The running state of all is unchanged.
+                or model, or parameters have no names yet. On this rank alone, where its backward pass has not ended:
+                collectives are under way then, and no other can be told. The running state is unchanged.
         """
         self._load("load_state_dict", state, merged=False)
 
@@ -442,8 +451,9 @@ class Attachment:
         every rank calls it, between the same two steps, with the same state.
 
         Raises:
-            StateError: on every rank, where on one of them it is of another reducer, seed or model, or a backward pass
-                has not ended. The running state of all is unchanged.
+            StateError: on every rank, where on one of them it is of another reducer, seed or model, or parameters have
+                no names yet. On this rank alone, where its backward pass has not ended: collectives are under way
+                then, and no other can be told. The running state is unchanged.
         """
         self._load("load_portable_state_dict", state, merged=True)
 
@@ -526,7 +536,8 @@ class Attachment:
 
     def _take_back(self) -> None:
         s, step = self._scheduler, self._scheduler.latest
-        if self.witness is not None and self.witness.applied and not self.bad:
+        bad = step is not None and step.bad
+        if self.witness is not None and self.witness.applied and not bad:
             raise StateError(
                 f"discard: an optimizer has stepped since step {s.number - 1} was averaged, so that gradient is in the "
                 f"model. Call it before the optimizer's step. (A pass under no_sync() leaves no trace in memory, and "
@@ -621,15 +632,19 @@ class Attachment:
     # Inside.
 
     def _load(self, call: str, state: Any, merged: bool) -> None:
-        self._ready(call)  # first: while collectives are under way, nothing can be asked
+        self._between_steps(call)  # first: while collectives are under way, nothing can be asked
         with ExitStack() as undo:
             failure: Exception | None = None
             step, take = 0, self.settle
             try:
+                self._ready(call)
                 step, take = self.prepare(call, state, merged, undo)
             except Exception as error:
                 failure = error
-            resume.consent(self._transport, {"step": step}, failure, self._device, call)
+            facts: dict[str, Any] = {"step": step, "reducer": repr(self.options.reducer)}
+            if self.pilot is not None:
+                facts["what Auto picked"] = [self.pilot.decided, self.plain is not None]
+            resume.consent(self._transport, facts, failure, self._device, call)
             take()
 
     @property
@@ -652,7 +667,7 @@ class Attachment:
         """Between two steps, with parameters that have names."""
         self._between_steps(call)
         if not self.named:
-            raise StateError(f"{call}: parameters have no names yet. Call state.bind(model) first.")
+            raise StateError(nameless(call))
 
     def resume(self, step: int) -> None:
         """The next step has this number: random numbers and headers depend on it. Between two steps, on every rank."""
@@ -702,7 +717,7 @@ class Attachment:
         self.settle()
 
     def _finished(self, flights: list[Flight], bad: bool) -> None:
-        self._last, self.bad = [] if bad else flights, bad
+        self._last = [] if bad else flights
         if self.pilot is not None and self.pilot.awake:
             self.pilot.after(flights, self._current.exposed if self._current is not None else 0.0)
         every = self.options.check_every

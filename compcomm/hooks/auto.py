@@ -39,7 +39,7 @@ class Auto(Described):
     as it does without a hook. A pick is put to the test: it goes on only if its own first steps do save that much of
     the exact ones; else Auto goes back, and what a residual holds by then is dropped. Lines on rank 0 say what was
     picked and why. The pick is the same on all ranks and is kept in checkpoints. Timing the kernels holds one step up
-    for some seconds.
+    for some seconds. A step that is discarded counts as one that was measured: it took its time too.
 
     Only time is weighed, of methods close to each other the one that loses less: how many steps a run needs with each,
     no one knows beforehand.

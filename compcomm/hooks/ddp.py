@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Container
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -32,7 +32,7 @@ from ..compressor import Compressor
 from ..reducer import Reducer
 from ..reducers.exact import Exact
 from ..store import StateError
-from .attachment import Attachment
+from .attachment import Attachment, decline, nameless
 from .auto import Auto, Pilot
 from .divergence import unaveraged
 from .names import averaged, check_dtype, every, expected, those, unfrozen
@@ -100,16 +100,20 @@ class DDPState:
             StateError: it lacks parameters that were in buckets, or a backward pass has not ended.
             ValueError: parameters were unfrozen since DDP(...), which averages them no more than before.
         """
+        self.name(model, "bind")
+
+    def name(self, model: nn.Module, call: str) -> None:
+        """``bind``, for whoever calls it otherwise."""
         model = getattr(model, "_orig_mod", model)
         names = every(model)
         unknown = [p for key, p in self._seen.items() if key not in names]
         if unknown:
-            raise StateError(f"bind: {len(unknown)} parameters that had gradients are not in this model.")
+            raise StateError(f"{call}: {len(unknown)} parameters that had gradients are not in this model.")
         if isinstance(model, nn.parallel.DistributedDataParallel):
             parameters = averaged(model)
             alone = unfrozen(model, {id(p) for _, p in parameters})
             if alone:
-                raise ValueError(f"attach: {unaveraged(alone)}")
+                raise ValueError(f"{call}: {unaveraged(alone)}")
         else:
             parameters = expected(model) if self.attachment is None else those(model, self._seen)
         if self.attachment is not None:
@@ -195,15 +199,15 @@ class DDPState:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See ``Attachment.load_state_dict``."""
-        self._opened("load_state_dict").load_state_dict(state)
+        self._met("load_state_dict").load_state_dict(state)
 
     def portable_state_dict(self) -> dict[str, Any]:
         """See ``Attachment.portable_state_dict``. Collective: call it on every rank."""
-        return self._opened("portable_state_dict").portable_state_dict()
+        return self._met("portable_state_dict").portable_state_dict()
 
     def load_portable_state_dict(self, state: dict[str, Any]) -> None:
         """See ``Attachment.load_portable_state_dict``."""
-        self._opened("load_portable_state_dict").load_portable_state_dict(state)
+        self._met("load_portable_state_dict").load_portable_state_dict(state)
 
     @property
     def portable(self) -> Portable:
@@ -216,27 +220,36 @@ class DDPState:
 
     def _opened(self, call: str) -> Attachment:
         if self._bound is None:
-            raise StateError(f"{call}: parameters have no names yet. Call state.bind(model) first.")
+            raise StateError(nameless(call))
         if self.attachment is None:
             return self.open(self._bound[0][1].device if self._bound else torch.device("cpu"))
         return self.attachment
 
+    def _met(self, call: str) -> Attachment:
+        """For what every rank calls: a rank that cannot leaves the others not waiting."""
+        if self.attachment is not None:
+            return self.attachment  # which asks them
+        if self._bound is None:
+            decline(StateError(nameless(call)), self.options.group, torch.device("cpu"))
+        return self._opened(call)
+
     def look(self, flat: Tensor, kind: Kind) -> None:
         """At a pass's first bucket: has an optimizer taken the last step's mean?"""
-        attachment = self.attachment
-        if kind in (Kind.STEP, Kind.PART) and attachment is not None and not attachment.bad:
+        if kind in (Kind.STEP, Kind.PART):
             self.witness.look(flat)
         else:
             self.witness.overlook()
+        if kind is Kind.STEP:
+            self.witness.applied = False  # the mean that is due is another one
 
     def tell(self) -> None:
         """Says on rank 0, after a pass, what it is that should not have become of the one before."""
-        if self.attachment is not None and self.attachment.wire.rank == 0:
-            self.witness.speak(self.attachment.reducer)
+        fate = self.witness.verdict()
+        if fate is not None and self.attachment is not None and self.attachment.wire.rank == 0:
+            self.witness.speak(fate, self.attachment.reducer)
 
-    def layout(self, bucket: Any) -> Layout:
+    def layout(self, bucket: Any, parameters: list[Any]) -> Layout:
         """The bucket's layout, by parameter identity: DDP cuts and numbers its buckets anew after the first step."""
-        parameters: list[Any] = bucket.parameters()
         key = tuple(map(id, parameters))
         found = self._layouts.get(key)
         if found is None:
@@ -287,31 +300,54 @@ def ddp_hook(state: DDPState, bucket: Any) -> torch.futures.Future[Tensor]:
     """Averages one bucket; registered with a ``DDPState``."""
     refuse_pairs(bucket)
     flat, index, last = bucket.buffer(), bucket.index(), bucket.is_last()
-    kind = state.pace.take(index == 0, last)
-    if last:
-        state.witness.keep(bucket.parameters()[-1])
+    kind, attachment = state.pace.take(index == 0, last), state.attachment
+    if index == 0:
+        state.remainder.forget()  # of a pass that raised
     if not kind.sent:
+        if attachment is not None:
+            attachment.check()
+        if last:
+            state.witness.keep(bucket.parameters()[-1])
         if index == 0:
             state.look(flat, kind)
         return _as_it_is(flat)
-    if state.attachment is not None and state.attachment.plain is not None:
-        return state.attachment.average_plainly(flat, last, kind is Kind.STEP)
+    if attachment is not None and attachment.plain is not None:
+        return _plainly(state, attachment, bucket, kind)
     if flat.layout != torch.strided:
         raise TypeError("ddp_hook: a sparse gradient has no flat bucket. Build the embedding with sparse=False.")
-    layout = state.layout(bucket)
+    parameters = bucket.parameters()
+    if last:
+        state.witness.keep(parameters[-1])
+    layout = state.layout(bucket, parameters)
     check_dtype(layout.segments[0].name if layout.segments else "", flat.dtype, "ddp_hook")
-    attachment = state.attachment or state.open(flat.device)
+    attachment = attachment or state.open(flat.device)
     future = attachment.submit(flat, layout, index, last, kind is Kind.STEP)
     if index == 0:
         state.look(flat, kind)
     if kind is Kind.STEP and state.passes > 1:
-        state.remainder.add(bucket, layout)
+        state.remainder.add(flat, parameters, layout)
     if last:
         try:
-            _engine.queue_callback(partial(_after_ddp, state, attachment, kind, index == 0))
+            _engine.queue_callback(partial(_after_ddp, state, attachment, kind, len(parameters) if index == 0 else 0))
         except RuntimeError:  # not inside a backward pass: DDP's join() shadows one
             attachment.end_step()
     return future
+
+
+def _plainly(state: DDPState, attachment: Attachment, bucket: Any, kind: Kind) -> Any:
+    """Averages one bucket as DDP does without a hook."""
+    flat, last = bucket.buffer(), bucket.is_last()
+    if bucket.index() == 0:
+        state.look(flat, kind)
+    if last:
+        state.witness.keep(bucket.parameters()[-1])
+    if kind is Kind.STEP and state.passes > 1:
+        parameters = bucket.parameters()
+        state.remainder.add(flat, parameters, state.layout(bucket, parameters))
+        if last:
+            with suppress(RuntimeError):  # not inside a backward pass: DDP's join() shadows one
+                _engine.queue_callback(partial(_engine.queue_callback, state.remainder.deliver))
+    return attachment.average_plainly(flat, last, kind is Kind.STEP)
 
 
 def _as_it_is(flat: Tensor) -> torch.futures.Future[Tensor]:
@@ -329,16 +365,17 @@ def once_over(call: Callable[[], None]) -> None:
         call()
 
 
-def _after_ddp(state: DDPState, attachment: Attachment, kind: Kind, alone: bool) -> None:
+def _after_ddp(state: DDPState, attachment: Attachment, kind: Kind, alone: int) -> None:
     attachment.backward_over()
     _engine.queue_callback(partial(_end, state, attachment, kind, alone))
 
 
-def _end(state: DDPState, attachment: Attachment, kind: Kind, alone: bool) -> None:
-    attachment.end_step()
-    state.remainder.deliver()
-    if kind is Kind.STEP and attachment.enabled:
-        state.witness.note(alone)
+def _end(state: DDPState, attachment: Attachment, kind: Kind, alone: int) -> None:
+    step = attachment.end_step()
+    if kind is Kind.STEP:
+        state.remainder.deliver()
+        if attachment.enabled and step is not None:
+            state.witness.note(step, alone)
     state.tell()
 
 

@@ -54,7 +54,7 @@ class Pace:
                 f"passes = {value!r}: the number of backward passes that make a step, an integer, 1 or more, the same "
                 f"on every rank."
             )
-        self._passes, self._done = value, 0
+        self._passes = value  # passes that were made count: a shorter step may be announced in its middle
 
     @property
     def done(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -12,17 +12,20 @@ from ..bucket import Bucket, Layout
 class Remainder:
     """With ``find_unused_parameters`` DDP delivers no mean to a parameter that no rank used in the pass. Among the
     first of several passes some rank may have used it (then all have a gradient of it), so the sum in the bucket, and
-    its mean, are to be delivered still. ``add`` each bucket of the last pass, and ``deliver`` once DDP has ended."""
+    its mean, are to be delivered still. ``forget`` when a pass begins, ``add`` each bucket of the last one, and
+    ``deliver`` once DDP has ended."""
 
     def __init__(self) -> None:
         self._held: list[tuple[Tensor, Tensor, int]] = []
 
-    def add(self, bucket: Any, layout: Layout) -> None:
-        """Notes what the gradients are, to see whether DDP writes to them."""
-        if bucket.index() == 0:
-            self._held = []
-        means = Bucket(bucket.buffer(), layout)
-        for parameter, segment in zip(bucket.parameters(), layout.segments, strict=True):
+    def forget(self) -> None:
+        """Nothing is to be delivered."""
+        self._held.clear()
+
+    def add(self, flat: Tensor, parameters: Sequence[Tensor], layout: Layout) -> None:
+        """Notes what the gradients of a bucket are, to see whether DDP writes to them."""
+        means = Bucket(flat, layout)
+        for parameter, segment in zip(parameters, layout.segments, strict=True):
             if parameter.grad is not None:
                 self._held.append((parameter, means.view(segment), parameter.grad._version))
 
@@ -32,4 +35,4 @@ class Remainder:
             gradient = parameter.grad
             if gradient is not None and gradient._version == version and gradient.data_ptr() != mean.data_ptr():
                 gradient.copy_(mean)
-        self._held = []
+        self.forget()

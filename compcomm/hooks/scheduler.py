@@ -67,6 +67,8 @@ class Step:
     """Whether it is kept what memory held before."""
     recorded: bool = False
     """Whether it is recorded as a CUDA graph."""
+    bad: bool | None = None
+    """Whether memory took it back; None until that is known."""
     waited_from: float = 0.0
     delivered: float = 0.0
     """When the host began to wait, and when it got its last bucket."""
@@ -351,7 +353,7 @@ class Scheduler:
 
     def _close(self, step: Step, bad: bool, abandon: bool) -> None:
         """The end of a step: its flows are told how it went, then whoever watches, then controllers review it."""
-        flights = self._flights
+        flights, step.bad = self._flights, bad
         for f in flights:
             f.commit(bad)
             self.kernel_seconds += f.seconds

@@ -4,7 +4,9 @@ Seen from one parameter of the pass's last bucket. After the pass its version an
 next pass brings its first bucket they are looked at again: a parameter that changed, or an optimizer of it that was
 called, has had its step. Gradients that are gone were zeroed. Gradients that are as they were are being added to.
 Optimizers are heard of by a hook that torch has for all of them. (Fused ones change parameters and no version; those of
-frameworks may change a version and call no hook.) Nothing here costs more than a few microseconds a step.
+frameworks may change a version and call no hook.) One thing is not seen: ``zero_grad(set_to_none=True)`` where all
+gradients are views of one bucket (``gradient_as_bucket_view=True``); they may as well be added to. Nothing here costs
+more than a few microseconds a step.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from .pace import Pace
+from .scheduler import Step
 
 
 class Fate(Enum):
@@ -30,14 +33,15 @@ class Fate(Enum):
 
 
 class Sample(NamedTuple):
-    """A parameter after a pass. ``alone``: the pass had one bucket, so in the next one its gradient has already been
-    added when the hook is called."""
+    """A parameter after the pass of ``step``. ``alone``: where the pass had one bucket, how many parameters are in it;
+    in the next one their gradients have already been added when the hook is called. Else 0."""
 
+    step: Step
     parameter: Tensor
     version: int
     place: int
     written: int
-    alone: bool
+    alone: int
 
     def moved(self) -> bool:
         """Whether something has written to the parameter."""
@@ -49,8 +53,9 @@ class Sample(NamedTuple):
         if gradient is None:
             return Fate.ZEROED
         if self.alone and gradient.untyped_storage().data_ptr() == flat.untyped_storage().data_ptr():
-            return Fate.UNKNOWN  # it is a view of the bucket, whoever had zeroed it
-        same = gradient.data_ptr() == self.place and gradient._version == self.written + self.alone
+            # It is a view of the bucket, also where it was None meanwhile. All views count their writes together.
+            return Fate.ZEROED if gradient._version > self.written + self.alone else Fate.UNKNOWN
+        same = gradient.data_ptr() == self.place and gradient._version == self.written + bool(self.alone)
         return Fate.ADDED_TO if same else Fate.ZEROED
 
 
@@ -59,39 +64,39 @@ class Witness:
 
     def __init__(self, pace: Pace) -> None:
         self.applied = False
-        """Whether an optimizer was called since the last step's mean was there."""
+        """Whether an optimizer was called since the pass of the last step began."""
         self._pace = pace
         self._parameter: Tensor | None = None
         self._sample: Sample | None = None
         self._seen = 0
-        self._fate: Fate | None = None
+        self._fate: tuple[Step, Fate] | None = None
         self._told: set[Fate] = set()
         self._known: WeakKeyDictionary[Any, tuple[int, int, bool]] = WeakKeyDictionary()
         _listen(self)
 
     def look(self, flat: Tensor) -> None:
         """At the first bucket of a pass: what has become of the last step's mean?"""
-        sample, self._sample, self._fate = self._sample, None, None
+        sample, self._sample = self._sample, None
         if sample is None:
-            return
+            return  # what has been seen in an earlier pass of this step is to be told at its end
+        self._fate = None
         if self.applied or sample.moved():
             self._seen += 1
         elif (
             self._seen > 1
         ):  # else steps are taken in some way that is not seen, and it was a checkpoint that was loaded
-            self._fate = sample.fate(flat)
+            self._fate = sample.step, sample.fate(flat)
 
     def keep(self, parameter: Tensor) -> None:
         """Which parameter to look at."""
         self._parameter = parameter
 
-    def note(self, alone: bool) -> None:
+    def note(self, step: Step, alone: int) -> None:
         """The step's mean is in the gradients."""
-        self.applied = False
         parameter = self._parameter
         gradient = None if parameter is None else parameter.grad
         if parameter is not None and gradient is not None:
-            self._sample = Sample(parameter, parameter._version, gradient.data_ptr(), gradient._version, alone)
+            self._sample = Sample(step, parameter, parameter._version, gradient.data_ptr(), gradient._version, alone)
 
     def overlook(self) -> None:
         """The last step's mean is none that should have been taken."""
@@ -109,11 +114,18 @@ class Witness:
                     f"(hook.passes = {self._pace.done}); to give these up, hook.discard() and zero_grad()."
                 )
 
-    def speak(self, reducer: Any) -> None:
+    def verdict(self) -> Fate | None:
+        """What has become of a mean that an optimizer should have taken; once. Whether a step was bad, so that its mean
+        is NaN and memory has nothing of it, a device may say long after the next one has begun: until then, None."""
+        if self._fate is None or self._fate[0].bad is None:
+            return None
+        (step, fate), self._fate = self._fate, None
+        return None if step.bad else fate
+
+    def speak(self, fate: Fate, reducer: Any) -> None:
         """Says, once each, what memory has of gradients that were thrown away, or added up."""
-        fate, self._fate = self._fate, None
         harmless = fate in (Fate.ADDED_TO, Fate.UNKNOWN) and reducer.accumulates
-        if fate is None or harmless or fate in self._told or not reducer.stateful:
+        if harmless or fate in self._told or not reducer.stateful:
             return
         self._told.add(fate)
         lines = {Fate.ZEROED: (_ZEROED,), Fate.ADDED_TO: (_ADDED,), Fate.UNKNOWN: (_ZEROED, "Or", _ADDED)}[fate]

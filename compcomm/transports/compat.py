@@ -31,6 +31,14 @@ def backend(group: dist.ProcessGroup | None, device: torch.device) -> str:
     return {entry[0]: entry[-1] for entry in entries}.get(device.type, dist.get_backend(group))
 
 
+def alive(group: dist.ProcessGroup) -> bool:
+    """Whether nobody has destroyed a group."""
+    try:
+        return bool(dist.get_process_group_ranks(group))
+    except (KeyError, ValueError):
+        return False
+
+
 def new_group(group: dist.ProcessGroup | None, timeout: timedelta | None, device: torch.device) -> dist.ProcessGroup:
     """A group of our own over the ranks of ``group`` (None: all). Every one of these ranks must call it."""
     ranks = dist.get_process_group_ranks(group if group is not None else dist.group.WORLD)

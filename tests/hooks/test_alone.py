@@ -70,3 +70,15 @@ def test_a_step_after_the_group_was_destroyed(again: bool) -> None:
     with pytest.raises(RuntimeError, match="its process group was destroyed"):
         back(model)
     hook.detach()
+
+
+def test_a_pass_after_its_own_group_was_destroyed() -> None:
+    part = dist.new_group([0])
+    model = DDP(nn.Linear(4, 4), process_group=part)
+    hook = cc.attach(model, cc.ErrorFeedback(cc.TopK(ratio=0.05)))
+    back(model)
+    hook.passes = 2
+    dist.destroy_process_group(part)
+    with pytest.raises(RuntimeError, match="its process group was destroyed"):
+        back(model)
+    hook.detach()

@@ -147,6 +147,26 @@ def test_names_that_one_rank_alone_lacks(two: Workers) -> None:
     assert unbound[0] == "StateError"
 
 
+def loads_without_names(rank: int, world: int) -> Any:
+    told: list[Any] = []
+    for steps in (0, 2):
+        model = DDP(models.mlp(), bucket_cap_mb=0.05)
+        state = cc.DDPState(cc.parse(EF), timeout=15)
+        model.register_comm_hook(state, cc.ddp_hook)
+        models.train(model, models.batches(rank, steps))
+        if rank == 0:
+            state.bind(model)
+        saved = state.state_dict() if rank == 0 and steps else {}
+        told.append(models.caught(lambda s=state, d=saved: s.load_state_dict(d)))
+    return told
+
+
+def test_a_checkpoint_where_one_rank_lacks_names(two: Workers) -> None:
+    bound, unbound = two.run(loads_without_names, timeout=40)
+    assert [kind for kind, _, _ in (*bound, *unbound)] == ["AgreementError", "StateError", "StateError", "StateError"]
+    assert all("load_state_dict: parameters have no names yet" in message for _, message, _ in (*bound, *unbound))
+
+
 def counts(rank: int, world: int) -> Any:
     model = DDP(models.mlp(), bucket_cap_mb=0.05)
     state = cc.DDPState(cc.parse(EF), timeout=20)

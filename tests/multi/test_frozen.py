@@ -31,15 +31,17 @@ def unfreezes(rank: int, world: int) -> Any:
     net[1].bias.requires_grad_(True)
     late = DDP(models.mlp())
     late.module.append(nn.Linear(64, 64))
-    return seen, models.caught(lambda: cc.attach(late, cc.Exact(), timeout=20))
+    refused = [lambda: cc.attach(late, cc.Exact(), timeout=20), lambda: cc.DDPState(cc.Exact()).bind(late)]
+    return seen, list(map(models.caught, refused))
 
 
 def test_what_trains_in_no_bucket_is_named(two: Workers) -> None:
     for seen, refused in two.run(unfreezes):
         assert seen[0] == "DivergenceError"
         assert "check_every, step 4: parameter '1.bias' had requires_grad=False when DDP(...) was made" in seen[1]
-        assert refused[0] == "ValueError"
-        assert "attach: parameters '4.weight', '4.bias' had" in refused[1]
+        for call, (kind, message, _) in zip(("attach", "bind"), refused, strict=True):
+            assert kind == "ValueError"
+            assert message.startswith(f"{call}: parameters '4.weight', '4.bias' had")
 
 
 def _frozen_since(net: nn.Sequential) -> DDP:

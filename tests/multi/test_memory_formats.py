@@ -137,3 +137,17 @@ def test_a_piece_cannot_be_turned() -> None:
     piece = cc.Layout([whole.segments[0].piece(0, 5)])
     with pytest.raises(ValueError, match="row-major, or hold it whole"):
         _ = piece.row_major
+
+
+def unlike(rank: int, world: int) -> Any:
+    model, _ = models.wrap(Stored(False))
+    if rank == 1:
+        model.module.b.data = unusual(model.module.b.data)
+    return models.caught(lambda: cc.attach(model, cc.Exact(), timeout=20))
+
+
+def test_ranks_of_unlike_memory_formats(two: Workers) -> None:
+    for kind, message, _ in two.run(unlike):
+        assert kind == "AgreementError"
+        assert "b [24, 16, 3, 3] float32 in memory format channels_last on rank 1." in message
+        assert "Convert the model alike on every rank" in message

@@ -124,6 +124,13 @@ def says_no(rank: int, world: int) -> Any:
     told["applied"] = models.caught(hook.discard)
     (torch.tensor(float("nan")) * model(x).sum()).backward()
     hook.discard()
+    for enabled in (True, True, False):
+        hook.enabled = enabled
+        model(x).sum().backward()
+        if enabled:
+            optimizer.step()
+    hook.discard()
+    hook.enabled = True
     told["bad"] = hook.step, bool(all(t.isfinite().all() for t in models.slots(hook)["residual"].values()))
     told["kept"] = models.caught(lambda: hook.__class__.discard(bare(x)[1]))
     state = cc.DDPState(cc.parse(EF), timeout=20)
@@ -149,7 +156,7 @@ def test_what_cannot_be_taken_back_is_an_error(two: Workers) -> None:
         assert told["applied"][0] == told["kept"][0] == "StateError"
         assert "an optimizer has stepped since" in told["applied"][1]
         assert "discardable=True" in told["kept"][1]
-        assert told["bad"] == (3, True)
+        assert told["bad"] == (5, True)
         assert all("an integer, 1 or more" in told[f"passes={v}"][1] for v in (0, True, 1.5))
         assert told["average"][0] == told["discardable"][0] == "TypeError"
 
@@ -170,13 +177,16 @@ class Branches(nn.Module):
 def several(rank: int, world: int) -> Any:
     """Three passes a step by ``passes`` and by ``no_sync``; among the first alone, one rank takes the other branch."""
     faults: list[str] = []
-    for text in ("EF21(TopK(ratio=0.05))", "Exact()"):
+    for text in ("EF21(TopK(ratio=0.05))", "Exact()", "Auto"):
         for view in (False, True):
             for unused in (False, True):
                 grads: list[list[Tensor]] = []
                 for way in ("passes", "no_sync"):
                     form = {"gradient_as_bucket_view": view, "find_unused_parameters": unused}
-                    model, hook = models.wrap(Branches(), cc.parse(text), megabytes=0.02, **form)
+                    reducer = cc.Auto() if text == "Auto" else cc.parse(text)
+                    model, hook = models.wrap(Branches(), reducer, megabytes=0.02, **form)
+                    if text == "Auto":
+                        hook.pilot.decide(None)  # DDP's own sum
                     hook.passes = 3 if way == "passes" else 1
                     found: list[Tensor] = []
                     for step in range(3):
@@ -458,6 +468,7 @@ LOUD: list[tuple[Any, str, dict[str, Any], str]] = [
     *((generator, EF, form, "zeroed") for form in ({}, VIEW, ONE, ADAM, FUSED)),
     (in_place, EF, {}, "zeroed"),
     (in_place, EF21, ONE, "zeroed"),
+    (in_place, EF, ONE | VIEW, "zeroed"),
     *((adds_up, EF21, form, "added") for form in ({}, VIEW, ONE, FUSED)),
     (adds_up, "DGC(TopK(ratio=0.05))", {}, "added"),
     (adds_up, "Partition({'*weight': EControl(TopK(ratio=0.05)), '*': Exact()})", {}, "added"),
