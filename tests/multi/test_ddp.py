@@ -225,3 +225,22 @@ def test_uneven_inputs_under_join(two: Workers, reducer: str) -> None:
     torch.testing.assert_close(results[1][1], results[1][0], rtol=1e-5, atol=1e-7)
     assert [r[2] for r in results] == [5, 5]
     assert torch.equal(results[0][3], results[1][3])
+
+
+def sends(rank: int, world: int) -> Any:
+    """Bytes per step, and gradients, of a bf16 model whose first layer travels exact."""
+    found: list[Any] = []
+    for text in ("Exact()", "Partition({'0*': Exact(), '*': ErrorFeedback(TopK(ratio=0.01))})", "TopK(ratio=0.01)"):
+        torch.manual_seed(0)
+        model, hook = models.wrap(models.mlp(2, 128).bfloat16(), cc.parse(text), megabytes=1)
+        model(torch.randn(4, 128, generator=torch.Generator().manual_seed(rank)).bfloat16()).float().sum().backward()
+        first = next(model.parameters()).grad
+        found.append((hook.report().bytes_sent, None if first is None else first.float().clone()))
+        hook.detach()
+    return found
+
+
+def test_what_travels_exact_does_so_in_the_gradients_own_precision(two: Workers) -> None:
+    for (exact, due), (mixed, first), (sparse, _) in two.run(sends):
+        assert mixed < exact / 2 + sparse, "half of the layers in bf16, the other half sparse"
+        assert torch.equal(first, due)
