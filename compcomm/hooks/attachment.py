@@ -557,7 +557,7 @@ class Attachment:
         s.take_back()
         self._last = []
         if self.witness is not None:
-            self.witness.overlook()
+            self.witness.voided()
 
     def forget(self) -> None:
         """Memory begins anew, as at attach. Local; call it on every rank at the same step.

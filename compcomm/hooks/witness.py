@@ -69,6 +69,7 @@ class Witness:
         self._parameter: Tensor | None = None
         self._sample: Sample | None = None
         self._seen = 0
+        self._void: tuple[int, int] | None = None
         self._fate: tuple[Step, Fate] | None = None
         self._told: set[Fate] = set()
         self._known: WeakKeyDictionary[Any, tuple[int, int, bool]] = WeakKeyDictionary()
@@ -93,10 +94,16 @@ class Witness:
 
     def note(self, step: Step, alone: int) -> None:
         """The step's mean is in the gradients."""
-        parameter = self._parameter
+        parameter, self._void = self._parameter, None
         gradient = None if parameter is None else parameter.grad
         if parameter is not None and gradient is not None:
             self._sample = Sample(step, parameter, parameter._version, gradient.data_ptr(), gradient._version, alone)
+
+    def voided(self) -> None:
+        """The last step's mean was taken back: whoever takes it now applies what will come again."""
+        self.overlook()
+        gradient = None if self._parameter is None else self._parameter.grad
+        self._void = None if gradient is None else (gradient.data_ptr(), gradient._version)
 
     def overlook(self) -> None:
         """The last step's mean is none that should have been taken."""
@@ -105,9 +112,14 @@ class Witness:
     def called(self, optimizer: Any) -> None:
         """An optimizer is about to step."""
         if self._parameter is not None and self._holds(optimizer, self._parameter):
+            gradient, name = self._parameter.grad, type(optimizer).__name__
+            if self._void and gradient is not None and self._void == (gradient.data_ptr(), gradient._version):
+                raise RuntimeError(
+                    f"{name}.step() after hook.discard(): the gradients are still the mean that was taken back, and "
+                    f"counts as never averaged. Call {name}.zero_grad() after hook.discard()."
+                )
             self.applied = True
             if self._pace.done:
-                name = type(optimizer).__name__
                 raise RuntimeError(
                     f"{name}.step() after {self._pace.done} of hook.passes = {self._pace.passes} backward passes: the "
                     f"gradients are this rank's own yet. Before the last pass of a shorter step, say how many it has "

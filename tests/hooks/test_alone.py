@@ -82,3 +82,36 @@ def test_a_pass_after_its_own_group_was_destroyed() -> None:
     with pytest.raises(RuntimeError, match="its process group was destroyed"):
         back(model)
     hook.detach()
+
+
+def test_an_optimizer_takes_no_mean_that_was_taken_back() -> None:
+    model, hook = hooked(cc.Exact())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    back(model)
+    optimizer.step()
+    back(model)
+    hook.discard()
+    before = model.module.weight.detach().clone()
+    with pytest.raises(RuntimeError, match=r"SGD.step\(\) after hook.discard\(\)"):
+        optimizer.step()
+    optimizer.zero_grad()
+    optimizer.step()
+    assert torch.equal(model.module.weight, before)
+    back(model)
+    optimizer.step()
+    assert not torch.equal(model.module.weight, before)
+    hook.detach()
+
+
+def test_a_shorter_step_may_be_announced_in_its_middle() -> None:
+    model, hook = hooked(cc.Exact())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    hook.passes = 4
+    back(model)
+    with pytest.raises(RuntimeError, match="say how many it has"):
+        optimizer.step()
+    hook.passes = 2
+    model(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    assert hook.step == 1
+    hook.detach()
