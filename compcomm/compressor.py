@@ -23,7 +23,8 @@ from .bucket import Bucket, Layout, Segment
 from .rng import Rng
 from .scratch import scratch
 from .spec import Described
-from .wire import Packing, Split, pack
+from .wire import Packing, pack
+from .zero_rows import Split
 
 if TYPE_CHECKING:
     from .store import Slot
