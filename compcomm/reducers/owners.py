@@ -17,7 +17,7 @@ from ..compressor import Compressor, Payload, Received
 from ..reducer import Context, Reducer, Sent
 from ..store import Merge, Slot
 from ..verdict import deferred, either
-from ..wire import Flags, Packing, pack_shares
+from ..wire import Flags, Packing, ops, pack_shares
 from .exchange import to_all, to_owners
 from .route import Route, adder, corrupt, hear
 
@@ -124,6 +124,10 @@ def phases(
         decode(1.0, False)
     noise = ctx.rng._replace(rank=-1 - ctx.rank)  # not that of the first encoding
     held, unscale = (mean, 1.0) if server is None else (server, ctx.unscale)
+    rested = None if server is None else packing.lines(server.layout, message=ctx.rank)
+    empty = ctx.buffer("rows that rested", packing.splits[ctx.rank] if rested is not None else 0)
+    if server is not None and rested is not None:
+        ops.zero_rows_mark(server.flat, None, empty, rested.table)
     second = c.encode_(
         held, noise, add=None if server is None else mean, add_scale=unscale,
         wire=ctx.buffer("owned", max(packing.splits)), packing=packing, message=ctx.rank, received=received,
@@ -148,6 +152,8 @@ def phases(
             at = owned.position(s)
             m = mean.flat[at : at + s.numel] * unscale
             server.flat[s.start : s.stop] -= torch.where(torch.isfinite(m), m, 0.0)  # infinities never entered
+        if rested is not None:  # else what rounding leaves of m - c + c - m would move a row of zeros for ever
+            ops.zero_rows_clear(server.flat, empty, rested.table)
 
     return Phases(payload, gathered, flags, 1.0 / unscale, undo)
 

@@ -78,3 +78,17 @@ def test_a_mean_that_does_not_fit_fp32(server: object) -> None:
     means = simulator.mean(given)
     assert simulator.bad and all(m["w"].isnan().all() for m in means)
     assert all(t.isfinite().all() for s in simulator.stores for e in s.state_dict().values() for t in e.values())
+
+
+@pytest.mark.parametrize("reducer", ["ErrorFeedback(MinMax(bits=4))", "ErrorFeedback(Rotated(SignScale()))"])
+def test_a_row_of_zeros_rests_after_an_infinity_in_it(reducer: str) -> None:
+    """What owners give back leaves nothing of it, not even rounding, in a row that was zero before."""
+    simulator, draw = cc.Simulator(cc.parse(reducer), 3), torch.Generator().manual_seed(0)
+    for step in range(5):
+        given = [{"w": torch.randn(64, 48, generator=draw)} for _ in range(3)]
+        for gradients in given:
+            gradients["w"][4] = 0.0
+        if step == 2:
+            given[0]["w"][4, 3] = float("inf")
+        mean = simulator.mean(given)[0]["w"]
+        assert bool(mean.isnan().all()) if step == 2 else not mean[4].any()
