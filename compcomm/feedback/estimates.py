@@ -73,7 +73,9 @@ class Estimates(Scheme, ABC, abstract=True):
         status = memory.fresh(ctx, x.layout)
         for slab, factor in slabs:
             memory.blend(slab, x, status, beta=scale * factor)
+        dtype, ctx.dtype = ctx.dtype, None  # m is to be the mean of h for good, and no rounded one
         result = yield from Exact().reduce(x, x, state, ctx)
+        ctx.dtype = dtype
         memory.blend(mean, x, memory.fresh(ctx, x.layout, "unheard"), beta=scale)
         exact = lacking(mean, slabs[0][0])
         self.deliver(result, x, out, mean, exact, ctx, out_scale, accumulate)
