@@ -16,9 +16,9 @@ Gradients of warm-ups travel as bf16, those of Adam and LAMB as fp32.
 
 The compressor codes everything (`dense_below=0`), as the published code does. By default 1-D parameters travel exact in
 fp32. They are 0.85 % of the transformer, 0.27 bits per element: whatever the block, a dry run for four ranks then gives
-no more than 12.5 times fewer bytes than fp16 (13.6 to 14.2 for the digits). With all of it coded, blocks of 1024 give
-15.3 times for both tasks, times H in the last phase of 0/1 Adam, and larger blocks little more. What the card counts
-has headers on top, which weigh most where messages are small: the digits' are of 30 kB. "L2 scale" is the scale of the
+no more than 12.4 times fewer bytes than fp16 (13.6 to 14.1 for the digits). With all of it coded, blocks of 1024 give
+15.2 to 15.3 times, times H in the last phase of 0/1 Adam, and larger blocks little more. What the card counts has
+headers on top, which weigh most where messages are small: the digits' are of 30 kB. "L2 scale" is the scale of the
 published code, which keeps the length of the momentum where the default keeps its error small.
 
 `throughput` times a step of a real DDP model of known shapes: forward, a wait in place of compute (it takes no core),

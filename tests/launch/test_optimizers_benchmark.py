@@ -228,6 +228,6 @@ def test_the_compressor_is_what_the_docstring_says(task: str, tmp_path: Path, mo
     def ratio(text: str) -> float:
         return fp16 * 4 / sum(cc.cost(cc.ErrorFeedback(cc.parse(text)), layout, 4, rank).sent for rank in range(4))
 
-    assert ratio(methods.COMPRESSOR) == pytest.approx(15.3, abs=0.06)
+    assert ratio(methods.COMPRESSOR) == pytest.approx(15.2, abs=0.06)
     exact = ratio("SignScale(block=2048)")
-    assert exact == pytest.approx(12.5 if task == "charlm" else 14.2, abs=0.06)
+    assert exact == pytest.approx(12.4 if task == "charlm" else 14.1, abs=0.06)
