@@ -45,7 +45,8 @@ class PowerSGD(Reducer):
             which follows nothing and so needs feedback more.
         min_ratio: how many times smaller the factors must be than the matrix.
         alternate: send one factor per step, P in even steps (Q, orthonormalised, is the last one), Q in odd steps. Half
-            the bytes, one all-reduce, half the work; here (n + m) / 2 counts. ``cost`` gives an even step's.
+            the bytes, one all-reduce, half the work; here (n + m) / 2 counts. ``cost`` gives an even step's. Which rows
+            are zero on every rank goes along: n / floor(24 / log2(W + 1)) numbers of fp32.
         error: what a rank keeps: "aggregate", M_i - P Q^T, its distance from what all applied; or "local",
             M_i - P Q_i^T with its own Q_i (alternate, even steps: P_i), what it failed to send. Equal in the mean.
         ranks: (name, rank) of the parameters that have another rank, "*" for all that are not named; a dictionary
