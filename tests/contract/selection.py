@@ -1,6 +1,6 @@
 """Which case runs which check. A class's first case runs all of them. Every further case stands for one mode (a bit
 width, a norm, a way of rounding, a composition) and runs the cheap checks and one in three of the costly ones, by turns,
-so that three modes of a class have met every check between them."""
+so that three modes of a class have met every check between them; ``--full`` runs the whole square."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ TURNS = 3
 def pairs(
     cases: Mapping[type, Sequence[Any]], checks: Iterable[Callable[[Any], None]], costly: Iterable[Callable[[Any], None]]
 ) -> list[Any]:
-    """``pytest.param(case, check)`` for each pair that runs."""
+    """``pytest.param(case, check)`` of every pair, with the mark that says in which size of the suite it runs."""
     turns = {check: i for i, check in enumerate(costly)}
-    return [
-        pytest.param(case, check, id=f"{case!r}-{check.__name__}")
-        for alike in cases.values()
-        for number, case in enumerate(alike)
-        for check in checks
-        if number == 0 or check not in turns or (number + turns[check]) % TURNS == 0
-    ]
+    found: list[Any] = []
+    for alike in cases.values():
+        for number, case in enumerate(alike):
+            for check in checks:
+                marks = []
+                if check in turns and number:
+                    marks = [pytest.mark.slow if (number + turns[check]) % TURNS == 0 else pytest.mark.full]
+                found.append(pytest.param(case, check, id=f"{case!r}-{check.__name__}", marks=marks))
+    return found

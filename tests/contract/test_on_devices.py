@@ -14,25 +14,30 @@ from compcomm.ops import backend
 from compcomm.transports.simulate import Simulator
 
 LAYOUT = cc.Layout.of([("a", (40, 30)), ("b", (17,)), ("c", (64, 20)), ("idle", (33, 40))])
+def with_full(reducer: str) -> object:
+    """What another line covers as well."""
+    return pytest.param(reducer, marks=pytest.mark.full)
+
+
 EQUAL = [
-    "Exact()",
-    "QSGD(bits=4)",
+    with_full("Exact()"),
+    with_full("QSGD(bits=4)"),
     "ErrorFeedback(TopK(ratio=0.05))",
     "ErrorFeedback(TwoPhase(QSGD(bits=4, rounding='nearest')), dtype=int8, average=0.5)",
-    "AllReduce(RandK(ratio=0.1))",
+    with_full("AllReduce(RandK(ratio=0.1))"),
     "SharedScale(QSGD(bits=4))",
-    "EF21(SignScale())",
+    with_full("EF21(SignScale())"),
     "EF21(TwoPhase(TopK(ratio=0.05)))",
     "EControl(TopK(ratio=0.05), eta=0.3)",
     "DGC(TopK(ratio=0.05), momentum=0.9, warmup=0)",
-    "DGC(TopK(ratio=0.05), momentum=0.9, clip=1.0, nesterov=True, warmup=0)",
+    with_full("DGC(TopK(ratio=0.05), momentum=0.9, clip=1.0, nesterov=True, warmup=0)"),
     "ErrorFeedback(SparseAllReduce(TopK(ratio=0.05)))",
-    "ErrorFeedback(Threshold(ratio=0.05))",
+    with_full("ErrorFeedback(Threshold(ratio=0.05))"),
     "AllGather(QSGD(bits=4, coding='elias'))",
     "Partition({'a': ErrorFeedback(TopK(k=9)), '*': TwoPhase(SignScale())})",
 ]
 CLOSE = [  # sums of other orders; rotated messages are turned back one by one where rows may be zero
-    "PowerSGD(2)",
+    with_full("PowerSGD(2)"),
     "PowerSGD(2, alternate=True)",
     "Rotated(QSGD(bits=4), block=256)",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from math import sqrt
 from typing import Any
 
@@ -55,8 +56,9 @@ def slot(simulator: cc.Simulator, name: str) -> Tensor:
     return torch.stack([s.state_dict()[name]["w"] for s in simulator.stores])
 
 
+@cache
 def path(reducer: Any, steps: int = 200, rate: float | None = None, present: Any = None) -> tuple[Tensor, cc.Simulator]:
-    """All x of a descent, and the simulator at its end."""
+    """All x of a descent, and the simulator at its end; several tests look at the same one."""
     problem, simulator = Problem(), cc.Simulator(reducer, WORLD)
     x, found = torch.zeros(D, dtype=F64), []
     for t in range(steps):
