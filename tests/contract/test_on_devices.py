@@ -33,13 +33,13 @@ EQUAL = [
     with_full("DGC(TopK(ratio=0.05), momentum=0.9, clip=1.0, nesterov=True, warmup=0)"),
     "ErrorFeedback(SparseAllReduce(TopK(ratio=0.05)))",
     with_full("ErrorFeedback(Threshold(ratio=0.05))"),
-    "AllGather(QSGD(bits=4, coding='elias'))",
+    with_full("AllGather(QSGD(bits=4, coding='elias'))"),
     "Partition({'a': ErrorFeedback(TopK(k=9)), '*': TwoPhase(SignScale())})",
 ]
 CLOSE = [  # sums of other orders; rotated messages are turned back one by one where rows may be zero
     with_full("PowerSGD(2)"),
     "PowerSGD(2, alternate=True)",
-    "Rotated(QSGD(bits=4), block=256)",
+    with_full("Rotated(QSGD(bits=4), block=256)"),
 ]
 
 

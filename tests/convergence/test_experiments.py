@@ -51,6 +51,7 @@ def test_digits_bytes_are_those_of_the_messages() -> None:
 
 @pytest.mark.multi
 @pytest.mark.timeout(300)
+@pytest.mark.full
 def test_charlm(tmp_path: Path) -> None:
     """It learns, with 270 times fewer bytes after the warm-up; the losses of long runs are in the results."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -127,6 +127,7 @@ def test_training_allocation_and_phases(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.multi
+@pytest.mark.full
 def test_cost_of_two_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Periods with telemetry and without, in turns."""
     file = tmp_path / "adaptive-cost-charlm.json"

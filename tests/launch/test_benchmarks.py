@@ -136,6 +136,7 @@ def test_a_commit_is_marked_where_code_differs_and_not_where_results_do(tmp_path
 
 
 @pytest.mark.multi
+@pytest.mark.full
 def test_memory_measures_state_and_merging_it(tmp_path: Path) -> None:
     torchrun("memory.py", "--width=128", "--layers=2", "--words=5000", f"--json={tmp_path / 'm.json'}")
     top, eight, quantised, sparse = rows(tmp_path / "m.json", "memory")

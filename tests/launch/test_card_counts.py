@@ -28,7 +28,7 @@ def rows(said: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in re.findall(r"COUNT (\{.*\})", said)]
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.full), 3])
 def test_every_rank_sends_what_the_dry_run_says(world: int) -> None:
     check = subprocess.run([sys.executable, NETLAB, "--check"], capture_output=True, text=True, timeout=20)
     if check.returncode:

@@ -79,6 +79,7 @@ def test_a_mean_is_compared_with_the_best_of_its_size() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_the_benchmark_runs_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """--quick: the JSON has what the README needs of every family, and the plot is a picture."""
     file, plot = tmp_path / "compressors.json", tmp_path / "compressors.png"

@@ -52,6 +52,7 @@ def test_a_killed_worker_changes_no_bit(tmp_path: Path) -> None:
         assert names == ["step000015.pt", "step000016.pt"]
 
 
+@pytest.mark.full
 def test_four_workers_then_two_go_on_from_one_file(tmp_path: Path) -> None:
     four, _ = train(4, tmp_path, "--steps=6", "--every=3", "--portable")
     two, said = train(2, tmp_path, "--steps=12", "--every=3", "--portable")

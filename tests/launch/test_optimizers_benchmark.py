@@ -114,6 +114,7 @@ def test_convergence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.multi
+@pytest.mark.full
 def test_throughput(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "optimizers-throughput-tiny.json"
     optimizers(

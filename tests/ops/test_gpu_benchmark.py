@@ -39,6 +39,7 @@ def test_without_a_gpu_it_says_so() -> None:
     assert "no GPU here" in done.stderr and "Nothing was measured" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.full
 def test_every_case_is_a_valid_call_that_agrees_with_the_reference(tmp_path: Path) -> None:
     file = tmp_path / "calls.json"
     done = kernels("--device", "interpreter", "--numel", "4096", "--json", str(file))
@@ -103,6 +104,7 @@ class Event:
         return 1.0
 
 
+@pytest.mark.full
 def test_what_is_measured_is_judged_and_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """All of it but the clock, which is a stand-in; then the README's table of the file that it writes."""
     ours, targets = module("gpu_kernels"), module("gpu_targets")
