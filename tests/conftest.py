@@ -4,17 +4,19 @@ no GPU, Triton's interpreter (it is chosen once per process, before the first ke
 Three sizes of the suite: ``--quick`` for daily work (no test that is marked ``multi`` or ``slow``), the default, and
 ``--full`` with the tests marked ``full``: the whole square of contract cases and checks, every GPU kernel compiled.
 
-Side by side (``-n 2 --dist loadgroup``), a file's tests stay on one worker, and tests that start processes share
+Side by side (``-n 2 --dist loadfile``), a file's tests stay on one worker, and tests that start processes share
 another: each of those wants the cores for itself.
 """
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 settings.register_profile(
     "compcomm", deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
@@ -38,15 +40,24 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     return None if GPU else "tests/gpu: not collected, as torch.cuda.is_available() is False"
 
 
-@pytest.hookimpl(tryfirst=True)
+class Groups(LoadScopeScheduling):
+    """A worker takes a file, or all tests that start processes."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "processes" if nodeid.startswith(PROCESSES) else nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    return Groups(config, log) if config.getoption("dist") == "loadfile" else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for item in items:
-        alone = item.nodeid.startswith(PROCESSES) or item.get_closest_marker("multi") is not None
-        item.add_marker(pytest.mark.xdist_group("processes" if alone else item.nodeid.partition("::")[0]))
+    """Leaves out what this size has not. Where workers share, the long group of processes begins first, else last."""
     left_out = set[str]() if config.getoption("full") else {"full"}
     if config.getoption("quick"):
         left_out |= {"multi", "slow"}
     kept = [item for item in items if not any(item.get_closest_marker(mark) for mark in left_out)]
     if len(kept) < len(items):
         config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
-        items[:] = kept
+    items[:] = sorted(kept, key=lambda item: item.nodeid.startswith(PROCESSES), reverse=hasattr(config, "workerinput"))

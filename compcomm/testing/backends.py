@@ -12,7 +12,6 @@ from .inputs import coding, vectors
 from .trip import accepts
 from .verdict import demand, same_bits
 
-
 SIZES = (1, 16, 17, 300, 513, 3000)
 THOROUGH = (17, 513)  # all vectors; elsewhere those that differ most
 FEW = ("gaussian", "lognormal", "1-sparse", "scales")

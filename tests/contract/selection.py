@@ -1,5 +1,5 @@
 """Which case runs which check. A class's first case runs all of them. Every further case stands for one mode (a bit
-width, a norm, a way of rounding, a composition) and runs the cheap checks and one in three of the costly ones, by turns,
+width, a norm, a way of rounding, a composition) and runs the cheap checks and one in three of the costly ones by turns,
 so that three modes of a class have met every check between them; ``--full`` runs the whole square."""
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ TURNS = 3
 
 
 def pairs(
-    cases: Mapping[type, Sequence[Any]], checks: Iterable[Callable[[Any], None]], costly: Iterable[Callable[[Any], None]]
+    cases: Mapping[type, Sequence[Any]],
+    checks: Iterable[Callable[[Any], None]],
+    costly: Iterable[Callable[[Any], None]],
 ) -> list[Any]:
     """``pytest.param(case, check)`` of every pair, with the mark that says in which size of the suite it runs."""
     turns = {check: i for i, check in enumerate(costly)}

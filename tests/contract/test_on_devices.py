@@ -14,6 +14,8 @@ from compcomm.ops import backend
 from compcomm.transports.simulate import Simulator
 
 LAYOUT = cc.Layout.of([("a", (40, 30)), ("b", (17,)), ("c", (64, 20)), ("idle", (33, 40))])
+
+
 def with_full(reducer: str) -> object:
     """What another line covers as well."""
     return pytest.param(reducer, marks=pytest.mark.full)

@@ -149,7 +149,7 @@ def test_test_script_passes_arguments_on_and_keeps_the_exit_code(checkout: Path)
     script = str(checkout / "launch" / "test.sh")
     bash(checkout, script)
     code, _, calls = bash(checkout, script, "-x", "tests/ops")
-    assert (code, calls) == (0, ["-m pytest -n 2 --dist loadgroup -x tests/ops"])
+    assert (code, calls) == (0, ["-m pytest -n 2 --dist loadfile --no-loadscope-reorder -x tests/ops"])
     (checkout / "fails").touch()
     assert bash(checkout, script)[0] == 1
 

@@ -169,4 +169,6 @@ def test_kernels_compile(architecture: str, ops: tuple[str, ...]) -> None:
     found = [(m[1], int(m[2]), int(m[3])) for m in made if m]
     assert [name for name, _, fused in found if fused] == []
     assert [name for name, shared, _ in found if shared > SHARED[architecture]] == []
-    assert {line for line in lines if line.isidentifier()} == (set(ops) or {op for op, _ in calls()} & set(registered()))
+    assert {line for line in lines if line.isidentifier()} == (
+        set(ops) or {op for op, _ in calls()} & set(registered())
+    )
