@@ -3,9 +3,9 @@
 A scenario is a top-level function ``scenario(rank, world, **arguments)``; what it returns comes back, one value per
 rank; what it raises is raised here, with the ranks' tracebacks. Ranks meet through a file, so no port is taken.
 
-Every scenario has a default group of its own. Each Gloo group keeps three threads that wake up all the time, and a group
-of ours stays until ``destroy_process_group()``: without that, a folder of tests leaves a thousand threads, and two cores
-spend a third of their time on switching between them.
+Every scenario has a default group of its own. Each Gloo group keeps three threads that wake up all the time, and a
+group of ours stays until ``destroy_process_group()``: without that, a folder of tests leaves a thousand threads, and
+two cores spend a third of their time on switching between them.
 """
 
 from __future__ import annotations
