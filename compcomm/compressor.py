@@ -348,7 +348,7 @@ class Compressor(Described, ABC, abstract=True):
                 self.decode_rows(wires, table, skip, out.flat, scale, accumulate, rng)
             return
         said = wires if bits is None else bits.unsqueeze(0)
-        split = lines.split(said, table, accumulate, rng.seed)
+        split = lines.split(said, table, accumulate)
         if len(split.rest):
             self.decode_rows(wires, split.rest, skip, out.flat, scale, accumulate, rng)
         if split.cleared is not None:

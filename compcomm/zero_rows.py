@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .bucket import Segment
+from .ops.work import kept
 from .verdict import deferred
 
 
@@ -44,33 +45,34 @@ class Lines:
             places.append(torch.arange(wire, wire + nbytes, dtype=torch.int64))
             owners.append(torch.full((nbytes,), i, dtype=torch.int64))
         self._places, self._owners = torch.cat(places), torch.cat(owners)
-        self._splits: dict[tuple[tuple[int, ...], bool, int], Split] = {}
 
-    def split(self, said: Tensor, table: Tensor, accumulate: bool, seed: int) -> Split:
-        """How the rows of ``table`` (that of ``seed``) are decoded from messages that say ``said[W, bytes]``.
+    def split(self, said: Tensor, table: Tensor, accumulate: bool) -> Split:
+        """How the rows of ``table`` are decoded from messages that say ``said[W, bytes]``.
 
         A row that is zero in all messages is decoded with the others and cleared, unless the sum is added to what is
         there. Where messages differ, which is a function of the parameter's own bits and of nothing beside it, each is
         decoded by itself. On a device, which would have to be waited for, all that may differ are.
         """
         if deferred(said):
-            return self._kept(tuple(range(len(self._rows))), False, table, seed)
+            return self._kept(tuple(range(len(self._rows))), False, table)
         found = said[:, self._places]
         some = found != 0
         if not bool(some.any()):
-            return self._kept((), False, table, seed)
+            return self._kept((), False, table)
         apart = some.any(0) if accumulate else (found != found[0]).any(0)
         which = tuple(self._owners[apart].unique().tolist()) if bool(apart.any()) else ()
-        return self._kept(which, not accumulate, table, seed)
+        return self._kept(which, not accumulate, table)
 
-    def _kept(self, which: tuple[int, ...], clear: bool, table: Tensor, seed: int) -> Split:
-        """The tables for that choice of lines: the last choices are remembered, as many models have few."""
-        made = self._splits.pop((which, clear, seed), None)
+    def _kept(self, which: tuple[int, ...], clear: bool, table: Tensor) -> Split:
+        """The tables for that choice of lines. The last choices are kept on ``table``, whose rows they are (and so of
+        its seed); many models have few."""
+        splits: dict[tuple[tuple[int, ...], bool], Split] = kept(table, "zero rows", dict)
+        made = splits.pop((which, clear), None)
         if made is None:
-            if len(self._splits) >= 16:
-                del self._splits[next(iter(self._splits))]
+            if len(splits) >= 16:
+                del splits[next(iter(splits))]
             made = self._make(which, clear, table)
-        self._splits[which, clear, seed] = made
+        splits[which, clear] = made
         return made
 
     def _make(self, which: tuple[int, ...], clear: bool, table: Tensor) -> Split:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes or reuses .venv, installs the test extras, runs the tests: bash launch/test.sh [pytest arguments]
-#   --quick    the half for daily work: nothing slow, no processes; under 3 minutes
-#   --full     every contract case against every check, every GPU kernel compiled; half an hour more
+#   --quick    for daily work: nothing slow, no processes
+#   --full     every contract case against every check, every GPU kernel compiled, the long benchmarks
 # Two workers run side by side, of which one takes all tests that start processes (-n 0: none).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -56,8 +56,8 @@ def test_charlm(tmp_path: Path) -> None:
     """It learns, with 270 times fewer bytes after the warm-up; the losses of long runs are in the results."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     options = [
-        "--steps=24",
-        "--warmup=8",
+        "--steps=60",
+        "--warmup=20",
         "--rates=0.1",
         f"--json={tmp_path / 'a.json'}",
         f"--plot={tmp_path / 'a.png'}",

@@ -56,9 +56,19 @@ def races(rank: int, world: int, reducer: str, width: int, steps: int, megabytes
     return digest, len(state._layouts), state.attachment.step, float(values.std())
 
 
+def long(*case: Any) -> Any:
+    """The same race, wider and for more steps."""
+    return pytest.param(*case, marks=pytest.mark.full)
+
+
 @pytest.mark.parametrize(
     ("world", "reducer", "width", "megabytes", "steps"),
     [
+        long(2, "ErrorFeedback(TopK(ratio=0.01))", 64, 1, 120),
+        long(3, "ErrorFeedback(TwoPhase(QSGD(bits=4, rounding='nearest')))", 16, 0.2, 50),
+        long(2, "PowerSGD(rank=4)", 32, 0.5, 60),
+        long(3, "PowerSGD(rank=2, alternate=True)", 16, 0.2, 50),
+        long(2, "Partition({'weights.1*': ErrorFeedback(TopK(ratio=0.01)), '*': RandK(ratio=0.1)})", 16, 0.2, 50),
         (2, "ErrorFeedback(TopK(ratio=0.01))", 32, 0.5, 40),
         (3, "ErrorFeedback(TwoPhase(QSGD(bits=4, rounding='nearest')))", 16, 0.2, 25),
         (2, "PowerSGD(rank=4)", 32, 0.5, 30),

@@ -159,7 +159,7 @@ def test_a_compiled_step_in_one_graph() -> None:
 )
 def test_kernels_compile(architecture: str, ops: tuple[str, ...]) -> None:
     """To machine code, by Triton's own compiler, which needs no GPU: no product is fused into a sum, which would change
-    its bits, and the shared memory that a program wants is there. No ``ops``: all of them, four minutes."""
+    its bits, and the shared memory that a program wants is there. No ``ops``: all of them."""
     command = [sys.executable, "-m", "tests.ops.interpreted.compile_all", architecture, *ops]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1100)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
