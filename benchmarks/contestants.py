@@ -14,7 +14,7 @@ from replay import Bucket, Shapes
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 
 from compcomm import Layout, Merge, cost
-from compcomm.hooks.ddp import DDPState
+from compcomm.hosts.ddp import DDPState
 
 
 @dataclass

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import compcomm as cc
-from compcomm.store import State
-from compcomm.wire import Packing, pack
+from compcomm.core.packing import Packing, pack
+from compcomm.core.state import State
 
 DRAWS = 3
 

@@ -30,8 +30,8 @@ from gpu_targets import MOVES, OURS, SEGMENTED, Row, judge, moves
 from torch import Tensor
 
 from compcomm.ops import backend, gpu
+from compcomm.plan.shapes import resnet50
 from compcomm.report.metrics import timing
-from compcomm.testing.shapes import resnet50
 
 OPS = torch.ops.compcomm
 Call = Callable[[], Any]

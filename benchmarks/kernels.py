@@ -27,10 +27,10 @@ from common import write
 from torch import Tensor
 
 import compcomm as cc
-from compcomm.compressor import Inputs
+from compcomm.core.compressor import Inputs
 from compcomm.ops import backend, native
+from compcomm.plan.shapes import resnet50
 from compcomm.report.metrics import timing
-from compcomm.testing.shapes import resnet50
 
 OPS = torch.ops.compcomm
 Call = Callable[[], Any]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from compcomm.hooks.attach import attach
+from compcomm.hosts.attach import attach
 from compcomm.report.metrics import timing
 
 POINTS = 20  # validations, spread evenly over the budget

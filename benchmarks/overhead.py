@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import compcomm as cc
+from compcomm.plan.shapes import resnet50
 from compcomm.report.metrics import timing
-from compcomm.testing.shapes import resnet50
 
 
 class Linear(nn.Module):

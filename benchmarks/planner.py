@@ -32,8 +32,8 @@ from compcomm.plan.kernels import calibrate
 from compcomm.plan.measure import measure
 from compcomm.plan.methods import PLAIN, Method, method
 from compcomm.report import tables
-from compcomm.report.extras import need
 from compcomm.report.metrics import timing
+from compcomm.report.optional import need
 from compcomm.transports.process_group import ProcessGroup
 
 REDUCERS = (

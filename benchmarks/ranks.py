@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from compcomm.report import card
+from compcomm.report import network_card
 
 
 class Ranks(NamedTuple):
@@ -30,7 +30,7 @@ class Ranks(NamedTuple):
 
     def card_bytes(self) -> float:
         """Bytes that the card has sent so far, per rank that shares it."""
-        return card.transmitted(self.interface) / self.sharing
+        return network_card.transmitted(self.interface) / self.sharing
 
     def mean(self, *values: float) -> list[float]:
         """The means of numbers over all ranks."""

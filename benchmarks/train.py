@@ -23,8 +23,8 @@ from tasks import load
 
 import compcomm as cc
 from compcomm.report import plots, tables
-from compcomm.report.extras import need
 from compcomm.report.metrics import at, settled
+from compcomm.report.optional import need
 
 Row = dict[str, Any]
 

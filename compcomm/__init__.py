@@ -7,17 +7,18 @@ ErrorFeedback(TopK(ratio=0.01))
 
 from __future__ import annotations
 
-from . import checkpoint as checkpoint
 from . import ops as ops  # registers the operators
 from . import optim as optim
 from . import report as report
+from ._version import __version__ as __version__
 from .adaptive.accordion import Accordion
+from .adaptive.by_size import Legacy
 from .adaptive.global_topk import GlobalTopK
-from .adaptive.legacy import Legacy
 from .adaptive.lgreco import LGreCo
-from .adaptive.schedules import Geometric, Linear, Steps
-from .bucket import Bucket, Layout, Segment
-from .compressor import Compressor, Payload
+from .combine.partition import Partition
+from .combine.schedules import Geometric, Linear, Steps
+from .combine.uncompensated import Uncompensated
+from .combine.warmup import Warmup
 from .compressors.cast import Cast
 from .compressors.contractive import Contractive
 from .compressors.grid import Grid
@@ -34,32 +35,46 @@ from .compressors.threshold import Threshold
 from .compressors.topk import TopK
 from .compressors.two_means import TwoMeans
 from .compressors.unproven import Unproven
+from .core.compressor import Compressor, Payload
+from .core.description import parse
+from .core.layout import Bucket, Layout, Segment
+from .core.packing import PeerError
+from .core.random import Rng
+from .core.reducer import (
+    Context,
+    Reduced,
+    Reducer,
+    settle,
+)
+from .core.renamed import install as _install
+from .core.renamed import moved as __getattr__  # noqa: F401
+from .core.state import (
+    Merge,
+    Slot,
+    StateError,
+    Store,
+)
+from .engine.session import Attachment
 from .feedback.dgc import DGC
 from .feedback.econtrol import EControl
 from .feedback.ef21 import EF21
 from .feedback.error_feedback import ErrorFeedback
 from .feedback.smoothness import smoothness, smoothness_weights
-from .feedback.uncompensated import Uncompensated
-from .hooks.attach import attach
-from .hooks.attachment import Attachment
-from .hooks.auto import Auto
-from .hooks.ddp import DDPState, ddp_hook
-from .reducer import Context, Reduced, Reducer, settle
-from .reducers.all_gather import AllGather
-from .reducers.all_reduce import AllReduce
-from .reducers.exact import Exact
-from .reducers.partition import Partition
-from .reducers.powersgd import PowerSGD
-from .reducers.shared_scale import SharedScale
-from .reducers.sparse_all_reduce import SparseAllReduce
-from .reducers.two_phase import TwoPhase
-from .reducers.warmup import Warmup
-from .rng import Rng
-from .spec import parse
-from .store import Merge, Slot, StateError, Store
+from .hosts.attach import attach
+from .hosts.auto import Auto
+from .hosts.ddp import DDPState, ddp_hook
+from .routes.all_gather import AllGather
+from .routes.all_reduce import AllReduce
+from .routes.exact import Exact
+from .routes.powersgd import PowerSGD
+from .routes.shared_scale import SharedScale
+from .routes.sparse_all_reduce import SparseAllReduce
+from .routes.two_phase import TwoPhase
+from .state import checkpoint as checkpoint
 from .transports.dry_run import cost
-from .transports.simulate import Simulator
-from .wire import PeerError
+from .transports.simulator import Simulator
+
+_install()
 
 __all__ = [
     "DGC",
@@ -125,5 +140,3 @@ __all__ = [
     "smoothness",
     "smoothness_weights",
 ]
-
-__version__ = "0.1.0"

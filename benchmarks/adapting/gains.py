@@ -11,7 +11,7 @@ from torch import Tensor
 
 import compcomm as cc
 from compcomm.adaptive.telemetry import Telemetry
-from compcomm.store import State
+from compcomm.core.state import State
 from compcomm.transports.dry_run import plan
 
 Row = dict[str, Any]

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 import compcomm as cc
-from compcomm.adaptive.assigned import assigned
-from compcomm.adaptive.knob import setting, tuned
-from compcomm.feedback import memory
+from compcomm.combine.per_parameter import assigned
+from compcomm.combine.setting import setting, tuned
+from compcomm.feedback import slabs
 
 from .gains import MODELS, SMALL, decided
 
@@ -51,7 +51,7 @@ class Gradient:
         form = assigned(self.base, tuple(sorted(densities.items())))
         x = cc.Bucket(self.scratch.copy_(self.flat), self.layout)
         form.encode_(x, cc.Rng(0, 0, 0))
-        errors = memory.norms(x, cc.Context()).numpy()
+        errors = slabs.norms(x, cc.Context()).numpy()
         return Loss(float(errors.sum()), float(np.square(errors).sum()))
 
     def bytes(self, densities: Densities) -> int:

@@ -19,8 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import compcomm as cc
 from compcomm.adaptive.telemetry import Telemetry
+from compcomm.plan.shapes import resnet50
 from compcomm.report.metrics import timing
-from compcomm.testing.shapes import resnet50
 
 PLAIN = "ErrorFeedback(TopK(ratio=0.01))"
 WAIT = 0.25

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 import compcomm as cc
 from compcomm.adaptive import telemetry
-from compcomm.adaptive.knob import setting
+from compcomm.combine.setting import setting
 from compcomm.report.metrics import settled
 
 Row = dict[str, Any]

@@ -32,7 +32,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 import compcomm as cc
 from compcomm.report import plots
-from compcomm.report.extras import need
+from compcomm.report.optional import need
 
 Row = dict[str, Any]
 MOMENTUM = 0.9

@@ -28,7 +28,7 @@ from torch.nn import functional
 
 import compcomm as cc
 from compcomm.report import plots
-from compcomm.report.extras import need
+from compcomm.report.optional import need
 from compcomm.transports.dry_run import plan
 
 Row = dict[str, Any]

@@ -25,7 +25,7 @@ from lanes import Lanes
 
 import compcomm as cc
 from compcomm.report import plots, tables
-from compcomm.report.extras import need
+from compcomm.report.optional import need
 
 WORLD, DIMENSION, STEPS, LAST = 5, 300, 4000, 200
 TOP = cc.TopK(k=30, dense_below=0)

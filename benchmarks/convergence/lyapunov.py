@@ -36,7 +36,7 @@ from torch import Tensor
 
 import compcomm as cc
 from compcomm.report import plots, tables
-from compcomm.report.extras import need
+from compcomm.report.optional import need
 from compcomm.testing.inputs import coding
 from tests.contract.cases import COMPRESSORS
 

@@ -30,7 +30,7 @@ from torch import Tensor
 
 import compcomm as cc
 from compcomm.report import plots, tables
-from compcomm.report.extras import need
+from compcomm.report.optional import need
 
 WORLD, SAMPLES, DIMENSION = 20, 60, 50
 RATIOS = (1.0, 10.0, 100.0, 1000.0)

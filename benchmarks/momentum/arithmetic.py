@@ -18,8 +18,8 @@ from torch import nn
 
 import compcomm as cc
 from compcomm.report import tables
-from compcomm.report.extras import need
 from compcomm.report.metrics import timing
+from compcomm.report.optional import need
 
 Row = dict[str, Any]
 Call = Callable[[], object]

@@ -18,7 +18,7 @@ from tasks import load
 
 import compcomm as cc
 from compcomm.report import tables
-from compcomm.report.extras import need
+from compcomm.report.optional import need
 
 from . import pictures
 from .methods import HALF, chosen, methods, setting

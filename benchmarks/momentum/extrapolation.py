@@ -27,7 +27,7 @@ from common import write
 
 import compcomm as cc
 from compcomm.report import tables
-from compcomm.report.extras import need
+from compcomm.report.optional import need
 
 Row = dict[str, Any]
 RANKS, GPUS = 64, 4

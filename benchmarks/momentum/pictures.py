@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compcomm.report import plots
-from compcomm.report.extras import need
+from compcomm.report.optional import need
 
 Row = dict[str, Any]
 

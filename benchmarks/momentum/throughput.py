@@ -23,8 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import compcomm as cc
 from compcomm.report import tables
-from compcomm.report.extras import need
 from compcomm.report.metrics import timing
+from compcomm.report.optional import need
 
 from .methods import BF16
 

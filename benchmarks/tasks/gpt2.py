@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compcomm.testing import shapes
+from compcomm.plan import shapes
 
 from . import Batch, text
 

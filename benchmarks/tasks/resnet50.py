@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compcomm.testing.shapes import resnet50
+from compcomm.plan.shapes import resnet50
 
 from . import Batch
 from .digits import Digits
@@ -39,7 +39,7 @@ class ResNet50(nn.Module):
     """Pictures ``[n, 3, side, side]`` -> logits ``[n, classes]``.
 
     The stride sits in the 3x3 convolution. Source: He, Zhang, Ren, Sun 2016 (arXiv:1512.03385), Table 1; parameters are
-    those of ``compcomm.testing.shapes.resnet50``, name by name.
+    those of ``compcomm.plan.shapes.resnet50``, name by name.
     """
 
     def __init__(self, width: int = 64, classes: int = 1000) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from ..bucket import Layout
-from ..compressor import Compressor
-from ..reducer import Reducer
+from ..combine.candidates import number
+from ..combine.setting import setting
+from ..core.compressor import Compressor
+from ..core.layout import Layout
+from ..core.reducer import Reducer
 from .controller import Controller
-from .knob import setting
-from .settings import number
 from .telemetry import Telemetry
 
 

@@ -12,19 +12,39 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
-from ..background import Background
-from ..bucket import Bucket, Layout, Segment
-from ..collectives import AllReduce, Broadcast
-from ..feedback import memory
+from ..combine.candidates import (
+    grid,
+    nearest,
+    numbers,
+    roomy,
+)
+from ..combine.per_parameter import assigned, check_assignable
+from ..combine.setting import (
+    field,
+    refuse_inner,
+    setting,
+    tuned,
+)
+from ..combine.wrapper import Around
+from ..core.background import Background
+from ..core.collectives import AllReduce, Broadcast
+from ..core.layout import Bucket, Layout, Segment
+from ..core.packing import PeerError
+from ..core.reducer import (
+    Context,
+    Flow,
+    Reducer,
+    Review,
+)
+from ..core.state import (
+    Merge,
+    Slot,
+    State,
+    Store,
+)
+from ..feedback import slabs
 from ..ops.work import kept
-from ..reducer import Context, Flow, Reducer, Review
-from ..reducers.around import Around
-from ..store import Merge, Slot, State, Store
-from ..wire import PeerError
 from . import telemetry
-from .assigned import assigned, check_assignable
-from .knob import field, refuse_inner, setting, tuned
-from .settings import grid, nearest, numbers, roomy
 from .telemetry import Layer, Table, Telemetry
 
 _FAILED, _KEPT = 1.0, 2.0
@@ -218,8 +238,8 @@ class Controller(Around, ABC, abstract=True):
         gathered, scale = state[self._slot("gathered")], ctx.unscale
         parts = [(x, decay * scale)] + ([] if add is None else [(add, add_scale * scale)])
         for bucket, factor in parts:
-            unheard = memory.fresh(ctx, bucket.layout, "unheard")
-            memory.blend(gathered, bucket, unheard, alpha=1.0, beta=factor)
+            unheard = slabs.fresh(ctx, bucket.layout, "unheard")
+            slabs.blend(gathered, bucket, unheard, alpha=1.0, beta=factor)
 
     def now(self, state: State) -> Reducer:
         held = state[self._slot("choice")]

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..compressor import Compressor
+from ..combine.setting import owner, setting, tuned
 from ..compressors.topk import TopK
-from ..reducer import Reducer
+from ..core.compressor import Compressor
+from ..core.reducer import Reducer
 from .controller import Controller
-from .knob import owner, setting, tuned
 from .telemetry import Table, Telemetry
 
 Curve = tuple[Table, Table]

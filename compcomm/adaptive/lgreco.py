@@ -10,13 +10,13 @@ from warnings import warn
 
 import numpy as np
 
-from ..bucket import Layout
-from ..compressor import Compressor
-from ..reducer import Reducer
+from ..combine.setting import setting
+from ..core.compressor import Compressor
+from ..core.layout import Layout
+from ..core.reducer import Reducer
 from . import telemetry
 from .allocate import allocate, allocate_bytes
 from .controller import Controller
-from .knob import setting
 from .telemetry import Telemetry
 
 

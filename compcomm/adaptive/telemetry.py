@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..bucket import Bucket, Layout, Segment
-from ..compressor import Compressor
-from ..feedback import memory
-from ..reducer import Context, Reducer
-from ..rng import key
-from . import shown
-from .knob import owner, tuned
+from ..combine.setting import owner, tuned
+from ..core.compressor import Compressor
+from ..core.layout import Bucket, Layout, Segment
+from ..core.random import key
+from ..core.reducer import Context, Reducer
+from ..feedback import slabs
+from . import formatting
 
 Table = NDArray[np.float64]
 CHUNK = 1 << 22
@@ -52,7 +52,7 @@ class Telemetry:
     seconds: Table = field(default_factory=lambda: np.zeros(0))
 
     def __str__(self) -> str:
-        return shown.telemetry(self)
+        return formatting.telemetry(self)
 
 
 class Layer(NamedTuple):
@@ -164,7 +164,7 @@ def _end_to_end(segments: Sequence[Segment]) -> Layout:
 
 
 def _squares(flat: Tensor, layout: Layout) -> Table:
-    norms = memory.norms(Bucket(flat, layout), Context())
+    norms = slabs.norms(Bucket(flat, layout), Context())
     return np.square(norms.numpy())
 
 

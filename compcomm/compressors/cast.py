@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from ..compressor import Compressor, Inputs, ops
-from ..rng import Rng
+from ..core.compressor import Compressor, Inputs, ops
+from ..core.random import Rng
 from .qsgd import check_block
 
 _EIGHT = (torch.float8_e4m3fn, torch.float8_e5m2)

@@ -11,9 +11,9 @@ from math import sqrt
 import numpy as np
 from torch import Tensor
 
-from ..compressor import Compressor, Inputs, ops
+from ..core.compressor import Compressor, Inputs, ops
+from ..core.random import Rng
 from ..ops.reference.codebook import section
-from ..rng import Rng
 from .gaussian import as_tensor
 from .qsgd import check_block
 

@@ -8,8 +8,8 @@ from math import inf, sqrt
 
 from torch import Tensor
 
-from ..compressor import Compressor, Inputs, ops
-from ..rng import Rng
+from ..core.compressor import Compressor, Inputs, ops
+from ..core.random import Rng
 from .qsgd import check_block
 from .topk import is_integer
 

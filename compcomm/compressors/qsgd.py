@@ -8,8 +8,14 @@ from math import ceil, inf, log2, sqrt
 
 from torch import Tensor
 
-from ..compressor import Compressor, Inputs, Received, Uniform, ops
-from ..rng import Rng
+from ..core.compressor import (
+    Compressor,
+    Inputs,
+    Received,
+    Uniform,
+    ops,
+)
+from ..core.random import Rng
 from .topk import is_integer
 
 

@@ -10,13 +10,13 @@ from math import lcm
 import torch
 from torch import Tensor
 
-from ..bucket import Segment
-from ..compressor import Compressor, Inputs, ops
+from ..core.compressor import Compressor, Inputs, ops
+from ..core.layout import Segment
+from ..core.random import Rng
+from ..core.state import Slot
 from ..ops.hadamard import LARGEST
+from ..ops.scratch import scratch
 from ..ops.work import kept
-from ..rng import Rng
-from ..scratch import scratch
-from ..store import Slot
 from .topk import is_integer
 
 

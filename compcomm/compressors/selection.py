@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..compressor import Compressor, ops
-from ..rng import Rng
+from ..core.compressor import Compressor, ops
+from ..core.random import Rng
 
 BLOCK = 65536
 

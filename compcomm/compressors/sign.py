@@ -7,8 +7,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..compressor import Compressor, Inputs, Received, ops
-from ..rng import Rng
+from ..core.compressor import (
+    Compressor,
+    Inputs,
+    Received,
+    ops,
+)
+from ..core.random import Rng
 from .qsgd import check_block
 
 _SCALES = ("l1", "l2", "dot")  # as the op numbers them

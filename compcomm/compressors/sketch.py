@@ -11,9 +11,9 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from ..compressor import Compressor, Inputs, ops
+from ..core.compressor import Compressor, Inputs, ops
+from ..core.random import Rng
 from ..ops.work import on
-from ..rng import Rng
 from .randk import RandK
 from .rotated import Rotated
 from .topk import count, is_integer

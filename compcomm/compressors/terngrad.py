@@ -8,9 +8,14 @@ from math import inf, sqrt
 
 from torch import Tensor
 
-from ..compressor import Compressor, Inputs, Uniform, ops
+from ..core.compressor import (
+    Compressor,
+    Inputs,
+    Uniform,
+    ops,
+)
+from ..core.random import Rng
 from ..ops.reference.trits import packed_bytes
-from ..rng import Rng
 from .qsgd import check_block
 
 

@@ -11,13 +11,13 @@ from math import ceil, log
 import torch
 from torch import Tensor
 
-from ..bucket import Segment
-from ..compressor import Inputs, ops
+from ..core.compressor import Inputs, ops
+from ..core.deferred import deferred
+from ..core.layout import Segment
+from ..core.random import Rng
+from ..core.state import Merge, Slot
+from ..ops.scratch import scratch
 from ..ops.work import kept
-from ..rng import Rng
-from ..scratch import scratch
-from ..store import Merge, Slot
-from ..verdict import deferred
 from . import fits
 from .selection import Selection
 from .topk import check_density, count, is_integer

@@ -9,10 +9,10 @@ from math import ceil
 
 from torch import Tensor
 
-from ..bucket import Segment
-from ..compressor import Inputs, ops
-from ..rng import Rng
-from ..store import Merge, Slot
+from ..core.compressor import Inputs, ops
+from ..core.layout import Segment
+from ..core.random import Rng
+from ..core.state import Merge, Slot
 from .selection import Selection
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..bucket import Segment
-from ..compressor import Compressor, Inputs
-from ..rng import Rng
-from ..store import Slot
+from ..core.compressor import Compressor, Inputs
+from ..core.layout import Segment
+from ..core.random import Rng
+from ..core.state import Slot
 
 _TYPICAL = 1 << 20
 

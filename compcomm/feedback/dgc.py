@@ -9,15 +9,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adaptive.knob import field, refuse_inner, setting, tuned
-from ..bucket import Bucket, Segment
-from ..compressor import Compressor
+from ..combine.setting import (
+    field,
+    refuse_inner,
+    setting,
+    tuned,
+)
 from ..compressors.topk import is_integer
-from ..reducer import Context, Flow, Group, Reduced, Reducer
-from ..store import Merge, Slot, State
-from . import memory
+from ..core.compressor import Compressor
+from ..core.layout import Bucket, Segment
+from ..core.reducer import (
+    Context,
+    Flow,
+    Group,
+    Reduced,
+    Reducer,
+)
+from ..core.state import Merge, Slot, State
+from . import slabs
+from .base import Scheme, is_number
 from .error_feedback import ErrorFeedback
-from .scheme import Scheme, is_number
 
 
 @dataclass(frozen=True, repr=False)
@@ -151,15 +162,15 @@ class DGC(Scheme):
         u, v = state["momentum"], state["velocity"]
         if x.flat.dtype != torch.float32:
             raise TypeError(f"{self!r}: gradients are {x.flat.dtype} here, and its memory is float32. Convert them.")
-        x = Bucket(x.flat, memory.filled(x.layout))  # segments are now numbered as in u
-        status, unheard = memory.fresh(ctx, u.layout), memory.fresh(ctx, u.layout, "unheard")
+        x = Bucket(x.flat, slabs.filled(x.layout))  # segments are now numbered as in u
+        status, unheard = slabs.fresh(ctx, u.layout), slabs.fresh(ctx, u.layout, "unheard")
         taken = self._scales(x, scale, ctx)
         if self.nesterov:
-            memory.blend(x, x, status, beta=taken)
-            memory.blend(u, x, unheard, alpha=self.momentum, beta=self.momentum)
-            memory.blend(x, u, unheard, alpha=1.0)
+            slabs.blend(x, x, status, beta=taken)
+            slabs.blend(u, x, unheard, alpha=self.momentum, beta=self.momentum)
+            slabs.blend(x, u, unheard, alpha=1.0)
         else:
-            memory.blend(u, x, status, alpha=self.momentum, beta=taken)
+            slabs.blend(u, x, status, alpha=self.momentum, beta=taken)
         velocity = x if self.nesterov else u
         ctx.status = status
         inner: Reducer = self._thinned(ctx.step) if ctx.step < self.warmup else self.inner
@@ -175,7 +186,7 @@ class DGC(Scheme):
         def keep() -> None:
             result.keep()
             if self.masking and result.sent is not None:
-                result.sent.zero_(Bucket(u.flat, memory.shared(u.layout, v.layout)))
+                result.sent.zero_(Bucket(u.flat, slabs.shared(u.layout, v.layout)))
 
         return Reduced(result.sent, undo=undo, keep=keep, bad=result.bad, dead=result.dead)
 
@@ -184,13 +195,13 @@ class DGC(Scheme):
         if self.clip is None or x.flat.is_meta:
             return scale
         limit = self.clip * ctx.world**-0.5
-        return memory.norms(x, ctx).mul_(scale).reciprocal_().mul_(limit).clamp_(max=1.0).mul_(scale).float()
+        return slabs.norms(x, ctx).mul_(scale).reciprocal_().mul_(limit).clamp_(max=1.0).mul_(scale).float()
 
     def _rest(self, u: Bucket, v: Bucket, dead: Tensor | None) -> None:
         """Takes back what momentum did to parameters without a gradient on any rank; the route gave v theirs back."""
         if self.momentum > 0.0:
-            memory.blend_marked(v, u, u.layout, dead, alpha=1.0, beta=-1.0)
-            memory.blend_marked(u, u, u.layout, dead, alpha=1.0 / self.momentum, beta=0.0)
+            slabs.blend_marked(v, u, u.layout, dead, alpha=1.0, beta=-1.0)
+            slabs.blend_marked(u, u, u.layout, dead, alpha=1.0 / self.momentum, beta=0.0)
 
 
 def _compressor(part: object) -> Compressor | None:

@@ -7,13 +7,18 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..bucket import Bucket, Segment
-from ..reducer import Context, Flow, Reduced, Reducer
-from ..store import Merge, Slot, State
-from . import memory
+from ..core.layout import Bucket, Segment
+from ..core.reducer import (
+    Context,
+    Flow,
+    Reduced,
+    Reducer,
+)
+from ..core.state import Merge, Slot, State
+from . import slabs
+from .base import is_number
 from .ef21 import EF21
 from .estimates import Estimates, lacking, wanted
-from .scheme import is_number
 
 
 @dataclass(frozen=True, repr=False)
@@ -88,24 +93,24 @@ class EControl(Estimates):
         estimate, error, mean = state["estimate"], state["error"], state["mean"]
         self.same_dtype(x)
         if self.start and ctx.step == 0:
-            slabs = [(estimate, 1.0)]
-            begun = yield from self.begin(slabs, mean, x, out, state, ctx, scale, out_scale, accumulate)
-            return begun.after(lambda: memory.blend(error, estimate, memory.fresh(ctx, estimate.layout, "unheard")))
-        status = memory.fresh(ctx, x.layout)
-        memory.alive(x, status)
-        memory.steer(x, error, estimate, status, eta=self.eta, scale=1.0 / scale)
+            tracked = [(estimate, 1.0)]
+            begun = yield from self.begin(tracked, mean, x, out, state, ctx, scale, out_scale, accumulate)
+            return begun.after(lambda: slabs.blend(error, estimate, slabs.fresh(ctx, estimate.layout, "unheard")))
+        status = slabs.fresh(ctx, x.layout)
+        slabs.alive(x, status)
+        slabs.steer(x, error, estimate, status, eta=self.eta, scale=1.0 / scale)
         ctx.status = status
         result = yield from self.inner.reduce(x, wanted(mean, out), state, ctx, decay=scale, accumulate=True)
         if result.sent is not None:
             result.sent.add_(estimate)
-        memory.blend_living(error, x, x.layout, result.dead, ctx, alpha=1.0 - self.eta)
+        slabs.blend_living(error, x, x.layout, result.dead, ctx, alpha=1.0 - self.eta)
         exact = lacking(mean, estimate)
         self.deliver(result, x, out, mean, exact, ctx, out_scale, accumulate)
 
         def undo() -> None:
             result.undo()
             exact.fill_(0.0)
-            memory.blend_living(error, estimate, x.layout, result.dead, ctx, alpha=1.0)
+            slabs.blend_living(error, estimate, x.layout, result.dead, ctx, alpha=1.0)
             if result.sent is not None:
                 result.sent.add_(estimate, -1.0)
 

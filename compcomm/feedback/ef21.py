@@ -8,12 +8,17 @@ from math import fsum
 
 import torch
 
-from ..bucket import Bucket, Segment
-from ..reducer import Context, Flow, Reduced, Reducer
-from ..store import Merge, Slot, State
-from . import memory
+from ..core.layout import Bucket, Segment
+from ..core.reducer import (
+    Context,
+    Flow,
+    Reduced,
+    Reducer,
+)
+from ..core.state import Merge, Slot, State
+from . import slabs
+from .base import is_number
 from .estimates import Estimates, lacking, wanted
-from .scheme import is_number
 
 
 @dataclass(frozen=True, repr=False)
@@ -101,18 +106,18 @@ class EF21(Estimates):
         self.same_dtype(x)
         share = 1.0 if self.weights is None else ctx.world * self.weights[ctx.rank]
         if self.start and ctx.step == 0:
-            slabs = [(estimate, 1.0 / share)]
+            tracked = [(estimate, 1.0 / share)]
             if self.momentum < 1.0:
-                slabs.append((state["momentum"], 1.0))
-            return (yield from self.begin(slabs, mean, x, out, state, ctx, scale, out_scale, accumulate))
-        status = memory.fresh(ctx, x.layout)
-        memory.alive(x, status)
+                tracked.append((state["momentum"], 1.0))
+            return (yield from self.begin(tracked, mean, x, out, state, ctx, scale, out_scale, accumulate))
+        status = slabs.fresh(ctx, x.layout)
+        slabs.alive(x, status)
         here = 1.0 if ctx.participating else 0.0
         if self.momentum < 1.0:
             v = state["momentum"]
             if ctx.participating:
-                memory.blend(v, x, status, alpha=1.0 - self.momentum, beta=self.momentum * scale)
-            memory.blend(x, v, memory.fresh(ctx, v.layout, "unheard"), beta=1.0 / scale)
+                slabs.blend(v, x, status, alpha=1.0 - self.momentum, beta=self.momentum * scale)
+            slabs.blend(x, v, slabs.fresh(ctx, v.layout, "unheard"), beta=1.0 / scale)
         ctx.weights, ctx.status = self.weights, status
         result = yield from self.inner.reduce(
             x, wanted(mean, out), state, ctx, add=estimate, decay=here * scale / share, add_scale=-here, accumulate=True
@@ -121,7 +126,7 @@ class EF21(Estimates):
             result.sent.add_(estimate)
         exact = lacking(mean, estimate)
         if ctx.present is not None and ctx.present:  # what travels exact is the mean of those who are there
-            memory.blend(exact, exact, memory.fresh(ctx, exact.layout, "unheard"), beta=ctx.world / ctx.present)
+            slabs.blend(exact, exact, slabs.fresh(ctx, exact.layout, "unheard"), beta=ctx.world / ctx.present)
         self.deliver(result, x, out, mean, exact, ctx, out_scale, accumulate)
 
         def undo() -> None:

@@ -8,16 +8,16 @@ from functools import lru_cache
 
 import torch
 
-from .. import coded
-from ..bucket import Bucket, Layout, Segment
-from ..compressor import Compressor
 from ..compressors.cast import Cast
 from ..compressors.qsgd import QSGD
+from ..core.compressor import Compressor
+from ..core.layout import Bucket, Layout, Segment
+from ..core.reducer import Context, Flow
+from ..core.state import Merge, Slot, State
 from ..ops.checks import FLOATS
-from ..reducer import Context, Flow
-from ..store import Merge, Slot, State
-from . import memory
-from .scheme import Scheme, is_number
+from ..state import quantized
+from . import slabs
+from .base import Scheme, is_number
 
 _CODECS: dict[torch.dtype, Compressor] = {
     torch.bfloat16: Cast(torch.bfloat16, dense_below=0),
@@ -137,19 +137,19 @@ class ErrorFeedback(Scheme):
         if self._codec is None:
             held.flat.copy_(residual.flat)
         else:
-            coded.decode_(residual.flat, layout, self._codec, held)
+            quantized.decode_(residual.flat, layout, self._codec, held)
         return held
 
     def _store(self, residual: Bucket, held: Bucket, ctx: Context, average: float) -> None:
         """residual <- (1 - average) residual + average held; ends the loan."""
         if self._codec is None:
-            unheard = memory.fresh(ctx, held.layout, "unheard")
-            memory.blend(residual, held, unheard, alpha=1.0 - average, beta=average)
+            unheard = slabs.fresh(ctx, held.layout, "unheard")
+            slabs.blend(residual, held, unheard, alpha=1.0 - average, beta=average)
         else:
             if average < 1.0:
                 held.flat.mul_(average)
-                coded.decode_add_(residual.flat, held.layout, self._codec, held, 1.0 - average)
-            coded.encode_(held, residual.flat, self._codec)
+                quantized.decode_add_(residual.flat, held.layout, self._codec, held, 1.0 - average)
+            quantized.encode_(held, residual.flat, self._codec)
         ctx.arena.take_back(held.flat)
 
 

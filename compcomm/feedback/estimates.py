@@ -8,13 +8,13 @@ from functools import lru_cache
 
 import torch
 
-from ..bucket import Bucket, Layout, Segment
-from ..reducer import Context, Flow, Reduced
-from ..reducers.exact import Exact
-from ..store import State
-from ..verdict import either, poison
-from . import memory
-from .scheme import Scheme
+from ..core.deferred import either, poison
+from ..core.layout import Bucket, Layout, Segment
+from ..core.reducer import Context, Flow, Reduced
+from ..core.state import State
+from ..routes.exact import Exact
+from . import slabs
+from .base import Scheme
 
 
 class Estimates(Scheme, ABC, abstract=True):
@@ -57,32 +57,32 @@ class Estimates(Scheme, ABC, abstract=True):
         if out.layout == mean.layout and out.layout.covers and not accumulate:
             torch.mul(mean.flat, scale, out=out.flat)
         else:
-            memory.deliver(out, mean, ctx, scale, accumulate)
+            slabs.deliver(out, mean, ctx, scale, accumulate)
         if not accumulate:
-            memory.clear(out, x.layout, result.dead)
+            slabs.clear(out, x.layout, result.dead)
         exact.fill_(0.0)
         ctx.bad = either(ctx.bad, result.bad)
         if not accumulate:
             poison(out, result.bad)
 
     def begin(
-        self, slabs: Sequence[tuple[Bucket, float]], mean: Bucket, x: Bucket, out: Bucket, state: State, ctx: Context,
+        self, tracked: Sequence[tuple[Bucket, float]], mean: Bucket, x: Bucket, out: Bucket, state: State, ctx: Context,
         scale: float, out_scale: float, accumulate: bool,
     ) -> Flow:  # fmt: skip
         """The dense first step: m = mean of g, and every slab, given with a factor, that times g. Undone: all zero."""
-        status = memory.fresh(ctx, x.layout)
-        for slab, factor in slabs:
-            memory.blend(slab, x, status, beta=scale * factor)
+        status = slabs.fresh(ctx, x.layout)
+        for slab, factor in tracked:
+            slabs.blend(slab, x, status, beta=scale * factor)
         dtype, ctx.dtype = ctx.dtype, None  # m is to be the mean of h for good, and no rounded one
         result = yield from Exact().reduce(x, x, state, ctx)
         ctx.dtype = dtype
-        memory.blend(mean, x, memory.fresh(ctx, x.layout, "unheard"), beta=scale)
-        exact = lacking(mean, slabs[0][0])
+        slabs.blend(mean, x, slabs.fresh(ctx, x.layout, "unheard"), beta=scale)
+        exact = lacking(mean, tracked[0][0])
         self.deliver(result, x, out, mean, exact, ctx, out_scale, accumulate)
 
         def undo() -> None:
             mean.flat.zero_()
-            for slab, _ in slabs:
+            for slab, _ in tracked:
                 slab.flat.zero_()
 
         return Reduced(undo=undo, bad=result.bad)
@@ -90,7 +90,7 @@ class Estimates(Scheme, ABC, abstract=True):
 
 def wanted(bucket: Bucket, out: Bucket) -> Bucket:
     """The segments of ``bucket`` that ``out`` has too."""
-    return Bucket(bucket.flat, memory.shared(bucket.layout, out.layout))
+    return Bucket(bucket.flat, slabs.shared(bucket.layout, out.layout))
 
 
 def lacking(bucket: Bucket, other: Bucket) -> Bucket:

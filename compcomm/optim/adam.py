@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..store import StateError
+from ..core.state import StateError
 from .flat import Flat
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..compressor import ops
+from ..core.compressor import ops
 from . import foreach
 from .flat import Flat, Groups
 

@@ -13,13 +13,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..bucket import Layout
-from ..compressor import Compressor, ops
-from ..hooks.attach import announce
-from ..hooks.attachment import Attachment, decline
-from ..hooks.report import Report
-from ..reducer import Reducer, settle
-from . import meeting, memory, recall
+from ..core.compressor import Compressor, ops
+from ..core.layout import Layout
+from ..core.reducer import Reducer, settle
+from ..engine.session import Attachment, decline
+from ..engine.statistics import Report
+from ..hosts.attach import announce
+from . import checkpoint, recall, replicas
 from .alone import Alone
 from .exchange import Exchange
 from .flags import Flags
@@ -27,7 +27,7 @@ from .flat import Batch, Flat, Part
 from .freeze import Freeze
 from .hook import Hook
 from .options import check_options, check_warmup, feedback
-from .source import check_gradient, find
+from .parameters import check_gradient, find
 
 
 class CompressedOptimizer(torch.optim.Optimizer):
@@ -247,17 +247,17 @@ class CompressedOptimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's state, exact: moments, steps and groups in the form of ``torch.optim``, and what this rank failed
-        to send (see ``compcomm.optim.memory``). Save every rank's; it resumes bit for bit with as many ranks. Loads
+        to send (see ``compcomm.optim.checkpoint``). Save every rank's; it resumes bit for bit with as many ranks. Loads
         with ``weights_only=True``. ``torch.distributed.checkpoint.state_dict.get_optimizer_state_dict`` keeps all of
         it, and ``set_optimizer_state_dict`` gives it back; of parameters that DDP ignores it keeps one rank's."""
         self._open("state_dict")
-        return memory.exact(self, super().state_dict())
+        return checkpoint.exact(self, super().state_dict())
 
     def portable_state_dict(self) -> dict[str, Any]:
         """The same for any number of ranks: what ranks failed to send is merged. Collective: every rank calls it,
         between the same two steps, and gets the same, but for its own moments of parameters that DDP ignores."""
         self._open("portable_state_dict")
-        return memory.portable(self, super().state_dict())
+        return checkpoint.portable(self, super().state_dict())
 
     def load_state_dict(self, state_dict: Any) -> None:
         """Takes what ``state_dict`` of this rank or ``portable_state_dict`` of any number of ranks returned.
@@ -476,12 +476,12 @@ class CompressedOptimizer(torch.optim.Optimizer):
 
     def _meet(self) -> None:
         """What would make the ranks train apart, or in vain, is found out in ``step``."""
-        meeting.unfrozen(self._call, self._left)
-        meeting.uneven(self._call, self._ddp)
+        replicas.unfrozen(self._call, self._left)
+        replicas.uneven(self._call, self._ddp)
         if not self._met and self.exchange is not None and self._ddp is None:
             self._met = True
             transport = self.exchange.attachment.transport
-            meeting.compare(self._call, transport, self.flat, self.steps, self._alike)
+            replicas.compare(self._call, transport, self.flat, self.steps, self._alike)
 
     def _named(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Groups as torch wants them; names are kept here."""
@@ -502,7 +502,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
         self._flat = Flat([[(n, p) for n, p in group if id(p) not in self._ignored] for group in groups])
         self.alone = Alone([[(n, p) for n, p in group if id(p) in self._ignored] for group in groups])
         self._flags = Flags(len(self._flat.params), self._flat.device)
-        memory.mark(self)
+        checkpoint.mark(self)
         self._closed = False
         if self.world == 1:
             return
@@ -522,7 +522,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
             print(lines[0], file=sys.stderr, flush=True)
 
     def _make(self, reducer: Compressor | Reducer, trial: Callable[[Reducer, Layout], None] | None = None) -> Exchange:
-        groups = [repr({k: v for k, v in g.items() if k not in ("params", memory.OURS)}) for g in self.param_groups]
+        groups = [repr({k: v for k, v in g.items() if k not in ("params", checkpoint.OURS)}) for g in self.param_groups]
         facts = {"optimizer": self._call, **self._facts, "groups": groups}
         return Exchange(reducer, self.flat, self.group, self._timeout, self._seed, facts, trial)
 

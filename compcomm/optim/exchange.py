@@ -10,12 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..bucket import Layout
-from ..collectives import AllReduceMax
-from ..compressor import Compressor
-from ..hooks.attachment import Attachment
-from ..hooks.options import Options
-from ..reducer import Reducer
+from ..core.collectives import AllReduceMax
+from ..core.compressor import Compressor
+from ..core.layout import Layout
+from ..core.reducer import Reducer
+from ..engine.options import Options
+from ..engine.session import Attachment
 from .flat import Batch, Flat
 
 

@@ -1,6 +1,6 @@
 """An optimizer's parameters as one flat vector, cut into batches that are computed at once and buckets that travel.
 
-Parameters lie end to end in the order of the groups, each as it lies in memory itself (``compcomm.strides``), so that
+Parameters lie end to end in the order of the groups, each as it lies in memory itself (``core/strides.py``), so that
 kernels go through a ``channels_last`` weight and its moments as through any other. A batch is a run of whole parameters
 of about ``MESSAGE`` elements; it is computed while the batches before it travel. A parameter longer than that is a
 batch of its own, row-major, and travels in several buckets, cut at multiples of ``MESSAGE``, so that no block of a
@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..bucket import Layout, Segment
-from ..strides import Order, shaped
+from ..core.layout import Layout, Segment
+from ..core.strides import Order, shaped
 
 MESSAGE = 1 << 22
 """Elements of a bucket: 16 MiB of fp32, half a MiB of signs, which take 4.5 ms at 1 Gbit/s."""

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..store import StateError
+from ..core.state import StateError
 
 STABLE = 0.96
 """The least |v|_1 of a window as a part of the greatest, from which on the variance counts as stable."""

@@ -11,12 +11,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..compressor import Compressor
-from ..hooks.attach import watch
-from ..hooks.attachment import Attachment
-from ..hooks.ddp import DDPState, GradBucket, ddp_hook, once_over, refuse_pairs
-from ..reducer import Reducer
-from ..verdict import known, not_finite
+from ..core.compressor import Compressor
+from ..core.deferred import known, not_finite
+from ..core.reducer import Reducer
+from ..engine.session import Attachment
+from ..hosts.attach import watch
+from ..hosts.ddp import (
+    DDPState,
+    GradBucket,
+    ddp_hook,
+    once_over,
+    refuse_pairs,
+)
 
 
 class Hook:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..store import StateError
+from ..core.state import StateError
 
 if TYPE_CHECKING:
     from .base import CompressedOptimizer

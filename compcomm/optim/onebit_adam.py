@@ -9,11 +9,11 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from ..compressor import Compressor, ops
 from ..compressors.sign import SignScale
-from ..reducer import Reducer
-from ..reducers.exact import Exact
-from ..store import StateError
+from ..core.compressor import Compressor, ops
+from ..core.reducer import Reducer
+from ..core.state import StateError
+from ..routes.exact import Exact
 from .base import CompressedOptimizer
 from .flat import Batch, Part
 from .freeze import Freeze, check_rule

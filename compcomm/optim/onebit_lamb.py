@@ -11,19 +11,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..compressor import Compressor, ops
 from ..compressors.sign import SignScale
-from ..reducer import Reducer
-from ..reducers.exact import Exact
-from ..store import StateError
+from ..core.compressor import Compressor, ops
+from ..core.reducer import Reducer
+from ..core.state import StateError
+from ..routes.exact import Exact
 from . import foreach
 from .base import CompressedOptimizer
 from .flat import Batch
 from .freeze import Freeze, check_rule
-from .sheet import Sheet, sheets
 from .trust import Bounds, Trust, check_numbers
 from .variance import check_floor
 from .variance import freeze as freeze_variance
+from .workspace import Sheet, sheets
 
 SCALE = 2.0**20
 """Momentum is scaled by no more than this before it travels, and by no less than its inverse."""

@@ -7,16 +7,16 @@ from typing import Any
 
 from torch import Tensor
 
-from ..compressor import Compressor
+from ..combine.partition import Partition
+from ..combine.warmup import Warmup
+from ..combine.wrapper import Around
 from ..compressors.sign import SignScale
 from ..compressors.unproven import Unproven
+from ..core.compressor import Compressor
+from ..core.reducer import Reducer, settle
 from ..feedback.error_feedback import ErrorFeedback
-from ..reducer import Reducer, settle
-from ..reducers.around import Around
-from ..reducers.exact import Exact
-from ..reducers.partition import Partition
-from ..reducers.route import Route
-from ..reducers.warmup import Warmup
+from ..routes.base import Route
+from ..routes.exact import Exact
 
 
 def feedback(call: str, compressor: Any) -> Compressor | Reducer:

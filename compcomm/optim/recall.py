@@ -11,13 +11,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import coded
-from ..hooks.resume import consent
-from ..reducer import settle
-from ..store import StateError
+from ..core.reducer import settle
+from ..core.state import StateError
+from ..engine.resuming import consent
+from ..state import quantized
 from . import adam, legacy
+from .checkpoint import (
+    MERGED,
+    OURS,
+    identity,
+    mark,
+    numbers,
+    place,
+)
 from .flat import Flat
-from .memory import MERGED, OURS, identity, mark, numbers, place
 
 if TYPE_CHECKING:
     from .base import CompressedOptimizer
@@ -234,7 +241,7 @@ def _residual(opt: CompressedOptimizer, memory: Mapping[str, Any]) -> Tensor | N
                 continue
             codec = settled.slots(s, 2)["residual"].codec
             part = part.reshape(-1)
-            part = part if codec is None else coded.read(part, codec, s.numel, 0, s.numel)
+            part = part if codec is None else quantized.read(part, codec, s.numel, 0, s.numel)
             number, offset = numbers(flat)[f"{s.name}@{s.offset}" if s.offset else s.name]
             if s.whole:
                 flat.view(found, number).copy_(part.view(s.shape))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..store import StateError
+from ..core.state import StateError
 
 
 @dataclass(frozen=True)

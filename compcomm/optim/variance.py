@@ -8,9 +8,9 @@ from math import fsum, sqrt
 import torch
 from torch import Tensor
 
-from ..compressor import ops
+from ..core.compressor import ops
+from ..core.state import StateError
 from ..ops.reference.rows import root
-from ..store import StateError
 from .flat import Flat
 
 

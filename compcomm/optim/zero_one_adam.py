@@ -11,13 +11,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..compressor import Compressor, ops
 from ..compressors.sign import SignScale
-from ..hooks.agree import agree
-from ..hooks.report import Report
-from ..reducer import Reducer
-from ..reducers.exact import Exact
-from ..store import StateError
+from ..core.compressor import Compressor, ops
+from ..core.reducer import Reducer
+from ..core.state import StateError
+from ..engine.agreement import agree
+from ..engine.statistics import Report
+from ..routes.exact import Exact
 from . import foreach as each
 from .base import CompressedOptimizer
 from .flat import Batch, Part

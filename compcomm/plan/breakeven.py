@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import torch
 
-from ..bucket import Bucket, Layout
-from ..reducer import Reducer
+from ..core.layout import Bucket, Layout
+from ..core.reducer import Reducer
 from ..transports.dry_run import cost
-from ..transports.simulate import Simulator
+from ..transports.simulator import Simulator
 from .sample import sample as _sample
 
 _SAMPLE = 1 << 20

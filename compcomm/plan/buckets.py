@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import prod
 
-from ..bucket import Layout
+from ..core.layout import Layout
 
 MIB = 1 << 20
 

@@ -7,8 +7,8 @@ from math import ceil, log2
 
 import torch
 
-from ..bucket import Layout
-from ..reducer import Reducer
+from ..core.layout import Layout
+from ..core.reducer import Reducer
 from ..transports.dry_run import Planned, plan
 from .link import Link
 

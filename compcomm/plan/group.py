@@ -11,7 +11,7 @@ from time import perf_counter
 import torch
 import torch.distributed as dist
 
-from ..collectives import AllReduceMax
+from ..core.collectives import AllReduceMax
 from ..transports.process_group import ProcessGroup
 from . import units
 from .buckets import cut

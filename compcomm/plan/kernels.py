@@ -12,12 +12,18 @@ from time import perf_counter
 
 import torch
 
-from ..bucket import Bucket, Layout
-from ..collectives import AllReduce, AllReduceMax, Commit
-from ..reducer import Arena, Context, Flow, Reducer, flow
-from ..store import State, Store
+from ..core.collectives import AllReduce, AllReduceMax, Commit
+from ..core.layout import Bucket, Layout
+from ..core.reducer import (
+    Arena,
+    Context,
+    Flow,
+    Reducer,
+    flow,
+)
+from ..core.state import State, Store
 from ..transports.process_group import Pending, ProcessGroup
-from ..transports.simulate import perform
+from ..transports.simulator import perform
 from . import cost
 from .cost import collectives
 from .link import Link

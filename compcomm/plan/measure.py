@@ -10,7 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..collectives import AllGather, AllReduce, AllReduceMax, AllToAll, Collective
+from ..core.collectives import (
+    AllGather,
+    AllReduce,
+    AllReduceMax,
+    AllToAll,
+    Collective,
+)
 from ..transports.dry_run import Planned
 from ..transports.process_group import ProcessGroup
 from .cost import steps

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..compressor import Compressor
-from ..reducer import Reducer, settle
-from ..spec import parse
+from ..core.compressor import Compressor
+from ..core.description import parse
+from ..core.reducer import Reducer, settle
 
 
 class Method(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .known import KNOWN, Shapes
+from .models_by_name import KNOWN, Shapes
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """Buffers of batch norms: a state dict holds them beside the parameters, and they have no gradients."""
@@ -38,7 +38,7 @@ def find(text: str | nn.Module | Iterable[tuple[str, Iterable[int]]] | Model) ->
     """The model that ``text`` stands for.
 
     ================== =================================================================================
-    ``resnet50``       a known name (``compcomm.plan.known.KNOWN``)
+    ``resnet50``       a known name (``compcomm.plan.models_by_name.KNOWN``)
     ``net.py``         a Python file with ``model()``, which gives a module, or ``shapes()``, which gives pairs
     ``net.py:make``    a Python file's function, which gives either. The file is executed
     ``weights.pt``     a state dict (.pt or .pth): its floating-point tensors, tied ones once, without the statistics of

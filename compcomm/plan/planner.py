@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from ..bucket import Layout
-from ..compressor import Compressor
-from ..reducer import Reducer
+from ..core.compressor import Compressor
+from ..core.layout import Layout
+from ..core.reducer import Reducer
 from . import units
 from .buckets import cut
 from .kernels import Kernels, calibrate

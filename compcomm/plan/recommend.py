@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..spec import Described
+from ..core.description import Described
 from .methods import UNCOMPRESSED
 from .step import Prediction
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from math import prod
 
-from ..bucket import Layout, Segment
-from ..reducer import Reducer
+from ..core.layout import Layout, Segment
+from ..core.reducer import Reducer
 from ..transports.dry_run import cost
 
 _PIECE = 1 << 16

@@ -1,6 +1,6 @@
 """The hook's schedule over the buckets of a step, played through with seconds.
 
-It is that of ``compcomm.hooks.scheduler``: one thread codes buckets in the order in which the backward pass brings
+It is that of ``compcomm.engine.scheduler``: one thread codes buckets in the order in which the backward pass brings
 them; when bucket b has started its first collective, every older flow is waited for and taken to its next one; after
 the last bucket this goes on until all are delivered. One wire carries one collective at a time, in the order in which
 they start.

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from ..bucket import Layout
-from ..reducer import Reducer
+from ..core.layout import Layout
+from ..core.reducer import Reducer
 from .cost import seconds, traffic
 from .kernels import Kernels
 from .link import Link

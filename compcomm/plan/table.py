@@ -70,7 +70,7 @@ def text(plan: Plan) -> str:
 def show(plan: Plan) -> None:
     """Prints the table, and under it the recommendation."""
     try:
-        from ..report.extras import need
+        from ..report.optional import need
         from ..report.tables import table
 
         console = need("rich.console", "plan").Console(soft_wrap=False, highlight=False)

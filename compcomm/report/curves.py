@@ -7,7 +7,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from .extras import need
+from .optional import need
 from .plots import COLOURS
 
 MARKERS = "osD^vP*X"

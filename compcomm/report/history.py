@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .extras import need
+from .optional import need
 from .plots import COLOURS
 from .runs import Array, Run
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 from torch import Tensor
 
-from ..hooks.report import Counters, dense_bytes
-from . import board, journal, meta
-from .sums import NAMES, Sums
+from ..engine.statistics import Counters, dense_bytes
+from . import journal, run_info
+from . import tensorboard as board
+from .totals import NAMES, Sums
 
 if TYPE_CHECKING:
-    from ..hooks.attachment import Attachment
+    from ..engine.session import Attachment
 
 _OWN = frozenset(("step", "seconds", "ratio", "reducer", "choices", "errors", *NAMES))
 
@@ -179,7 +180,7 @@ class Recorder:
             before = next((e for e in reversed(journal.read(path)) if e["step"] < step), {})
             self._before = before.get("seconds", 0.0)
             self._sums.totals.update({n: before[n] for n in NAMES if n in before})
-        meta.write(self.folder, attachment)
+        run_info.write(self.folder, attachment)
         self._file = journal.Journal(path)
         if attachment is not None:
             self._dense = dense_bytes(sum(attachment.elements.values()), attachment.wire.world)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import journal, meta
+from . import journal, run_info
 
 Array = npt.NDArray[np.float64]
 
@@ -69,7 +69,7 @@ def read(folder: str | Path) -> Run:
         near = sorted(str(p.parent) for p in path.glob(f"*/{journal.STEPS}")) if path.is_dir() else []
         cure = f"Its runs are {', '.join(near[:4])}." if near else 'cc.report.Recorder("FOLDER", hook) writes one.'
         raise ValueError(f"report: {path} has no {journal.STEPS}: no run. {cure}")
-    return Run(path.resolve().name, meta.read(path), journal.read(file))
+    return Run(path.resolve().name, run_info.read(path), journal.read(file))
 
 
 def named(runs: Sequence[Run], folders: Sequence[Path]) -> list[Run]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .extras import need
+from .optional import need
 
 Row = Mapping[str, Any]
 

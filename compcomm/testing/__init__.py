@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from .compressors import COMPRESSOR_CHECKS, check_compressor
+from .errors import ContractError
 from .reducers import REDUCER_CHECKS, check_reducer
-from .verdict import ContractError
 
 __all__ = ["COMPRESSOR_CHECKS", "REDUCER_CHECKS", "ContractError", "check_compressor", "check_reducer"]

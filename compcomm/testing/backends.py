@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from .. import ops
-from ..bucket import Bucket, Layout
-from ..compressor import Compressor
-from ..rng import Rng
+from ..core.compressor import Compressor
+from ..core.layout import Bucket, Layout
+from ..core.random import Rng
+from .errors import demand, same_bits
 from .inputs import coding, vectors
-from .trip import accepts
-from .verdict import demand, same_bits
+from .round_trip import accepts
 
 
 def gives_the_same_bits_on_every_backend(c: Compressor) -> None:

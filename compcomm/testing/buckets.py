@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from ..bucket import Bucket, Layout, Segment
-from ..compressor import Compressor
-from ..rng import Rng
-from ..wire import pack_shares
+from ..core.compressor import Compressor
+from ..core.layout import Bucket, Layout, Segment
+from ..core.packing import pack_shares
+from ..core.random import Rng
+from .errors import demand, same_bits
 from .inputs import SIZES, coding, vectors
-from .trip import accepts, trip
-from .verdict import demand, same_bits
+from .round_trip import accepts, trip
 
 SEED = Rng(seed=5, step=8, rank=2)
 

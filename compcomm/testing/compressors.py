@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..compressor import Compressor
+from ..core.compressor import Compressor
 from . import backends, buckets, description, payload, properties
 
 COMPRESSOR_CHECKS: tuple[Callable[[Compressor], None], ...] = (

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..bucket import Segment
-from ..reducer import Reducer, settle
-from ..transports.simulate import Simulator
+from ..core.layout import Segment
+from ..core.reducer import Reducer, settle
+from ..transports.simulator import Simulator
+from .errors import demand
 from .inputs import MODEL, model_layout
 from .simulated import Named, backwards, gradients, rebuilt, roundoff, slot, step
-from .verdict import demand
 
 INF = float("inf")
 

@@ -6,9 +6,9 @@ from dataclasses import FrozenInstanceError, fields, is_dataclass
 
 import torch
 
-from ..reducer import Reducer
-from ..spec import Described, parse
-from .verdict import ContractError, demand
+from ..core.description import Described, parse
+from ..core.reducer import Reducer
+from .errors import ContractError, demand
 
 
 def is_its_own_call(d: Described) -> None:

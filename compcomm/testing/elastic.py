@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from .. import portable
-from ..reducer import Reducer, settle
-from ..store import Merge
-from ..transports.simulate import Simulator
+from ..core.reducer import Reducer, settle
+from ..core.state import Merge
+from ..state import merging
+from ..transports.simulator import Simulator
 from .conservation import keeps_everything, remembered
+from .errors import demand, same_bits
 from .inputs import model_layout
 from .simulated import Named, backwards, gradients, roundoff, slot, step
-from .verdict import demand, same_bits
 
 CHANGES = ((4, 2), (2, 3), (3, 1), (1, 4))
 
@@ -37,7 +37,7 @@ def survives_a_change_of_workers(r: Reducer) -> None:
         second.steps = first.steps
         for store in second.stores:
             store.declare(model_layout())
-            portable.adopt(store, merged[0])
+            merging.adopt(store, merged[0])
         _balanced(r, second, gone, size, max(old, new), f"right after the change {where}")
         _same_copies(r, second, where)
         again = second.merged()[0]
@@ -85,10 +85,10 @@ def _same_copies(r: Reducer, simulator: Simulator, where: str) -> None:
                 demand(same, r, f"the ranks' copies of slot {name!r} of {s.name} differ {where}.")
 
 
-def _equal(a: portable.Portable, b: portable.Portable) -> bool:
+def _equal(a: merging.Portable, b: merging.Portable) -> bool:
     keys = {s: list(e) for s, e in a.items()} == {s: list(e) for s, e in b.items()}
     return keys and all(torch.equal(a[s][n], b[s][n]) for s in a for n in a[s])
 
 
-def _shapes(merged: portable.Portable) -> set[tuple[str, str, torch.Size]]:
+def _shapes(merged: merging.Portable) -> set[tuple[str, str, torch.Size]]:
     return {(s, n, t.shape) for s, e in merged.items() for n, t in e.items()}

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from ..bucket import Layout, Segment
+from ..core.layout import Layout, Segment
 
 T = TypeVar("T")
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from ..bucket import Bucket, Layout, Segment
-from ..compressor import Compressor
-from ..rng import Rng
-from ..wire import pack
+from ..core.compressor import Compressor
+from ..core.layout import Bucket, Layout, Segment
+from ..core.packing import pack
+from ..core.random import Rng
+from .errors import demand, same_bits
 from .inputs import SIZES, coding, vectors
-from .trip import accepts, nothing_skipped, trip
-from .verdict import demand, same_bits
+from .round_trip import accepts, nothing_skipped, trip
 
 SEED = Rng(seed=11, step=3, rank=1)
 

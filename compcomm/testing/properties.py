@@ -11,14 +11,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..bucket import Bucket, Layout
-from ..compressor import Compressor
 from ..compressors.unproven import Unproven
-from ..rng import Rng
-from ..wire import pack
+from ..core.compressor import Compressor
+from ..core.layout import Bucket, Layout
+from ..core.packing import pack
+from ..core.random import Rng
+from .errors import ContractError, demand, same_bits
 from .inputs import coding, vectors
-from .trip import accepts, draws, trip
-from .verdict import ContractError, demand, same_bits
+from .round_trip import accepts, draws, trip
 
 SIZES = (1, 2, 17, 300, 512, 700)
 DRAWS = 128

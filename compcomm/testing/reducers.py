@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..reducer import Reducer
+from ..core.reducer import Reducer
 from . import conservation, description, elastic, state, traffic, worlds
 
 REDUCER_CHECKS: tuple[Callable[[Reducer], None], ...] = (

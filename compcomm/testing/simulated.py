@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..bucket import Bucket, Layout
-from ..reducer import Reducer, settle
+from ..core.layout import Bucket, Layout
+from ..core.reducer import Reducer, settle
 from ..transports.dry_run import plan
-from ..transports.simulate import Simulator
+from ..transports.simulator import Simulator
 from .inputs import MODEL, gradient, model_layout
 
 Named = dict[str, Tensor]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from ..bucket import Segment
-from ..hooks.before import Before
-from ..reducer import Reducer, settle
-from ..store import Merge, Store
-from ..transports.simulate import Simulator
+from ..core.layout import Segment
+from ..core.reducer import Reducer, settle
+from ..core.state import Merge, Store
+from ..engine.before import Before
+from ..transports.simulator import Simulator
+from .errors import demand, same_bits
 from .inputs import model_layout
 from .simulated import Named, backwards, gradients, rebuilt, step, whole
-from .verdict import demand, same_bits
 
 
 def declares_its_slots(r: Reducer) -> None:

@@ -6,16 +6,22 @@ from typing import NamedTuple
 
 import torch
 
-from ..bucket import Bucket, Layout
-from ..collectives import Collective
-from ..reducer import Context, Flow, Reduced, Reducer, settle
-from ..store import State, Store
+from ..core.collectives import Collective
+from ..core.deferred import known
+from ..core.layout import Bucket, Layout
+from ..core.reducer import (
+    Context,
+    Flow,
+    Reduced,
+    Reducer,
+    settle,
+)
+from ..core.state import State, Store
 from ..transports.dry_run import cost, plan
-from ..transports.simulate import Simulator, perform
-from ..verdict import known
+from ..transports.simulator import Simulator, perform
+from .errors import ContractError, demand
 from .inputs import model_layout
 from .simulated import WORLDS, backwards, gradients, pack, step
-from .verdict import ContractError, demand
 
 Signature = tuple[str, str, int]
 

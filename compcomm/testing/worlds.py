@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from ..bucket import Bucket
-from ..reducer import Reducer, settle
-from ..transports.simulate import Simulator
+from ..core.layout import Bucket
+from ..core.reducer import Reducer, settle
+from ..transports.simulator import Simulator
+from .errors import demand, same_bits
 from .inputs import gradient, model_layout
 from .simulated import WORLDS, Named, backwards, gradients, pack, rebuilt, roundoff, run, step, whole
 from .traffic import lockstep
-from .verdict import demand, same_bits
 
 
 def _same(a: Named, b: Named) -> bool:

@@ -7,11 +7,17 @@ from typing import NamedTuple
 
 import torch
 
-from ..bucket import Bucket, Layout
-from ..collectives import Commit
-from ..compressor import Compressor
-from ..reducer import Arena, Context, Reducer, flow, settle
-from ..store import State, Store
+from ..core.collectives import Commit
+from ..core.compressor import Compressor
+from ..core.layout import Bucket, Layout
+from ..core.reducer import (
+    Arena,
+    Context,
+    Reducer,
+    flow,
+    settle,
+)
+from ..core.state import State, Store
 
 
 class Planned(NamedTuple):

@@ -18,7 +18,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..collectives import AllGather, AllReduce, AllReduceMax, AllToAll, Broadcast, Collective, ReduceScatter
+from ..core.collectives import (
+    AllGather,
+    AllReduce,
+    AllReduceMax,
+    AllToAll,
+    Broadcast,
+    Collective,
+    ReduceScatter,
+)
 from . import compat
 from .messages import Exchange
 from .staged import Staging

@@ -2,7 +2,7 @@
 
 Each tensor has a mirror in pinned memory. What is sent is copied there, and the calling thread waits for that, since
 Gloo reads the mirror itself; what is received is copied back on the current stream. The thread that waits is not the
-one that runs the backward pass, which goes on meanwhile (``hooks.attachment``). One GPU with several processes, or
+one that runs the backward pass, which goes on meanwhile (``engine.session``). One GPU with several processes, or
 machines without NCCL, are served so: right, and as fast as the host's memory. Between GPUs with NCCL nothing of this
 runs.
 """
@@ -15,7 +15,7 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
-from ..collectives import Collective
+from ..core.collectives import Collective
 
 _WRITTEN = ("recv", "buffer")
 

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable
 from queue import SimpleQueue
 
-from ..background import ending, finish
+from ..core.background import ending, finish
 
 Task = Callable[[], None]
 

@@ -12,16 +12,16 @@ import torch
 import compcomm as cc
 from compcomm.adaptive import telemetry
 from compcomm.adaptive.controller import Controller
-from compcomm.adaptive.knob import tuned
-from compcomm.adaptive.settings import numbers
 from compcomm.adaptive.telemetry import Telemetry
-from compcomm.hooks.poison import rehearse
-from compcomm.reducer import Context, Reducer
-from compcomm.store import State
+from compcomm.combine.candidates import numbers
+from compcomm.combine.setting import tuned
+from compcomm.core.reducer import Context, Reducer
+from compcomm.core.state import State
+from compcomm.engine.failure import rehearse
 from compcomm.testing.inputs import model_layout
 from compcomm.testing.simulated import backwards, gradients, step
 from compcomm.transports.dry_run import plan
-from compcomm.transports.simulate import Simulator
+from compcomm.transports.simulator import Simulator
 
 FIELDS = [("reducer", Any), ("candidates", Any), ("every", int), ("window", Any)]
 CODED = ("embedding", "head", "layer.weight")

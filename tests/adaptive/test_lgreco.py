@@ -11,8 +11,8 @@ import torch
 import compcomm as cc
 from compcomm.adaptive.controller import Controller
 from compcomm.adaptive.telemetry import Telemetry
-from compcomm.bucket import Layout
-from compcomm.transports.simulate import Simulator
+from compcomm.core.layout import Layout
+from compcomm.transports.simulator import Simulator
 
 SHAPES = (("embed", (3000, 32)), ("wide", (64, 256)), ("deep", (256, 64)), ("small", (40, 40)), ("bias", (64,)))
 LAYOUT = Layout.of(SHAPES)

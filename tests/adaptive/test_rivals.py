@@ -11,9 +11,9 @@ import torch
 
 import compcomm as cc
 from compcomm.adaptive.telemetry import Telemetry, measure
-from compcomm.reducer import Context
+from compcomm.core.reducer import Context
 from compcomm.transports.dry_run import plan
-from compcomm.transports.simulate import Simulator
+from compcomm.transports.simulator import Simulator
 
 SHAPES = (("a", (64, 64)), ("b", (40, 50)), ("c", (200, 64)), ("bias", (64,)))
 LAYOUT = cc.Layout.of(SHAPES)

@@ -11,7 +11,7 @@ import compcomm as cc
 from compcomm.testing.inputs import model_layout
 from compcomm.testing.simulated import backwards, gradients, step
 from compcomm.transports.dry_run import plan
-from compcomm.transports.simulate import Simulator
+from compcomm.transports.simulator import Simulator
 
 
 def test_deep_gradient_compressions_warm_up() -> None:

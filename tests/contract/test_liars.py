@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 import compcomm as cc
-from compcomm.compressor import Inputs
-from compcomm.reducer import Flow
-from compcomm.spec import Described
-from compcomm.store import State
+from compcomm.core.compressor import Inputs
+from compcomm.core.description import Described
+from compcomm.core.reducer import Flow
+from compcomm.core.state import State
 from compcomm.testing import ContractError, check_compressor, check_reducer
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import compcomm as cc
 from compcomm.ops import backend
-from compcomm.transports.simulate import Simulator
+from compcomm.transports.simulator import Simulator
 
 LAYOUT = cc.Layout.of([("a", (40, 30)), ("b", (17,)), ("c", (64, 20)), ("idle", (33, 40))])
 

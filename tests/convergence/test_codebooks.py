@@ -16,7 +16,7 @@ import compcomm as cc
 from compcomm.compressors.codebook import Codebook, least_cosine
 from compcomm.compressors.gaussian import distortion, lloyd_max, uniform
 from compcomm.testing.inputs import coding, vectors
-from compcomm.testing.trip import draws, trip
+from compcomm.testing.round_trip import draws, trip
 
 LEVELS = {
     1: [0.79788],

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import compcomm as cc
+from compcomm.core.reducer import Group
 
 SHAPES = {"w": (30, 40), "b": (40,)}
 """One parameter that is coded, and one that travels exact."""
@@ -228,8 +229,8 @@ def test_double_precision_is_refused() -> None:
         cc.Simulator(cc.DGC(cc.TopK(ratio=0.05)), 1).mean([{"w": torch.zeros(30, 40, dtype=torch.float64)}])
 
 
-def _group(**options: object) -> cc.reducer.Group:
-    return cc.reducer.Group("SGD", 1, options)
+def _group(**options: object) -> Group:
+    return Group("SGD", 1, options)
 
 
 def test_a_second_momentum_is_refused() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import compcomm as cc
 from compcomm.ops.reference.elias import stream_at
-from compcomm.testing.trip import trip
+from compcomm.testing.round_trip import trip
 from tests.reference import elias
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import compcomm as cc
-from compcomm import coded
+from compcomm.state import quantized
 from compcomm.testing.simulated import slot
 
 NEAREST = cc.QSGD(bits=4, rounding="nearest", dense_below=1)
@@ -107,6 +107,6 @@ def test_a_bad_step_gives_its_payload_back(dtype: torch.dtype) -> None:
     codec = simulator.reducer.slots(cc.Layout.of([("w", (4, 64))]).segments[0], 2)["residual"].codec
     assert codec is not None
     for rank in range(2):
-        found = coded.read(slot(simulator, rank, "residual")["w"], codec, 256, 0, 256)
+        found = quantized.read(slot(simulator, rank, "residual")["w"], codec, 256, 0, 256)
         due = slot(reference, rank, "residual")["w"]
         assert float((found - due).abs().max()) < 0.1 and float(due.abs().max()) > 1.0

@@ -9,7 +9,7 @@ import torch
 
 import compcomm as cc
 from compcomm.testing.inputs import vectors
-from compcomm.testing.trip import trip
+from compcomm.testing.round_trip import trip
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 

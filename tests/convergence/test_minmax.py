@@ -10,7 +10,7 @@ from torch import Tensor
 
 import compcomm as cc
 from compcomm.testing.inputs import vectors
-from compcomm.testing.trip import draws, trip
+from compcomm.testing.round_trip import draws, trip
 from tests.ops.sparse_case import using
 
 D = 256

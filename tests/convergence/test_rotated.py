@@ -9,7 +9,7 @@ import torch
 
 import compcomm as cc
 from compcomm.testing.inputs import vectors
-from compcomm.testing.trip import draws, trip
+from compcomm.testing.round_trip import draws, trip
 
 D = 1024
 ONE_BIT = cc.Rotated(cc.SignScale(block=D, dense_below=1), block=D)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import compcomm as cc
-from compcomm.compressor import Inputs
-from compcomm.testing.trip import trip
+from compcomm.core.compressor import Inputs
+from compcomm.testing.round_trip import trip
 
 D = 1_000_000
 FITS = ("exponential", "pareto", "gamma")

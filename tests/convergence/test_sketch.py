@@ -8,7 +8,7 @@ import torch
 import compcomm as cc
 from compcomm.compressors.sketch import quantiles
 from compcomm.testing.inputs import vectors
-from compcomm.testing.trip import draws, trip
+from compcomm.testing.round_trip import draws, trip
 
 D, S = 64, 16
 FORMULAS = {"gaussian": (D + 1) / S, "count": (D - 1) / S, "srht": D / S - 1}

@@ -13,7 +13,7 @@ import compcomm as cc
 from compcomm.ops import native
 from compcomm.ops.reference import trits
 from compcomm.testing.inputs import vectors
-from compcomm.testing.trip import draws, trip
+from compcomm.testing.round_trip import draws, trip
 from tests.ops.sparse_case import using
 
 D = 256

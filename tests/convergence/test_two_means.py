@@ -12,7 +12,7 @@ from torch import Tensor
 
 import compcomm as cc
 from compcomm.testing.inputs import vectors
-from compcomm.testing.trip import trip
+from compcomm.testing.round_trip import trip
 from tests.reference.package import floats
 
 CODER = cc.TwoMeans(dense_below=1)

@@ -9,7 +9,7 @@ import torch
 
 import compcomm as cc
 from compcomm.testing.conservation import remembered
-from compcomm.testing.trip import trip
+from compcomm.testing.round_trip import trip
 
 L2 = cc.Unproven(cc.SignScale(scale="l2"))
 

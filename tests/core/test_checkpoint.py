@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import compcomm as cc
-from compcomm import checkpoint
+from compcomm.state import checkpoint
 
 STATE = {"hook": {"rank 0 of 1": {"step": 3, "slots": {"residual": {"w": torch.arange(5000.0)}}}}, "epoch": 2}
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import compcomm as cc
-from compcomm import coded
-from compcomm.wire import PIECE, bare_bytes, pack_bare
+from compcomm.core.packing import PIECE, bare_bytes, pack_bare
+from compcomm.state import quantized
 
 CODECS: list[cc.Compressor] = [
     cc.QSGD(bits=8, rounding="nearest", block=64, dense_below=0),
@@ -26,9 +26,9 @@ def _slab(codec: cc.Compressor, layout: cc.Layout) -> torch.Tensor:
 @pytest.mark.parametrize("codec", CODECS, ids=repr)
 def test_zeros_stand_for_zeros(codec: cc.Compressor) -> None:
     out = cc.Bucket(torch.full((LAYOUT.numel,), 7.0), LAYOUT)
-    coded.decode_add_(_slab(codec, LAYOUT), LAYOUT, codec, out)
+    quantized.decode_add_(_slab(codec, LAYOUT), LAYOUT, codec, out)
     assert out.flat.eq(7.0).all()
-    coded.decode_(_slab(codec, LAYOUT), LAYOUT, codec, out)
+    quantized.decode_(_slab(codec, LAYOUT), LAYOUT, codec, out)
     assert not out.flat.any()
 
 
@@ -36,13 +36,13 @@ def test_zeros_stand_for_zeros(codec: cc.Compressor) -> None:
 def test_a_slab_is_the_sections_end_to_end(codec: cc.Compressor) -> None:
     x = torch.randn(LAYOUT.numel, generator=torch.manual_seed(3))
     slab = _slab(codec, LAYOUT)
-    coded.encode_(cc.Bucket(x.clone(), LAYOUT), slab, codec)
+    quantized.encode_(cc.Bucket(x.clone(), LAYOUT), slab, codec)
     alone: list[torch.Tensor] = []
     for s in LAYOUT.segments:
         if s.numel:
             one = cc.Layout.of([(s.name, s.shape)])
             alone.append(_slab(codec, one))
-            coded.encode_(cc.Bucket(x[s.start : s.stop].clone(), one), alone[-1], codec)
+            quantized.encode_(cc.Bucket(x[s.start : s.stop].clone(), one), alone[-1], codec)
     assert torch.equal(slab, torch.cat(alone))
     assert pack_bare(codec, LAYOUT).header == 0
 
@@ -51,8 +51,8 @@ def test_a_slab_is_the_sections_end_to_end(codec: cc.Compressor) -> None:
 def test_what_is_lost_is_within_delta(codec: cc.Compressor) -> None:
     x, g = (torch.randn(LAYOUT.numel, generator=torch.manual_seed(seed)) for seed in (1, 2))
     slab, out = _slab(codec, LAYOUT), torch.zeros(LAYOUT.numel)
-    coded.encode_(cc.Bucket(x.clone(), LAYOUT), slab, codec, decay=0.5, add=cc.Bucket(g, LAYOUT), add_scale=2.0)
-    coded.decode_add_(slab, LAYOUT, codec, cc.Bucket(out, LAYOUT), 4.0)
+    quantized.encode_(cc.Bucket(x.clone(), LAYOUT), slab, codec, decay=0.5, add=cc.Bucket(g, LAYOUT), add_scale=2.0)
+    quantized.decode_add_(slab, LAYOUT, codec, cc.Bucket(out, LAYOUT), 4.0)
     for s in LAYOUT.segments:
         due = 0.5 * x[s.start : s.stop] + 2 * g[s.start : s.stop]
         lost = (out[s.start : s.stop] / 4 - due).square().sum()
@@ -63,8 +63,8 @@ def test_a_slab_of_some_segments_of_a_bucket() -> None:
     codec, some = CODECS[0], LAYOUT.select(lambda s: s.name in "ac")
     x = torch.randn(LAYOUT.numel, generator=torch.manual_seed(3))
     slab, out = _slab(codec, some), torch.full((LAYOUT.numel,), 5.0)
-    coded.encode_(cc.Bucket(x.clone(), LAYOUT), slab, codec, layout=some)
-    coded.decode_(slab, some, codec, cc.Bucket(out, LAYOUT))
+    quantized.encode_(cc.Bucket(x.clone(), LAYOUT), slab, codec, layout=some)
+    quantized.decode_(slab, some, codec, cc.Bucket(out, LAYOUT))
     for s in LAYOUT.segments:
         part = out[s.start : s.stop]
         assert (part - x[s.start : s.stop]).abs().le(0.02).all() if s.name in "ac" else part.eq(5.0).all()
@@ -82,19 +82,19 @@ def test_non_finite_numbers_are_reported_and_left_out() -> None:
     x = torch.ones(128)
     x[5] = float("inf")
     slab, out = _slab(CODECS[0], one), torch.zeros(128)
-    status = coded.encode_(cc.Bucket(x, one), slab, CODECS[0])
-    coded.decode_add_(slab, one, CODECS[0], cc.Bucket(out, one))
+    status = quantized.encode_(cc.Bucket(x, one), slab, CODECS[0])
+    quantized.decode_add_(slab, one, CODECS[0], cc.Bucket(out, one))
     assert status[0] == 1 and out[5] == 0 and out[4] == 1
 
 
 def test_what_cannot_be_kept_so() -> None:
     x = cc.Bucket(torch.zeros(LAYOUT.numel), LAYOUT)
     with pytest.raises(ValueError, match="keeps no memory of 'a'"):
-        coded.encode_(x, torch.zeros(9, dtype=torch.uint8), cc.QSGD(bits=8))
+        quantized.encode_(x, torch.zeros(9, dtype=torch.uint8), cc.QSGD(bits=8))
     with pytest.raises(ValueError, match="fixed length"):
-        coded.encode_(x, torch.zeros(9, dtype=torch.uint8), cc.QSGD(bits=8, coding="elias", dense_below=0))
+        quantized.encode_(x, torch.zeros(9, dtype=torch.uint8), cc.QSGD(bits=8, coding="elias", dense_below=0))
     with pytest.raises(ValueError, match=r"coded.decode_: the slab has 9 bytes where \d+ are due"):
-        coded.decode_(torch.zeros(9, dtype=torch.uint8), LAYOUT, CODECS[0], x)
+        quantized.decode_(torch.zeros(9, dtype=torch.uint8), LAYOUT, CODECS[0], x)
     with pytest.raises(ValueError, match="only what is SHARDED goes into another slot"):
         cc.Slot(cc.Merge.MEAN, into="residual")
     with pytest.raises(ValueError, match="Give dtype=torch"):
@@ -107,17 +107,17 @@ def test_a_large_parameter_is_read_and_written_in_parts(codec: cc.Compressor) ->
     layout = cc.Layout.of([("before", (5,)), ("large", (numel,))])
     x = torch.randn(layout.numel, generator=torch.manual_seed(4))
     slab = _slab(codec, layout)
-    coded.encode_(cc.Bucket(x.clone(), layout), slab, codec)
+    quantized.encode_(cc.Bucket(x.clone(), layout), slab, codec)
     section = slab[bare_bytes(codec, 5) :]
     assert section.numel() == bare_bytes(codec, numel)
     whole = torch.zeros(layout.numel)
-    coded.decode_(slab, layout, codec, cc.Bucket(whole, layout))
+    quantized.decode_(slab, layout, codec, cc.Bucket(whole, layout))
     for low, high in ((0, numel), (17, 99), (PIECE - 3, PIECE + 3), (2 * PIECE, numel), (5, numel - 5)):
-        assert torch.equal(coded.read(section, codec, numel, low, high), whole[5 + low : 5 + high])
+        assert torch.equal(quantized.read(section, codec, numel, low, high), whole[5 + low : 5 + high])
     again = torch.zeros_like(section)
     for low in range(0, numel, PIECE):
-        coded.write(x[5 + low : 5 + min(low + PIECE, numel)].clone(), again, codec, low)
+        quantized.write(x[5 + low : 5 + min(low + PIECE, numel)].clone(), again, codec, low)
     assert torch.equal(again, section)
     at_once = torch.zeros_like(section)
-    coded.write(x[5:].clone(), at_once, codec)
+    quantized.write(x[5:].clone(), at_once, codec)
     assert torch.equal(at_once, section)

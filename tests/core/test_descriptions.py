@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import compcomm as cc
-from compcomm.reducer import flow
-from compcomm.store import State
-from compcomm.transports.simulate import perform
+from compcomm.core.reducer import flow
+from compcomm.core.state import State
+from compcomm.transports.simulator import perform
 
 
 def test_the_order_of_patterns_counts() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import compcomm as cc
+from compcomm.core.state import State
 
 CASES: list[tuple[Callable[[], object], list[str]]] = [
     (lambda: cc.TopK(ratio=0.0), ["TopK(ratio=0.0)", "(0, 1]", "share of the elements"]),
@@ -148,7 +149,7 @@ def test_feedback_takes_gradients_only() -> None:
     layout = cc.Layout.of([("w", (2, 2))])
     reducer = cc.settle(cc.ErrorFeedback(cc.TopK(ratio=0.5)), 1)
     x = cc.Bucket(torch.zeros(4), layout)
-    flow = reducer.reduce(x, x, cc.store.State(cc.Store(reducer), layout), cc.Context(), add=x)
+    flow = reducer.reduce(x, x, State(cc.Store(reducer), layout), cc.Context(), add=x)
     with pytest.raises(TypeError, match="holds its own memory"):
         next(flow)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import compcomm as cc
-from compcomm.store import State
+from compcomm.core.state import State
 from compcomm.testing.traffic import lockstep
 
 LAYOUT = cc.Layout([cc.Segment("a", (3, 4), 0, 12), cc.Segment("b", (5,), 14, 19)], 20)

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import compcomm as cc
-from compcomm import coded, portable
-from compcomm.reducer import Flow
-from compcomm.spec import Described
-from compcomm.store import Entry
+from compcomm.core.description import Described
+from compcomm.core.reducer import Flow
+from compcomm.core.state import Entry
+from compcomm.state import merging, quantized
 from tests.contract.cases import REDUCERS
 
 SHAPES = {"a": (40, 5), "b": (7,), "c": (3, 11)}
@@ -67,7 +67,7 @@ def _numbers(entry: Entry) -> torch.Tensor:
 
 def _decoded(section: torch.Tensor, numel: int) -> torch.Tensor:
     out, layout = torch.zeros(numel), cc.Layout.of([("x", (numel,))])
-    coded.decode_(section, layout, CODEC, cc.Bucket(out, layout))
+    quantized.decode_(section, layout, CODEC, cc.Bucket(out, layout))
     return out.double()
 
 
@@ -80,7 +80,7 @@ def _filled(reducer: cc.Reducer, world: int, seed: int = 0) -> cc.Simulator:
             x = torch.randn(e.held.numel, generator=generator)
             if e.slot.codec is not None:
                 layout = cc.Layout.of([("x", (x.numel(),))])
-                coded.encode_(cc.Bucket(x, layout), e.tensor, e.slot.codec)
+                quantized.encode_(cc.Bucket(x, layout), e.tensor, e.slot.codec)
             elif e.slot.merge is cc.Merge.REPLICATED:
                 e.tensor.copy_(torch.arange(e.tensor.numel()) + 7)
             else:
@@ -131,7 +131,7 @@ def test_what_is_cut_anew_merges_to_the_same(reducer: cc.Reducer, old: int, new:
     merged = _filled(reducer, old).merged()[0]
     other = _filled(reducer, new, seed=1)
     for store in other.stores:
-        portable.adopt(store, merged)
+        merging.adopt(store, merged)
         for e in store.entries():
             if e.name == "hint":
                 assert e.tensor.tolist() == [9.0]
@@ -153,7 +153,7 @@ def test_what_is_cut_anew_merges_to_the_same(reducer: cc.Reducer, old: int, new:
 def test_only_what_is_pending_is_rescaled() -> None:
     (store,) = _filled(_Every(), 1).stores
     before = {(e.name, e.key): _numbers(e).clone() for e in store.entries()}
-    portable.rescale(store, 0.25)
+    merging.rescale(store, 0.25)
     for e in store.entries():
         due = before[e.name, e.key] * (0.25 if e.slot.pending else 1.0)
         assert (_numbers(e) - due).abs().max() <= (1e-5 if e.slot.codec is not None else 0.0), e.name
@@ -174,7 +174,7 @@ def test_pieces_of_a_parameter_keep_their_keys() -> None:
         other = cc.Store(simulator.reducer, 0, 2)
         other.declare(cc.Layout(cut))
         with pytest.raises(cc.StateError, match=said):
-            portable.adopt(other, {"residual": merged})
+            merging.adopt(other, {"residual": merged})
         with pytest.raises(cc.StateError, match=said):
             other.load_state_dict(simulator.stores[0].state_dict())
 
@@ -188,7 +188,7 @@ def test_owners_without_a_place_before_begin_at_zero() -> None:
     merged = two.merged()[0]
     assert sorted(merged) == ["residual"]
     for store in three.stores:
-        portable.adopt(store, merged)
+        merging.adopt(store, merged)
         assert all(e.tensor.eq(float(e.name == "residual")).all() for e in store.entries())
     back = three.merged()[0]
     assert sorted(back) == ["residual"]
@@ -215,7 +215,7 @@ def test_ef21s_mean_is_again_the_mean_of_its_estimates(text: str, old: int, new:
     assert (merged["mean"]["w"] - merged["estimate"]["w"]).abs().max() < 1e-5
     for store in second.stores:
         store.declare(cc.Layout.of([("w", (64, 48))]))
-        portable.adopt(store, merged)
+        merging.adopt(store, merged)
     second.steps = first.steps
     still = torch.randn(64, 48, generator=generator)
     for _ in range(400):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import compcomm as cc
-from compcomm.testing.shapes import resnet50
+from compcomm.plan.shapes import resnet50
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()

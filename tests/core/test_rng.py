@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hashlib import blake2b
 
-from compcomm.rng import key
+from compcomm.core.random import key
 
 
 def test_key_is_keyed_blake2_of_the_name() -> None:

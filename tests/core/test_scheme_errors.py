@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import compcomm as cc
-from compcomm.feedback.scheme import Scheme
+from compcomm.feedback.base import Scheme
 
 TOP = cc.TopK(ratio=0.1)
 LAYOUT = cc.Layout.of([("w", (64, 64)), ("b", (64,))])

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from compcomm import scratch as module
-from compcomm.scratch import scratch
+from compcomm.ops import scratch as module
+from compcomm.ops.scratch import scratch
 
 
 def test_memory_is_kept_and_grows() -> None:

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import compcomm as cc
-from compcomm.reducer import Flow
-from compcomm.spec import Described
-from compcomm.store import State, Store
+from compcomm.core.description import Described
+from compcomm.core.reducer import Flow
+from compcomm.core.state import State, Store
 
 SHAPES = {"a": (4, 5), "b": (7,), "c": (3, 3), "d": (2, 2, 2), "e": ()}
 

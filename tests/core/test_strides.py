@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import compcomm as cc
+from compcomm.core.strides import shaped, storage_order, turned
 from compcomm.ops import backend, native
-from compcomm.strides import shaped, storage_order, turned
 
 
 def stored(shape: tuple[int, ...], order: tuple[int, ...]) -> torch.Tensor:

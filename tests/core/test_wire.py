@@ -8,7 +8,13 @@ import pytest
 import torch
 
 import compcomm as cc
-from compcomm.wire import pack, pack_rows, pack_shares, read_headers, write_header
+from compcomm.core.packing import (
+    pack,
+    pack_rows,
+    pack_shares,
+    read_headers,
+    write_header,
+)
 
 
 def _bytes(text: str) -> bytes:

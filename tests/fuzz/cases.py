@@ -6,8 +6,8 @@ from random import Random
 
 import torch
 
-from compcomm.compressor import Compressor
-from compcomm.reducer import Reducer
+from compcomm.core.compressor import Compressor
+from compcomm.core.reducer import Reducer
 from tests.contract.cases import COMPRESSORS, REDUCERS
 from tests.fuzz import decoders, routes
 

@@ -7,12 +7,12 @@ from random import Random
 import torch
 from torch import Tensor
 
-from compcomm.bucket import Bucket, Layout
-from compcomm.compressor import Compressor, Payload
-from compcomm.rng import Rng
+from compcomm.core.compressor import Compressor, Payload
+from compcomm.core.layout import Bucket, Layout
+from compcomm.core.packing import Packing, pack
+from compcomm.core.random import Rng
 from compcomm.testing.inputs import coding, vectors
-from compcomm.testing.trip import accepts
-from compcomm.wire import Packing, pack
+from compcomm.testing.round_trip import accepts
 from tests.fuzz.damage import damage
 from tests.fuzz.outcome import Failure, agree, implementations, observe
 

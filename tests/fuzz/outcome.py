@@ -10,7 +10,7 @@ from time import thread_time
 from torch import Tensor
 
 from compcomm.ops import native
-from compcomm.testing.verdict import same_bits
+from compcomm.testing.errors import same_bits
 from tests.ops.sparse_case import using
 
 SECONDS = 5.0

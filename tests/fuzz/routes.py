@@ -10,15 +10,26 @@ from random import Random
 import torch
 from torch import Tensor
 
-from compcomm.bucket import Bucket
-from compcomm.collectives import AllGather, AllToAll, Collective, Commit
-from compcomm.reducer import Arena, Context, Reducer, flow, settle
-from compcomm.store import State, Store
+from compcomm.core.collectives import (
+    AllGather,
+    AllToAll,
+    Collective,
+    Commit,
+)
+from compcomm.core.deferred import known
+from compcomm.core.layout import Bucket
+from compcomm.core.reducer import (
+    Arena,
+    Context,
+    Reducer,
+    flow,
+    settle,
+)
+from compcomm.core.state import State, Store
+from compcomm.testing.errors import same_bits
 from compcomm.testing.inputs import coding, model_layout
 from compcomm.testing.simulated import gradients, pack
-from compcomm.testing.verdict import same_bits
-from compcomm.transports.simulate import perform
-from compcomm.verdict import known
+from compcomm.transports.simulator import perform
 from tests.fuzz.damage import damage
 from tests.fuzz.outcome import Failure, agree, implementations, observe
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from compcomm.compressor import Compressor
-from compcomm.reducer import Reducer
+from compcomm.core.compressor import Compressor
+from compcomm.core.reducer import Reducer
 from tests.contract.cases import COMPRESSORS, REDUCERS
 from tests.fuzz import outcome
 from tests.fuzz.__main__ import main

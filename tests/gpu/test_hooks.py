@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 import compcomm as cc
-from compcomm.hooks.scheduler import Job, Scheduler, Step
-from compcomm.reducer import Arena
-from compcomm.store import Store
+from compcomm.core.reducer import Arena
+from compcomm.core.state import Store
+from compcomm.engine.scheduler import Job, Scheduler, Step
 from compcomm.testing.inputs import coding
 from compcomm.transports.process_group import ProcessGroup
 from tests.contract.cases import COMPRESSORS, REDUCERS

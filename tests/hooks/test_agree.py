@@ -6,9 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from compcomm.hooks import divergence
-from compcomm.hooks.agree import AgreementError, _compare, agree, gather
-from compcomm.hooks.names import named
+from compcomm.engine import replicas
+from compcomm.engine.agreement import (
+    AgreementError,
+    _compare,
+    agree,
+    gather,
+)
+from compcomm.hosts.names import named
 from compcomm.transports.process_group import ProcessGroup
 
 CPU = torch.device("cpu")
@@ -20,7 +25,7 @@ def test_alone_one_agrees_with_oneself() -> None:
     agree(ProcessGroup(), {"seed": 1}, None, CPU)
     with pytest.raises(KeyError, match="mine"):
         agree(ProcessGroup(), {}, KeyError("mine"), CPU)
-    divergence.check(ProcessGroup(), [("w", torch.ones(3)), ("h", torch.ones(2).half())], 1, CPU)
+    replicas.check(ProcessGroup(), [("w", torch.ones(3)), ("h", torch.ones(2).half())], 1, CPU)
 
 
 def test_differences_name_values_and_ranks() -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 import compcomm as cc
-from compcomm.compressor import Inputs
-from compcomm.hooks.attach import announce
+from compcomm.core.compressor import Inputs
+from compcomm.hosts.attach import announce
 from compcomm.plan.breakeven import Breakeven, _sample, breakeven
-from compcomm.testing.shapes import resnet50
+from compcomm.plan.shapes import resnet50
 
 
 def test_break_even_is_where_seconds_are_equal() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from compcomm.hooks.report import Counters, Report
+from compcomm.engine.statistics import Counters, Report
 
 NONE = Report("Exact()", 1, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, {})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from compcomm.hooks.report import Report
+from compcomm.engine.statistics import Report
 
 NAMES = {"weight": 100, "bias": 10}
 UNIFORM = Report(

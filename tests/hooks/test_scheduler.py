@@ -9,18 +9,30 @@ import pytest
 import torch
 
 import compcomm as cc
-from compcomm.collectives import AllGather, AllReduce, AllToAll, Collective
-from compcomm.compressor import Inputs
-from compcomm.hooks import flight
-from compcomm.hooks.flight import Flight
-from compcomm.hooks.poison import outline, poisoned, rehearse
-from compcomm.hooks.scheduler import UNWRITTEN, Job, Landed, Scheduler, Step, written
-from compcomm.reducer import Arena
-from compcomm.store import State, Store
+from compcomm.core.collectives import (
+    AllGather,
+    AllReduce,
+    AllToAll,
+    Collective,
+)
+from compcomm.core.compressor import Inputs
+from compcomm.core.deferred import Fault
+from compcomm.core.packing import PeerError, read_headers
+from compcomm.core.reducer import Arena
+from compcomm.core.state import State, Store
+from compcomm.engine import running_flow
+from compcomm.engine.failure import outline, poisoned, rehearse
+from compcomm.engine.running_flow import Flight
+from compcomm.engine.scheduler import (
+    UNWRITTEN,
+    Job,
+    Landed,
+    Scheduler,
+    Step,
+    written,
+)
 from compcomm.transports.dry_run import plan
 from compcomm.transports.process_group import Pending, ProcessGroup, TransportError
-from compcomm.verdict import Fault
-from compcomm.wire import PeerError, read_headers
 
 LAYOUT = cc.Layout.of([("w", (40, 50)), ("b", (7,))])
 
@@ -148,7 +160,7 @@ def test_what_a_flow_sent_is_put_down_once(monkeypatch: pytest.MonkeyPatch) -> N
         outlined.append(type(op).__name__)
         return outline(op)
 
-    monkeypatch.setattr(flight, "outline", counting)
+    monkeypatch.setattr(running_flow, "outline", counting)
     bench = Bench(cc.Warmup(2, cc.TwoPhase(cc.SignScale())))
     for _ in range(5):
         bench.bucket(bench.step(), 0, True)

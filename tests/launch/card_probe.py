@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 
 import compcomm as cc
-from compcomm.hooks.options import Options
-from compcomm.report import card
+from compcomm.engine.options import Options
+from compcomm.report import network_card
 
 CASES = {  # about a megabyte of payload per step and rank: matrices, and biases that travel exact
     "ErrorFeedback(TopK(ratio=0.1))": 2_000_000,
@@ -41,11 +41,11 @@ def count(text: str, numel: int, steps: int, interface: str | None) -> dict[str,
     step()
     for _ in range(3):
         dist.barrier()
-        before = card.transmitted(interface)
+        before = network_card.transmitted(interface)
         for _ in range(steps):
             step()
         dist.barrier()  # until then a slower rank may still draw bytes from this card
-        rounds.append((card.transmitted(interface) - before) / steps)
+        rounds.append((network_card.transmitted(interface) - before) / steps)
     attachment.detach()
     promised = [cc.cost(reducer, layout, world, rank) for layout in layouts]
     return {

@@ -23,7 +23,7 @@ import readme  # noqa: E402
 import record  # noqa: E402
 from adapting import gains, rivals, steps, training  # noqa: E402
 
-from compcomm.testing import shapes  # noqa: E402
+from compcomm.plan import shapes  # noqa: E402
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:

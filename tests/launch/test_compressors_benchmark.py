@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import compcomm as cc
-from compcomm.testing.shapes import resnet50
+from compcomm.plan.shapes import resnet50
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))

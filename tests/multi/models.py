@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import compcomm as cc
-from compcomm.testing.shapes import resnet50
+from compcomm.plan.shapes import resnet50
 
 
 def mlp(layers: int = 4, width: int = 64, seed: int = 0) -> nn.Sequential:

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import compcomm as cc
-from compcomm.hooks.auto import SETTLE
-from compcomm.plan import live, units
+from compcomm.hosts.auto import SETTLE
+from compcomm.plan import in_run, units
 from compcomm.plan.kernels import Kernels
 from compcomm.plan.link import Link
 from compcomm.plan.step import predict
@@ -32,9 +32,9 @@ METHODS = (cc.ErrorFeedback(cc.TopK(ratio=0.01)), cc.Cast(torch.bfloat16))
 def run(rank: int, steps: range, attached: Any, rate: str | None = None, pause: float = 0.0) -> Any:
     """Gradients of the steps, and what was said; ``rate``: of the link, which each message waits for in fact."""
     module, model, attachment = attached
-    real, start, said = live.measure, attachment.wire.start, io.StringIO()
+    real, start, said = in_run.measure, attachment.wire.start, io.StringIO()
     if rate is not None:
-        live.measure = lambda transport: Link.of(rate, "100us")
+        in_run.measure = lambda transport: Link.of(rate, "100us")
         attachment.wire.start = partial(late, attachment.wire, start, rate)
     found = []
     try:
@@ -46,7 +46,7 @@ def run(rank: int, steps: range, attached: Any, rate: str | None = None, pause: 
                 model(x).pow(2).mean().backward()
                 found.append(torch.cat([p.grad.reshape(-1) for p in module.parameters()]))
     finally:
-        live.measure, attachment.wire.start = real, start
+        in_run.measure, attachment.wire.start = real, start
     return found, said.getvalue()
 
 

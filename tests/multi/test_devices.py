@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import compcomm as cc
-from compcomm.hooks import attachment as module
-from compcomm.hooks.options import Options
+from compcomm.engine import session as module
+from compcomm.engine.options import Options
 from compcomm.ops import backend
 from compcomm.transports.process_group import ProcessGroup
 

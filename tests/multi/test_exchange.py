@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import compcomm as cc
-from compcomm.hooks.options import Options
+from compcomm.engine.options import Options
 
 from . import models
 from .harness import Workers

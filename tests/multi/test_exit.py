@@ -70,7 +70,7 @@ def test_programs_end(tmp_path: Path, how: str) -> None:
 MEASURES = """
 import threading, time
 import torch
-from compcomm.background import Background
+from compcomm.core.background import Background
 def work():
     end = time.monotonic() + 1.0
     while time.monotonic() < end:
@@ -94,7 +94,7 @@ def test_a_program_that_ends_while_a_controller_measures_lets_it_finish(tmp_path
 LATE = """
 import time
 import torch
-from compcomm.background import Background
+from compcomm.core.background import Background
 from compcomm.transports.worker import Worker
 class Owner: pass
 owner = Owner()

@@ -69,7 +69,7 @@ def by_lightning(rank: int, world: int, home: str, folder: str) -> Any:
         from importlib import import_module
 
         lightning = import_module(home)
-        from compcomm.hooks.lightning import Attach
+        from compcomm.hosts.lightning import Attach
 
         logging.getLogger(home).setLevel(logging.ERROR)
 

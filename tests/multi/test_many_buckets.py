@@ -14,7 +14,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import compcomm as cc
-from compcomm.testing.shapes import resnet50
+from compcomm.plan.shapes import resnet50
 
 from . import models
 from .harness import WorkerError, Workers

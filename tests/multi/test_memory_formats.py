@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import compcomm as cc
-from compcomm.strides import storage_order
+from compcomm.core.strides import storage_order
 
 from ..contract.cases import REDUCERS
 from . import models

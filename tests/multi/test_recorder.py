@@ -12,7 +12,7 @@ import pytest
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import compcomm as cc
-from compcomm.hooks.report import Report
+from compcomm.engine.statistics import Report
 from compcomm.report import runs
 
 from . import models

@@ -10,7 +10,7 @@ from torch import nn
 
 from compcomm.plan import models
 from compcomm.plan.buckets import cut
-from compcomm.plan.known import KNOWN
+from compcomm.plan.models_by_name import KNOWN
 
 SIZES = {
     "resnet50": 25_557_032,

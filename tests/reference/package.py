@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import compcomm as cc
-from compcomm.rng import key
+from compcomm.core.random import key
 from compcomm.testing.inputs import coding
-from compcomm.testing.trip import Trip, trip
+from compcomm.testing.round_trip import Trip, trip
 
 NAME = "layer.weight"
 

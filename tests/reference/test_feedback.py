@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import compcomm as cc
-from compcomm import coded
+from compcomm.state import quantized
 from compcomm.testing.simulated import slot
 
 from . import qsgd, topk
@@ -104,4 +104,4 @@ def test_error_feedback(name: str, dtype: torch.dtype, decay: float, average: fl
         _close(_run(simulator, given), due, t)
         for rank in range(world):
             held = slot(simulator, rank, "residual")["w"]
-            _close(held if codec is None else coded.read(held, codec, N, 0, N), page.residual[rank], t)
+            _close(held if codec is None else quantized.read(held, codec, N, 0, N), page.residual[rank], t)

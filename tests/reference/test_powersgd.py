@@ -8,7 +8,7 @@ import torch
 
 import compcomm as cc
 from compcomm.compressors.sketch import quantiles
-from compcomm.rng import key
+from compcomm.core.random import key
 
 from .powersgd import PowerSGD, fresh
 

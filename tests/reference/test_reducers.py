@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import compcomm as cc
-from compcomm.rng import key
+from compcomm.core.random import key
 
 from . import qsgd, sign, topk
 from .error_feedback import ErrorFeedback

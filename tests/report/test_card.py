@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from compcomm.report.card import default_interface, transmitted
+from compcomm.report.network_card import default_interface, transmitted
 
 
 def test_counts_what_went_over_loopback() -> None:

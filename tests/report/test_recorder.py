@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import compcomm as cc
-from compcomm.hooks.report import Counters
-from compcomm.report.sums import Sums
+from compcomm.engine.statistics import Counters
+from compcomm.report.totals import Sums
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

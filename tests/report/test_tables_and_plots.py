@@ -10,7 +10,12 @@ from typing import Any
 
 import pytest
 
-from compcomm.report import extras, metrics, plots, tables
+from compcomm.report import (
+    metrics,
+    optional,
+    plots,
+    tables,
+)
 
 CURVE = [[0, 0, 0, 4.0], [10, 1e6, 5, 3.0], [20, 2e6, 10, 2.5]]
 ROWS: list[dict[str, Any]] = [
@@ -100,4 +105,4 @@ def test_a_missing_package_is_named_with_the_cure(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"matplotlib is not installed.*compcomm\[bench\]"):
         plots.training(ROWS, "nowhere.png", "title")
-    assert extras.need("math", "test").sqrt(4.0) == 2.0
+    assert optional.need("math", "test").sqrt(4.0) == 2.0

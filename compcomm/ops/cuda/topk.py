@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...scratch import scratch
 from .. import work
 from ..reference.topk import check_k, section
+from ..scratch import scratch
 from .dense import ENCODE
 from .library import LONG, POINTER, Function, kernel, number, typed
 

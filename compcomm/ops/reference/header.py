@@ -1,4 +1,4 @@
-"""Message headers on the device: written from a kernel's status, read into marks. ``compcomm/wire.py`` has the layout.
+"""Message headers on the device: written from a kernel's status, read into marks. ``core/packing.py`` has the layout.
 
 ``places`` is int64 ``[messages, 2]``: the first byte of each header in ``wire``, and what it calls the message's
 length. ``heard`` is uint8 ``[1 + segments]``: whether a rank met a non-finite value, then which segments' gradients are

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...scratch import scratch
+from ..scratch import scratch
 from ..work import kept
 
 OPS = torch.ops.compcomm

@@ -20,10 +20,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...scratch import scratch
 from ..reference.elias import _check_lengths, section
 from ..reference.omega import omega
 from ..reference.qsgd import section as plain_section
+from ..scratch import scratch
 from . import work
 from .common import put32, row_of
 from .launch import launch

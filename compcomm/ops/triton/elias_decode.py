@@ -17,8 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...scratch import scratch
 from ..reference.elias import _check_lengths, corruption, section
+from ..scratch import scratch
 from . import faults, work
 from .common import finish, row_of, store, take_f32
 from .faults import faulty, remember, report

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...scratch import scratch
+from ..scratch import scratch
 
 NONE = (1 << 63) - 1
 """A call's word without a fault. A sticky word without one is 0."""

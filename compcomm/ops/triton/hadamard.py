@@ -9,8 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ...scratch import scratch
 from ..reference.hadamard import section
+from ..scratch import scratch
 from . import work
 from .butterflies import (
     flag_all,

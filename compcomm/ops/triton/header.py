@@ -1,4 +1,4 @@
-"""Message headers. Layout and meaning: ``compcomm/wire.py`` and ``ops/reference/header.py``."""
+"""Message headers. Layout and meaning: ``compcomm/core/packing.py`` and ``ops/reference/header.py``."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...scratch import scratch
 from ..reference.lowrank import matrices
+from ..scratch import scratch
 from . import work
 from .common import finite, flag, store
 from .launch import launch

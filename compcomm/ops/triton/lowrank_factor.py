@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...scratch import scratch
 from ..reference.lowrank import KEPT, STREAM, factors
+from ..scratch import scratch
 from . import work
 from .common import dither_run
 from .launch import launch

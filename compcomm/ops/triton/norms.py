@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...scratch import scratch
+from ..scratch import scratch
 from . import work
 from .common import finite
 from .launch import launch

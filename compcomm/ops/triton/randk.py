@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...scratch import scratch
 from ..reference.randk import _STREAM, _check_k, section
+from ..scratch import scratch
 from . import work
 from .common import finite, flag, load_y, philox, put32, row_of, store, take_f32
 from .launch import launch

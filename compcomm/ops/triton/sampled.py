@@ -15,9 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...scratch import scratch
 from ..reference.sampled import STREAM
 from ..reference.sampled import plan as sample_of
+from ..scratch import scratch
 from . import work
 from .common import load_y, philox, row_of
 from .launch import launch

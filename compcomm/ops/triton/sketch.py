@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...scratch import scratch
 from ..reference.sketch import check_k
+from ..scratch import scratch
 from . import work
 from .butterflies import is_small, size_bits
 from .common import flag, load_y, row_of, store

@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...scratch import scratch
 from ..reference.sketch import section
+from ..scratch import scratch
 from . import work
 from .common import finish, philox, put32, row_of, store, take_f32
 from .launch import launch

@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...scratch import scratch
 from ..reference.tails import _LOG, BLOCK
+from ..scratch import scratch
 from . import work
 from .butterflies import size_bits
 from .common import flag, fold_lanes, load_y, row_of, store

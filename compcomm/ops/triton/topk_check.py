@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...scratch import scratch
 from ..reference.topk import BLOCK
+from ..scratch import scratch
 from . import faults, work
 from .common import take32
 from .faults import report

@@ -17,9 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...scratch import scratch
 from ..reference.rows import Row, check_decode_rows
 from ..reference.topk import _corrupt, check_k, section
+from ..scratch import scratch
 from . import faults, work
 from .common import row_of, store, take32, take_f32
 from .faults import faulty, remember

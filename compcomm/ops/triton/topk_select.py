@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...scratch import scratch
+from ..scratch import scratch
 from . import work
 from .common import flag, load_y, row_of
 from .launch import launch

@@ -15,9 +15,9 @@ import triton.language as tl
 from torch import Tensor
 from triton import next_power_of_2
 
-from ...scratch import scratch
 from .. import reference
 from ..reference.variable import layout
+from ..scratch import scratch
 from . import faults, work
 from .faults import faulty, remember, report
 from .launch import launch

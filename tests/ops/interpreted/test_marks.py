@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 import compcomm as cc
+from compcomm.core.packing import PeerError, read_headers, write_headers
 from compcomm.ops import backend
-from compcomm.reducers.all_reduce import place, read_flags
-from compcomm.wire import PeerError, read_headers, write_headers
+from compcomm.routes.all_reduce import place, read_flags
 from tests.ops.calls.marks import SPANS
 
 OPS = torch.ops.compcomm

@@ -17,10 +17,10 @@ from compcomm.ops.reference.randk import randk_indices
 from compcomm.ops.reference.sampled import STREAM
 from compcomm.ops.reference.sampled import plan as sample_of
 from compcomm.ops.reference.topk import Row, section
+from compcomm.ops.scratch import scratch
 from compcomm.ops.triton import faults, topk_select
 from compcomm.ops.triton.launch import launch
 from compcomm.ops.triton.randk import permuted
-from compcomm.scratch import scratch
 from tests.ops.interpreted.agreement import BACKENDS, kernel_or_skip
 from tests.ops.sparse_case import elements, make, nbytes, same, table_of, using
 

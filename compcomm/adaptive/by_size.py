@@ -1,0 +1,133 @@
+"""Legacy: a setting by the size of a layer and the phase of the training, without any statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import isfinite, prod
+from typing import Any
+
+from ..combine.candidates import number, roomy
+from ..combine.per_parameter import assigned, check_assignable
+from ..combine.setting import (
+    field,
+    refuse_inner,
+    setting,
+    tuned,
+)
+from ..combine.wrapper import Around
+from ..core.compressor import Compressor
+from ..core.layout import Bucket, Layout, Segment
+from ..core.reducer import (
+    Context,
+    Flow,
+    Reducer,
+    source,
+)
+from ..core.state import Slot, State
+
+
+@dataclass(frozen=True, repr=False)
+class Legacy(Around):
+    """Layers of ``threshold`` elements or more have the setting ``large``, all others the reducer's own; in the first
+    ``steps`` steps both are multiplied by ``early``.
+
+    Large layers bear more compression, and the early phase less: a rule that costs nothing, for comparison with those
+    that measure. ``Legacy(ErrorFeedback(TopK(ratio=0.02)), large=0.005, early=4, steps=500)``. Bits and ranks are
+    rounded. No state of its own, no messages; promises are those of what is inside.
+
+    Args:
+        reducer: what is controlled, at the setting of small layers.
+        large: the setting of large layers, as a number or a description.
+        threshold: elements from which a layer is large.
+        early: the factor in the early phase, above 0; 1: none.
+        steps: of the early phase.
+
+    Source: in the manner of "LEGACY: A Lightweight Dynamic Gradient Compression Strategy for Distributed Deep Learning"
+    (2025; ICLR 2026, openreview.net/forum?id=DsBYEO3B8O), whose settings follow the layer's size and the training's
+    phase as well. Two classes of size, two phases, and a factor that joins them: this rule to the letter is ours.
+    """
+
+    reducer: Reducer | Compressor
+    large: Any
+    threshold: int = 1 << 16
+    early: float = 1.0
+    steps: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        setting("Legacy", self.reducer)
+        check_assignable("Legacy", self.reducer)
+        refuse_inner("Legacy", self.reducer)
+        object.__setattr__(self, "large", number("Legacy", self.reducer, "large", self.large))
+        for name, least in (("threshold", 1), ("steps", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"Legacy({name}={value!r}): an integer, {least} or more.")
+        valid = isinstance(self.early, int | float) and not isinstance(self.early, bool)
+        if not valid or not (self.early > 0 and isfinite(self.early)):
+            raise ValueError(f"Legacy(early={self.early!r}): a factor above 0; above 1 sends more in the early phase.")
+        for value in self.settings:
+            try:
+                tuned(self.reducer, value)
+            except ValueError as error:
+                raise ValueError(f"Legacy(early={self.early!r}): {value!r} does not serve: {error}") from None
+
+    @property
+    def settings(self) -> tuple[float, ...]:
+        """All that a parameter may get."""
+        both = (setting("Legacy", self.reducer), self.large)
+        return tuple(sorted({*both, *(self._times(value) for value in both)}))
+
+    def _times(self, value: float) -> float:
+        return min(1.0, value * self.early) if field(self.reducer) == "ratio" else round(value * self.early)
+
+    def at(self, segment: Segment, step: int) -> float:
+        """The setting of a parameter in a step."""
+        value = self.large if prod(segment.shape) >= self.threshold else setting("Legacy", self.reducer)
+        return self._times(value) if step < self.steps else value
+
+    def scheduled(self, segments: Sequence[Segment], step: int) -> dict[str, float]:
+        return {s.name: self.at(s, step) for s in segments if s.numel and not self.exact(s)}
+
+    def contractive(self, scheme: str) -> Reducer:
+        for value in self.settings:
+            tuned(self.reducer, value).contractive(scheme)
+        return super().contractive(scheme)
+
+    def slots(self, segment: Segment, world: int) -> Mapping[str, Slot]:
+        return roomy(self.reducer, self.settings).slots(segment, world)
+
+    def delta(self, segment: Segment) -> float | None:
+        found = [tuned(self.inner, value).delta(segment) for value in self.settings]
+        return None if None in found else min(d for d in found if d is not None)
+
+    def reduce(
+        self,
+        x: Bucket,
+        out: Bucket,
+        state: State,
+        ctx: Context,
+        *,
+        add: Bucket | None = None,
+        decay: float = 1.0,
+        add_scale: float = 1.0,
+        out_scale: float = 1.0,
+        accumulate: bool = False,
+    ) -> Flow:
+        inner = _sorted(self, source(x, add), ctx.step < self.steps)
+        return (
+            yield from inner.reduce(
+                x, out, state, ctx,
+                add=add, decay=decay, add_scale=add_scale, out_scale=out_scale, accumulate=accumulate,
+            )
+        )  # fmt: skip
+
+
+@lru_cache(maxsize=4096)
+def _sorted(legacy: Legacy, layout: Layout, early: bool) -> Any:
+    step = 0 if early else legacy.steps
+    values = {s.name: legacy.at(s, step) for s in layout.segments if s.numel and not legacy.exact(s)}
+    own = setting("Legacy", legacy.reducer)
+    return assigned(roomy(legacy.inner, legacy.settings), tuple(sorted((n, v) for n, v in values.items() if v != own)))

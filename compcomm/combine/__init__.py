@@ -1,0 +1,1 @@
+"""Reducers around reducers: parts of a model, warm-up, schedules, settings by parameter."""

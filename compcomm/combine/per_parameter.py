@@ -1,0 +1,182 @@
+"""One method at a setting of its own for each parameter, in one message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.compressor import Compressor, Inputs
+from ..core.layout import Segment
+from ..core.random import Rng, key
+from ..core.reducer import Reducer
+from ..core.state import Slot
+from .setting import field, owner, tuned
+
+Values = tuple[tuple[str, float], ...]
+"""(parameter, setting), for those that do not have the default."""
+
+
+@dataclass(frozen=True, repr=False)
+class _Assigned(Compressor):
+    """``compressor`` at ``values[name]`` for the parameters named there, as it is for all others.
+
+    A payload is still one message, and where only k differs (``tabled``) the kernels still treat a bucket in one call;
+    otherwise in one call per setting. All else, the exact parameters and the memory too, is the compressor's own.
+    """
+
+    compressor: Compressor
+    values: Values
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "_memo", {})
+
+    @property
+    def linear(self) -> bool:  # type: ignore[override]
+        return self.compressor.linear
+
+    @property
+    def sparse(self) -> bool:  # type: ignore[override]
+        return self.compressor.sparse
+
+    @property
+    def selective(self) -> bool:  # type: ignore[override]
+        return self.compressor.selective
+
+    @property
+    def variable(self) -> bool:  # type: ignore[override]
+        return self.compressor.variable
+
+    @property
+    def tabled(self) -> bool:  # type: ignore[override]
+        return self.compressor.tabled
+
+    @property
+    def grain(self) -> int:
+        return self.compressor.grain
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.compressor.dtype
+
+    @property
+    def unbiased(self) -> bool:
+        return self.compressor.unbiased
+
+    @property
+    def small(self) -> int:
+        return self.compressor.small
+
+    def exact(self, segment: Segment) -> bool:
+        return self.compressor.exact(segment)
+
+    def of(self, segment: Segment) -> Compressor:
+        return _named(self).get(segment.name, self.compressor)
+
+    def delta(self, numel: int) -> float | None:
+        found = [c.delta(numel) for c in {self.compressor, *_named(self).values()}]
+        return None if None in found else min(d for d in found if d is not None)
+
+    def contractive(self, scheme: str = "ErrorFeedback") -> Compressor:
+        forms = {self.compressor, *_named(self).values()}
+        return self if all(c.contractive(scheme) == c for c in forms) else super().contractive(scheme)
+
+    def slots(self, segment: Segment) -> Mapping[str, Slot]:
+        return self.compressor.slots(segment)
+
+    def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor]) -> None:
+        if _plain(self.compressor):
+            self.compressor.encode_rows(i, gain, rng, hints)
+            return
+        for c, rows in self._groups(i.table, rng):
+            c.encode_rows(i._replace(table=i.table[rows]), gain[rows], rng, {})
+
+    def decode_rows(
+        self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng
+    ) -> None:
+        if _plain(self.compressor):
+            self.compressor.decode_rows(wires, table, skip, out, scale, accumulate, rng)
+            return
+        for c, rows in self._groups(table, rng):
+            c.decode_rows(wires, table[rows], skip, out, scale, accumulate, rng)
+
+    def zero_rows(self, wire: Tensor, table: Tensor, out: Tensor, rng: Rng) -> None:
+        for c, rows in self._groups(table, rng):
+            c.zero_rows(wire, table[rows], out, rng)
+
+    def undeal_rows(self, wire: Tensor, table: Tensor, deals: Tensor, out: Tensor, scale: float, grain: int) -> None:
+        self.compressor.undeal_rows(wire, table, deals, out, scale, grain)
+
+    def _groups(self, table: Tensor, rng: Rng) -> list[tuple[Compressor, list[int]]]:
+        """The rows of each setting, by the key of their parameters' names."""
+        names = tuple(table[:, 5].tolist())
+        memo: dict[object, list[tuple[Compressor, list[int]]]] = self._memo  # type: ignore[attr-defined]
+        known = memo.get((rng.seed, names))
+        if known is None:
+            keyed = _keyed(self, rng.seed)
+            found: dict[Compressor, list[int]] = {}
+            for row, name in enumerate(names):
+                found.setdefault(keyed.get(name, self.compressor), []).append(row)
+            known = memo[rng.seed, names] = list(found.items())
+        return known
+
+
+def assigned(reducer: Any, values: Values) -> Any:
+    """A settled reducer, each parameter with the setting that ``values`` gives it."""
+    if not values:
+        return reducer
+    found = owner(reducer)
+    if isinstance(found, Reducer):  # PowerSGD
+        return _within(reducer, replace(found, ranks=tuple((name, int(rank)) for name, rank in values)))
+    return _within(reducer, None, values)
+
+
+def check_assignable(call: str, part: Any) -> None:
+    """Raises ValueError where parameters cannot have a setting each."""
+    found = owner(part)
+    if not field(part):
+        return
+    probe = Segment("", (1 << 10, 1 << 10), 0, 1 << 20)
+    if isinstance(found, Compressor) and found.slots(probe) and not found.tabled:
+        raise ValueError(
+            f"{call}: {found!r} learns from the parameters that it sees, and a setting for each would upset that. Use "
+            f"TopK(ratio=...)."
+        )
+    try:
+        assigned(part, (("", getattr(found, found.knob)),))
+    except ValueError:
+        raise ValueError(
+            f"{call}: {part!r} needs one setting for all its parameters. Use TwoPhase({found!r}), or Partition with a "
+            f"part for each setting."
+        ) from None
+
+
+def _within(part: Any, new: Any, values: Values = ()) -> Any:
+    """``part`` with its compressor assigned, or its PowerSGD replaced by ``new``."""
+    if isinstance(part, Compressor):
+        return _Assigned(part, values)
+    if part is owner(part):
+        return new
+    name = "compressor" if isinstance(getattr(part, "compressor", None), Compressor) else "reducer"
+    return replace(part, **{name: _within(getattr(part, name), new, values)})
+
+
+def _plain(c: Compressor) -> bool:
+    """Whether rows of several settings go through one call."""
+    inner = owner(c)
+    return inner is not None and inner.tabled
+
+
+@lru_cache(maxsize=256)
+def _named(a: _Assigned) -> dict[str, Compressor]:
+    return {name: tuned(a.compressor, value) for name, value in a.values}
+
+
+@lru_cache(maxsize=256)
+def _keyed(a: _Assigned, seed: int) -> dict[int, Compressor]:
+    return {key(seed, name): c for name, c in _named(a).items()}

@@ -1,0 +1,91 @@
+"""The one number of a method that trades bytes for error: a density, a number of bits, a rank."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from ..core.compressor import Compressor
+from ..core.reducer import Reducer
+from .wrapper import Around
+
+NOUNS = {"ratio": "density", "bits": "bits", "rank": "rank"}
+"""What a knob's field is called."""
+
+
+def owner(part: Any) -> Any:
+    """The compressor or reducer within ``part`` (or itself) that has a knob, None where there is none."""
+    while part is not None and not getattr(part, "knob", ""):
+        part = _inside(part)
+    return part
+
+
+def field(part: Any) -> str:
+    """The knob's field, "ratio", "bits" or "rank"; "" where there is none or it is not in use (``TopK(k=10)``)."""
+    found = owner(part)
+    return found.knob if found is not None and getattr(found, found.knob) is not None else ""
+
+
+def setting(call: str, part: Any) -> float:
+    """Where the knob of ``part`` stands.
+
+    Raises:
+        ValueError: it has none.
+
+    >>> import compcomm as cc
+    >>> setting("doctest", cc.ErrorFeedback(cc.TopK(ratio=0.01)))
+    0.01
+    """
+    found = field(part)
+    if found:
+        return getattr(owner(part), found)
+    cure = "Use TopK(ratio=0.01), RandK(ratio=0.01), QSGD(bits=4), MinMax(bits=5) or PowerSGD(rank=4), with or without"
+    raise ValueError(f"{call}: {part!r} has no density, bits or rank to choose. {cure} a route or feedback around it.")
+
+
+@lru_cache(maxsize=4096)
+def tuned(part: Any, value: float) -> Any:
+    """``part`` with its knob at ``value``: the same route, feedback and options.
+
+    Raises:
+        ValueError: the method has no such form.
+
+    >>> import compcomm as cc
+    >>> tuned(cc.ErrorFeedback(cc.TopK(ratio=0.01)), 0.5)
+    ErrorFeedback(TopK(ratio=0.5))
+    """
+    found = field(part)
+    whole = found != "ratio" and value == int(value)
+    return with_owner(part, replace(owner(part), **{found: int(value) if whole else float(value)}))
+
+
+def with_owner(part: Any, new: Any) -> Any:
+    """``part`` with another compressor or reducer in the place of its knob's ``owner``."""
+    if part is owner(part):
+        return new
+    name = "compressor" if isinstance(getattr(part, "compressor", None), Compressor) else "reducer"
+    return replace(part, **{name: with_owner(getattr(part, name), new)})
+
+
+def _inside(part: Any) -> Compressor | Reducer | None:
+    for name in ("compressor", "reducer"):
+        inner = getattr(part, name, None)
+        if isinstance(inner, Compressor | Reducer):
+            return inner
+    return None
+
+
+def refuse_inner(call: str, part: Any) -> None:
+    """Raises ValueError where ``part`` has a wrapper inside that turns the knob too, or takes no notice of it."""
+    inner = part
+    while isinstance(inner, Reducer) and not isinstance(inner, Around):
+        if getattr(inner, "warmup", 0):
+            raise ValueError(
+                f"{call}: {inner!r} warms up, so there would be two schedules of one density. Use warmup=0."
+            )
+        inner = getattr(inner, "reducer", None)
+    if isinstance(inner, Around):
+        raise ValueError(
+            f"{call}: {part!r} has a wrapper inside that chooses too. Leave one of them out; Warmup goes outside."
+        )

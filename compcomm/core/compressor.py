@@ -1,0 +1,489 @@
+"""The contract of a compressor: tensor -> payload -> tensor, pure and local.
+
+A compressor is a frozen description without tensors. It knows no ranks, keeps no memory, and promises only what its
+properties declare; the contract tests in ``compcomm.testing`` hold every exported one to them.
+
+To write one, give ``section`` (bytes on the wire), ``encode_segment`` and ``decode_segment``, and the properties. The
+base class then handles layouts, exact small tensors, the addition of the gradient, non-finite values and the error.
+Where speed counts, override ``encode_rows`` and ``decode_rows``, which treat a whole bucket in one call.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..ops.scratch import scratch
+from .description import Described
+from .layout import Bucket, Layout, Segment
+from .packing import Packing, pack
+from .random import Rng
+from .zero_rows import Split
+
+if TYPE_CHECKING:
+    from ..transports.dry_run import Cost
+    from .state import Slot
+
+ops = torch.ops.compcomm
+
+
+class Inputs(NamedTuple):
+    """What every encode kernel takes: y = decay*x + add_scale*add is coded, and x keeps what was not sent."""
+
+    x: Tensor
+    add: Tensor | None
+    wire: Tensor
+    table: Tensor
+    status: Tensor
+    decay: float
+    add_scale: float
+
+
+class Received(NamedTuple):
+    """What an owner got for its blocks: messages, their table (its rows are those that are coded again), what to skip,
+    and what makes a mean of the messages' sum."""
+
+    wires: Tensor
+    table: Tensor
+    skip: Tensor
+    scale: float
+
+
+class Uniform(NamedTuple):
+    """Levels -s..s on a step per block of ``block`` elements: norm / levels, under the max norm or the L2 norm."""
+
+    levels: int
+    block: int
+    norm2: bool
+    stochastic: bool
+
+
+@dataclass(frozen=True, repr=False)
+class Compressor(Described, ABC, abstract=True):
+    """Base of all compressors. ``dense_below``: parameters of fewer elements, and all 1-D ones, travel exact (fp32);
+    0: everything is coded."""
+
+    linear: ClassVar[bool] = False
+    """Payloads of several ranks may be summed before decoding, so an all-reduce can carry them."""
+    sparse: ClassVar[bool] = False
+    """Only some elements are sent; a payload decodes in time proportional to their number."""
+    variable: ClassVar[bool] = False
+    """A section is often shorter than ``section(numel)``, which is then its capacity: it begins with a u32, the bytes
+    that it takes in all, and the routes send no more than those."""
+    keeps_zeros: ClassVar[bool] = False
+    """What is zero is received as zero, whatever lies beside it. Else messages say which rows of a matrix are zero."""
+    selective: ClassVar[bool] = False
+    """Sparse, its elements travel as they are, and ``undeal_rows`` is there: for ``SparseAllReduce``."""
+    knob: ClassVar[str] = ""
+    """The field that trades bytes for error, where there is one: "ratio" or "bits"."""
+    tabled: ClassVar[bool] = False
+    """Forms that differ in the knob alone differ in nothing but k: one call treats rows of several densities."""
+    cure: ClassVar[str] = (
+        "Declare delta(numel) if it has one. Use one that has, such as TopK, SignScale() or QSGD(rounding='nearest')."
+    )
+    """What to use where error feedback refuses this compressor."""
+
+    @property
+    def grain(self) -> int:
+        """An owner's share of a parameter begins at a multiple of that many elements."""
+        return 1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """For linear compressors: as what the coded sections are summed."""
+        return torch.float32
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.small, int) or isinstance(self.small, bool) or self.small < 0:
+            raise ValueError(f"{self!r}: dense_below={self.small!r} is not a number of elements. 0 codes everything.")
+
+    @property
+    def unbiased(self) -> bool:
+        """E[decode(encode(x))] = x."""
+        return False
+
+    def delta(self, numel: int) -> float | None:
+        """The contraction: E|x - C(x)|^2 <= (1 - delta)|x|^2 for every x of ``numel`` elements; None: no promise."""
+        return None
+
+    def omega(self, numel: int) -> float | None:
+        """The relative variance of an unbiased compressor: E|x - C(x)|^2 <= omega |x|^2; None if it is biased."""
+        return None
+
+    def exact(self, segment: Segment) -> bool:
+        """Whether this segment travels as it is."""
+        return self.small > 0 and (len(segment.shape) <= 1 or prod(segment.shape) < self.small)
+
+    @property
+    def recodes(self) -> bool:
+        """Whether ``recode_rows`` is there, for owners whose kernels save passes with it."""
+        return False
+
+    @property
+    def uniform(self) -> Uniform | None:
+        """Its levels, where they are equally spaced around zero: ranks that share a scale may then sum integers."""
+        return None
+
+    @property
+    def small(self) -> int:
+        """Parameters of fewer elements travel exact; a field named ``dense_below`` sets it."""
+        return getattr(self, "dense_below", 1024)
+
+    def section(self, numel: int) -> int:
+        """Bytes of a coded parameter (or owner's piece) of ``numel`` elements: a function of the shape alone. Where the
+        size is not known before, the capacity; unused bytes are zero."""
+        raise NotImplementedError(f"{type(self).__name__}.section(numel), its bytes, is still to be written.")
+
+    def kept(self, numel: int) -> int:
+        """Elements sent of ``numel``, for sparse compressors."""
+        return 0
+
+    def gain(self, numel: int) -> float:
+        """A factor on the decoded value, applied by the sender: 1/(1 + omega) in ``Contractive``."""
+        return 1.0
+
+    def of(self, segment: Segment) -> Compressor:
+        """The form in which this parameter, or a piece of it, is coded."""
+        return self
+
+    def slots(self, segment: Segment) -> Mapping[str, Slot]:
+        """Memory of earlier calls, merged by DROP: a first guess that makes the next one faster, or, where selection is
+        approximate by design, what it has learnt of the data. What is promised never depends on it."""
+        return {}
+
+    def contractive(self, scheme: str = "ErrorFeedback") -> Compressor:
+        """This compressor as the feedback scheme of that name needs it: itself if a contraction, shrunk if unbiased,
+        else an error."""
+        from ..compressors.contractive import Contractive
+
+        if self.delta(_TYPICAL) is not None:
+            return self
+        if self.unbiased:
+            return Contractive(self)
+        raise ValueError(
+            f"{scheme}({self!r}): {self!r} is no contraction: it promises no delta with E|x - C(x)|^2 <= "
+            f"(1 - delta)|x|^2, so its residual may grow without bound. {self.cure}"
+        )
+
+    def cost(self, layout: Layout, world: int, rank: int = 0) -> Cost:
+        """Bytes that a rank sends per step, by the route that fits: see ``Reducer.cost``."""
+        from ..transports.dry_run import cost
+
+        return cost(self, layout, world, rank)
+
+    # What a new compressor writes, the simple way: one parameter at a time.
+
+    def encode_segment(self, y: Tensor, rng: Rng, name_key: int, offset: int) -> Tensor:
+        """The coded form of a vector of finite fp32 numbers: a 1-D tensor of any dtype, ``section(numel)`` bytes."""
+        raise NotImplementedError(f"{type(self).__name__}.encode_segment (or encode_rows) is still to be written.")
+
+    def decode_segment(self, code: Tensor, numel: int, rng: Rng, name_key: int, offset: int) -> Tensor:
+        """The fp32 vector that the bytes stand for."""
+        raise NotImplementedError(f"{type(self).__name__}.decode_segment (or decode_rows) is still to be written.")
+
+    # What a fast one overrides: a whole bucket in one call (the table is that of ``Packing.table``).
+
+    def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor]) -> None:
+        """Codes all rows of the table; on return ``i.x`` holds what was not sent."""
+        for (at, add_at, numel, wire, offset, key, _, index), g in zip(i.table.tolist(), gain.tolist(), strict=True):
+            x = i.x[at : at + numel]
+            grad = x if i.add is None else i.add[add_at : add_at + numel]
+            old = x * i.decay
+            y = old if i.add is None else old + grad * i.add_scale
+            finite = torch.isfinite(y)
+            i.status[0] |= ~finite.all()
+            i.status[1 + index] |= (grad != 0).any()
+            y = torch.where(finite, y, torch.nan_to_num(old, 0.0, 0.0, 0.0) if i.add is not None else 0.0)
+            code = self.encode_segment(y * g, rng, key, offset).clone(memory_format=torch.contiguous_format)
+            code = code.view(torch.uint8)
+            if len(code) > self.section(numel):
+                raise ValueError(
+                    f"{self!r}: encode_segment gave {len(code)} bytes for {numel} elements, and section({numel}) says "
+                    f"{self.section(numel)}. Both follow from the number of elements alone; make them agree."
+                )
+            i.wire[wire : wire + len(code)] = code
+            i.wire[wire + len(code) : wire + -(-len(code) // 4) * 4] = 0
+            x.copy_(y - self.decode_segment(code, numel, rng, key, offset))
+
+    def decode_rows(
+        self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng
+    ) -> None:
+        """out = (out if accumulate) + scale * sum over the messages ``wires[W, stride]``, in rank order."""
+        for at, _, numel, wire, offset, key, _, index in table.tolist():
+            if at < 0:
+                continue
+            part = out[at : at + numel]
+            total = torch.zeros_like(part)
+            if not skip[index]:
+                size = self.section(numel)
+                for w in wires:
+                    total += self.decode_segment(w[wire : wire + size], numel, rng, key, offset)
+            part.copy_(part + total * scale if accumulate else total * scale)
+
+    def zero_rows(self, wire: Tensor, table: Tensor, out: Tensor, rng: Rng) -> None:
+        """Zeroes the elements that a message carries: all of them unless the compressor is sparse."""
+        for at, _, numel, *_ in table.tolist():
+            if at >= 0:
+                out[at : at + numel] = 0
+
+    def recode_rows(self, i: Inputs, received: Received, gain: Tensor, rng: Rng) -> None:
+        """An owner's step in one pass, for those that say ``recodes``: as ``encode_rows``, but that the mean, which is
+        ``i.add`` (or ``i.x``, where that is None), is not in memory and comes from ``received``."""
+        raise NotImplementedError(f"{type(self).__name__}.recode_rows is still to be written.")
+
+    def undeal_rows(self, wire: Tensor, table: Tensor, deals: Tensor, out: Tensor, scale: float, grain: int) -> None:
+        """Adds a message over dealt shares to ``out`` in natural order: see ``ops/reference/interleave.py``."""
+        raise NotImplementedError(f"{type(self).__name__}.undeal_rows is still to be written.")
+
+    # The public face: buckets in, payloads out.
+
+    def encode_(
+        self,
+        x: Bucket,
+        rng: Rng,
+        *,
+        add: Bucket | None = None,
+        decay: float = 1.0,
+        add_scale: float = 1.0,
+        hints: Mapping[str, Tensor] | None = None,
+        wire: Tensor | None = None,
+        packing: Packing | None = None,
+        message: int | None = None,
+        received: Received | None = None,
+        status: Tensor | None = None,
+    ) -> Payload:
+        """Codes ``y = decay*x + add_scale*add`` and leaves in ``x`` what was not sent.
+
+        Args:
+            x: holds the error on return. fp32; float64 is coded in fp32, at the price of several passes more.
+            add: of the same dtype, read only. One of the two may lack the exact segments.
+            wire: uint8 buffer to write into (its header bytes are left alone).
+            packing, message: how the payload is cut, and which message alone to write; default: one message.
+            received: where the coded rows' mean, which ``add`` (or ``x``) has room for, comes from.
+            status: uint8 memory for the payload's, 1 + segments long; default: fresh memory.
+        """
+        source = _widest(x, add)
+        packing = packing or pack(self, source.layout)
+        size = packing.nbytes if message is None else packing.splits[message]
+        device = source.flat.device
+        if wire is None:
+            wire = torch.zeros(size, dtype=torch.uint8, device=device)
+        if status is None:
+            status = torch.zeros(1 + packing.count, dtype=torch.uint8, device=device)
+        else:
+            status.zero_()
+        payload = Payload(self, packing, wire, status, rng, message)
+        if wire.is_meta:
+            return payload
+        if x.flat.dtype == torch.float64:
+            y = _sum_of(x, add, decay, add_scale, source.layout)
+            single = Bucket(y.flat.float(), y.layout)
+            coded = self.encode_(single, rng, hints=hints, wire=wire, packing=packing, message=message)
+            _leave(x, y, coded)
+            return coded
+        add_flat, add_layout = (None, None) if add is None else add
+        table = packing.table(False, x.layout, add_layout, seed=rng.seed, message=message)
+        if len(table):
+            ops.dense_encode(x.flat, add_flat, wire, table, status, decay, add_scale)
+        table = packing.table(True, x.layout, add_layout, seed=rng.seed, message=message)
+        if len(table):
+            inputs = Inputs(x.flat, add_flat, wire, table, status, decay, add_scale)
+            gain = packing.gains(message)
+            lines = None if packing.apart else packing.lines(x.layout, add_layout, message=message)
+            if lines is not None:
+                ops.zero_rows_mark(x.flat, add_flat, wire, lines.table)
+            if received is None:
+                self.encode_rows(inputs, gain, rng, hints or {})
+            else:
+                self.recode_rows(inputs, received, gain, rng)
+            if lines is not None:  # nothing was there, so nothing is left, whatever was coded
+                ops.zero_rows_clear(x.flat, wire, lines.table)
+        return payload
+
+    def decode_(
+        self,
+        wires: Tensor,
+        out: Bucket,
+        rng: Rng,
+        packing: Packing,
+        *,
+        scale: float = 1.0,
+        skip: Tensor | None = None,
+        accumulate: bool = False,
+        message: int | None = None,
+        stride: int | None = None,
+        weights: Sequence[float] | None = None,
+        bits: Tensor | None = None,
+    ) -> None:
+        """out = (out if accumulate) + scale * sum of the W messages in ``wires`` [W, bytes]; segments that ``out``
+        lacks are passed over, those in ``skip`` count as zero. ``weights``: one factor per message. ``bits``: which
+        rows are zero, where that is not in the messages (``Packing.apart``)."""
+        if wires.is_meta:
+            return
+        if skip is None:
+            skip = torch.zeros(packing.count, dtype=torch.uint8, device=wires.device)
+        if out.flat.dtype == torch.float64:
+            self._decode_double(wires, out, rng, packing, scale, skip, accumulate, message, stride, weights, bits)
+            return
+        if weights is not None:
+            for i, weight in enumerate(weights):
+                self.decode_(
+                    wires[i : i + 1], out, rng, packing, scale=scale * weight, skip=skip,
+                    accumulate=accumulate or i > 0, message=message, stride=stride, bits=bits,
+                )  # fmt: skip
+            return
+        table = packing.table(False, out.layout, seed=rng.seed, message=message, stride=stride)
+        if len(table):
+            ops.dense_decode(wires, table, skip, out.flat, scale, accumulate)
+        table = packing.table(True, out.layout, seed=rng.seed, message=message, stride=stride)
+        lines = packing.lines(out.layout, message=message, stride=stride)
+        if lines is None:
+            if len(table):
+                self.decode_rows(wires, table, skip, out.flat, scale, accumulate, rng)
+            return
+        said = wires if bits is None else bits.unsqueeze(0)
+        split = lines.split(said, table, accumulate)
+        if len(split.rest):
+            self.decode_rows(wires, split.rest, skip, out.flat, scale, accumulate, rng)
+        if split.cleared is not None:
+            ops.zero_rows_clear(out.flat, said[0], split.cleared)
+        if len(split.table):
+            self._decode_apart(wires, said, split, skip, out.flat, scale, accumulate, rng)
+
+    def _decode_apart(
+        self, wires: Tensor, said: Tensor, split: Split, skip: Tensor, out: Tensor, scale: float, accumulate: bool,
+        rng: Rng,
+    ) -> None:  # fmt: skip
+        """Message by message, as each has zero rows of its own; ``said``: the bits that say which."""
+        in_place = not accumulate and out.dtype == torch.float32
+        total = out if in_place else scratch("zero rows, sum", out.numel(), device=out.device)
+        for r in range(len(wires)):
+            to = scratch("zero rows, one", out.numel(), device=out.device) if r else total
+            self.decode_rows(wires[r : r + 1], split.table, skip, to, 1.0, False, rng)
+            ops.zero_rows_clear(to, said[r], split.lines)
+            for start, stop in split.spans if r else ():
+                total[start:stop] += to[start:stop]
+        for start, stop in split.spans:
+            mean = total[start:stop]
+            if scale != 1.0:
+                mean.mul_(scale)
+            if accumulate:
+                out[start:stop] += mean
+            elif not in_place:
+                out[start:stop] = mean
+
+    def _decode_double(
+        self, wires: Tensor, out: Bucket, rng: Rng, packing: Packing, scale: float, skip: Tensor, accumulate: bool,
+        message: int | None, stride: int | None, weights: Sequence[float] | None, bits: Tensor | None,
+    ) -> None:  # fmt: skip
+        """Every message by itself in fp32, which is what it holds; their sum in double precision."""
+        count, width, wires = len(wires), out.layout.numel, wires.contiguous().view(1, -1)
+        single = torch.empty(count * width, dtype=torch.float32, device=wires.device)
+        for coded in (False, True):
+            if not (packing.coded if coded else packing.exact):
+                continue
+            table, spans = packing.stacked(
+                coded, out.layout, count, wires.numel() // count, seed=rng.seed, message=message, stride=stride
+            )  # fmt: skip
+            if coded:
+                self.decode_rows(wires, table, skip, single, 1.0, False, rng)
+                lines = packing.lines(out.layout, message=message, stride=stride)
+                for one, said in zip(single.view(count, width), wires.view(count, -1), strict=True):
+                    if lines is not None:
+                        ops.zero_rows_clear(one, said if bits is None else bits, lines.table)
+            else:
+                ops.dense_decode(wires, table, skip, single, 1.0, False)
+            for start, stop in spans:
+                values = single.view(count, width)[:, start:stop]
+                if weights is not None:
+                    total = torch.tensor(weights, dtype=torch.float64, device=wires.device) @ values.double()
+                else:
+                    total = values[0] if count == 1 else values.sum(0, dtype=torch.float64)
+                part = out.flat[start:stop]
+                if accumulate:
+                    part.add_(total, alpha=scale)
+                else:
+                    torch.mul(total.double(), scale, out=part)
+
+
+_TYPICAL = 1 << 20
+
+
+def _widest(x: Bucket, add: Bucket | None) -> Bucket:
+    """The one of the two that has all segments."""
+    return x if add is None or len(x.layout.segments) > len(add.layout.segments) else add
+
+
+def _sum_of(x: Bucket, add: Bucket | None, decay: float, add_scale: float, layout: Layout) -> Bucket:
+    """y = decay*x + add_scale*add in double precision."""
+    if layout.covers and x.layout == layout and (add is None or add.layout == layout):
+        y = x.flat * decay
+        return Bucket(y if add is None else y.add_(add.flat, alpha=add_scale), layout)
+    y = Bucket(torch.zeros(layout.numel, dtype=torch.float64, device=x.flat.device), layout)
+    for s in layout.segments:
+        for bucket, scale in ((x, decay), (add, add_scale)):
+            at = -1 if bucket is None else bucket.layout.position(s)
+            if bucket is not None and at >= 0:
+                y.flat[s.start : s.stop].add_(bucket.flat[at : at + s.numel], alpha=scale)
+    return y
+
+
+def _leave(x: Bucket, y: Bucket, payload: Payload) -> None:
+    """x <- y - decode(payload) for the segments of x: exact ones leave nothing, and a bad number leaves nothing."""
+    error = torch.where(y.flat.isfinite(), y.flat, 0.0)
+    payload.decode_add_(Bucket(error, y.layout), -1.0)
+    if payload.message is None and y.layout.covers and x.layout == y.layout and not payload.packing.exact:
+        x.flat.copy_(error)
+        return
+    for row in (*payload.packing.exact, *payload.packing.coded):
+        at = x.layout.position(row.segment)
+        if at >= 0 and (payload.message is None or row.message == payload.message):
+            s = row.segment
+            left = error[s.start : s.stop] if row in payload.packing.coded else 0.0
+            x.flat[at : at + s.numel] = left
+
+
+class Payload(NamedTuple):
+    """A coded bucket: the bytes, and what is needed to decode them later. ``status``: see ``write_header``. ``bits``:
+    of its zero rows, where they are not in the message."""
+
+    compressor: Compressor
+    packing: Packing
+    wire: Tensor
+    status: Tensor
+    rng: Rng
+    message: int | None = None
+    bits: Tensor | None = None
+
+    def decode_add_(self, into: Bucket, scale: float = 1.0, *, skip: Tensor | None = None) -> None:
+        """into += scale * decode(payload), where ``into`` has the segment and ``skip`` does not rule it out."""
+        self.compressor.decode_(
+            self.wire.unsqueeze(0), into, self.rng, self.packing,
+            scale=scale, skip=skip, accumulate=True, message=self.message, bits=self.bits,
+        )  # fmt: skip
+
+    def zero_(self, into: Bucket, *, skip: Tensor | None = None) -> None:
+        """Zeroes in ``into`` the elements that the payload carries, where ``skip`` does not rule the segment out."""
+        table = self.packing.table(True, into.layout, seed=self.rng.seed, message=self.message)
+        if skip is not None:
+            table = table[skip[table[:, 7]] == 0]
+        if len(table):
+            self.compressor.zero_rows(self.wire, table, into.flat, self.rng)
+        for row in self.packing.exact:
+            at = into.layout.position(row.segment)
+            if skip is not None and skip[row.number]:
+                continue
+            if at >= 0 and (self.message is None or row.message == self.message):
+                into.flat[at : at + row.segment.numel] = 0
+
+    def dense(self, layout: Layout) -> Bucket:
+        """The decoded payload as a new bucket."""
+        bucket = Bucket(torch.zeros(layout.numel, dtype=torch.float32, device=self.wire.device), layout)
+        self.decode_add_(bucket)
+        return bucket

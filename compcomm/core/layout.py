@@ -1,0 +1,239 @@
+"""A flat tensor and, at once, its named and shaped pieces.
+
+A :class:`Layout` says which parameter lies where in a flat buffer; a :class:`Bucket` is a buffer with its layout.
+Positions count elements. A layout never moves data: a selection of its segments, or the share of one owner, is a
+layout over the same buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import cached_property, lru_cache
+from itertools import pairwise
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .strides import Order, shaped, storage_order, turned
+
+
+class Segment(NamedTuple):
+    """Elements ``[start, stop)`` of a buffer: parameter ``name`` of ``shape``, from its element ``offset`` on.
+
+    Elements are counted as they lie in memory: ``order`` has the dimensions from the outermost to the innermost, ``()``
+    where that is row-major (see ``compcomm.core.strides``).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+    offset: int = 0
+    order: Order = ()
+
+    @property
+    def numel(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def whole(self) -> bool:
+        """Whether this is the entire parameter."""
+        return self.numel == prod(self.shape)
+
+    def piece(self, low: int, high: int) -> Segment:
+        """Elements ``[low, high)`` of this segment, at the place where they are."""
+        return Segment(self.name, self.shape, self.start + low, self.start + high, self.offset + low, self.order)
+
+    def share(self, rank: int, world: int, grain: int = 1) -> Segment:
+        """What ``rank`` owns: with nb blocks of ``grain`` elements, blocks floor(r nb/W) to floor((r+1) nb/W)."""
+        blocks = -(-self.numel // grain)
+        low = min(self.numel, rank * blocks // world * grain)
+        high = min(self.numel, (rank + 1) * blocks // world * grain)
+        return self.piece(low, high)
+
+
+class Layout:
+    """Ordered segments within ``[0, numel)``; what no segment covers is padding. Immutable and hashable.
+
+    >>> layout = Layout.of([("weight", (2, 3)), ("bias", (2,))])
+    >>> [(s.name, s.start, s.stop) for s in layout.segments], layout.numel
+    ([('weight', 0, 6), ('bias', 6, 8)], 8)
+    """
+
+    def __init__(self, segments: Iterable[Segment], numel: int | None = None) -> None:
+        self.segments: tuple[Segment, ...] = tuple(segments)
+        end = max((s.stop for s in self.segments), default=0)
+        self.numel: int = end if numel is None else numel
+        if end > self.numel:
+            raise ValueError(f"Layout(numel={numel}): a segment ends at element {end}, beyond the buffer.")
+        for s in self.segments:
+            if not 0 <= s.start <= s.stop or s.offset < 0 or s.offset + s.numel > prod(s.shape):
+                raise ValueError(f"Layout: {s} does not fit its parameter of {prod(s.shape)} elements.")
+        placed = sorted((s.start, s.stop, s.name) for s in self.segments if s.numel)
+        for (_, stop, a), (start, _, b) in pairwise(placed):
+            if start < stop:
+                raise ValueError(f"Layout: {a!r} ends at element {stop} and {b!r} begins at {start}: they overlap.")
+        self._hash = hash((self.segments, self.numel))
+
+    @classmethod
+    def of(cls, shapes: Iterable[tuple[str, Iterable[int] | Tensor]]) -> Layout:
+        """Whole parameters, one after the other: given a tensor, of its shape and in the order of its strides; given a
+        shape, row-major."""
+        segments: list[Segment] = []
+        start = 0
+        for name, shape in shapes:
+            order = storage_order(shape) if isinstance(shape, Tensor) else ()
+            size = tuple(int(n) for n in (shape.shape if isinstance(shape, Tensor) else shape))
+            segments.append(Segment(name, size, start, start + prod(size), 0, order))
+            start += prod(size)
+        return cls(segments, start)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        return (
+            isinstance(other, Layout)
+            and self._hash == other._hash
+            and self.numel == other.numel
+            and self.segments == other.segments
+        )
+
+    def __repr__(self) -> str:
+        return f"Layout({len(self.segments)} segments, {self.numel} elements)"
+
+    @cached_property
+    def covers(self) -> bool:
+        """Whether the segments fill the buffer in order, without padding."""
+        position = 0
+        for s in self.segments:
+            if s.start != position:
+                return False
+            position = s.stop
+        return position == self.numel
+
+    @cached_property
+    def _places(self) -> dict[str, list[Segment]]:
+        places: dict[str, list[Segment]] = {}
+        for s in self.segments:
+            places.setdefault(s.name, []).append(s)
+        return places
+
+    def position(self, segment: Segment) -> int:
+        """Where in this buffer the parameter elements of ``segment`` begin, or -1 when they are not all here."""
+        for s in self._places.get(segment.name, ()):
+            inside = segment.offset - s.offset
+            if inside >= 0 and inside + segment.numel <= s.numel:
+                return s.start + inside
+        return -1
+
+    def select(self, keep: Callable[[Segment], bool]) -> Layout:
+        """The segments that ``keep`` accepts, where they are."""
+        return Layout((s for s in self.segments if keep(s)), self.numel)
+
+    def packed(self) -> Layout:
+        """The same segments, moved together."""
+        segments: list[Segment] = []
+        start = 0
+        for s in self.segments:
+            segments.append(s._replace(start=start, stop=start + s.numel))
+            start += s.numel
+        return Layout(segments, start)
+
+    @cached_property
+    def row_major(self) -> Layout:
+        """This layout with every parameter in row-major order, as reducers see it; itself, where all are so already.
+        ``Bucket.rearrange_`` moves the elements.
+
+        Raises:
+            ValueError: it has a piece of a parameter that lies otherwise: pieces cannot be turned.
+        """
+        if not any(s.order for s in self.segments):
+            return self
+        for s in self.segments:
+            if s.order and not s.whole:
+                raise ValueError(
+                    f"{self!r}: {s.name!r} lies in order {s.order} and only elements {s.offset} to "
+                    f"{s.offset + s.numel} of it are here. Cut parameters that are stored row-major, or hold it whole."
+                )
+        return Layout((s._replace(order=()) for s in self.segments), self.numel)
+
+    def rows(self, world: int) -> tuple[Layout, ...] | None:
+        """This buffer as ``world`` equal rows, one per owner, as sharded hosts lay it out; None if one crosses."""
+        if world < 1 or self.numel % world:
+            return None
+        size = self.numel // world
+        groups: list[list[Segment]] = [[] for _ in range(world)]
+        for s in self.segments:
+            if s.numel and s.start // size != (s.stop - 1) // size:
+                return None
+            groups[min(s.start // size, world - 1) if size else 0].append(s)
+        return tuple(Layout(group, self.numel) for group in groups)
+
+
+class Bucket(NamedTuple):
+    """A flat tensor with its layout."""
+
+    flat: Tensor
+    layout: Layout
+
+    def views(self) -> dict[str, Tensor]:
+        """Each whole parameter in its shape, a piece as a vector; all alias ``flat``."""
+        return {s.name: self.view(s) for s in self.layout.segments}
+
+    def view(self, segment: Segment) -> Tensor:
+        """The elements of one segment of this layout."""
+        part = self.flat[segment.start : segment.stop]
+        return shaped(part, segment.shape, segment.order) if segment.whole else part
+
+    def rearrange_(self, source: Bucket) -> None:
+        """Takes the values of a bucket that differs in nothing but the orders of its whole segments (and dtype)."""
+        table, turns, others, spans = _ways(self.layout, source.layout)
+        fast = bool(turns) and self.flat.dtype == source.flat.dtype == torch.float32
+        if fast:
+            torch.ops.compcomm.turn(self.flat, source.flat, table)
+        for s, other in others if fast else (*turns, *others):
+            self.view(s).copy_(source.view(other))
+        for start, stop in spans:
+            self.flat[start:stop].copy_(source.flat[start:stop])
+
+    def fill_(self, value: float) -> None:
+        """Sets every element of every segment; padding keeps its content."""
+        if self.layout.covers:
+            self.flat.fill_(value)
+        else:
+            for s in self.layout.segments:
+                self.flat[s.start : s.stop].fill_(value)
+
+
+Pairs = tuple[tuple[Segment, Segment], ...]
+
+
+@lru_cache(maxsize=4096)
+def _ways(layout: Layout, source: Layout) -> tuple[Tensor, Pairs, Pairs, tuple[tuple[int, int], ...]]:
+    """How values get from one order to another: the table of what is turned, those segments, others that move, and the
+    spans that stay as they are."""
+    lines: list[tuple[int, ...]] = []
+    turns: list[tuple[Segment, Segment]] = []
+    others: list[tuple[Segment, Segment]] = []
+    spans: list[tuple[int, int]] = []
+    position = 0
+    for s, other in zip(layout.segments, source.segments, strict=True):
+        if s.order == other.order:
+            continue
+        found = turned(s.shape, s.order or other.order) if not (s.order and other.order) else None
+        if found is None:
+            others.append((s, other))
+        else:
+            count, rows, columns = found if other.order else (found[0], found[2], found[1])
+            lines.append((s.start, other.start, count, rows, columns))
+            turns.append((s, other))
+        spans.append((position, s.start))
+        position = s.stop
+    spans.append((position, layout.numel))
+    table = torch.tensor(lines, dtype=torch.int64).view(-1, 5)
+    return table, tuple(turns), tuple(others), tuple(span for span in spans if span[0] < span[1])

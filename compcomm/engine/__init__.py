@@ -1,0 +1,1 @@
+"""What runs reducers over a training's buckets, whatever holds the gradients: order, failure, agreement, statistics."""

@@ -1,0 +1,85 @@
+"""What a rank that failed sends for the rest of its step, so that its peers end with an error and not in a hang.
+
+Peers wait for a known sequence of collectives. A failed rank therefore runs the rest of it with content that nobody
+can take for a gradient: messages whose header says "failed", sums full of NaN, maxima full of infinity (a maximum may
+drop a NaN), and integers that are all zero, which whoever sums integers must be able to tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+
+import torch
+from torch import Tensor
+
+from ..core.collectives import (
+    AllReduceMax,
+    AllToAll,
+    Collective,
+    Commit,
+)
+from ..core.layout import Bucket
+from ..core.packing import write_header
+from ..core.reducer import (
+    Arena,
+    Context,
+    Reducer,
+    flow,
+)
+from ..core.state import State, Store
+
+_HEADER = 20  # the fixed fields, which a reader checks before anything else
+
+
+def outline(op: Collective) -> Collective:
+    """The same collective on tensors without content: what it is, at no cost in memory."""
+
+    def ghost(t: Tensor) -> Tensor:
+        return torch.empty(t.shape, dtype=t.dtype, device="meta")
+
+    return _each(op, ghost)
+
+
+def rehearse(reducer: Reducer, state: State, ctx: Context, dtype: torch.dtype) -> list[Collective]:
+    """The collectives of a bucket in this step, from the flow itself on tensors without content."""
+    reducer, layout = reducer.now(state), state.layout
+    ghost = replace(ctx, arena=Arena("meta"), watch=False, bad=False, tag="")
+    bucket = Bucket(torch.empty(layout.numel, dtype=dtype, device="meta"), layout)
+    run = flow(reducer, bucket, State(Store(reducer, ctx.rank, ctx.world, "meta"), layout), ghost)
+    found: list[Collective] = []
+    try:
+        op = next(run)
+        while not isinstance(op, Commit):
+            found.append(outline(op))
+            op = run.send(False)
+    finally:
+        run.close()
+    return found
+
+
+def poisoned(ops: Sequence[Collective], ctx: Context) -> list[Collective]:
+    """The same collectives with real tensors that say "failed"."""
+    return [_spoil(op, ctx) for op in ops]
+
+
+def _spoil(op: Collective, ctx: Context) -> Collective:
+    def fresh(t: Tensor) -> Tensor:
+        wrong = float("inf") if isinstance(op, AllReduceMax) else float("nan")
+        fill = wrong if t.dtype.is_floating_point else 0
+        return torch.full(t.shape, fill, dtype=t.dtype, device=ctx.arena.device)
+
+    real = _each(op, fresh)
+    for field in ("send", "buffer"):
+        sent = getattr(real, field, None)
+        if sent is not None and sent.dtype == torch.uint8:
+            splits = real.send_splits if isinstance(real, AllToAll) else (sent.numel(),)
+            for message in sent.split(splits):
+                if message.numel() >= _HEADER:
+                    write_header(message, torch.zeros(1, dtype=torch.uint8), ctx, failed=True)
+    return real
+
+
+def _each(op: Collective, change: Callable[[Tensor], Tensor]) -> Collective:
+    tensors = {f.name: getattr(op, f.name) for f in fields(op)}
+    return replace(op, **{name: change(t) for name, t in tensors.items() if isinstance(t, Tensor)})

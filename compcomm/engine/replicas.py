@@ -1,0 +1,77 @@
+"""Finds the first parameter whose bits differ between the ranks, or will, since nobody averages it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..transports.process_group import ProcessGroup
+from .agreement import gather
+
+
+class DivergenceError(RuntimeError):
+    """A parameter's bits differ between ranks that should hold the same model, or will: nobody averages it."""
+
+
+def check(
+    transport: ProcessGroup,
+    parameters: Sequence[tuple[str, Tensor]],
+    step: int,
+    device: torch.device,
+    call: str = "check_every",
+    alone: Sequence[str] = (),
+) -> None:
+    """Compares a 64-bit BLAKE2 hash of every parameter over the ranks: 8 bytes each on the wire, and what each rank
+    knows of parameters that train ``alone``.
+
+    Raises:
+        DivergenceError: on every rank, naming the first parameter that differs, and the ranks that hold the minority;
+            or one that trains alone.
+    """
+    size = 8 * len(parameters)
+    mine = b"".join([size.to_bytes(8, "little"), *(digest(t) for _, t in parameters), _few(alone).encode()])
+    rows = gather(transport, mine, device)
+    if any(row[:8] != mine[:8] or len(row) < 8 + size for row in rows):
+        raise DivergenceError(f"{call}, step {step}: the ranks hold different numbers of parameters.")
+    told = [row[8 + size :].decode("utf-8", "replace") for row in rows]
+    if any(told):
+        raise DivergenceError(f"{call}, step {step}: {unaveraged(next(filter(None, told)))}")
+    hashes = np.frombuffer(b"".join(row[8 : 8 + size] for row in rows), dtype=np.uint64).reshape(transport.world, -1)
+    wrong = (hashes != hashes[0]).any(0)
+    if wrong.any():
+        first = int(wrong.argmax())
+        column = hashes[:, first]
+        values, counts = np.unique(column, return_counts=True)
+        usual = values[counts.argmax()] if counts.max() > 1 else column[0]
+        ranks = [int(r) for r in np.flatnonzero(column != usual)]
+        raise DivergenceError(
+            f"{call}, step {step}: parameter {parameters[first][0]!r} differs between the ranks (rank"
+            f"{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))} from the others), as do {int(wrong.sum()) - 1} "
+            f"more. Something changed it outside the averaged gradient: an unequal start, optimizer or buffer."
+        )
+
+
+def unaveraged(names: str | Iterable[str]) -> str:
+    """What is wrong with parameters that want a gradient and are in no bucket, and what to do."""
+    which = names if isinstance(names, str) else _few(list(names))
+    return (
+        f"{which} had requires_grad=False when DDP(...) was made, or came later: in no bucket, so each rank trains its "
+        f"own. Make DDP(...) anew after unfreezing. Where each rank shall have its own, tell DDP before it is made: "
+        f"DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, [names])."
+    )
+
+
+def _few(names: Sequence[str]) -> str:
+    text = ", ".join(map(repr, names[:3]))
+    return text and f"parameter{'s' * (len(names) > 1)} {text}{', ...' if len(names) > 3 else ''}"
+
+
+def digest(tensor: Tensor) -> bytes:
+    """A 64-bit BLAKE2 hash of a tensor's bits."""
+    content: Any = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    return blake2b(content, digest_size=8).digest()

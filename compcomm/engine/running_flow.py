@@ -1,0 +1,133 @@
+"""One bucket's flow in one step, taken from collective to collective by whoever owns the order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from time import perf_counter
+
+from ..core.collectives import AllToAll, Collective, Commit
+from ..core.layout import Bucket, Layout
+from ..core.reducer import (
+    Context,
+    Reduced,
+    Reducer,
+    flow,
+)
+from ..core.state import State, Store
+from ..transports.process_group import Pending, ProcessGroup
+from .failure import outline, poisoned, rehearse
+
+Known = dict[tuple[Reducer, Layout], tuple[list[object], list[Collective]]]
+"""The last sequence that a healthy flow took, by reducer and layout: its keys, and its collectives in outline."""
+
+
+class Flight:
+    """A flow on its way.
+
+    ``advance`` waits for the collective in flight, lets the flow run on, and starts its next one; when the flow stands
+    at its Commit, it has ``landed`` and ``deliver`` is called. A flow that raises is replaced by poison: the number,
+    kinds and sizes of its collectives stay what the peers expect.
+
+    An error after a flow's last collective (while it decodes, or at its Commit) has no message left to travel in: this
+    rank raises it at the end of the step and sends no more; the peers end in their next step, by the group's timeout.
+    """
+
+    def __init__(
+        self,
+        reducer: Reducer,
+        bucket: Bucket,
+        store: Store,
+        ctx: Context,
+        transport: ProcessGroup,
+        known: Known,
+        deliver: Callable[[Flight], None],
+    ) -> None:
+        self.bucket, self.ctx, self._deliver = bucket, ctx, deliver
+        self.error: Exception | None = None
+        self.result = Reduced()
+        self.landed = False
+        self.seconds = 0.0
+        self.sent = 0
+        self._reducer, self._transport, self._known = reducer, transport, known
+        self._state = State(store, bucket.layout)
+        self._flow = flow(reducer, bucket, self._state, ctx)
+        self._fresh = True
+        self._pending: Pending | None = None
+        self._taken: list[Collective] = []
+        self._poison: Iterator[Collective] = iter(())
+
+    @property
+    def ready(self) -> bool:
+        """Whether ``advance`` would not wait."""
+        return self._pending is None or self._pending.ready()
+
+    def advance(self) -> None:
+        """Runs on to the next collective, or to the Commit.
+
+        Raises:
+            TransportError: the group is lost; nothing more can be sent.
+        """
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.wait()
+        op = self._next()
+        if isinstance(op, Commit):
+            self.landed = True
+            if self.error is None:
+                self._remember()
+            self._deliver(self)
+        else:
+            self.sent += op.sent_bytes(self._transport.world, self._transport.rank)
+            self._pending = self._transport.start(op)
+
+    def fail(self, error: Exception) -> None:
+        """Replaces the rest of the flow by poison."""
+        self.error = error
+        self._flow.close()
+        try:
+            due = rehearse(self._reducer, self._state, self.ctx, self.bucket.flat.dtype)
+        except Exception:  # what broke the flow breaks its rehearsal too: do as in the last step that went well
+            known = self._known.get((self._reducer, self.bucket.layout))
+            if known is None:
+                raise error from None
+            due = known[1]
+        self._poison = iter(poisoned(due[len(self._taken) :], self.ctx))
+
+    def commit(self, bad: bool) -> None:
+        """Answers the flow's Commit; what it returns is in ``result``."""
+        if self.error is not None:
+            return
+        try:
+            self._flow.send(bad)
+        except StopIteration as stop:
+            self.result = stop.value
+        except Exception as error:
+            self.error = error
+
+    def _remember(self) -> None:
+        """Keeps what this flow did in outline, where it is not known already; the tensors themselves are let go."""
+        taken, self._taken = self._taken, []
+        keys = [_key(op) for op in taken]
+        known = self._known.get((self._reducer, self.bucket.layout))
+        if known is None or known[0] != keys:
+            self._known[self._reducer, self.bucket.layout] = keys, [outline(op) for op in taken]
+
+    def _next(self) -> Collective:
+        since = perf_counter()
+        try:
+            if self.error is None:
+                try:
+                    op = next(self._flow) if self._fresh else self._flow.send(False)
+                    self._fresh = False
+                    if not isinstance(op, Commit):
+                        self._taken.append(op)
+                    return op
+                except Exception as error:
+                    self.fail(error)
+            return next(self._poison, Commit())
+        finally:
+            self.seconds += perf_counter() - since
+
+
+def _key(op: Collective) -> object:
+    return op.signature, (op.send_splits, op.recv_splits) if isinstance(op, AllToAll) else ()

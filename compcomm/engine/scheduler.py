@@ -1,0 +1,416 @@
+"""The one owner of the order in which collectives start.
+
+Collectives of a group are matched between ranks by the order in which each rank starts them. That order must
+therefore follow from the order of the buckets and from nothing else; timing has no say. The schedule:
+
+1. bucket b arrives: its flow runs to its first collective, which starts;
+2. then every older flow of the step, oldest first, is waited for and taken to its next collective (a plain sum has
+   none and is not waited for);
+3. after the last bucket this goes on until all flows stand at their Commit; all are answered whether the step was bad.
+
+So while bucket b is being coded, b-1 is on the wire in its first round, b-2 in its second. On CPU the schedule runs in
+a thread of its own, the kernels and the waits release the interpreter lock, and the backward pass goes on meanwhile.
+On CUDA (not yet measured on a GPU) it runs in the hook's thread on one side stream, waits are stream-ordered, and the
+host never waits for the device within a step: what the messages said of it (``verdict``) is copied to the host behind
+the last kernel, and the Commits are answered with it when the next step begins, or state is asked for. By then the
+device has long said it, unless the host runs more than a step ahead. Gloo has to wait for the device before it sends
+(``staged``): there the thread of its own waits, on the same side stream.
+
+Where the next step is recorded as a CUDA graph, the Commits of the one before it must not be recorded with it, and
+torch allows no wait for the device. They are answered beside the capture: the host learns that the device has spoken
+from the memory that it wrote, and what a Commit launches runs at once, in a stream that the capture knows nothing of.
+
+Errors. A flow that raises is continued as poison (see ``poison``), the step runs to its end, then the error is kept
+for whoever joins the step, and the scheduler is broken: residuals of the ranks no longer belong together. When the
+group itself is lost, nothing more is sent and the error is there at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from time import perf_counter, sleep
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.deferred import (
+    Fault,
+    deferred,
+    either,
+    not_finite,
+)
+from ..core.layout import Bucket, Layout
+from ..core.packing import PeerError
+from ..core.reducer import Arena, Context, Reducer
+from ..core.state import Store
+from ..transports.process_group import ProcessGroup, TransportError
+from .before import Before
+from .running_flow import Flight, Known
+
+
+@dataclass(eq=False)
+class Step:
+    """One backward pass: ``done`` is set when every flow has had its Commit, ``error`` says what went wrong; ``over``
+    when what is reviewed after it is done too, while the host goes on. ``counted``: whether it has a number of its own;
+    else it is ignored but for its mean."""
+
+    reducer: Reducer
+    unscale: float
+    watch: bool
+    counted: bool = True
+    done: threading.Event = field(default_factory=threading.Event)
+    over: threading.Event = field(default_factory=threading.Event)
+    error: Exception | None = None
+    flats: list[Tensor] = field(default_factory=list[Tensor])
+    store: Store | None = None
+    kept: bool = False
+    """Whether it is kept what memory held before."""
+    recorded: bool = False
+    """Whether it is recorded as a CUDA graph."""
+    bad: bool | None = None
+    """Whether memory took it back; None until that is known."""
+    waited_from: float = 0.0
+    delivered: float = 0.0
+    """When the host began to wait, and when it got its last bucket."""
+
+    @property
+    def exposed(self) -> float:
+        """Seconds that the host waited for its buckets with nothing else to do."""
+        return max(0.0, self.delivered - self.waited_from) if self.waited_from and self.delivered else 0.0
+
+    def end(self) -> None:
+        """Lets everybody go who waits."""
+        self.done.set()
+        self.over.set()
+
+
+@dataclass(eq=False)
+class Landed:
+    """A step whose flows stand at their Commits, while the device has yet to say how it went: ``words`` (int64, on the
+    host once ``event`` has fired) are whether it was bad, and one for each fault."""
+
+    step: Step
+    flights: list[Flight]
+    faults: list[Fault]
+    words: Tensor
+    event: Any
+
+    def heard(self, capturing: bool = False) -> tuple[bool, Exception | None]:
+        """Whether the step was bad, and what a peer did wrong."""
+        if capturing:
+            written(self.words)
+        elif self.event is not None:
+            self.event.synchronize()
+        bad, *words = self.words.tolist()
+        said = (fault.explain(word) for fault, word in zip(self.faults, words, strict=True) if word)
+        return bool(bad), next(said, None)
+
+
+UNWRITTEN = -1
+"""What no word is that a device writes: words are counts and codes."""
+
+
+def written(words: Tensor, patience: float = 60.0) -> None:
+    """Waits, without a call that a capture forbids, until a device has written all of these words on the host.
+
+    Raises:
+        RuntimeError: it has not.
+    """
+    end = perf_counter() + patience
+    while bool((words == UNWRITTEN).any()):
+        if perf_counter() > end:
+            raise RuntimeError(
+                f"the device has not ended the step before a CUDA graph in {patience:.0f} s. Call "
+                f"torch.cuda.synchronize() before the capture: it shows what went wrong there."
+            )
+        sleep(1e-5)
+
+
+@dataclass(eq=False)
+class Job:
+    """A bucket to average: ``flat`` is replaced by the mean, then ``future`` gets it. ``since``: where the host's
+    stream was when it came (``Scheduler.mark``)."""
+
+    step: Step
+    flat: Tensor
+    layout: Layout
+    index: int
+    last: bool
+    future: Any
+    since: Any = None
+
+
+class Scheduler:
+    """Runs jobs in order. ``finished`` is called after each good step with its flights, in the scheduler's thread."""
+
+    def __init__(
+        self,
+        transport: ProcessGroup,
+        store: Store,
+        arena: Arena,
+        seed: int,
+        finished: Callable[[list[Flight], bool], None],
+        before: Before | None = None,
+    ) -> None:
+        """``before`` keeps what memory held when a step began, for ``take_back``."""
+        self.before = before
+        self.latest: Step | None = None
+        """The step that was last begun."""
+        self.transport, self.store, self.arena, self.seed, self._finished = transport, store, arena, seed, finished
+        self.layouts: dict[Layout, None] = {}
+        """Those of the buckets so far, since the parameters have their names."""
+        self.resume(0)
+        self.broken: Exception | None = None
+        self._doomed: Exception | None = None
+        self.lost = False
+        self._step: Step | None = None
+        self._flights: list[Flight] = []
+        self._landed: Landed | None = None
+        self._pinned: Tensor | None = None
+        self._waiting: list[Job] = []
+        self._known: Known = {}
+        cuda = arena.device.type == "cuda"
+        self._side: Any = torch.cuda.Stream(arena.device) if cuda else None
+        self._beside: Any = torch.cuda.Stream(arena.device) if cuda else None
+
+    def resume(self, number: int) -> None:
+        """The next step has this number; what is counted per step begins anew."""
+        self.number = self.first = number
+        self.kernel_seconds = self.review_seconds = 0.0
+        self.sent = 0
+
+    def handle(self, job: Job) -> None:
+        """Takes one bucket in. Never raises: errors are kept in the step."""
+        self._precede(job.since)
+        if self._side is not None:
+            job.flat.record_stream(self._side)
+        with torch.cuda.stream(self._side) if self._side is not None else nullcontext():
+            self._waiting.append(job)
+            try:
+                self.settle()
+                if self.lost or self.broken is not None:
+                    raise self.broken or RuntimeError("the process group is lost")
+                if self._step is not job.step:
+                    self._begin(job.step)
+                self._arrive(job)
+                if job.last:
+                    self._land()
+            except Exception as error:  # the group is lost, or a failed flow could not be continued
+                self._lose(job.step, error)
+
+    def abandon(self, step: Step, since: Any = None) -> None:
+        """Ends a step whose backward pass raised: flows finish their collectives and give their payloads back."""
+        self._precede(since)
+        with torch.cuda.stream(self._side) if self._side is not None else nullcontext():
+            try:
+                if not self.lost and self._step is step:
+                    self._land(abandon=True)
+            except Exception as error:
+                self._lose(step, error)
+        self.follow()
+        step.end()
+
+    def mark(self) -> Any:
+        """Where the stream of the calling thread is now: for what it hands over, maybe to the scheduler's thread, whose
+        own current stream is another. None where there are no streams."""
+        if self._side is None:
+            return None
+        return torch.cuda.current_stream(self.arena.device).record_event()
+
+    def _precede(self, since: Any) -> None:
+        """What the host had asked for by then comes before what is put on the side stream now."""
+        if since is not None:
+            self._side.wait_event(since)
+
+    def follow(self) -> None:
+        """What the host asks for from now on, of the state or a bucket, comes after what is on the side stream."""
+        if self._side is not None:
+            torch.cuda.current_stream(self.arena.device).wait_stream(self._side)
+
+    def _begin(self, step: Step) -> None:
+        self._step = self.latest = step
+        step.store, step.recorded = self.store, self._captured()
+        if self.before is not None and step.counted and not step.recorded:
+            step.kept = self.before.take(self.store)
+
+    def take_back(self) -> None:
+        """All is as it was before the last step, which is over, and its number comes again."""
+        step, self.latest = self.latest, None
+        self.number -= 1
+        self._doomed = None
+        if self.before is not None and step is not None and step.kept and step.store is self.store:
+            self.before.give_back()
+
+    def _arrive(self, job: Job) -> None:
+        step, flat = job.step, job.flat
+        ctx = Context(
+            self.transport.rank, self.transport.world, self.number, job.index, self.seed, step.unscale, step.watch,
+            arena=self.arena,
+        )  # fmt: skip
+        layout = job.layout.row_major
+        if layout not in self.layouts:
+            self.layouts[layout] = None
+            self.store.declare(layout)
+        native = step.reducer.native(self.number)
+        narrow = flat.dtype in (torch.bfloat16, torch.float16) and step.reducer.narrow and deferred(flat)
+        if native:
+            layout = job.layout  # a sum takes elements as they lie
+        elif layout is not job.layout:
+            flat = ctx.buffer("row-major", flat.numel(), torch.float32)
+            Bucket(flat, layout).rearrange_(Bucket(job.flat, job.layout))
+        elif not narrow and flat.dtype != torch.float32:
+            flat = ctx.buffer("fp32", flat.numel(), torch.float32)
+            flat.copy_(job.flat)
+        if flat.dtype != job.flat.dtype and job.flat.dtype.itemsize < flat.dtype.itemsize:
+            ctx.dtype = job.flat.dtype
+        bucket = Bucket(flat, layout)
+        flight = Flight(step.reducer, bucket, self.store, ctx, self.transport, self._known, partial(self._deliver, job))
+        if any(f.error for f in self._flights):
+            flight.fail(self._cause())
+        older = [f for f in self._flights if not f.landed]
+        self._flights.append(flight)
+        flight.advance()
+        for f in older:
+            # A plain sum starts nothing after its first collective, so when it is finished does not touch the order:
+            # the next bucket need not wait for it.
+            if not native or f.ready:
+                f.advance()
+
+    def _deliver(self, job: Job, flight: Flight) -> None:
+        flat = flight.bucket.flat
+        if flight.error is not None:
+            job.flat.fill_(float("nan"))
+        elif flat is not job.flat:
+            Bucket(job.flat, job.layout).rearrange_(flight.bucket)
+        if flight.error is None and job.step.watch and self._narrowed(job, flat):
+            flight.ctx.bad = either(flight.ctx.bad, not_finite(job.flat))  # equal on all ranks
+        self._waiting.remove(job)
+        job.step.delivered = perf_counter()
+        job.future.set_result(job.flat)
+
+    def _narrowed(self, job: Job, mean: Tensor) -> bool:
+        """Whether a mean that fitted fp32 was rounded to the gradient's own type, which it may not fit."""
+        return job.flat.dtype != torch.float32 and (mean is not job.flat or not job.step.reducer.native(self.number))
+
+    def _land(self, abandon: bool = False) -> None:
+        step, flights = self._step, self._flights
+        assert step is not None
+        while any(not f.landed for f in flights):
+            for f in flights:
+                if not f.landed:
+                    f.advance()
+        self._step = None
+        self.number += step.counted
+        bad = abandon or any(f.error is not None or f.ctx.bad is True for f in flights)
+        unheard = any(isinstance(f.ctx.bad, Tensor) or f.ctx.faults for f in flights)
+        if not bad and unheard and not self._captured():
+            self._landed, self._flights = self._ask(step, flights), []
+            step.done.set()
+        else:
+            self._close(step, bad, abandon)
+
+    def _captured(self) -> bool:
+        """Whether a step is being recorded as a CUDA graph. The host has no part in its replays, so all of them are
+        taken as good: a bad one still delivers NaN, and what it sent is not given back."""
+        return self._side is not None and torch.cuda.is_current_stream_capturing()
+
+    def _ask(self, step: Step, flights: list[Flight]) -> Landed:
+        """Sends what the device knows of a step on its way to the host."""
+        faults = [fault for f in flights for fault in f.ctx.faults]
+        truths = [f.ctx.bad.view(1) for f in flights if isinstance(f.ctx.bad, Tensor)]
+        met = torch.cat(truths).amax().view(1).long() if truths else torch.zeros_like(faults[0].word)
+        words = torch.cat([met, *(fault.word for fault in faults)])
+        if not words.is_cuda:
+            return Landed(step, flights, faults, words, None)
+        if self._pinned is None or len(self._pinned) < len(words):
+            self._pinned = torch.empty(2 * len(words), dtype=torch.int64, pin_memory=True)
+        host = self._pinned[: len(words)].fill_(UNWRITTEN).copy_(words, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        return Landed(step, flights, faults, host, event)
+
+    def settle(self, since: Any = None) -> None:
+        """Answers the Commits of a step that still stands at them; waits for what the device says of it."""
+        landed, self._landed = self._landed, None
+        if landed is None:
+            return
+        capturing = self._captured()
+        if not capturing:
+            self._precede(since)
+        stream = self._beside if capturing else self._side
+        with torch.cuda.stream(stream) if stream is not None else nullcontext():
+            try:
+                bad, error = landed.heard(capturing)
+                self._flights = landed.flights
+                if error is not None:
+                    landed.flights[0].error = error
+                self._close(landed.step, bad or error is not None, False)
+                if capturing:  # the graph's replays know nothing of this stream, so it must have come to its end
+                    landed.words.fill_(UNWRITTEN).copy_(torch.zeros_like(landed.words, device=self.arena.device), True)
+                    written(landed.words)
+            except Exception as lost:
+                self._lose(landed.step, lost)
+
+    def _close(self, step: Step, bad: bool, abandon: bool) -> None:
+        """The end of a step: its flows are told how it went, then whoever watches, then controllers review it."""
+        flights, step.bad = self._flights, bad
+        for f in flights:
+            f.commit(bad)
+            self.kernel_seconds += f.seconds
+            self.sent += f.sent
+        if any(f.error for f in flights):
+            step.error = self.broken = self._cause()
+        elif self._doomed is not None:
+            step.error = self.broken = self._doomed
+        elif step.counted and not abandon:
+            try:
+                self._finished(flights, bad)
+            except TransportError:
+                raise
+            except Exception as error:
+                step.error = self.broken = error
+        self._flights = []
+        step.done.set()
+        if not abandon and self.broken is None and step.reducer.due(self.number - 1):
+            self._review(step)
+        step.over.set()
+
+    def _review(self, step: Step) -> None:
+        """What controllers do between two steps: the host goes on meanwhile, the next step's buckets wait in line."""
+        store, transport = self.store, self.transport
+        ctx = Context(transport.rank, transport.world, self.number - 1, seed=self.seed, arena=self.arena)
+        flow = step.reducer.review(store.segments(), store, ctx)
+        since, waited = perf_counter(), transport.seconds
+        try:
+            for op in flow:
+                self.sent += op.sent_bytes(transport.world, transport.rank)
+                transport.start(op).wait()
+        except TransportError:
+            self.number -= 1  # ``_lose`` counts the step that broke
+            raise
+        except Exception as error:  # on every rank, as a review says so; raised with the next step, at the same place
+            self._doomed = error
+        self.review_seconds += perf_counter() - since - (transport.seconds - waited)
+
+    def _cause(self) -> Exception:
+        """The error that explains the others: our own before what peers said."""
+        errors = [f.error for f in self._flights if f.error is not None]
+        return next((e for e in errors if not isinstance(e, PeerError)), errors[0])
+
+    def _lose(self, step: Step, error: Exception) -> None:
+        if not self.lost:
+            self.number += 1
+        self.lost = True
+        self.broken = step.error = self.broken or error
+        for job in self._waiting:
+            job.flat.fill_(float("nan"))
+            job.future.set_result(job.flat)
+            job.step.error = self.broken
+            job.step.end()
+        self._waiting, self._flights, self._step = [], [], None
+        step.end()

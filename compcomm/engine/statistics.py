@@ -1,0 +1,199 @@
+"""What an attachment has done so far, as numbers and as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from math import isfinite
+from typing import Any, NamedTuple
+
+from ..adaptive.formatting import SHOWN, columns, value
+from ..combine import setting as tunable
+from ..core.layout import Layout
+from ..core.reducer import Reducer
+from ..core.state import Store
+from ..state import quantized
+from ..transports.dry_run import plan
+from .running_flow import Flight
+
+_ERROR = "error: relative to gradient plus residual, in the last step; what is lost is fed back, not gone"
+_EXACT = "-: the parameter travels exact (or had no gradient, or has no feedback)"
+_APART = "-: the parameter travels exact (or has no setting of its own)"
+
+
+class Counters(NamedTuple):
+    """``step``: averaged backward passes so far, ``steps``: those since attach or load_state_dict. Sums over these on
+    this rank: bytes, link headers apart, and seconds. ``controlled``: whether a controller chooses settings.
+    ``resumes``: how often the sums have begun anew."""
+
+    step: int
+    steps: int
+    bytes_sent: int
+    kernel_seconds: float
+    wire_seconds: float
+    exposed_seconds: float
+    review_seconds: float
+    controlled: bool
+    resumes: int = 0
+
+    def since(self, earlier: Counters) -> Counters:
+        """The sums less those of ``earlier``; all of them where they have begun anew in between. Steps that were
+        discarded meanwhile count below zero."""
+        if self.resumes != earlier.resumes or self.bytes_sent < earlier.bytes_sent:
+            return self
+        return self._replace(
+            steps=self.steps - earlier.steps,
+            bytes_sent=self.bytes_sent - earlier.bytes_sent,
+            kernel_seconds=self.kernel_seconds - earlier.kernel_seconds,
+            wire_seconds=self.wire_seconds - earlier.wire_seconds,
+            exposed_seconds=self.exposed_seconds - earlier.exposed_seconds,
+            review_seconds=self.review_seconds - earlier.review_seconds,
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """Means per step since attach or load_state_dict, exact steps (warm-up, ``enabled = False``) too; bytes are one
+    rank's, link headers apart.
+
+    ``kernel_seconds``: coding and decoding. ``wire_seconds``: a collective was in flight (other work may have gone on
+    meanwhile). ``exposed_seconds``: the backward pass had ended and waited. ``relative_error``: |x - C(x)| / |x| of the
+    last good step by parameter, where x is the gradient plus the residual; None where nothing is fed back.
+
+    ``review_seconds``: what controllers did between steps. ``elements`` by parameter; ``parameter_bytes``: what each
+    would send alone, a header of some 24 bytes included, by a dry run of its packing; ``choices``: what a controller
+    gave it, and ``knob`` what that is, "density", "bits" or "rank".
+    """
+
+    reducer: str
+    world: int
+    steps: int
+    bytes_sent: float
+    bytes_dense: float
+    kernel_seconds: float
+    wire_seconds: float
+    exposed_seconds: float
+    state_bytes: int
+    relative_error: Mapping[str, float | None]
+    review_seconds: float = 0.0
+    elements: Mapping[str, int] = field(default_factory=dict[str, int])
+    parameter_bytes: Mapping[str, int] = field(default_factory=dict[str, int])
+    choices: Mapping[str, float] = field(default_factory=dict[str, float])
+    knob: str = ""
+
+    @property
+    def ratio(self) -> float:
+        """Dense bytes over sent bytes."""
+        return self.bytes_dense / self.bytes_sent if self.bytes_sent else float("inf")
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields and the ratio, ready for JSON: None for what is no finite number, as the ratio where nothing was
+        sent."""
+        return {name: _strict(value) for name, value in {**asdict(self), "ratio": self.ratio}.items()}
+
+    def __str__(self) -> str:
+        ratio = f"{self.ratio:.1f}x" if self.bytes_sent else "-"
+        lines = [
+            f"{self.reducer} on {self.world} rank{'s' * (self.world != 1)}, {self.steps} step{'s' * (self.steps != 1)}",
+            f"  bytes sent per step  {self.bytes_sent:>14,.0f}   dense {self.bytes_dense:,.0f}   {ratio}",
+            f"  seconds in kernels   {self.kernel_seconds:>14.6f}",
+            f"  seconds on the wire  {self.wire_seconds:>14.6f}",
+            f"  seconds exposed      {self.exposed_seconds:>14.6f}",
+            f"  bytes of state       {self.state_bytes:>14,}",
+        ]
+        if self.review_seconds:
+            lines.append(f"  seconds in reviews   {self.review_seconds:>14.6f}")
+        return "\n".join([*lines, *self._lines()] if self._lossy or self.choices else lines)
+
+    def table(self) -> Any:
+        """All parameters as a rich table, the largest first. Needs ``compcomm[bench]``."""
+        from ..report.tables import table
+
+        rows = [self._row(n) for n in self._names()]
+        return table(self.reducer, self._head(), rows, "\n".join(self._notes(rows)))
+
+    @property
+    def _lossy(self) -> bool:
+        """Whether the last step's errors are known."""
+        return any(e is not None for e in self.relative_error.values())
+
+    def _names(self) -> list[str]:
+        return sorted(self.elements or self.relative_error, key=lambda n: (-self.elements.get(n, 0), n))
+
+    def _head(self) -> tuple[str, ...]:
+        setting = (self.knob or "setting",) if self.choices else ()
+        return "parameter", "elements", "bytes", *setting, *(("error",) if self._lossy else ())
+
+    def _row(self, name: str) -> tuple[str, ...]:
+        numel, sent = self.elements.get(name), self.parameter_bytes.get(name)
+        chosen, error = self.choices.get(name), self.relative_error.get(name)
+        setting = ("-" if chosen is None else value(chosen),) if self.choices else ()
+        lost = ("-" if error is None else f"{error:.4f}",) if self._lossy else ()
+        return name, *("-" if n is None else f"{n:,}" for n in (numel, sent)), *setting, *lost
+
+    def _notes(self, rows: Sequence[Sequence[str]]) -> list[str]:
+        """What "error" and "-" mean, where the table has them."""
+        dashes = any("-" in row[3:] for row in rows)
+        found = [_ERROR] if self._lossy else []
+        return [*found, _EXACT if self._lossy else _APART] if dashes else found
+
+    def _lines(self) -> list[str]:
+        """The largest parameters, and the rest in one line."""
+        names = self._names()
+        rows = [self._head(), *map(self._row, names[:SHOWN])]
+        notes = self._notes(rows)
+        if rest := names[SHOWN:]:
+            numel, sent = (sum(of.get(n, 0) for n in rest) for of in (self.elements, self.parameter_bytes))
+            rows.append((f"and {len(rest)} more", f"{numel:,}", f"{sent:,}", *[""] * (len(rows[0]) - 3)))
+        return [*columns(rows), *(f"  {note}" for note in notes)]
+
+
+def _strict(value: Any) -> Any:
+    """As strict JSON has it."""
+    if isinstance(value, Mapping):
+        return {name: _strict(one) for name, one in value.items()}
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def dense_bytes(elements: int, world: int) -> int:
+    """What a rank sends in an all-reduce of so many fp32 numbers."""
+    return 2 * (4 * elements * (world - 1) // world)
+
+
+def noun(reducer: Reducer) -> str:
+    """What its controllers choose: "density", "bits" or "rank"; "" where there are none, or they differ."""
+    found = {tunable.NOUNS.get(tunable.field(controller), "") for controller, _ in reducer.controllers(())}
+    return found.pop() if len(found) == 1 else ""
+
+
+@lru_cache(maxsize=8)
+def parameter_bytes(
+    reducer: Reducer, shapes: tuple[tuple[str, tuple[int, ...]], ...], world: int, step: int = 1 << 30
+) -> Mapping[str, int]:
+    """What each parameter would send alone in a step; without those that cannot be asked alone."""
+    found: dict[str, int] = {}
+    for name, shape in shapes:
+        with suppress(ValueError):
+            found[name] = sum(p.sent for p in plan(reducer, Layout.of([(name, shape)]), world, step=step))
+    return found
+
+
+def relative_errors(flights: Sequence[Flight], store: Store) -> dict[str, float | None]:
+    """|x - C(x)| / |x| by parameter, from the residual that a step left and the payload that it sent."""
+    found: dict[str, float | None] = {}
+    unsent = {(e.segment.name, e.segment.offset): e for e in store.entries() if e.name in ("residual", "velocity")}
+    for flight in flights:
+        layout, sent = flight.bucket.layout, flight.result.sent
+        found.update((s.name, None) for s in layout.segments)
+        held = [(s, unsent[s.name, s.offset]) for s in layout.segments if (s.name, s.offset) in unsent]
+        if sent is None or not held:
+            continue
+        given = sent.dense(layout).flat
+        for s, e in held:
+            codec = e.slot.codec
+            error = e.tensor if codec is None else quantized.read(e.tensor, codec, s.numel, 0, s.numel)
+            norm = float((error + given[s.start : s.stop]).square().sum()) ** 0.5
+            found[s.name] = float(error.square().sum()) ** 0.5 / norm if norm > 0 else None
+    return found

@@ -1,0 +1,125 @@
+"""What the feedback schemes share: they wrap a reducer, hold memory of their own, and work on unscaled gradients."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..core.compressor import Compressor
+from ..core.layout import Bucket, Layout, Segment
+from ..core.reducer import (
+    Context,
+    Flow,
+    Reducer,
+    settle,
+)
+from ..core.state import Merge, Slot, State
+
+
+def is_number(value: object) -> bool:
+    """Whether it is an int or a float, and not a bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True, repr=False)
+class Scheme(Reducer, ABC, abstract=True):
+    """Base of the feedback schemes. To write one, give ``owner``, ``memory`` and ``step``."""
+
+    reducer: Reducer | Compressor
+
+    owner: ClassVar[type[Reducer] | None] = None
+    """The scheme of the owners in two-phase. A scheme must name one."""
+    integrates: ClassVar[bool] = False
+    """As an owner's scheme: it serves only inside schemes whose mean is a sum over the steps."""
+    absorbs: ClassVar[str] = "residual"
+    """The slot that takes up an owner's residual when the number of workers changes."""
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        if self.owner is None:
+            raise TypeError(
+                f"{name}({self.reducer!r}): the class does not say by which scheme owners keep what they lose. Give it "
+                f"owner = ErrorFeedback, or EF21 where its mean is a sum over the steps."
+            )
+        if not isinstance(self.reducer, Reducer | Compressor):
+            raise TypeError(f"{name}({self.reducer!r}): give a compressor or a reducer, such as TopK(0.01).")
+        object.__setattr__(self, "reducer", self.reducer.contractive(name))
+
+    def feedback_cure(self, scheme: str) -> str:
+        return f"It has feedback already: use {self!r} as it is."
+
+    def settle(self, world: int) -> Reducer:
+        return replace(self, reducer=settle(self.reducer, world, self.owner))
+
+    @property
+    def inner(self) -> Reducer:
+        """The reducer inside, once its route is chosen."""
+        if not isinstance(self.reducer, Reducer):
+            raise TypeError(f"{self!r}: no route yet. Call settle(reducer, world) first.")
+        return self.reducer
+
+    @property
+    def stateful(self) -> bool:
+        return True
+
+    def exact(self, segment: Segment) -> bool:
+        return self.reducer.exact(segment)
+
+    def in_order(self, slot: str, segment: Segment, joined: Tensor) -> Tensor:
+        return self.inner.in_order(slot, segment, joined)
+
+    def conserves(self, segment: Segment) -> bool:
+        return self.inner.conserves(segment)
+
+    def slots(self, segment: Segment, world: int) -> Mapping[str, Slot]:
+        found = dict(self.memory(segment))
+        for name, slot in self.inner.slots(segment, world).items():
+            kept = slot.merge is Merge.SHARDED
+            pending = slot.pending and not self.integrates
+            found[name] = replace(slot, into=self.absorbs, pending=pending) if kept else slot
+        return found
+
+    def check(self, layout: Layout) -> None:
+        if getattr(self, "dtype", None) == torch.float64:
+            raise ValueError(
+                f"{self!r}: a host averages in float32. dtype=float64 is for float64 gradients in the Simulator; leave "
+                f"it out here."
+            )
+        super().check(layout)
+
+    @abstractmethod
+    def memory(self, segment: Segment) -> Mapping[str, Slot]:
+        """The scheme's own slots."""
+
+    @abstractmethod
+    def step(
+        self, x: Bucket, out: Bucket, state: State, ctx: Context, scale: float, out_scale: float, accumulate: bool
+    ) -> Flow:
+        """out = (out if accumulate) + out_scale * the estimate of the mean gradient; ``scale * x`` is the unscaled
+        gradient, and x may be overwritten."""
+
+    def reduce(
+        self,
+        x: Bucket,
+        out: Bucket,
+        state: State,
+        ctx: Context,
+        *,
+        add: Bucket | None = None,
+        decay: float = 1.0,
+        add_scale: float = 1.0,
+        out_scale: float = 1.0,
+        accumulate: bool = False,
+    ) -> Flow:
+        if add is not None or decay != 1.0:
+            raise TypeError(f"{self!r} holds its own memory: it takes a gradient, not add= or decay=.")
+        unscale, ctx.unscale = ctx.unscale, 1.0  # what is inside sees unscaled numbers
+        try:
+            return (yield from self.step(x, out, state, ctx, add_scale * unscale, out_scale / unscale, accumulate))
+        finally:
+            ctx.unscale, ctx.status, ctx.weights = unscale, None, None

@@ -1,1 +1,0 @@
-"""What ties a host, such as DDP, to a reducer."""

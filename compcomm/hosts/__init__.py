@@ -1,0 +1,1 @@
+"""What hands gradients to the engine, one per file."""

@@ -1,0 +1,142 @@
+"""attach: one line that gives a DDP model a reducer."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from ..core.compressor import Compressor
+from ..core.layout import Layout
+from ..core.reducer import Reducer
+from ..engine.session import Attachment, decline
+from ..plan.breakeven import breakeven
+from ..transports.dry_run import plan
+from .auto import Auto
+from .ddp import DDPState, ddp_hook
+
+
+def attach(
+    model: nn.Module,
+    reducer: Reducer | Compressor | Auto,
+    *,
+    group: dist.ProcessGroup | None = None,
+    timeout: timedelta | float | None = None,
+    scaler: Any = None,
+    seed: int = 0,
+    check_every: int = 0,
+    optimizer: Any = None,
+    discardable: bool = False,
+) -> Attachment:
+    """Averages ``model``'s gradients by ``reducer`` from now on. Every rank calls it, with equal arguments.
+
+    ``cc.attach(DDP(model), cc.ErrorFeedback(cc.TopK(ratio=0.01)))``
+
+    Prints one line on rank 0: the settled reducer, bytes per step and the bandwidth below which it should pay.
+
+    Args:
+        model: a DistributedDataParallel model without a hook, compiled or not.
+        group: the ranks to average over; the model's own if None.
+        reducer, timeout, scaler, seed, check_every, optimizer, discardable: see ``DDPState``.
+
+    Raises:
+        TypeError: the model is no DDP model, or has gradients that are no dense floating-point tensors.
+        ValueError: the ranks differ in reducer, seed, version or parameters (``AgreementError``, on every rank), or the
+            model has a hook already.
+    """
+    ddp: Any = getattr(model, "_orig_mod", model)
+    group = group if group is not None else getattr(ddp, "process_group", None)
+    try:
+        _check(ddp)
+        state = DDPState(
+            reducer, group=group, timeout=timeout, scaler=scaler, seed=seed, check_every=check_every,
+            optimizer=optimizer, discardable=discardable,
+        )  # fmt: skip
+        state.name(ddp, "attach")
+    except Exception as error:
+        decline(error, group, _device(ddp))
+    world = dist.get_world_size(state.options.group)
+    lines: list[str] = []
+
+    def trial(settled: Reducer, everything: Layout) -> None:
+        if dist.get_rank(state.options.group) == 0:
+            lines.append(announce(settled, everything, world) if state.auto is None else state.auto.announce(world))
+
+    attachment = state.open(_device(ddp), trial)
+    ddp.register_comm_hook(state, ddp_hook)
+    watch(ddp, attachment)
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)
+    return attachment
+
+
+def watch(ddp: Any, attachment: Attachment) -> None:
+    """Lets the model's next forward pass say that the attachment broke."""
+    model_ref = weakref.ref(ddp)  # DDP holds the attachment where no garbage collector looks
+
+    def check(module: nn.Module, inputs: object) -> None:
+        attachment.check()
+
+    def guard() -> None:
+        broken = model_ref()
+        if broken is not None:
+            broken.register_forward_pre_hook(check)
+
+    attachment.guard = guard
+
+
+def _check(ddp: Any) -> None:
+    if not isinstance(ddp, nn.parallel.DistributedDataParallel):
+        raise TypeError(
+            f"attach({type(ddp).__name__}): a DistributedDataParallel model is needed: "
+            f"model = torch.nn.parallel.DistributedDataParallel(model)."
+        )
+    check_free("attach", ddp)
+
+
+def check_free(call: str, ddp: Any) -> None:
+    """Raises ValueError where a DDP model has a communication hook."""
+    hooks: list[Any] = getattr(ddp, "_comm_hooks", [])
+    if hooks:
+        ours = any(isinstance(state, DDPState) for _, state in hooks)
+        what = "a compcomm reducer" if ours else f"the hook {getattr(hooks[0][0], '__qualname__', hooks[0][0])!r}"
+        raise ValueError(
+            f"{call}: this model has {what} already, and DDP takes one hook for good. Wrap the module in a new "
+            f"DistributedDataParallel(...), or combine reducers with cc.Partition({{...}}) or cc.Warmup(...)."
+        )
+
+
+def _device(model: Any) -> torch.device:
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    return next((p.device for p in parameters), torch.device("cpu"))
+
+
+def announce(reducer: Reducer, everything: Layout, world: int, what: str = "compcomm") -> str:
+    """What a reducer will do, in one line."""
+    text = f"{what}: {reducer!r} on {world} rank{'s' * (world != 1)}"
+    if world == 1:
+        return f"{text}: nothing to send"
+    found = breakeven(reducer, everything, world)
+    most, least = ("at most ", "at least ") if reducer.variable else ("", "")
+    text += f": {_size(found.dense)} -> {most}{_size(found.sent)} per rank and step ({least}{found.ratio:.1f}x)"
+    first = sum(p.sent for p in plan(reducer, everything, world, step=0))
+    if abs(first - found.sent) > 0.02 * found.sent:
+        text += f", {_size(first)} in the first step"
+    if found.seconds and found.sent >= found.dense:
+        text += ", which saves nothing: use Exact()"
+    elif found.seconds:
+        text += f", should pay below {_rate(found.bits_per_second)} (kernels {found.seconds * 1e3:.1f} ms per step)"
+    return text
+
+
+def _size(nbytes: float) -> str:
+    return f"{nbytes / 1e6:.2f} MB" if nbytes >= 1e5 else f"{nbytes / 1e3:.2f} kB"
+
+
+def _rate(bits: float) -> str:
+    return f"{bits / 1e9:.1f} Gbit/s" if bits >= 1e9 else f"{bits / 1e6:.1f} Mbit/s"

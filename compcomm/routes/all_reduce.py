@@ -1,0 +1,205 @@
+"""AllReduce: payloads that may be summed cross the wire as numbers, and one decoding serves all ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from math import isnan
+
+import torch
+from torch import Tensor
+
+from ..core.collectives import AllReduce as Sum
+from ..core.deferred import (
+    Fault,
+    clear,
+    deferred,
+    either,
+    not_finite,
+)
+from ..core.layout import Bucket
+from ..core.packing import (
+    Flags,
+    PeerError,
+    ops,
+    pack,
+)
+from ..core.reducer import Context, Flow, source
+from ..core.state import State
+from ..ops.work import on
+from .base import Route, finish, hear
+
+
+@dataclass(frozen=True, repr=False)
+class AllReduce(Route):
+    """out = (1/W) decode(sum_r encode(x_r)), for linear compressors.
+
+    Bytes per rank: 2 (W-1)/W times the payload's, whatever W is. The header travels as fp32 numbers that sum: a
+    number made of step and bucket, how many ranks met a non-finite value, for each segment how many had a nonzero
+    gradient (four bytes per segment), and where the compressor does not keep zeros, the same for the rows of matrices
+    (``Digits``). Where the coded sections are summed in another dtype than fp32, they take a second all-reduce.
+
+    The order in which a ring adds depends on how it cuts the buffer, so results agree over bucket cuts within
+    W * 2**-24 * sum|x_i| (of the payload's precision), and to the bit over the ranks.
+    """
+
+    @property
+    def narrow(self) -> bool:
+        return True
+
+    @property
+    def weighs(self) -> bool:
+        return self.compressor.dtype == torch.float32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.compressor.linear:
+            name = type(self.compressor).__name__
+            raise ValueError(
+                f"AllReduce({self.compressor!r}): {name} payloads cannot be summed: C(x) + C(y) does not decode to "
+                f"C(x + y). Use AllGather({name}(...)) or TwoPhase({name}(...)), or a linear compressor such as "
+                f"RandK(...), whose indices are shared."
+            )
+
+    def reduce(
+        self,
+        x: Bucket,
+        out: Bucket,
+        state: State,
+        ctx: Context,
+        *,
+        add: Bucket | None = None,
+        decay: float = 1.0,
+        add_scale: float = 1.0,
+        out_scale: float = 1.0,
+        accumulate: bool = False,
+    ) -> Flow:
+        packing = pack(self.compressor, source(x, add), apart=True)
+        lines = packing.lines(x.layout, None if add is None else add.layout)
+        zero = ctx.buffer("zero rows", packing.apart)
+        if lines is not None:
+            ops.zero_rows_mark(x.flat, None if add is None else add.flat, zero, lines.table)
+        payload = self.compressor.encode_(
+            x, ctx.rng, add=add, decay=decay, add_scale=add_scale,
+            wire=ctx.buffer("sent", packing.nbytes), packing=packing,
+            status=ctx.buffer("sent status", 1 + packing.count),
+        )  # fmt: skip
+        hear(payload.status, ctx)
+        digits = digits_of(ctx.world, packing.apart)
+        counts = 2 + packing.count + digits.count
+        front = max(4 * counts, packing.header)  # the sums, seen from the header's place on, are a message to decode
+        room = ctx.buffer("sum", front + packing.nbytes - packing.header)
+        total, message = room[front - 4 * counts :], room[front - packing.header :]
+        flags, body = total[: 4 * counts].view(torch.float32), total[4 * counts :]
+        body.copy_(payload.wire[packing.header :])
+        split = 4 * counts + sum(4 * r.segment.numel for r in packing.exact)
+        exact, coded = total[:split].view(torch.float32), total[split:].view(self.compressor.dtype)
+        if ctx.weights is not None:  # numbers, so the payload of w*y is w times that of y
+            exact.mul_(ctx.weights[ctx.rank] * ctx.world)
+            coded.mul_(ctx.weights[ctx.rank] * ctx.world)
+        flags[:1].fill_(place(ctx))  # not flags[0] = ..., for which the host waits for a device
+        flags[1:2], flags[2 : 2 + packing.count] = payload.status[:1], payload.status[1:]
+        if digits.count:
+            digits.write(zero, flags[2 + packing.count :])
+        if self.compressor.dtype == torch.float32:
+            yield Sum(total.view(torch.float32))
+        else:
+            yield Sum(exact)
+            if coded.numel():
+                yield Sum(coded)
+        found = read_flags(flags[: 2 + packing.count], packing.count, ctx)
+        if lines is not None:
+            digits.read(flags[2 + packing.count :], zero)
+            ops.zero_rows_clear(x.flat, zero, lines.table)
+            payload = payload._replace(bits=zero)
+        if ctx.watch:
+            if coded.dtype == exact.dtype:
+                lost = not_finite(body.view(exact.dtype))
+            else:
+                lost = either(not_finite(exact), not_finite(coded))
+            found = found._replace(bad=either(found.bad, lost))
+            clear(body, lost)  # what accumulates must not take in an infinity
+
+        def decode(sign: float, accumulate: bool) -> None:
+            self.compressor.decode_(
+                message.unsqueeze(0), out, ctx.rng, packing,
+                scale=sign * out_scale / ctx.world, skip=found.skip, accumulate=accumulate,
+                bits=payload.bits,
+            )  # fmt: skip
+
+        return finish(payload, found, x, out, ctx, decode, accumulate)
+
+
+class Digits:
+    """How many ranks have a row that is not zero, as digits of numbers that sum: a digit counts to ``world``, and fp32
+    holds as many as fit 24 bits, 15 between two ranks, 7 among eight.
+
+    Where payloads are sums, what one rank has in a row cannot be told from what another has: a row is zero if it is so
+    on every rank.
+    """
+
+    def __init__(self, world: int, nbytes: int) -> None:
+        self.base, self.rows = world + 1, 8 * nbytes
+        self.each = 1
+        while self.base ** (self.each + 1) <= 1 << 24:
+            self.each += 1
+        self.count = -(-self.rows // self.each)
+        self._powers = torch.tensor([self.base**i for i in range(self.each)], dtype=torch.int64)
+
+    def write(self, bits: Tensor, to: Tensor) -> None:
+        """Numbers for the bits of zero rows."""
+        if bits.is_meta:
+            return
+        moved = torch.zeros(self.count * self.each, dtype=torch.float32, device=bits.device)
+        moved[: self.rows] = 1 - unpacked(bits)
+        to.copy_((moved.view(-1, self.each) * on(self._powers, bits.device)).sum(1))
+
+    def read(self, numbers: Tensor, bits: Tensor) -> None:
+        """The bits of rows that are zero on all ranks, from the sums."""
+        if bits.is_meta:
+            return
+        sums = torch.nan_to_num(numbers, 0.0, 0.0, 0.0).long()
+        counts = (sums.view(-1, 1) // on(self._powers, bits.device)) % self.base
+        zero = (counts.view(-1)[: self.rows] == 0).to(torch.uint8).view(-1, 8)
+        bits.copy_((zero << _eight(bits.device)).sum(1, dtype=torch.uint8))
+
+
+digits_of = lru_cache(maxsize=4096)(Digits)
+
+
+def unpacked(bits: Tensor) -> Tensor:
+    """One uint8 per bit, the low bit of each byte first."""
+    return ((bits.view(-1, 1) >> _eight(bits.device)) & 1).view(-1)
+
+
+def _eight(device: torch.device) -> Tensor:
+    return torch.arange(8, dtype=torch.uint8, device=device)
+
+
+def place(ctx: Context) -> int:
+    """Step and bucket as a number whose sum over up to 4096 ranks fp32 holds exactly."""
+    return (ctx.step * 61 + ctx.bucket) % 4093
+
+
+def read_flags(flags: Tensor, count: int, ctx: Context) -> Flags:
+    """What the summed header says: place, non-finite values met, nonzero gradients of ``count`` segments."""
+    if flags.is_meta:
+        return Flags.clean(count)
+    if deferred(flags):
+        heard = torch.empty(1 + count, dtype=torch.uint8, device=flags.device)
+        kind = torch.empty(1, dtype=torch.int64, device=flags.device)
+        ops.sums_read(flags, heard, kind, float(ctx.world * place(ctx)))
+        ctx.faults.append(Fault(kind, partial(fault, ctx.step, ctx.bucket)))
+        return Flags(heard[:1], heard[1:], True)
+    at, bad = flags[:2].tolist()
+    if isnan(bad) or at != ctx.world * place(ctx):
+        raise fault(ctx.step, ctx.bucket, 1 if isnan(bad) else 2)
+    skip = (flags[2:] == 0).to(torch.uint8)
+    return Flags(bad > 0, skip, bool(skip.any()))
+
+
+def fault(step: int, bucket: int, kind: int) -> PeerError:
+    """The error for a sum that a peer spoilt: 1, it failed; 2, it is elsewhere."""
+    if kind == 1:
+        return PeerError(f"a peer failed in step {step}, bucket {bucket}; its own log has the error.")
+    return PeerError(f"in step {step}, bucket {bucket}, a peer sent a payload of another step or bucket.")

@@ -1,0 +1,185 @@
+"""SparseAllReduce: top-k whose volume does not grow with the number of workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ..core.compressor import Compressor, ops
+from ..core.layout import Bucket, Layout, Segment
+from ..core.packing import pack_shares
+from ..core.reducer import Context, Flow, source
+from ..core.state import State
+from ..ops.reference.interleave import cards_dealt, hands
+from .base import settled
+from .shards import Owners, phases
+from .two_phase import TwoPhase
+
+GRAIN = 16
+"""Elements per card that is dealt: a cache line."""
+
+
+@dataclass(frozen=True, repr=False)
+class SparseAllReduce(Owners):
+    """Each rank sends every owner the largest elements of its share; owners sum, select again, and all gather that.
+
+    ``TwoPhase`` for selections, over shares that look alike. With k elements kept of d, a rank sends (W-1)/W k elements
+    to owners and (W-1)/W k to all: 2 (W-1)/W times 48 bits per element, 3 (W-1)/W k words of 32 bits whatever W is, and
+    what rounding up in every share, counts and headers add (``benchmarks/volume.py`` counts it). ``AllGather`` sends
+    (W-1) k elements, but loses nothing after the ranks' own selections.
+
+    Blocks of 16 elements of a parameter are dealt out like cards before it is cut into shares, so that every share has
+    a part of every region: the k/W largest of each share are nearly the k largest of all, also where the large ones lie
+    together (embeddings), which ``TwoPhase`` leaves to one owner's quota. The order depends on the size alone. Each
+    share sends at least one element, so parameters with fewer than W/density elements send more than k.
+
+    ``server`` and state as in ``TwoPhase``: under feedback the owner keeps what its selection dropped (slot "server",
+    in dealt order). Giving that back to the ranks instead, as Ok-Topk does, would starve: what cancels between the
+    ranks comes back larger in each step, until nothing else is selected.
+
+    Source: Li and Hoefler 2022 (arXiv:2201.07598, Ok-Topk), section 3.1: split, sum at owners, select again, gather.
+    Ours deals blocks instead of moving the regions' borders, and selects exactly instead of by reused thresholds, so
+    that every message has a fixed length (``benchmarks/results/kernels.json``: a cold selection takes no longer).
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        c = self.compressor
+        if not c.selective:
+            raise ValueError(
+                f"SparseAllReduce({c!r}): needs a compressor that selects elements and sends them as they are. Use "
+                f"SparseAllReduce(TopK(ratio=0.01)), or TwoPhase({c!r})."
+            )
+        if getattr(c, "k", None) is not None:
+            raise ValueError(
+                f"SparseAllReduce({c!r}): k counts elements per parameter, and each owner has a share of it. Use ratio."
+            )
+
+    def in_order(self, slot: str, segment: Segment, joined: Tensor) -> Tensor:
+        natural, full = torch.empty_like(joined), segment.numel // GRAIN
+        if full:  # whole cards at once: an index per element would be twice as large as the parameter
+            cards = cards_dealt(segment.numel, GRAIN, hands(segment.numel, GRAIN), joined.device)[:full]
+            natural[: full * GRAIN].view(full, GRAIN)[cards] = joined[: full * GRAIN].view(full, GRAIN)
+        natural[full * GRAIN :] = joined[full * GRAIN :]  # a short card stays last
+        return natural
+
+    def reduce(
+        self,
+        x: Bucket,
+        out: Bucket,
+        state: State,
+        ctx: Context,
+        *,
+        add: Bucket | None = None,
+        decay: float = 1.0,
+        add_scale: float = 1.0,
+        out_scale: float = 1.0,
+        accumulate: bool = False,
+    ) -> Flow:
+        layout, c = source(x, add), self.compressor
+        if out.layout != layout and not all(out.layout.position(s) >= 0 for s in layout.segments if s.numel):
+            # a sharded host wants its row of the mean: one round, and no second selection
+            return (
+                yield from TwoPhase(c, server=False).reduce(
+                    x, out, state, ctx,
+                    add=add, decay=decay, add_scale=add_scale, out_scale=out_scale, accumulate=accumulate,
+                )
+            )  # fmt: skip
+        deal = _deal(c, layout, ctx.world, ctx.seed)
+        z = Bucket(ctx.buffer("dealt", deal.whole.numel, torch.float32), deal.whole)
+        status = ctx.buffer("dealt status", 1 + len(layout.segments)).zero_()
+        if not z.flat.is_meta:
+            flat, at = (None, None) if add is None else add
+            table = deal.rows(x.layout, at)
+            ops.deal(x.flat, flat, z.flat.view(torch.uint8), table, status, decay, add_scale, GRAIN)
+        server = state["server"] if self.keeps else None
+        done = yield from phases(c, z, server, ctx, deal.whole, status=status)
+        sent = _Sent(done.payload.wire, deal, done.flags.skip if done.flags.zero else None)
+
+        def decode(sign: float, accumulate: bool) -> None:
+            if not z.flat.is_meta:
+                if not accumulate:
+                    out.fill_(0.0)  # out may be x
+                scale = sign * out_scale * done.scale
+                deal.add(done.gathered.view(-1), out, scale, done.flags.skip, done.gathered.shape[1])
+
+        if not z.flat.is_meta:
+            sent.add_(x, -1.0)
+        decode(1.0, accumulate)
+        return settled(sent, done.flags, x, out, ctx, decode, accumulate).after(done.undo)
+
+
+class _Deal:
+    """The dealt order of a layout: coded segments in hands of blocks, exact ones as they are."""
+
+    def __init__(self, compressor: Compressor, layout: Layout, world: int, seed: int) -> None:
+        self.compressor, self.seed = compressor, seed
+        self.whole = layout.packed()
+        self.packing = pack_shares(compressor, self.whole, world)
+        self._ways = [1 if compressor.exact(s) else hands(s.numel, GRAIN) for s in self.whole.segments]
+        self._tables: dict[object, tuple[Tensor, ...]] = {}
+
+    def rows(self, x: Layout, add: Layout | None) -> Tensor:
+        """The table that deals ``x`` (or the sum with ``add``) out."""
+        found = self._tables.get(("out", x, add))
+        if found is None:
+            rows: list[list[int]] = []
+            for number, s in enumerate(self.whole.segments):
+                if not s.numel:
+                    continue
+                at = [-1 if layout is None else layout.position(s) for layout in (x, add)]
+                rows.append([*at, s.numel, 4 * s.start, 0, 0, self._ways[number], number])
+            found = self._tables["out", x, add] = (torch.tensor(rows, dtype=torch.int64).view(-1, 8),)
+        return found[0]
+
+    def add(
+        self, wire: Tensor, natural: Bucket, scale: float, skip: Tensor | None = None, stride: int | None = None
+    ) -> None:
+        """natural += scale * what the messages in ``wire`` (end to end, or ``stride`` bytes apart) hold."""
+        coded, deals, exact, none = self._back(natural.layout, stride)
+        ops.dense_decode(wire.unsqueeze(0), exact, none if skip is None else skip, natural.flat, scale, True)
+        left_out = None if skip is None else skip.cpu()  # tables lie on the host: here a GPU is waited for
+        if left_out is not None and bool(left_out.any()):
+            keep = left_out[coded[:, 7]] == 0
+            coded, deals = coded[keep], deals[keep]
+        self.compressor.undeal_rows(wire, coded, deals, natural.flat, scale, GRAIN)
+
+    def _back(self, natural: Layout, stride: int | None) -> tuple[Tensor, ...]:
+        found = self._tables.get(("back", natural, stride))
+        if found is None:
+            packing, deals = self.packing, list[tuple[int, int, int]]()
+            coded = packing.table(True, self.whole, seed=self.seed, stride=stride).clone()
+            for line, row in zip(coded, packing.coded, strict=True):
+                s = self.whole.segments[row.number]
+                line[0] = natural.position(s)
+                deals.append((s.numel, row.segment.offset - s.offset, self._ways[row.number]))
+            exact = packing.table(False, natural, seed=self.seed, stride=stride)
+            none = torch.zeros(packing.count, dtype=torch.uint8)
+            found = coded, torch.tensor(deals, dtype=torch.int64).view(-1, 3), exact, none
+            self._tables["back", natural, stride] = found
+        return found
+
+
+_deal = lru_cache(maxsize=4096)(_Deal)
+
+
+class _Sent:
+    """An ``Update``: this rank's own selections, in natural order; segments in ``skip`` were given back."""
+
+    def __init__(self, wire: Tensor, deal: _Deal, skip: Tensor | None) -> None:
+        self._wire, self._deal, self._skip = wire, deal, skip
+
+    def add_(self, into: Bucket, scale: float = 1.0) -> None:
+        self._deal.add(self._wire, into, scale, self._skip)
+
+    def zero_(self, into: Bucket) -> None:
+        sent = self.dense(into.layout)
+        into.flat[sent.flat != 0] = 0.0
+
+    def dense(self, layout: Layout) -> Bucket:
+        bucket = Bucket(torch.zeros(layout.numel, dtype=torch.float32, device=self._wire.device), layout)
+        self.add_(bucket)
+        return bucket

@@ -1,0 +1,61 @@
+"""One parameter, or many of the same size, through a compressor and back."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..core.compressor import Compressor, Payload
+from ..core.layout import Bucket, Layout, Segment
+from ..core.random import Rng
+from .inputs import segment
+
+FIRST = Rng()
+
+
+class Trip(NamedTuple):
+    """What went in, what came out, and what was left behind."""
+
+    y: Tensor
+    value: Tensor
+    error: Tensor
+    payload: Payload
+
+    @property
+    def section(self) -> Tensor:
+        """The coded bytes of the (one) parameter."""
+        (row,) = self.payload.packing.coded
+        return self.payload.wire[row.wire : row.wire + self.payload.compressor.section(row.segment.numel)]
+
+
+def trip(c: Compressor, y: Tensor, rng: Rng = FIRST, name: str = "w", piece: Segment | None = None) -> Trip:
+    """Encodes and decodes one vector, as a whole parameter of shape (1, n) or as a piece of one."""
+    s = piece or segment(y.numel(), name)
+    layout = Layout([Segment(s.name, s.shape, 0, s.numel, s.offset)])
+    x = Bucket(y.clone(), layout)
+    payload = c.encode_(x, rng)
+    return Trip(y, payload.dense(layout).flat, x.flat, payload)
+
+
+def draws(c: Compressor, y: Tensor, count: int, rng: Rng = FIRST) -> Tensor:
+    """``count`` independent decodings of one vector, [count, n]: as many parameters, each with its own name."""
+    n = y.numel()
+    layout = Layout.of((f"w{i}", (1, n)) for i in range(count))
+    payload = c.encode_(Bucket(y.repeat(count), layout), rng)
+    return payload.dense(layout).flat.view(count, n)
+
+
+def accepts(c: Compressor, numel: int) -> bool:
+    """Whether the compressor codes parameters of that size: k may exceed it, or they may travel exact."""
+    try:
+        c.section(numel)
+    except ValueError:
+        return False
+    return not c.exact(segment(numel))
+
+
+def nothing_skipped(payload: Payload) -> Tensor:
+    """The skip vector that rules nothing out."""
+    return torch.zeros(payload.packing.count, dtype=torch.uint8)

@@ -1,0 +1,255 @@
+"""A simulator: W ranks in one process, without threads, to the bit what W processes compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+import torch
+from torch import Tensor
+
+from ..core.collectives import (
+    AllGather,
+    AllReduce,
+    AllReduceMax,
+    AllToAll,
+    Broadcast,
+    Collective,
+    Commit,
+    ReduceScatter,
+)
+from ..core.compressor import Compressor
+from ..core.deferred import known, listen
+from ..core.layout import Bucket, Layout, Segment
+from ..core.reducer import (
+    Context,
+    Flow,
+    Reducer,
+    flow,
+    settle,
+)
+from ..core.state import State, Store
+from ..state.merging import merge
+
+
+class Simulator:
+    """Runs a reducer on ``world`` simulated ranks.
+
+    ``step`` takes every rank's buckets and returns every rank's means; flows of the same bucket run in lockstep. The
+    ranks' stores are in ``stores``, bytes sent per rank (link headers apart) in ``sent``.
+    """
+
+    def __init__(self, reducer: Reducer | Compressor, world: int, *, seed: int = 0, unscale: float = 1.0) -> None:
+        if not isinstance(reducer, Reducer | Compressor):
+            raise TypeError(
+                f"Simulator({reducer!r}): no reducer. Give one, such as EF21(TopK(0.01)); parse reads text."
+            )
+        self.reducer = settle(reducer, world)
+        self.world, self.seed, self.unscale, self.steps = world, seed, unscale, 0
+        self.stores = [Store(self.reducer, rank, world) for rank in range(world)]
+        self.contexts = [Context(rank, world, seed=seed) for rank in range(world)]
+        self.sent = [0] * world
+        self.bad = False
+        self._fitting: set[Layout] = set()
+        self._segments: dict[tuple[str, int], Segment] = {}
+        self._here = frozenset(range(world))
+
+    @torch.no_grad()
+    def step(
+        self,
+        buckets: Sequence[Sequence[Bucket]],
+        outs: Sequence[Sequence[Bucket]] | None = None,
+        present: Collection[int] | None = None,
+    ) -> list[list[Bucket]]:
+        """One step: ``buckets[rank][b]`` in (left as they are), means out. ``self.bad`` tells whether it was undone.
+
+        ``present``: the ranks that take part (None: all). The others' buckets do not count, and they send nothing;
+        every rank gets the mean.
+
+        Raises:
+            ValueError: the reducer does not fit these buckets: what a host refuses at attach, all that was seen so far
+                taken as the model. Gradients in float64, which no host has, are not held to that.
+        """
+        here = self._present(present)
+        if len(buckets) != self.world or any(isinstance(given, dict) for given in buckets):
+            raise ValueError(
+                f"Simulator.step: {len(buckets)} entries for {self.world} ranks. Give a list of buckets per rank; "
+                f"named tensors go to mean([...])."
+            )
+        self._check(buckets[0])
+        flows: list[list[Flow]] = []
+        means: list[list[Bucket]] = [[] for _ in range(self.world)]
+        contexts: list[Context] = []
+        for b in range(len(buckets[0])):
+            group: list[Flow] = []
+            for rank in range(self.world):
+                old = self.contexts[rank]
+                ctx = Context(
+                    rank, self.world, self.steps, b, self.seed, self.unscale,
+                    participating=rank in here, present=None if len(here) == self.world else len(here), arena=old.arena,
+                )  # fmt: skip
+                contexts.append(ctx)
+                flat, layout = buckets[rank][b]
+                if outs is None:
+                    x = out = Bucket(flat.clone(), layout)
+                else:  # no allocation: fresh memory costs more than the kernels
+                    x = Bucket(ctx.buffer("input", flat.numel(), flat.dtype).copy_(flat), layout)
+                    out = outs[rank][b]
+                means[rank].append(out)
+                self.stores[rank].declare(x.layout)
+                group.append(flow(self.reducer, x, State(self.stores[rank], x.layout), ctx, out))
+            self._run(group)
+            flows.append(group)
+        for ctx in contexts:
+            listen(ctx.faults)
+        self.bad = any(known(ctx.bad) for ctx in contexts)
+        for group in flows:
+            for f in group:
+                try:
+                    f.send(self.bad)
+                except StopIteration:
+                    continue
+                raise RuntimeError("Simulator: a flow yielded after its Commit.")
+        if self.reducer.due(self.steps):
+            self._review()
+        self.steps += 1
+        return means
+
+    def _check(self, buckets: Sequence[Bucket]) -> None:
+        layouts = [b.layout for b in buckets]
+        if self._fitting.issuperset(layouts) or any(b.flat.dtype == torch.float64 for b in buckets):
+            return
+        known = {**self._segments, **{(s.name, s.offset): s for layout in layouts for s in layout.segments}}
+        model, at = list[Segment](), 0
+        for s in known.values():
+            model.append(s._replace(start=at, stop=at + s.numel))
+            at += s.numel
+        self.reducer.check(Layout(model))
+        self._fitting.update(layouts)
+        self._segments = known
+
+    def _review(self) -> None:
+        """What controllers do between two steps."""
+        reviews = [
+            self.reducer.review(store.segments(), store, Context(rank, self.world, self.steps, seed=self.seed))
+            for rank, store in enumerate(self.stores)
+        ]
+        while True:
+            pending = [c for c in (next(review, None) for review in reviews) if c is not None]
+            if not pending:
+                return
+            if len({c.signature for c in pending}) != 1 or len(pending) != self.world:
+                raise RuntimeError("Simulator: the ranks review different things.")
+            for rank, c in enumerate(pending):
+                self.sent[rank] += c.sent_bytes(self.world, rank)
+            perform(pending)
+
+    def merged(self) -> list[dict[str, dict[str, Tensor]]]:
+        """The ranks' memory, merged for another number of workers (``compcomm.state.merging``), as each rank has it."""
+        flows = [merge(store) for store in self.stores]
+        ends: list[dict[str, dict[str, Tensor]]] = []
+        while not ends:
+            pending: list[Collective] = []
+            for f in flows:
+                try:
+                    pending.append(next(f))
+                except StopIteration as end:
+                    ends.append(end.value)
+            if pending:
+                if ends or len({c.signature for c in pending}) != 1:
+                    raise RuntimeError("Simulator: the ranks merge different slots.")
+                perform(pending)
+        return ends
+
+    def _present(self, present: Collection[int] | None) -> frozenset[int]:
+        if isinstance(present, int):
+            raise TypeError(f"Simulator.step(present={present}): give the ranks that take part, such as [{present}].")
+        here = frozenset(range(self.world) if present is None else present)
+        if not here <= set(range(self.world)):
+            raise ValueError(f"Simulator.step(present={sorted(here)}): the ranks are 0 to {self.world - 1}.")
+        if len(here) < self.world and not self.reducer.absence:
+            raise ValueError(
+                f"Simulator.step(present={sorted(here)}): {self.reducer!r} needs every rank in every step. "
+                f"Use EF21(...), whose estimates stand in for the ranks that are away."
+            )
+        self._here = here
+        return here
+
+    def mean(
+        self, tensors: Sequence[dict[str, Tensor]], present: Collection[int] | None = None
+    ) -> list[dict[str, Tensor]]:
+        """One step on named tensors, one dictionary per rank, as a single bucket; ``present`` as in ``step``."""
+        layout = Layout.of((n, t.shape) for n, t in tensors[0].items())
+        flats = [torch.cat([t.reshape(-1) for t in d.values()]) for d in tensors]
+        return [b[0].views() for b in self.step([[Bucket(f, layout)] for f in flats], present=present)]
+
+    def _run(self, group: list[Flow]) -> None:
+        pending = [next(f) for f in group]
+        while not isinstance(pending[0], Commit):
+            if len({c.signature for c in pending}) != 1:
+                raise RuntimeError(
+                    f"Simulator: the ranks yield different collectives: {[c.signature for c in pending]}"
+                )
+            for rank, c in enumerate(pending):
+                self.sent[rank] += c.sent_bytes(self.world, rank) if rank in self._here else 0
+            perform(pending)
+            pending = [f.send(False) for f in group]
+
+
+def perform(group: Sequence[Collective]) -> None:
+    """Does what the ranks' collectives (one per rank, of one kind) ask for."""
+    first = group[0]
+    for kind, run in _RUN.items():
+        if isinstance(first, kind):
+            run(group)
+            return
+    raise TypeError(f"Simulator: unknown collective {first!r}.")
+
+
+def _all_reduce(group: Sequence[AllReduce]) -> None:
+    total = group[0].buffer.clone()
+    for c in group[1:]:
+        total += c.buffer
+    for c in group:
+        c.buffer.copy_(total)
+
+
+def _all_reduce_max(group: Sequence[AllReduceMax]) -> None:
+    largest = torch.stack([c.buffer for c in group]).amax(0)
+    for c in group:
+        c.buffer.copy_(largest)
+
+
+def _all_gather(group: Sequence[AllGather]) -> None:
+    joined = torch.cat([c.send for c in group])
+    for c in group:
+        c.recv.copy_(joined)
+
+
+def _all_to_all(group: Sequence[AllToAll]) -> None:
+    parts = [c.send.split(c.send_splits) for c in group]
+    for rank, c in enumerate(group):
+        torch.cat([p[rank] for p in parts], out=c.recv)
+
+
+def _reduce_scatter(group: Sequence[ReduceScatter]) -> None:
+    total = group[0].send.clone()
+    for c in group[1:]:
+        total += c.send
+    for c, part in zip(group, total.chunk(len(group)), strict=True):
+        c.recv.copy_(part)
+
+
+def _broadcast(group: Sequence[Broadcast]) -> None:
+    source = group[group[0].source].buffer.clone()
+    for c in group:
+        c.buffer.copy_(source)
+
+
+_RUN: dict[type[Collective], Callable[..., None]] = {
+    AllReduce: _all_reduce,
+    AllReduceMax: _all_reduce_max,
+    AllGather: _all_gather,
+    AllToAll: _all_to_all,
+    ReduceScatter: _reduce_scatter,
+    Broadcast: _broadcast,
+}
