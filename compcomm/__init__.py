@@ -21,6 +21,7 @@ from .combine.uncompensated import Uncompensated
 from .combine.warmup import Warmup
 from .compressors.cast import Cast
 from .compressors.contractive import Contractive
+from .compressors.contractive import contractive as _contractive
 from .compressors.grid import Grid
 from .compressors.lloyd_max import LloydMax
 from .compressors.minmax import MinMax
@@ -36,16 +37,13 @@ from .compressors.topk import TopK
 from .compressors.two_means import TwoMeans
 from .compressors.unproven import Unproven
 from .core.compressor import Compressor, Payload
+from .core.context import Context
 from .core.description import parse
+from .core.header import PeerError
 from .core.layout import Bucket, Layout, Segment
-from .core.packing import PeerError
 from .core.random import Rng
-from .core.reducer import (
-    Context,
-    Reduced,
-    Reducer,
-    settle,
-)
+from .core.reducer import Reduced, Reducer
+from .core.renamed import former as _former
 from .core.renamed import install as _install
 from .core.renamed import moved as __getattr__  # noqa: F401
 from .core.source import Source, Target
@@ -66,6 +64,7 @@ from .hosts.auto import Auto
 from .hosts.ddp import DDPState, ddp_hook
 from .routes.all_gather import AllGather
 from .routes.all_reduce import AllReduce
+from .routes.choose import settle
 from .routes.exact import Exact
 from .routes.powersgd import PowerSGD
 from .routes.shared_scale import SharedScale
@@ -76,6 +75,9 @@ from .transports.dry_run import cost
 from .transports.simulator import Simulator
 
 _install()
+_former("cost", "compcomm.cost(reducer, layout, world)", cost, Reducer, Compressor)
+_former("settle", "compcomm.settle(reducer, world)", settle, Reducer)
+_former("contractive", "compcomm.compressors.contractive.contractive(compressor)", _contractive, Compressor)
 
 __all__ = [
     "DGC",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import compcomm as cc
 from compcomm.adaptive.telemetry import Telemetry
+from compcomm.core import structure
 from compcomm.core.state import State
 from compcomm.transports.dry_run import plan
 
@@ -62,9 +63,9 @@ def compare(named: dict[str, Tensor], part: str, alpha: float = 1.0) -> Row:
     else:
         simulator = decided(cc.LGreCo(cc.parse(part), every=1, window=1, alpha=alpha), named)
     store = simulator.stores[0]
-    ((control, segments),) = simulator.reducer.controllers(store.segments())
+    ((control, segments),) = structure.controllers(simulator.reducer, store.segments())
     t = control.telemetry(segments, store)
-    now = cc.settle(simulator.reducer.now(State(store, layout)), 2)
+    now = cc.settle(structure.current(simulator.reducer, State(store, layout)), 2)
     dense = 4 * layout.numel
     uniform = sum(p.sent for p in plan(cc.settle(cc.parse(part), 2), layout, 2))
     chosen = sum(p.sent for p in plan(now, layout, 2))

@@ -20,6 +20,7 @@ from torch import Tensor
 import compcomm as cc
 from compcomm.combine.per_parameter import assigned
 from compcomm.combine.setting import setting, tuned
+from compcomm.core import structure
 from compcomm.feedback import slabs
 
 from .gains import MODELS, SMALL, decided
@@ -62,7 +63,7 @@ class Gradient:
         """What a controller decides after one step in the simulator."""
         simulator = decided(reducer, self.named)
         store = simulator.stores[0]
-        return simulator.reducer.choices(store.segments(), store)
+        return structure.choices(simulator.reducer, store.segments(), store)
 
 
 def run(models: tuple[str, ...] = MODELS, folder: Path = record.FOLDER, quick: bool = False) -> list[Row]:

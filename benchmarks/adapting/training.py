@@ -15,6 +15,7 @@ from torch.nn import functional
 import compcomm as cc
 from compcomm.adaptive import telemetry
 from compcomm.combine.setting import setting
+from compcomm.core import structure
 from compcomm.report.metrics import settled
 
 Row = dict[str, Any]
@@ -140,7 +141,7 @@ def _train(task: str, steps: int, world: int, job: tuple[str, str, int]) -> Row:
         if (step + 1) * POINTS // steps > step * POINTS // steps:
             curve.append([step + 1, simulator.sent[0], validate(module, held_out)])
             store = simulator.stores[0]
-            chosen = simulator.reducer.choices(store.segments(), store)
+            chosen = structure.choices(simulator.reducer, store.segments(), store)
             if chosen:
                 choices.append([step + 1, chosen])
     dense = 2 * (4 * layout.numel * (world - 1) // world)

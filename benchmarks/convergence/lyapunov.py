@@ -35,6 +35,7 @@ from lanes import Lanes
 from torch import Tensor
 
 import compcomm as cc
+from compcomm.compressors.contractive import contractive
 from compcomm.report import plots, tables
 from compcomm.report.optional import need
 from compcomm.testing.inputs import coding
@@ -65,7 +66,7 @@ def contractions(d: int = DIMENSION) -> list[cc.Compressor]:
     found: list[cc.Compressor] = []
     for c in (coding(c) for cases in COMPRESSORS.values() for c in cases):
         try:
-            c = c.contractive()
+            c = contractive(c)
         except ValueError:
             continue
         if (c.delta(d) or 0.0) > 0.0 and c not in found:

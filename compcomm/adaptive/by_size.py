@@ -16,20 +16,18 @@ from ..combine.setting import (
     setting,
     tuned,
 )
-from ..combine.wrapper import Around
+from ..combine.wrapper import Wrapper, inside_feedback
 from ..core.compressor import Compressor
+from ..core.context import Context
 from ..core.layout import Layout, Segment
-from ..core.reducer import (
-    Context,
-    Flow,
-    Reducer,
-)
+from ..core.reducer import Flow, Reducer
 from ..core.source import Source, Target
 from ..core.state import Slot, State
+from ..core.traits import Promises, weakest
 
 
 @dataclass(frozen=True, repr=False)
-class Legacy(Around):
+class Legacy(Wrapper):
     """Layers of ``threshold`` elements or more have the setting ``large``, all others the reducer's own; in the first
     ``steps`` steps both are multiplied by ``early``.
 
@@ -93,19 +91,18 @@ class Legacy(Around):
 
     def contractive(self, scheme: str) -> Reducer:
         for value in self.settings:
-            tuned(self.reducer, value).contractive(scheme)
+            inside_feedback(tuned(self.reducer, value), scheme)
         return super().contractive(scheme)
 
     def slots(self, segment: Segment, world: int) -> Mapping[str, Slot]:
         return roomy(self.reducer, self.settings).slots(segment, world)
 
-    def delta(self, segment: Segment) -> float | None:
-        found = [tuned(self.inner, value).delta(segment) for value in self.settings]
-        return None if None in found else min(d for d in found if d is not None)
+    def promises(self, segment: Segment) -> Promises:
+        return weakest([tuned(self.inner, value).promises(segment) for value in self.settings])
 
     def reduce(self, source: Source, target: Target, state: State, ctx: Context) -> Flow:
         inner = _sorted(self, source.layout, ctx.step < self.steps)
-        return (yield from inner.reduce(source, target, state, ctx))
+        return inner.reduce(source, target, state, ctx)
 
 
 @lru_cache(maxsize=4096)

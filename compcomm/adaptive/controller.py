@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -25,17 +25,13 @@ from ..combine.setting import (
     setting,
     tuned,
 )
-from ..combine.wrapper import Around
+from ..combine.wrapper import Wrapper, inside_feedback
 from ..core.background import Background
 from ..core.collectives import AllReduce, Broadcast
+from ..core.context import Context
+from ..core.header import PeerError
 from ..core.layout import Layout, Segment
-from ..core.packing import PeerError
-from ..core.reducer import (
-    Context,
-    Flow,
-    Reducer,
-    Review,
-)
+from ..core.reducer import Flow, Reducer
 from ..core.source import Source, Target
 from ..core.state import (
     Merge,
@@ -43,6 +39,8 @@ from ..core.state import (
     State,
     Store,
 )
+from ..core.structure import Between, Decides
+from ..core.traits import Promises, Traits, weakest
 from ..feedback import slabs
 from ..ops.work import kept
 from . import telemetry
@@ -54,7 +52,7 @@ LAG = 5
 
 
 @dataclass(frozen=True, repr=False)
-class Controller(Around, ABC, abstract=True):
+class Controller(Wrapper, Decides, ABC, abstract=True):
     """Base of the controllers: every ``every`` steps each parameter gets the setting (density, bits or rank) that
     ``decide`` gives it, and its memory stays as it is. To write one, give ``decide``.
 
@@ -155,19 +153,16 @@ class Controller(Around, ABC, abstract=True):
         """What is inside, without controllers."""
         return self.reducer.core if isinstance(self.reducer, Controller) else self.reducer
 
-    @property
-    def stateful(self) -> bool:
-        return True
-
-    def feedback_cure(self, scheme: str) -> str:
-        return self.reducer.feedback_cure(scheme) if isinstance(self.reducer, Reducer) else ""
+    @cached_property
+    def traits(self) -> Traits:
+        return super().traits._replace(stateful=True, in_dtype=0)
 
     def contractive(self, scheme: str) -> Reducer:
         base, fitting = setting("", self.reducer), list[float]()
-        form: Any = self.reducer.contractive(scheme)
+        form: Any = inside_feedback(self.reducer, scheme)
         for value in self.settings:
             try:
-                one = tuned(self.reducer, value).contractive(scheme)
+                one = inside_feedback(tuned(self.reducer, value), scheme)
             except ValueError:
                 if self.candidates is not None:
                     raise
@@ -199,15 +194,14 @@ class Controller(Around, ABC, abstract=True):
     def _slot(self, name: str) -> str:
         return f"{type(self).__name__.lower()}.{name}"
 
-    def delta(self, segment: Segment) -> float | None:
-        found = [tuned(self.core, value).delta(segment) for value in self.settings]
-        return None if None in found else min(found)
+    def promises(self, segment: Segment) -> Promises:
+        return weakest([tuned(self.core, value).promises(segment) for value in self.settings])
 
     # A step.
 
     def reduce(self, source: Source, target: Target, state: State, ctx: Context) -> Flow:
         self._gather(source, state, ctx)
-        return (yield from self.now(state).reduce(source, target, state, ctx))
+        return self.current(state).reduce(source, target, state, ctx)
 
     def _gather(self, source: Source, state: State, ctx: Context) -> None:
         if isinstance(self.reducer, Controller):
@@ -224,24 +218,23 @@ class Controller(Around, ABC, abstract=True):
             unheard = slabs.fresh(ctx, bucket.layout, "unheard")
             slabs.blend(gathered, bucket, unheard, alpha=1.0, beta=factor)
 
-    def now(self, state: State) -> Reducer:
+    def current(self, state: State) -> Reducer:
         held = state[self._slot("choice")]
         chosen = () if held.flat.is_meta else kept(held.flat, "chosen", partial(_numbers, held.flat))
         if any(chosen):
             return _decided(self, held.layout, chosen)
-        return self.reducer.now(state) if isinstance(self.reducer, Controller) else roomy(self.core, self.settings)
+        return self.reducer.current(state) if isinstance(self.reducer, Controller) else roomy(self.core, self.settings)
 
     # Between steps.
 
-    def due(self, step: int) -> bool:
-        return any(self._at(step, lag) for lag in (0, self.lag, 2 * self.lag)) or super().due(step)
+    def has_review(self, step: int) -> bool:
+        return any(self._at(step, lag) for lag in (0, self.lag, 2 * self.lag))
 
     def _at(self, step: int, lag: int) -> bool:
         done = step + 1 - lag
         return done >= self.every and done % self.every == 0
 
-    def review(self, segments: Sequence[Segment], store: Store, ctx: Context) -> Review:
-        yield from super().review(segments, store, ctx)
+    def between_steps(self, segments: Sequence[Segment], store: Store, ctx: Context) -> Between:
         every = telemetry.layers(s for s in segments if s.numel and not self.exact(s))
         if not every:
             return
@@ -266,7 +259,7 @@ class Controller(Around, ABC, abstract=True):
             given = [(i, s, store.get(gathered, s).cpu()) for i in mine for s in every[i].pieces]
         return telemetry.measure(self.core, given, len(every), self.settings if self.measures else (), ctx)
 
-    def _exchange(self, every: Sequence[Layer], store: Store, ctx: Context) -> Review:
+    def _exchange(self, every: Sequence[Layer], store: Store, ctx: Context) -> Between:
         work, failure = store.under_way.pop(self._key(every, "measured"), None), None
         width = 1 + (len(self.settings) if self.measures else 0)
         end = len(every) * width
@@ -302,9 +295,6 @@ class Controller(Around, ABC, abstract=True):
         """What was measured last; zeros before that. The same on every rank."""
         return self._telemetry(telemetry.layers(s for s in segments if s.numel and not self.exact(s)), store)
 
-    def controllers(self, segments: Sequence[Segment]) -> Iterator[tuple[Any, Sequence[Segment]]]:
-        yield self, segments
-
     def _telemetry(self, every: Sequence[Layer], store: Store) -> Telemetry:
         pieces = [layer.pieces[0] for layer in every]
         width = 2 + (len(self.settings) if self.measures else 0)
@@ -326,7 +316,7 @@ class Controller(Around, ABC, abstract=True):
             seconds=np.array(store.under_way.get(self._key(every, "seconds"), ())),
         )
 
-    def _adopt(self, every: Sequence[Layer], store: Store, ctx: Context) -> Review:
+    def _adopt(self, every: Sequence[Layer], store: Store, ctx: Context) -> Between:
         said, failure = torch.zeros(1 + len(every), dtype=torch.float64, device=store.device), None
         work = store.under_way.pop(self._key(every, "decided"), None)
         if ctx.rank == 0:

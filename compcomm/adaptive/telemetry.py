@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ..combine.setting import owner, tuned
 from ..core.compressor import Compressor
+from ..core.context import Context
 from ..core.layout import Bucket, Layout, Segment
 from ..core.random import key
-from ..core.reducer import Context, Reducer
+from ..core.reducer import Reducer
 from ..feedback import slabs
 from . import formatting
 

@@ -5,30 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NoReturn, cast
 
 import torch
-from torch import Tensor
 
 from ..core.compressor import Compressor
+from ..core.context import Context
 from ..core.layout import Bucket, Layout, Segment
-from ..core.reducer import (
-    Context,
-    Flow,
-    Group,
-    Reduced,
-    Reducer,
-    Review,
-    Update,
-    settle,
-)
+from ..core.reducer import Flow, Reduced, Reducer, Update
 from ..core.source import Source, Target
-from ..core.state import Slot, State, Store
+from ..core.state import State
+from ..core.traits import Traits
+from .wrapper import Wrapper
 
 
 @dataclass(frozen=True, repr=False)
-class Partition(Reducer):
+class Partition(Wrapper):
     """``Partition({"embed*": RandK(ratio=0.1), "*": ErrorFeedback(TopK(0.01))})``: the first match wins.
 
     Patterns are shell-style (``fnmatch``) on the parameter's full name. A name that none matches is an error at attach:
@@ -47,34 +40,38 @@ class Partition(Reducer):
                 raise TypeError(f"Partition: {pattern!r}: {part!r} is not a name pattern with a reducer.")
         object.__setattr__(self, "parts", _Frozen(self.parts))
 
-    def feedback_cure(self, scheme: str) -> str:
+    def contractive(self, scheme: str) -> Reducer:
+        return Reducer.contractive(self, scheme)
+
+    def _feedback_hint(self, scheme: str) -> str:
         return f"Put the feedback around each part: Partition({{pattern: {scheme}(...)}})."
 
-    def settle(self, world: int) -> Reducer:
-        return Partition({p: settle(r, world) for p, r in self.parts.items()})
+    @cached_property
+    def traits(self) -> Traits:
+        return super().traits._replace(named=True)
 
-    def part(self, segment: Segment) -> Reducer:
-        """The reducer in charge of a segment.
+    def part(self, segment: Segment) -> Reducer | Compressor:
+        """What is in charge of a segment.
 
         Raises:
             ValueError: no pattern matches its name.
         """
-        part = self.parts[self._pattern(segment)]
-        if not isinstance(part, Reducer):
-            raise TypeError(f"{self!r}: no route yet. Call settle(reducer, world) first.")
-        return part
+        return self.parts[self._pattern(segment.name)]
 
-    def _pattern(self, segment: Segment) -> str:
-        return self._named(segment.name)
-
-    def _named(self, name: str) -> str:
+    def _pattern(self, name: str) -> str:
         for pattern in self.parts:
             if fnmatchcase(name, pattern):
                 return pattern
         raise ValueError(f"{self!r}: no pattern matches {name!r}. Add a last pattern, for example {{'*': Exact()}}.")
 
+    def split(self, names: Sequence[str]) -> Iterator[tuple[Reducer | Compressor, set[str]]]:
+        """Each part, with those of ``names`` that are in its charge."""
+        found = {name: self._pattern(name) for name in names}
+        for pattern, part in self.parts.items():
+            yield part, {name for name, own in found.items() if own == pattern}
+
     def check(self, layout: Layout) -> None:
-        found = {p: [s for s in layout.segments if self._pattern(s) == p] for p in self.parts}
+        found = {p: [s for s in layout.segments if self._pattern(s.name) == p] for p in self.parts}
         for pattern, part in self.parts.items():
             if layout.segments and not found[pattern]:
                 names = ", ".join(s.name for s in layout.segments[:3])
@@ -85,81 +82,13 @@ class Partition(Reducer):
             if isinstance(part, Reducer):
                 part.check(Layout(found[pattern], layout.numel))
 
-    def check_optimizer(self, groups: Mapping[str, Group | None] | None) -> None:
-        for pattern, part in self.parts.items():
-            if isinstance(part, Reducer):
-                own = groups and {n: g for n, g in groups.items() if self._named(n) == pattern}
-                part.check_optimizer(own)
-
-    @property
-    def stateful(self) -> bool:
-        return any(p.stateful for p in self.parts.values() if isinstance(p, Reducer))
-
-    @property
-    def accumulates(self) -> bool:
-        return all(p.accumulates for p in self.parts.values() if isinstance(p, Reducer))
-
-    @property
-    def needs_names(self) -> bool:
-        return True
-
-    @property
-    def variable(self) -> bool:
-        return any(p.variable for p in self.parts.values())
-
-    def slots(self, segment: Segment, world: int) -> Mapping[str, Slot]:
-        return self.part(segment).slots(segment, world)
-
-    def exact(self, segment: Segment) -> bool:
-        return self.parts[self._pattern(segment)].exact(segment)
-
-    def due(self, step: int) -> bool:
-        return any(p.due(step) for p in self.parts.values() if isinstance(p, Reducer))
-
-    def scheduled(self, segments: Sequence[Segment], step: int) -> dict[str, float]:
-        found: dict[str, float] = {}
-        for pattern, part in self.parts.items():
-            if isinstance(part, Reducer):
-                found |= part.scheduled([s for s in segments if self._pattern(s) == pattern], step)
-        return found
-
-    def review(self, segments: Sequence[Segment], store: Store, ctx: Context) -> Review:
-        for pattern, part in self.parts.items():
-            if isinstance(part, Reducer) and part.due(ctx.step):
-                yield from part.review([s for s in segments if self._pattern(s) == pattern], store, ctx)
-
-    def now(self, state: State) -> Reducer:
-        parts = {p: r.now(state) if isinstance(r, Reducer) else r for p, r in self.parts.items()}
-        return self if all(new is self.parts[p] for p, new in parts.items()) else Partition(parts)
-
-    def controllers(self, segments: Sequence[Segment]) -> Iterator[tuple[Any, Sequence[Segment]]]:
-        for pattern, part in self.parts.items():
-            if isinstance(part, Reducer):
-                yield from part.controllers([s for s in segments if self._pattern(s) == pattern])
-
-    def in_order(self, slot: str, segment: Segment, joined: Tensor) -> Tensor:
-        return self.part(segment).in_order(slot, segment, joined)
-
-    def weight(self, slot: str, segment: Segment, rank: int, world: int) -> float:
-        return self.part(segment).weight(slot, segment, rank, world)
-
-    def for_any_world(self) -> Reducer:
-        return Partition({p: r.for_any_world() if isinstance(r, Reducer) else r for p, r in self.parts.items()})
-
-    def conserves(self, segment: Segment) -> bool:
-        return self.part(segment).conserves(segment)
-
-    def delta(self, segment: Segment) -> float | None:
-        return self.part(segment).delta(segment)
-
     def reduce(self, source: Source, target: Target, state: State, ctx: Context) -> Flow:
         results: list[Reduced] = []
         outer = ctx.tag
         x, add, out = source.x, source.add, target.out
         whole = x.layout if add is None else add.layout
         for pattern, layout in _selections(self, whole):
-            part = self.parts[pattern]
-            assert isinstance(part, Reducer)
+            part = self.ready(self.parts[pattern])
             ctx.tag = f"{outer}{pattern}/"
             own = Source(Bucket(x.flat, layout)) if add is None else Source(x, Bucket(add.flat, layout))
             results.append(
@@ -189,7 +118,7 @@ class Partition(Reducer):
 def _selections(partition: Partition, layout: Layout) -> tuple[tuple[str, Layout], ...]:
     groups: dict[str, list[Segment]] = {}
     for s in layout.segments:
-        groups.setdefault(partition._pattern(s), []).append(s)  # pyright: ignore[reportPrivateUsage]
+        groups.setdefault(partition._pattern(s.name), []).append(s)  # pyright: ignore[reportPrivateUsage]
     return tuple((p, Layout(groups[p], layout.numel)) for p in partition.parts if p in groups)
 
 

@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..core.compressor import Compressor, Inputs
+from ..compressors.wrapper import CompressorWrapper
+from ..core.compressor import Compressor, Find, Inputs
 from ..core.layout import Segment
 from ..core.random import Rng, key
 from ..core.reducer import Reducer
-from ..core.state import Slot
 from .setting import field, owner, tuned
 
 Values = tuple[tuple[str, float], ...]
@@ -22,14 +21,13 @@ Values = tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True, repr=False)
-class _Assigned(Compressor):
+class _Assigned(CompressorWrapper):
     """``compressor`` at ``values[name]`` for the parameters named there, as it is for all others.
 
     A payload is still one message, and where only k differs (``tabled``) the kernels still treat a bucket in one call;
     otherwise in one call per setting. All else, the exact parameters and the memory too, is the compressor's own.
     """
 
-    compressor: Compressor
     values: Values
 
     def __post_init__(self) -> None:
@@ -37,43 +35,23 @@ class _Assigned(Compressor):
         object.__setattr__(self, "_memo", {})
 
     @property
-    def linear(self) -> bool:  # type: ignore[override]
-        return self.compressor.linear
-
-    @property
-    def sparse(self) -> bool:  # type: ignore[override]
-        return self.compressor.sparse
-
-    @property
-    def selective(self) -> bool:  # type: ignore[override]
-        return self.compressor.selective
-
-    @property
-    def variable(self) -> bool:  # type: ignore[override]
-        return self.compressor.variable
-
-    @property
-    def tabled(self) -> bool:  # type: ignore[override]
-        return self.compressor.tabled
-
-    @property
-    def grain(self) -> int:
-        return self.compressor.grain
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.compressor.dtype
-
-    @property
     def unbiased(self) -> bool:
         return self.compressor.unbiased
 
     @property
-    def small(self) -> int:
-        return self.compressor.small
+    def selective(self) -> bool:
+        """See ``core.compressor``."""
+        return getattr(self.compressor, "selective", False)
 
-    def exact(self, segment: Segment) -> bool:
-        return self.compressor.exact(segment)
+    @property
+    def tabled(self) -> bool:
+        """See ``core.compressor``."""
+        return getattr(self.compressor, "tabled", False)
+
+    @property
+    def unproven(self) -> bool:
+        """See ``core.compressor``."""
+        return getattr(self.compressor, "unproven", False)
 
     def of(self, segment: Segment) -> Compressor:
         return _named(self).get(segment.name, self.compressor)
@@ -82,35 +60,30 @@ class _Assigned(Compressor):
         found = [c.delta(numel) for c in {self.compressor, *_named(self).values()}]
         return None if None in found else min(d for d in found if d is not None)
 
-    def contractive(self, scheme: str = "ErrorFeedback") -> Compressor:
-        forms = {self.compressor, *_named(self).values()}
-        return self if all(c.contractive(scheme) == c for c in forms) else super().contractive(scheme)
-
-    def slots(self, segment: Segment) -> Mapping[str, Slot]:
-        return self.compressor.slots(segment)
-
-    def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor]) -> None:
+    def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor], find: Find) -> None:
         if _plain(self.compressor):
-            self.compressor.encode_rows(i, gain, rng, hints)
+            self.compressor.encode_rows(i, gain, rng, hints, find)
             return
         for c, rows in self._groups(i.table, rng):
-            c.encode_rows(i._replace(table=i.table[rows]), gain[rows], rng, {})
+            c.encode_rows(i._replace(table=i.table[rows]), gain[rows], rng, {}, find)
 
     def decode_rows(
-        self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng
-    ) -> None:
+        self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng,
+        find: Find,
+    ) -> None:  # fmt: skip
         if _plain(self.compressor):
-            self.compressor.decode_rows(wires, table, skip, out, scale, accumulate, rng)
+            self.compressor.decode_rows(wires, table, skip, out, scale, accumulate, rng, find)
             return
         for c, rows in self._groups(table, rng):
-            c.decode_rows(wires, table[rows], skip, out, scale, accumulate, rng)
+            c.decode_rows(wires, table[rows], skip, out, scale, accumulate, rng, find)
 
-    def zero_rows(self, wire: Tensor, table: Tensor, out: Tensor, rng: Rng) -> None:
+    def zero_rows(self, wire: Tensor, table: Tensor, out: Tensor, rng: Rng, find: Find) -> None:
         for c, rows in self._groups(table, rng):
-            c.zero_rows(wire, table[rows], out, rng)
+            c.zero_rows(wire, table[rows], out, rng, find)
 
     def undeal_rows(self, wire: Tensor, table: Tensor, deals: Tensor, out: Tensor, scale: float, grain: int) -> None:
-        self.compressor.undeal_rows(wire, table, deals, out, scale, grain)
+        """See ``core.compressor``."""
+        self.compressor.undeal_rows(wire, table, deals, out, scale, grain)  # type: ignore[attr-defined]
 
     def _groups(self, table: Tensor, rng: Rng) -> list[tuple[Compressor, list[int]]]:
         """The rows of each setting, by the key of their parameters' names."""
@@ -142,13 +115,13 @@ def check_assignable(call: str, part: Any) -> None:
     if not field(part):
         return
     probe = Segment("", (1 << 10, 1 << 10), 0, 1 << 20)
-    if isinstance(found, Compressor) and found.slots(probe) and not found.tabled:
+    if isinstance(found, Compressor) and found.slots(probe) and not getattr(found, "tabled", False):
         raise ValueError(
             f"{call}: {found!r} learns from the parameters that it sees, and a setting for each would upset that. Use "
             f"TopK(ratio=...)."
         )
     try:
-        assigned(part, (("", getattr(found, found.knob)),))
+        assigned(part, (("", getattr(found, field(part))),))
     except ValueError:
         raise ValueError(
             f"{call}: {part!r} needs one setting for all its parameters. Use TwoPhase({found!r}), or Partition with a "
@@ -169,7 +142,7 @@ def _within(part: Any, new: Any, values: Values = ()) -> Any:
 def _plain(c: Compressor) -> bool:
     """Whether rows of several settings go through one call."""
     inner = owner(c)
-    return inner is not None and inner.tabled
+    return getattr(inner, "tabled", False)
 
 
 @lru_cache(maxsize=256)

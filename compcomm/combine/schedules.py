@@ -16,15 +16,12 @@ from math import isfinite
 from typing import Any
 
 from ..core.compressor import Compressor
+from ..core.context import Context
 from ..core.layout import Segment
-from ..core.reducer import (
-    Context,
-    Flow,
-    Reducer,
-    settle,
-)
+from ..core.reducer import Flow, Reducer, Resolving
 from ..core.source import Source, Target
 from ..core.state import Slot, State
+from ..core.traits import Promises, weakest
 from ..routes.powersgd import PowerSGD
 from .candidates import roomy
 from .setting import (
@@ -35,11 +32,11 @@ from .setting import (
     tuned,
     with_owner,
 )
-from .wrapper import Around
+from .wrapper import Wrapper, inside_feedback
 
 
 @dataclass(frozen=True, repr=False)
-class Schedule(Around, ABC, abstract=True):
+class Schedule(Wrapper, ABC, abstract=True):
     """Base of the schedules. To write one, give ``settings`` and ``at``.
 
     The coarsest setting decides what serves for all: whether feedback needs a ``Contractive`` form, and EControl's eta.
@@ -66,10 +63,10 @@ class Schedule(Around, ABC, abstract=True):
         """The setting of a step."""
 
     def contractive(self, scheme: str) -> Reducer:
-        return self._formed(self._coarsest.contractive(scheme))
+        return self._formed(inside_feedback(self._coarsest, scheme))
 
-    def settle(self, world: int) -> Reducer:
-        return self._formed(settle(self._coarsest, world))
+    def resolve(self, to: Resolving) -> Reducer:
+        return self._formed(to.part(self._coarsest))
 
     @property
     def _coarsest(self) -> Any:
@@ -81,9 +78,8 @@ class Schedule(Around, ABC, abstract=True):
     def slots(self, segment: Segment, world: int) -> Mapping[str, Slot]:
         return _staged(self, max(self.settings)).slots(segment, world)
 
-    def delta(self, segment: Segment) -> float | None:
-        found = [tuned(self.inner, value).delta(segment) for value in self.settings]
-        return None if None in found else min(d for d in found if d is not None)
+    def promises(self, segment: Segment) -> Promises:
+        return weakest([tuned(self.inner, value).promises(segment) for value in self.settings])
 
     def scheduled(self, segments: Sequence[Segment], step: int) -> dict[str, float]:
         return {s.name: self.at(step) for s in segments if s.numel and not self.exact(s)}
@@ -93,7 +89,7 @@ class Schedule(Around, ABC, abstract=True):
         return _staged(self, self.at(step))
 
     def reduce(self, source: Source, target: Target, state: State, ctx: Context) -> Flow:
-        return (yield from self.now_at(ctx.step).reduce(source, target, state, ctx))
+        return self.now_at(ctx.step).reduce(source, target, state, ctx)
 
 
 @dataclass(frozen=True, repr=False)

@@ -8,7 +8,8 @@ from typing import Any
 
 from ..core.compressor import Compressor
 from ..core.reducer import Reducer
-from .wrapper import Around
+from .uncompensated import Uncompensated
+from .wrapper import Wrapper
 
 NOUNS = {"ratio": "density", "bits": "bits", "rank": "rank"}
 """What a knob's field is called."""
@@ -76,16 +77,21 @@ def _inside(part: Any) -> Compressor | Reducer | None:
     return None
 
 
+def _chooses(part: Any) -> bool:
+    """Whether it is a wrapper that decides with which form of what is inside a step runs."""
+    return isinstance(part, Wrapper) and not isinstance(part, Uncompensated)
+
+
 def refuse_inner(call: str, part: Any) -> None:
     """Raises ValueError where ``part`` has a wrapper inside that turns the knob too, or takes no notice of it."""
     inner = part
-    while isinstance(inner, Reducer) and not isinstance(inner, Around):
+    while isinstance(inner, Reducer) and not _chooses(inner):
         if getattr(inner, "warmup", 0):
             raise ValueError(
                 f"{call}: {inner!r} warms up, so there would be two schedules of one density. Use warmup=0."
             )
         inner = getattr(inner, "reducer", None)
-    if isinstance(inner, Around):
+    if _chooses(inner):
         raise ValueError(
             f"{call}: {part!r} has a wrapper inside that chooses too. Leave one of them out; Warmup goes outside."
         )

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from ..core.compressor import Compressor
-from ..core.reducer import Context, Flow, Reducer
+from ..core.context import Context
+from ..core.reducer import Flow, Reducer
 from ..core.source import Source, Target
 from ..core.state import State
+from ..core.traits import Traits
 from ..routes.base import Route
 from ..routes.exact import Exact
-from .wrapper import Around
+from .wrapper import Wrapper
 
 
 @dataclass(frozen=True, repr=False)
-class Warmup(Around):
+class Warmup(Wrapper):
     """``Exact()`` in steps 0 to steps-1, ``reducer`` from then on.
 
     The step is counted by the host and kept in its checkpoint, so a resumed run does not warm up again. State is the
@@ -30,17 +33,19 @@ class Warmup(Around):
         if not isinstance(self.reducer, Reducer | Compressor):
             raise TypeError(f"Warmup({self.steps}, {self.reducer!r}): give a compressor or a reducer.")
 
-    def feedback_cure(self, scheme: str) -> str:
+    def _feedback_hint(self, scheme: str) -> str:
         if isinstance(self.reducer, Compressor | Route):
             return f"Use Warmup({self.steps}, {scheme}({self.reducer!r}))."
-        return f"{type(self.reducer).__name__} inside: {self.reducer.feedback_cure(scheme)}"
+        return f"{type(self.reducer).__name__} inside: {self.reducer._feedback_hint(scheme)}"
 
     def contractive(self, scheme: str) -> Reducer:
         return Reducer.contractive(self, scheme)
 
-    def native(self, step: int) -> bool:
-        return step < self.steps or self.inner.native(step)
+    @cached_property
+    def traits(self) -> Traits:
+        inside = super().traits
+        return inside._replace(in_dtype=max(self.steps, inside.in_dtype))
 
     def reduce(self, source: Source, target: Target, state: State, ctx: Context) -> Flow:
         reducer = Exact() if ctx.step < self.steps else self.inner
-        return (yield from reducer.reduce(source, target, state, ctx))
+        return reducer.reduce(source, target, state, ctx)

@@ -1,23 +1,25 @@
-"""What wraps a reducer and keeps no residual of its own: it decides with which form of it a step runs."""
+"""What wraps reducers and keeps no residual of its own: it decides which of them, or which form of one, runs."""
 
 from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
+from ..compressors.contractive import contractive
 from ..core.compressor import Compressor
+from ..core.context import Context
 from ..core.layout import Segment
-from ..core.reducer import Reducer, settle
-from ..core.state import Slot
+from ..core.reducer import Flow, Reducer, Resolving, with_parts
+from ..core.source import Source, Target
+from ..core.state import Slot, State
+from ..core.traits import Promises
 
 
 @dataclass(frozen=True, repr=False)
-class Around(Reducer, ABC, abstract=True):
-    """Base of such wrappers. To write one, give the field ``reducer`` and ``reduce``."""
+class Wrapper(Reducer, ABC, abstract=True):
+    """Base of such wrappers: with the field ``reducer`` alone, it does what is inside. Override what differs."""
 
     if TYPE_CHECKING:
         reducer: Reducer | Compressor
@@ -27,52 +29,40 @@ class Around(Reducer, ABC, abstract=True):
             name = type(self).__name__
             raise TypeError(f"{name}({self.reducer!r}): give a compressor or a reducer, such as TopK(ratio=0.01).")
 
-    def contractive(self, scheme: str) -> Reducer:
-        return replace(self, reducer=self.reducer.contractive(scheme))
+    def part(self, segment: Segment) -> Reducer | Compressor:
+        """What serves a segment."""
+        return self.reducer
 
-    def settle(self, world: int) -> Reducer:
-        return replace(self, reducer=settle(self.reducer, world))
-
-    def under_feedback(self, scheme: type[Reducer] | None) -> Reducer:
-        return replace(self, reducer=self.inner.under_feedback(scheme))
+    def ready(self, part: Reducer | Compressor) -> Reducer:
+        """A part whose route is chosen."""
+        if not isinstance(part, Reducer):
+            raise TypeError(f"{self!r}: no route yet. Call settle(reducer, world) first.")
+        return part
 
     @property
     def inner(self) -> Reducer:
         """The reducer inside, once its route is chosen."""
-        if not isinstance(self.reducer, Reducer):
-            raise TypeError(f"{self!r}: no route yet. Call settle(reducer, world) first.")
-        return self.reducer
+        return self.ready(self.reducer)
 
-    @property
-    def stateful(self) -> bool:
-        return self.inner.stateful
+    def contractive(self, scheme: str) -> Reducer:
+        return with_parts(self, lambda part: inside_feedback(part, scheme))
 
-    @property
-    def narrow(self) -> bool:
-        return self.inner.narrow
-
-    @property
-    def weighs(self) -> bool:
-        return self.inner.weighs
-
-    @property
-    def absence(self) -> bool:
-        return self.inner.absence
+    def resolve(self, to: Resolving) -> Reducer:
+        return with_parts(self, to.part)
 
     def slots(self, segment: Segment, world: int) -> Mapping[str, Slot]:
-        return self.inner.slots(segment, world)
+        return self.ready(self.part(segment)).slots(segment, world)
 
     def exact(self, segment: Segment) -> bool:
-        return self.reducer.exact(segment)
+        return self.part(segment).exact(segment)
 
-    def in_order(self, slot: str, segment: Segment, joined: Tensor) -> Tensor:
-        return self.inner.in_order(slot, segment, joined)
+    def promises(self, segment: Segment) -> Promises:
+        return self.ready(self.part(segment)).promises(segment)
 
-    def weight(self, slot: str, segment: Segment, rank: int, world: int) -> float:
-        return self.inner.weight(slot, segment, rank, world)
+    def reduce(self, source: Source, target: Target, state: State, ctx: Context) -> Flow:
+        return self.inner.reduce(source, target, state, ctx)
 
-    def conserves(self, segment: Segment) -> bool:
-        return self.inner.conserves(segment)
 
-    def delta(self, segment: Segment) -> float | None:
-        return self.inner.delta(segment)
+def inside_feedback(part: Reducer | Compressor, scheme: str) -> Reducer | Compressor:
+    """``part`` as the feedback scheme of that name needs it."""
+    return part.contractive(scheme) if isinstance(part, Reducer) else contractive(part, scheme)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from ..core.compressor import Compressor, Inputs, ops
+from ..core.compressor import Compressor, Find, Inputs, ops
 from ..core.random import Rng
 from .qsgd import check_block
 
@@ -49,7 +49,7 @@ class Cast(Compressor):
     block: int = 512
 
     keeps_zeros = True
-    cure = "Use Cast(bfloat16), which keeps fp32's range."
+    hint = "Use Cast(bfloat16), which keeps fp32's range."
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,7 +70,7 @@ class Cast(Compressor):
         return self.to if self.to in _WIDE else torch.float32
 
     @property
-    def grain(self) -> int:
+    def alignment(self) -> int:
         return 1 if self.to in _WIDE else self.block
 
     def delta(self, numel: int) -> float | None:
@@ -82,15 +82,16 @@ class Cast(Compressor):
     def section(self, numel: int) -> int:
         return 2 * numel if self.to in _WIDE else 4 * -(-numel // self.block) + numel
 
-    def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor]) -> None:
+    def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor], find: Find) -> None:
         if self.to in _WIDE:
             ops.cast_encode(*i, self.to == torch.float16)
         else:
             ops.float8_encode(*i, self._e5m2, self.block)
 
     def decode_rows(
-        self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng
-    ) -> None:
+        self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng,
+        find: Find,
+    ) -> None:  # fmt: skip
         if self.to in _WIDE:
             ops.cast_decode(wires, table, skip, out, scale, accumulate, self.to == torch.float16)
         else:

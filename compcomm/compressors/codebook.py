@@ -11,7 +11,7 @@ from math import sqrt
 import numpy as np
 from torch import Tensor
 
-from ..core.compressor import Compressor, Inputs, ops
+from ..core.compressor import Compressor, Find, Inputs, ops
 from ..core.random import Rng
 from ..ops.reference.codebook import section
 from .gaussian import as_tensor
@@ -26,7 +26,7 @@ class Codebook(Compressor, abstract=True):
     block: int
 
     knob = "bits"
-    cure = "Use scale='mse', a contraction."
+    hint = "Use scale='mse', a contraction."
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,7 +54,7 @@ class Codebook(Compressor, abstract=True):
         return tuple(map(self.half, widths))
 
     @property
-    def grain(self) -> int:
+    def alignment(self) -> int:
         return self.block
 
     def delta(self, numel: int) -> float | None:
@@ -66,12 +66,13 @@ class Codebook(Compressor, abstract=True):
     def section(self, numel: int) -> int:
         return section(numel, *self.width, self.block)
 
-    def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor]) -> None:
+    def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor], find: Find) -> None:
         ops.codebook_encode(*i, as_tensor(*self.halves), *self.width, self.dot, self.block, rng.step)
 
     def decode_rows(
-        self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng
-    ) -> None:
+        self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng,
+        find: Find,
+    ) -> None:  # fmt: skip
         levels = as_tensor(*self.halves)
         ops.codebook_decode(wires, table, skip, out, scale, accumulate, levels, *self.width, self.block, rng.step)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..core.compressor import Compressor, Inputs, ops
+from ..core.compressor import Compressor, Find, Inputs, ops
 from ..core.random import Rng
 from .qsgd import check_block
 from .topk import is_integer
@@ -49,7 +49,7 @@ class MinMax(Compressor):
     dense_below: int = 1024
 
     knob = "bits"
-    cure = (
+    hint = (
         "Use rounding='stochastic', which feedback shrinks to Contractive(...), more bits, a smaller block, or "
         "QSGD(bits=4, rounding='nearest'), a contraction for every number of bits."
     )
@@ -63,7 +63,7 @@ class MinMax(Compressor):
         check_block(repr(self), self.block)
 
     @property
-    def grain(self) -> int:
+    def alignment(self) -> int:
         return self.block
 
     @property
@@ -83,10 +83,11 @@ class MinMax(Compressor):
     def section(self, numel: int) -> int:
         return 8 * -(-numel // self.block) + -(-numel * self.bits // 8)
 
-    def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor]) -> None:
+    def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor], find: Find) -> None:
         ops.minmax_encode(*i, gain, self.bits, self.unbiased, self.block, rng.step, rng.rank)
 
     def decode_rows(
-        self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng
-    ) -> None:
+        self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng,
+        find: Find,
+    ) -> None:  # fmt: skip
         ops.minmax_decode(wires, table, skip, out, scale, accumulate, self.bits, self.block)

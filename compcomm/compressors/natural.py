@@ -8,7 +8,7 @@ from math import inf, sqrt
 
 from torch import Tensor
 
-from ..core.compressor import Compressor, Inputs, ops
+from ..core.compressor import Compressor, Find, Inputs, ops
 from ..core.random import Rng
 from .qsgd import check_block
 from .topk import is_integer
@@ -69,7 +69,7 @@ class Natural(Compressor):
             raise ValueError(f"{self!r}: 9 bits hold whole exponents and need no {unused[0]}. Leave it out.")
 
     @property
-    def grain(self) -> int:
+    def alignment(self) -> int:
         return 16 if self.bits == 9 else self.block
 
     @property
@@ -98,15 +98,16 @@ class Natural(Compressor):
             return numel + -(-numel // 8)
         return 4 * -(-numel // self.block) + -(-numel * self.bits // 8)
 
-    def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor]) -> None:
+    def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor], find: Find) -> None:
         if self.bits == 9:
             ops.natural_encode(*i, gain, rng.step, rng.rank)
         else:
             ops.natural_dither_encode(*i, gain, self.bits, self.norm == 2, self.block, rng.step, rng.rank)
 
     def decode_rows(
-        self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng
-    ) -> None:
+        self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng,
+        find: Find,
+    ) -> None:  # fmt: skip
         if self.bits == 9:
             ops.natural_decode(wires, table, skip, out, scale, accumulate)
         else:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..core.compressor import (
     Compressor,
+    Find,
     Inputs,
     Received,
     Uniform,
@@ -96,7 +97,7 @@ class QSGD(Compressor):
         return self.levels or 2 ** ((self.bits or 2) - 1) - 1
 
     @property
-    def grain(self) -> int:
+    def alignment(self) -> int:
         return self.block
 
     @property
@@ -127,14 +128,14 @@ class QSGD(Compressor):
 
     keeps_zeros = True
     knob = "bits"
-    cure = "Use rounding='nearest' with norm=inf, a contraction."
+    hint = "Use rounding='nearest' with norm=inf, a contraction."
 
     def section(self, numel: int) -> int:
         blocks = -(-numel // self.block)
         forms = 4 + -(-blocks // 4) if self.variable else 0
         return forms + 4 * blocks + -(-numel * self.width // 8)
 
-    def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor]) -> None:
+    def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor], find: Find) -> None:
         encode = ops.elias_encode if self.variable else ops.qsgd_encode
         encode(*i, gain, self.width, self.s, self.norm == 2, self.unbiased, self.block, rng.step, rng.rank)
 
@@ -149,8 +150,9 @@ class QSGD(Compressor):
         ops.qsgd_recode(x, wires, table, skip, i.wire, i.table, i.status, scale, scales, gain, *tail)
 
     def decode_rows(
-        self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng
-    ) -> None:
+        self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng,
+        find: Find,
+    ) -> None:  # fmt: skip
         decode = ops.elias_decode if self.variable else ops.qsgd_decode
         decode(wires, table, skip, out, scale, accumulate, self.width, self.s, self.block)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..core.compressor import Compressor, Inputs, ops
+from ..core.compressor import Compressor, Find, Inputs, ops
 from ..core.random import Rng
 from .topk import check_density, count
 
@@ -62,15 +62,16 @@ class RandK(Compressor):
     def section(self, numel: int) -> int:
         return 4 * self.kept(numel)
 
-    def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor]) -> None:
+    def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor], find: Find) -> None:
         ops.randk_encode(*i, gain, rng.step)
 
     def decode_rows(
-        self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng
-    ) -> None:
+        self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng,
+        find: Find,
+    ) -> None:  # fmt: skip
         ops.randk_decode(wires, table, skip, out, scale, accumulate, rng.step)
 
-    def zero_rows(self, wire: Tensor, table: Tensor, out: Tensor, rng: Rng) -> None:
+    def zero_rows(self, wire: Tensor, table: Tensor, out: Tensor, rng: Rng, find: Find) -> None:
         for at, _, numel, _, offset, key, k, _ in table.tolist():
             if at >= 0:
                 out[at : at + numel][ops.randk_indices(key, numel, k, offset, rng.step).to(out.device)] = 0

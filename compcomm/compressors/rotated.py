@@ -10,18 +10,17 @@ from math import lcm
 import torch
 from torch import Tensor
 
-from ..core.compressor import Compressor, Inputs, ops
-from ..core.layout import Segment
+from ..core.compressor import Find, Inputs, ops
 from ..core.random import Rng
-from ..core.state import Slot
 from ..ops.hadamard import LARGEST
 from ..ops.scratch import scratch
 from ..ops.work import kept
 from .topk import is_integer
+from .wrapper import CompressorWrapper
 
 
 @dataclass(frozen=True, repr=False)
-class Rotated(Compressor):
+class Rotated(CompressorWrapper):
     """C'(x) = R^T C(R x), with R = (1/sqrt n) H diag(signs) in blocks of n = ``block`` elements of a parameter.
 
     R spreads every element over its block, so that what C sees is close to Gaussian whatever the gradient is. What is
@@ -47,43 +46,28 @@ class Rotated(Compressor):
         block: a power of two from 16 to 2^20; a first-level cache holds 4096.
     """
 
-    compressor: Compressor
     block: int = 4096
 
+    keeps_zeros = sparse = False
+
     def __post_init__(self) -> None:
-        if not isinstance(self.compressor, Compressor):
-            raise ValueError(f"Rotated({self.compressor!r}): {self.compressor!r} is no compressor. Write the call.")
+        super().__post_init__()
         if isinstance(self.compressor, Rotated):
             raise ValueError(f"{self!r}: one random rotation is as good as two. Use {self.compressor!r}.")
         if not is_integer(self.block) or not 16 <= self.block <= LARGEST or self.block & (self.block - 1):
             raise ValueError(f"{self!r}: block={self.block!r} is not a power of two from 16 to {LARGEST}.")
 
     @property
-    def linear(self) -> bool:  # type: ignore[override]
-        return self.compressor.linear
+    def hint(self) -> str:  # type: ignore[override]
+        return self.compressor.hint
 
     @property
-    def variable(self) -> bool:  # type: ignore[override]
-        return self.compressor.variable
-
-    @property
-    def cure(self) -> str:  # type: ignore[override]
-        return self.compressor.cure
-
-    @property
-    def grain(self) -> int:
-        return lcm(self.block, self.compressor.grain)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.compressor.dtype
+    def alignment(self) -> int:
+        return lcm(self.block, self.compressor.alignment)
 
     @property
     def unbiased(self) -> bool:
         return self.compressor.unbiased
-
-    def exact(self, segment: Segment) -> bool:
-        return self.compressor.exact(segment)
 
     def delta(self, numel: int) -> float | None:
         return self.compressor.delta(numel)
@@ -91,34 +75,23 @@ class Rotated(Compressor):
     def omega(self, numel: int) -> float | None:
         return self.compressor.omega(numel)
 
-    def section(self, numel: int) -> int:
-        return self.compressor.section(numel)
-
-    def kept(self, numel: int) -> int:
-        return self.compressor.kept(numel)
-
-    def gain(self, numel: int) -> float:
-        return self.compressor.gain(numel)
-
-    def slots(self, segment: Segment) -> Mapping[str, Slot]:
-        return self.compressor.slots(segment)
-
-    def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor]) -> None:
+    def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor], find: Find) -> None:
         inner, outer, z = _rotate(i.table, i.x.device)
         vector = z.view(torch.uint8)
         ops.hadamard_forward(i.x, i.add, vector, outer, i.status, i.decay, i.add_scale, self.block, rng.step)
         status = torch.zeros_like(i.status)  # that z is not zero says nothing of the gradient
-        self.compressor.encode_rows(Inputs(z, None, i.wire, inner, status, 1.0, 1.0), gain, rng, hints)
+        self.compressor.encode_rows(Inputs(z, None, i.wire, inner, status, 1.0, 1.0), gain, rng, hints, find)
         i.status[0] |= status[0]
         nothing = torch.zeros_like(status[1:])
-        self.compressor.decode_rows(i.wire.unsqueeze(0), inner, nothing, z, 1.0, False, rng)
+        self.compressor.decode_rows(i.wire.unsqueeze(0), inner, nothing, z, 1.0, False, rng, find)
         ops.hadamard_inverse(vector.unsqueeze(0), outer, nothing, i.x, -1.0, True, self.block, rng.step)
 
     def decode_rows(
-        self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng
-    ) -> None:
+        self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng,
+        find: Find,
+    ) -> None:  # fmt: skip
         inner, outer, z = _rotate(table, out.device)
-        self.compressor.decode_rows(wires, inner, skip, z, 1.0, False, rng)
+        self.compressor.decode_rows(wires, inner, skip, z, 1.0, False, rng, find)
         rotated = z.view(torch.uint8).unsqueeze(0)
         ops.hadamard_inverse(rotated, outer, skip, out, scale, accumulate, self.block, rng.step)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..core.compressor import Compressor, ops
+from ..core.compressor import Compressor, Find, ops
 from ..core.random import Rng
 
 BLOCK = 65536
@@ -31,11 +31,12 @@ class Selection(Compressor, ABC, abstract=True):
         return 4 * -(-numel // BLOCK) + -(-2 * k // 4) * 4 + 4 * k
 
     def decode_rows(
-        self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng
-    ) -> None:
+        self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng,
+        find: Find,
+    ) -> None:  # fmt: skip
         ops.topk_decode(wires, table, skip, out, scale, accumulate)
 
-    def zero_rows(self, wire: Tensor, table: Tensor, out: Tensor, rng: Rng) -> None:
+    def zero_rows(self, wire: Tensor, table: Tensor, out: Tensor, rng: Rng, find: Find) -> None:
         ops.topk_zero(wire.unsqueeze(0), table, out)
 
     def undeal_rows(self, wire: Tensor, table: Tensor, deals: Tensor, out: Tensor, scale: float, grain: int) -> None:

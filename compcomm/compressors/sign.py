@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..core.compressor import (
     Compressor,
+    Find,
     Inputs,
     Received,
     ops,
@@ -42,7 +43,7 @@ class SignScale(Compressor):
     block: int = 512
     dense_below: int = 1024
 
-    cure = "Use SignScale(scale='l1'), whose error never exceeds the input."
+    hint = "Use SignScale(scale='l1'), whose error never exceeds the input."
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,7 +52,7 @@ class SignScale(Compressor):
         check_block(repr(self), self.block)
 
     @property
-    def grain(self) -> int:
+    def alignment(self) -> int:
         return self.block
 
     def delta(self, numel: int) -> float | None:
@@ -60,7 +61,7 @@ class SignScale(Compressor):
     def section(self, numel: int) -> int:
         return 4 * -(-numel // self.block) + -(-numel // 8)
 
-    def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor]) -> None:
+    def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor], find: Find) -> None:
         ops.sign_encode(*i, _SCALES.index(self.scale), self.block)
 
     @property
@@ -74,6 +75,7 @@ class SignScale(Compressor):
         ops.sign_recode(x, wires, table, skip, i.wire, i.table, i.status, scale, scales, *tail)
 
     def decode_rows(
-        self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng
-    ) -> None:
+        self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng,
+        find: Find,
+    ) -> None:  # fmt: skip
         ops.sign_decode(wires, table, skip, out, scale, accumulate, self.block)

@@ -11,7 +11,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from ..core.compressor import Compressor, Inputs, ops
+from ..core.compressor import Compressor, Find, Inputs, ops
 from ..core.random import Rng
 from ..ops.work import on
 from .randk import RandK
@@ -82,7 +82,7 @@ class Sketch(Compressor):
         return _srht(self.size, self.ratio, self.block, self.dense_below)
 
     @property
-    def grain(self) -> int:
+    def alignment(self) -> int:
         return self.block if self.kind == "srht" else 1
 
     @property
@@ -118,19 +118,20 @@ class Sketch(Compressor):
             )
         return 4 * s
 
-    def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor]) -> None:
+    def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor], find: Find) -> None:
         if self.kind == "srht":
-            self._rotated.encode_rows(i, gain, rng, hints)
+            self._rotated.encode_rows(i, gain, rng, hints, find)
         elif self.kind == "count":
             ops.count_encode(*i, gain, rng.step)
         else:
             ops.gauss_encode(*i, gain, on(quantiles(), i.x.device), rng.step)
 
     def decode_rows(
-        self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng
-    ) -> None:
+        self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng,
+        find: Find,
+    ) -> None:  # fmt: skip
         if self.kind == "srht":
-            self._rotated.decode_rows(wires, table, skip, out, scale, accumulate, rng)
+            self._rotated.decode_rows(wires, table, skip, out, scale, accumulate, rng, find)
         elif self.kind == "count":
             ops.count_decode(wires, table, skip, out, scale, accumulate, rng.step)
         else:

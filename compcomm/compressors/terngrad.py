@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..core.compressor import (
     Compressor,
+    Find,
     Inputs,
     Uniform,
     ops,
@@ -53,7 +54,7 @@ class TernGrad(Compressor):
     dense_below: int = 1024
 
     keeps_zeros = True
-    cure = "Use TernGrad(clip=2.5) without feedback, or TwoMeans(), a contraction at fewer bits."
+    hint = "Use TernGrad(clip=2.5) without feedback, or TwoMeans(), a contraction at fewer bits."
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,7 +67,7 @@ class TernGrad(Compressor):
         check_block(repr(self), self.block)
 
     @property
-    def grain(self) -> int:
+    def alignment(self) -> int:
         return self.block
 
     @property
@@ -87,10 +88,11 @@ class TernGrad(Compressor):
     def section(self, numel: int) -> int:
         return 4 * -(-numel // self.block) + packed_bytes(numel)
 
-    def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor]) -> None:
+    def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor], find: Find) -> None:
         ops.ternary_encode(*i, gain, self.clip or 0.0, self.block, rng.step, rng.rank)
 
     def decode_rows(
-        self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng
-    ) -> None:
+        self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng,
+        find: Find,
+    ) -> None:  # fmt: skip
         ops.ternary_decode(wires, table, skip, out, scale, accumulate, self.block)

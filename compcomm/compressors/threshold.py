@@ -11,7 +11,7 @@ from math import ceil, log
 import torch
 from torch import Tensor
 
-from ..core.compressor import Inputs, ops
+from ..core.compressor import Find, Inputs, ops
 from ..core.deferred import deferred
 from ..core.layout import Segment
 from ..core.random import Rng
@@ -108,7 +108,7 @@ class Threshold(Selection):
     def slots(self, segment: Segment) -> Mapping[str, Slot]:
         return {} if self.stages else {"stages": Slot(Merge.DROP, numel=3)}
 
-    def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor]) -> None:
+    def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor], find: Find) -> None:
         numel, room, target = kept(i.table, (self, i.x.device), partial(self._columns, i.table, i.x.device))
         memory = None if self.stages else hints.get("stages")
         limit, found = self.exceeding(i, self._stages(memory, numel))

@@ -9,7 +9,7 @@ from math import ceil
 
 from torch import Tensor
 
-from ..core.compressor import Inputs, ops
+from ..core.compressor import Find, Inputs, ops
 from ..core.layout import Segment
 from ..core.random import Rng
 from ..core.state import Merge, Slot
@@ -90,7 +90,7 @@ class TopK(Selection):
     def slots(self, segment: Segment) -> Mapping[str, Slot]:
         return {"threshold": Slot(Merge.DROP, numel=1)} if self.select == "exact" else {}
 
-    def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor]) -> None:
+    def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor], find: Find) -> None:
         if self.select == "exact":
             ops.topk_encode(*i, hints.get("threshold"))
         else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..core.compressor import Compressor, Inputs, ops
+from ..core.compressor import Compressor, Find, Inputs, ops
 from ..core.random import Rng
 from .qsgd import check_block
 
@@ -43,7 +43,7 @@ class TwoMeans(Compressor):
         check_block(repr(self), self.block)
 
     @property
-    def grain(self) -> int:
+    def alignment(self) -> int:
         return self.block
 
     def delta(self, numel: int) -> float | None:
@@ -52,10 +52,11 @@ class TwoMeans(Compressor):
     def section(self, numel: int) -> int:
         return 8 * -(-numel // self.block) + -(-numel // 8)
 
-    def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor]) -> None:
+    def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor], find: Find) -> None:
         ops.two_means_encode(*i, self.block)
 
     def decode_rows(
-        self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng
-    ) -> None:
+        self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng,
+        find: Find,
+    ) -> None:  # fmt: skip
         ops.two_means_decode(wires, table, skip, out, scale, accumulate, self.block)

@@ -3,9 +3,18 @@
 A compressor is a frozen description without tensors. It knows no ranks, keeps no memory, and promises only what its
 properties declare; the contract tests in ``compcomm.testing`` hold every exported one to them.
 
-To write one, give ``section`` (bytes on the wire), ``encode_segment`` and ``decode_segment``, and the properties. The
-base class then handles layouts, exact small tensors, the addition of the gradient, non-finite values and the error.
-Where speed counts, override ``encode_rows`` and ``decode_rows``, which treat a whole bucket in one call.
+To write one, give ``section`` (bytes on the wire), ``encode`` and ``decode``, and the properties. The base class then
+handles layouts, exact small tensors, the addition of the gradient, non-finite values and the error. Where speed counts,
+override ``encode_rows`` and ``decode_rows``, which treat a whole bucket in one call.
+
+Some offer more, which is asked for by name (``getattr``) and nobody else declares:
+
+- ``knob``: the field that trades bytes for error, "ratio", "bits" or "rank"; ``tabled``: forms that differ in it alone
+  differ in nothing but k, so that one call treats rows of several densities;
+- ``uniform``: its levels, where they are equally spaced around zero, for ``SharedScale``;
+- ``selective`` and ``undeal_rows``: its elements travel as they are, for ``SparseAllReduce``;
+- ``recodes`` and ``recode_rows``: an owner's decoding and encoding in one pass;
+- ``unproven``: feedback takes it although it promises no delta.
 """
 
 from __future__ import annotations
@@ -13,23 +22,21 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ..ops.scratch import scratch
 from .description import Described
+from .format import Format
 from .layout import Bucket, Layout, Segment
 from .packing import Packing, pack
-from .random import Rng
+from .random import Rng, key
+from .renamed import renamed_method
 from .source import Source, Target
+from .state import Slot
 from .zero_rows import Split
-
-if TYPE_CHECKING:
-    from ..transports.dry_run import Cost
-    from .state import Slot
 
 ops = torch.ops.compcomm
 
@@ -65,8 +72,14 @@ class Uniform(NamedTuple):
     stochastic: bool
 
 
+class Find(Protocol):
+    """Finds the segment of a table's row: from the number of its segment and its first element (columns 7 and 4)."""
+
+    def __call__(self, number: int, offset: int) -> Segment: ...
+
+
 @dataclass(frozen=True, repr=False)
-class Compressor(Described, ABC, abstract=True):
+class Compressor(Described, Format, ABC, abstract=True):
     """Base of all compressors. ``dense_below``: parameters of fewer elements, and all 1-D ones, travel exact (fp32);
     0: everything is coded."""
 
@@ -74,35 +87,20 @@ class Compressor(Described, ABC, abstract=True):
     """Payloads of several ranks may be summed before decoding, so an all-reduce can carry them."""
     sparse: ClassVar[bool] = False
     """Only some elements are sent; a payload decodes in time proportional to their number."""
-    variable: ClassVar[bool] = False
-    """A section is often shorter than ``section(numel)``, which is then its capacity: it begins with a u32, the bytes
-    that it takes in all, and the routes send no more than those."""
-    keeps_zeros: ClassVar[bool] = False
-    """What is zero is received as zero, whatever lies beside it. Else messages say which rows of a matrix are zero."""
-    selective: ClassVar[bool] = False
-    """Sparse, its elements travel as they are, and ``undeal_rows`` is there: for ``SparseAllReduce``."""
-    knob: ClassVar[str] = ""
-    """The field that trades bytes for error, where there is one: "ratio" or "bits"."""
-    tabled: ClassVar[bool] = False
-    """Forms that differ in the knob alone differ in nothing but k: one call treats rows of several densities."""
-    cure: ClassVar[str] = (
+    hint: ClassVar[str] = (
         "Declare delta(numel) if it has one. Use one that has, such as TopK, SignScale() or QSGD(rounding='nearest')."
     )
     """What to use where error feedback refuses this compressor."""
 
-    @property
-    def grain(self) -> int:
-        """An owner's share of a parameter begins at a multiple of that many elements."""
-        return 1
+    def __post_init__(self) -> None:
+        least = getattr(self, "dense_below", 0)
+        if not isinstance(least, int) or isinstance(least, bool) or least < 0:
+            raise ValueError(f"{self!r}: dense_below={least!r} is not a number of elements. 0 codes everything.")
 
     @property
     def dtype(self) -> torch.dtype:
         """For linear compressors: as what the coded sections are summed."""
         return torch.float32
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.small, int) or isinstance(self.small, bool) or self.small < 0:
-            raise ValueError(f"{self!r}: dense_below={self.small!r} is not a number of elements. 0 codes everything.")
 
     @property
     def unbiased(self) -> bool:
@@ -117,38 +115,6 @@ class Compressor(Described, ABC, abstract=True):
         """The relative variance of an unbiased compressor: E|x - C(x)|^2 <= omega |x|^2; None if it is biased."""
         return None
 
-    def exact(self, segment: Segment) -> bool:
-        """Whether this segment travels as it is."""
-        return self.small > 0 and (len(segment.shape) <= 1 or prod(segment.shape) < self.small)
-
-    @property
-    def recodes(self) -> bool:
-        """Whether ``recode_rows`` is there, for owners whose kernels save passes with it."""
-        return False
-
-    @property
-    def uniform(self) -> Uniform | None:
-        """Its levels, where they are equally spaced around zero: ranks that share a scale may then sum integers."""
-        return None
-
-    @property
-    def small(self) -> int:
-        """Parameters of fewer elements travel exact; a field named ``dense_below`` sets it."""
-        return getattr(self, "dense_below", 1024)
-
-    def section(self, numel: int) -> int:
-        """Bytes of a coded parameter (or owner's piece) of ``numel`` elements: a function of the shape alone. Where the
-        size is not known before, the capacity; unused bytes are zero."""
-        raise NotImplementedError(f"{type(self).__name__}.section(numel), its bytes, is still to be written.")
-
-    def kept(self, numel: int) -> int:
-        """Elements sent of ``numel``, for sparse compressors."""
-        return 0
-
-    def gain(self, numel: int) -> float:
-        """A factor on the decoded value, applied by the sender: 1/(1 + omega) in ``Contractive``."""
-        return 1.0
-
     def of(self, segment: Segment) -> Compressor:
         """The form in which this parameter, or a piece of it, is coded."""
         return self
@@ -158,42 +124,36 @@ class Compressor(Described, ABC, abstract=True):
         approximate by design, what it has learnt of the data. What is promised never depends on it."""
         return {}
 
-    def contractive(self, scheme: str = "ErrorFeedback") -> Compressor:
-        """This compressor as the feedback scheme of that name needs it: itself if a contraction, shrunk if unbiased,
-        else an error."""
-        from ..compressors.contractive import Contractive
-
-        if self.delta(_TYPICAL) is not None:
-            return self
-        if self.unbiased:
-            return Contractive(self)
-        raise ValueError(
-            f"{scheme}({self!r}): {self!r} is no contraction: it promises no delta with E|x - C(x)|^2 <= "
-            f"(1 - delta)|x|^2, so its residual may grow without bound. {self.cure}"
-        )
-
-    def cost(self, layout: Layout, world: int, rank: int = 0) -> Cost:
-        """Bytes that a rank sends per step, by the route that fits: see ``Reducer.cost``."""
-        from ..transports.dry_run import cost
-
-        return cost(self, layout, world, rank)
-
     # What a new compressor writes, the simple way: one parameter at a time.
 
-    def encode_segment(self, y: Tensor, rng: Rng, name_key: int, offset: int) -> Tensor:
-        """The coded form of a vector of finite fp32 numbers: a 1-D tensor of any dtype, ``section(numel)`` bytes."""
-        raise NotImplementedError(f"{type(self).__name__}.encode_segment (or encode_rows) is still to be written.")
+    def encode(self, y: Tensor, segment: Segment, rng: Rng) -> Tensor:
+        """The coded form of a parameter (or an owner's piece of it): a 1-D tensor of any dtype, of at most
+        ``section(numel)`` bytes, on the device of ``y``.
 
-    def decode_segment(self, code: Tensor, numel: int, rng: Rng, name_key: int, offset: int) -> Tensor:
-        """The fp32 vector that the bytes stand for."""
-        raise NotImplementedError(f"{type(self).__name__}.decode_segment (or decode_rows) is still to be written.")
+        Args:
+            y: its elements, finite fp32 numbers, 1-D. ``y.view(segment.shape)`` where ``segment.whole``.
+            segment: which parameter: its ``name``, ``shape``, and the ``offset`` of the first element in it.
+            rng: the coordinates of random draws: ``rng.generator(segment, device)``.
+        """
+        old = renamed_method(self, "encode_segment", "encode(y, segment, rng)")
+        if old is not None:
+            return old(y, rng, key(rng.seed, segment.name), segment.offset)
+        raise NotImplementedError(f"{type(self).__name__}.encode (or encode_rows) is still to be written.")
+
+    def decode(self, code: Tensor, segment: Segment, rng: Rng) -> Tensor:
+        """The fp32 vector of ``segment.numel`` elements that the bytes (uint8 [section(numel)]) stand for, on their
+        device. Bytes come from a peer: whatever they are, it ends in numbers or in an error."""
+        old = renamed_method(self, "decode_segment", "decode(code, segment, rng)")
+        if old is not None:
+            return old(code, segment.numel, rng, key(rng.seed, segment.name), segment.offset)
+        raise NotImplementedError(f"{type(self).__name__}.decode (or decode_rows) is still to be written.")
 
     # What a fast one overrides: a whole bucket in one call (the table is that of ``Packing.table``).
 
-    def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor]) -> None:
+    def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor], find: Find) -> None:
         """Codes all rows of the table; on return ``i.x`` holds what was not sent."""
-        for (at, add_at, numel, wire, offset, key, _, index), g in zip(i.table.tolist(), gain.tolist(), strict=True):
-            x = i.x[at : at + numel]
+        for (at, add_at, numel, wire, offset, _, _, index), g in zip(i.table.tolist(), gain.tolist(), strict=True):
+            x, segment = i.x[at : at + numel], find(index, offset)
             grad = x if i.add is None else i.add[add_at : add_at + numel]
             old = x * i.decay
             y = old if i.add is None else old + grad * i.add_scale
@@ -201,46 +161,40 @@ class Compressor(Described, ABC, abstract=True):
             i.status[0] |= ~finite.all()
             i.status[1 + index] |= (grad != 0).any()
             y = torch.where(finite, y, torch.nan_to_num(old, 0.0, 0.0, 0.0) if i.add is not None else 0.0)
-            code = self.encode_segment(y * g, rng, key, offset).clone(memory_format=torch.contiguous_format)
-            code = code.view(torch.uint8)
-            if len(code) > self.section(numel):
+            code = self.encode(y * g, segment, rng).clone(memory_format=torch.contiguous_format).view(torch.uint8)
+            size = self.section(numel)
+            if len(code) > size:
                 raise ValueError(
-                    f"{self!r}: encode_segment gave {len(code)} bytes for {numel} elements, and section({numel}) says "
-                    f"{self.section(numel)}. Both follow from the number of elements alone; make them agree."
+                    f"{self!r}: encode gave {len(code)} bytes for {numel} elements, and section({numel}) says {size}. "
+                    f"Both follow from the number of elements alone; make them agree."
                 )
             i.wire[wire : wire + len(code)] = code
-            i.wire[wire + len(code) : wire + -(-len(code) // 4) * 4] = 0
-            x.copy_(y - self.decode_segment(code, numel, rng, key, offset))
+            i.wire[wire + len(code) : wire + -(-size // 4) * 4] = 0
+            x.copy_(y - self.decode(i.wire[wire : wire + size], segment, rng))
 
     def decode_rows(
-        self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng
-    ) -> None:
+        self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng,
+        find: Find,
+    ) -> None:  # fmt: skip
         """out = (out if accumulate) + scale * sum over the messages ``wires[W, stride]``, in rank order."""
-        for at, _, numel, wire, offset, key, _, index in table.tolist():
+        for at, _, numel, wire, offset, _, _, index in table.tolist():
             if at < 0:
                 continue
-            part = out[at : at + numel]
+            part, segment = out[at : at + numel], find(index, offset)
             total = torch.zeros_like(part)
             if not skip[index]:
-                size = self.section(numel)
                 for w in wires:
-                    total += self.decode_segment(w[wire : wire + size], numel, rng, key, offset)
+                    total += self.decode(w[wire : wire + self.section(numel)], segment, rng)
             part.copy_(part + total * scale if accumulate else total * scale)
 
-    def zero_rows(self, wire: Tensor, table: Tensor, out: Tensor, rng: Rng) -> None:
-        """Zeroes the elements that a message carries: all of them unless the compressor is sparse."""
-        for at, _, numel, *_ in table.tolist():
-            if at >= 0:
+    def zero_rows(self, wire: Tensor, table: Tensor, out: Tensor, rng: Rng, find: Find) -> None:
+        """Zeroes the elements that a message carries: all of them, and of a sparse one those that are not zero."""
+        for at, _, numel, start, offset, _, _, index in table.tolist():
+            if at >= 0 and self.sparse:
+                sent = self.decode(wire[start : start + self.section(numel)], find(index, offset), rng)
+                out[at : at + numel][sent != 0] = 0
+            elif at >= 0:
                 out[at : at + numel] = 0
-
-    def recode_rows(self, i: Inputs, received: Received, gain: Tensor, rng: Rng) -> None:
-        """An owner's step in one pass, for those that say ``recodes``: as ``encode_rows``, but that the mean, which is
-        ``i.add`` (or ``i.x``, where that is None), is not in memory and comes from ``received``."""
-        raise NotImplementedError(f"{type(self).__name__}.recode_rows is still to be written.")
-
-    def undeal_rows(self, wire: Tensor, table: Tensor, deals: Tensor, out: Tensor, scale: float, grain: int) -> None:
-        """Adds a message over dealt shares to ``out`` in natural order: see ``ops/reference/interleave.py``."""
-        raise NotImplementedError(f"{type(self).__name__}.undeal_rows is still to be written.")
 
     # The public face: buckets in, payloads out.
 
@@ -298,10 +252,11 @@ class Compressor(Described, ABC, abstract=True):
             lines = None if packing.apart else packing.lines(x.layout, add_layout, message=message)
             if lines is not None:
                 ops.zero_rows_mark(x.flat, add_flat, wire, lines.table)
-            if received is None:
-                self.encode_rows(inputs, gain, rng, hints or {})
+            recode_rows = None if received is None else getattr(self, "recode_rows")  # noqa: B009
+            if received is None or recode_rows is None:
+                self.encode_rows(inputs, gain, rng, hints or {}, packing.find)
             else:
-                self.recode_rows(inputs, received, gain, rng)
+                recode_rows(inputs, received, gain, rng)
             if lines is not None:  # nothing was there, so nothing is left, whatever was coded
                 ops.zero_rows_clear(x.flat, wire, lines.table)
         return payload
@@ -342,27 +297,27 @@ class Compressor(Described, ABC, abstract=True):
         lines = packing.lines(out.layout, message=message, stride=stride)
         if lines is None:
             if len(table):
-                self.decode_rows(wires, table, skip, out.flat, scale, accumulate, rng)
+                self.decode_rows(wires, table, skip, out.flat, scale, accumulate, rng, packing.find)
             return
         said = wires if bits is None else bits.unsqueeze(0)
         split = lines.split(said, table, accumulate)
         if len(split.rest):
-            self.decode_rows(wires, split.rest, skip, out.flat, scale, accumulate, rng)
+            self.decode_rows(wires, split.rest, skip, out.flat, scale, accumulate, rng, packing.find)
         if split.cleared is not None:
             ops.zero_rows_clear(out.flat, said[0], split.cleared)
         if len(split.table):
-            self._decode_apart(wires, said, split, skip, out.flat, scale, accumulate, rng)
+            self._decode_apart(wires, said, split, skip, out.flat, scale, accumulate, rng, packing.find)
 
     def _decode_apart(
         self, wires: Tensor, said: Tensor, split: Split, skip: Tensor, out: Tensor, scale: float, accumulate: bool,
-        rng: Rng,
+        rng: Rng, find: Find,
     ) -> None:  # fmt: skip
         """Message by message, as each has zero rows of its own; ``said``: the bits that say which."""
         in_place = not accumulate and out.dtype == torch.float32
         total = out if in_place else scratch("zero rows, sum", out.numel(), device=out.device)
         for r in range(len(wires)):
             to = scratch("zero rows, one", out.numel(), device=out.device) if r else total
-            self.decode_rows(wires[r : r + 1], split.table, skip, to, 1.0, False, rng)
+            self.decode_rows(wires[r : r + 1], split.table, skip, to, 1.0, False, rng, find)
             ops.zero_rows_clear(to, said[r], split.lines)
             for start, stop in split.spans if r else ():
                 total[start:stop] += to[start:stop]
@@ -389,7 +344,7 @@ class Compressor(Described, ABC, abstract=True):
                 coded, out.layout, count, wires.numel() // count, seed=rng.seed, message=message, stride=stride
             )  # fmt: skip
             if coded:
-                self.decode_rows(wires, table, skip, single, 1.0, False, rng)
+                self.decode_rows(wires, table, skip, single, 1.0, False, rng, packing.find)
                 lines = packing.lines(out.layout, message=message, stride=stride)
                 for one, said in zip(single.view(count, width), wires.view(count, -1), strict=True):
                     if lines is not None:
@@ -407,9 +362,6 @@ class Compressor(Described, ABC, abstract=True):
                     part.add_(total, alpha=scale)
                 else:
                     torch.mul(total.double(), scale, out=part)
-
-
-_TYPICAL = 1 << 20
 
 
 def _widest(x: Bucket, add: Bucket | None) -> Bucket:
@@ -471,7 +423,7 @@ class Payload(NamedTuple):
         if skip is not None:
             table = table[skip[table[:, 7]] == 0]
         if len(table):
-            self.compressor.zero_rows(self.wire, table, into.flat, self.rng)
+            self.compressor.zero_rows(self.wire, table, into.flat, self.rng, self.packing.find)
         for row in self.packing.exact:
             at = into.layout.position(row.segment)
             if skip is not None and skip[row.number]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 # What users import by its module; everything else has its name in ``compcomm`` itself.
 MODULES = {
@@ -77,6 +78,30 @@ def moved(name: str) -> ModuleType:
     if f"compcomm.{name}" not in MODULES:
         raise AttributeError(f"module 'compcomm' has no attribute {name!r}")
     return import_module(f"compcomm.{name}")
+
+
+def renamed_method(owner: object, old: str, now: str) -> Callable[..., Any] | None:
+    """What a class that was written for the last version calls ``old``, with a warning; None: it has no such."""
+    found = getattr(owner, old, None)
+    if found is not None:
+        warnings.warn(
+            f"{type(owner).__name__}.{old} is now {now}; the old one goes with the next version.", FutureWarning, 3
+        )
+    return found
+
+
+def former(method: str, now: str, call: Callable[..., Any], *classes: type) -> None:
+    """Keeps a method that has become a function: it calls that, with a warning that says so."""
+
+    def old(self: Any, *args: Any, **kwargs: Any) -> Any:
+        warnings.warn(
+            f"{type(self).__name__}.{method} is now {now}; the method goes with the next version.", FutureWarning, 2
+        )
+        return call(self, *args, **kwargs)
+
+    old.__name__ = method
+    for known in classes:
+        setattr(known, method, old)
 
 
 def install() -> None:

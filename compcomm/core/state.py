@@ -7,20 +7,15 @@ algorithm: a slot says itself how it merges when the number of workers changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from .layout import Bucket, Layout, Segment
-from .packing import bare_bytes
-
-if TYPE_CHECKING:
-    from .compressor import Compressor
-    from .reducer import Reducer
 
 
 class Merge(Enum):
@@ -36,6 +31,30 @@ class Merge(Enum):
     """A hint: begins anew."""
 
 
+class Codec(Protocol):
+    """How a slot that holds bytes stands for numbers (``compcomm.state.quantized``)."""
+
+    def nbytes(self, numel: int) -> int:
+        """Bytes for ``numel`` numbers."""
+        ...
+
+    def read(self, held: Tensor, numel: int, low: int, high: int) -> Tensor:
+        """Elements ``[low, high)`` of the ``numel`` that the bytes stand for, fp32."""
+        ...
+
+    def write(self, numbers: Tensor, held: Tensor, low: int = 0, *, decay: float = 1.0) -> None:
+        """Makes elements from ``low`` on stand for ``decay * numbers``, whose content is then unspecified."""
+        ...
+
+
+class Slotted(Protocol):
+    """What declares slots: a reducer."""
+
+    def slots(self, segment: Segment, world: int) -> Mapping[str, Slot]:
+        """The state that a segment needs, by slot name."""
+        ...
+
+
 @dataclass(frozen=True)
 class Slot:
     """A tensor per parameter: ``numel`` elements (None: as many as the segment has) of ``dtype``, first ``fill``.
@@ -44,9 +63,11 @@ class Slot:
         grain: of SHARDED slots: a rank holds ``segment.share(rank, world, grain)``.
         into: of SHARDED slots: the slot of the same parameter that takes this one's value up when the workers change,
             as the mean residual takes up what an owner still owed; "": joined and cut anew.
-        codec: the slot holds no numbers but bytes, that compressor's sections of as many fp32 numbers as the segment
-            has (``compcomm.state.quantized``).
+        codec: the slot holds no numbers but bytes that stand for as many fp32 numbers as the segment has.
         pending: gradient that is still to be applied: rescaled where the learning rate changes.
+        weights: of MEAN slots: the part of each rank in the mean, which add up to 1; None: equal parts.
+        order: of SHARDED slots: brings all ranks' shares, joined, into the order of the parameter's elements; None:
+            they are in it.
     """
 
     merge: Merge
@@ -55,8 +76,10 @@ class Slot:
     fill: float = 0.0
     grain: int = 1
     into: str = ""
-    codec: Compressor | None = None
+    codec: Codec | None = None
     pending: bool = False
+    weights: tuple[float, ...] | None = None
+    order: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.into and self.merge is not Merge.SHARDED:
@@ -75,7 +98,15 @@ class Slot:
         """Elements of ``dtype`` for ``numel`` elements of a parameter."""
         if self.numel is not None:
             return self.numel
-        return numel if self.codec is None else bare_bytes(self.codec, numel)
+        return numel if self.codec is None else self.codec.nbytes(numel)
+
+    def weight(self, rank: int, world: int) -> float:
+        """The part of a rank in the mean of a MEAN slot."""
+        return 1.0 / world if self.weights is None else self.weights[rank]
+
+    def natural(self, joined: Tensor) -> Tensor:
+        """All ranks' shares of a SHARDED slot, joined, in the order of the parameter's elements."""
+        return joined if self.order is None else self.order(joined)
 
 
 class StateError(ValueError):
@@ -105,7 +136,7 @@ class Store:
     there, parameter by parameter, when they lie in another one.
     """
 
-    def __init__(self, reducer: Reducer, rank: int = 0, world: int = 1, device: torch.device | str = "cpu") -> None:
+    def __init__(self, reducer: Slotted, rank: int = 0, world: int = 1, device: torch.device | str = "cpu") -> None:
         self.reducer, self.rank, self.world, self.device = reducer, rank, world, torch.device(device)
         self._home: dict[str, dict[tuple[str, int], Tensor]] = {}  # slot -> (name, offset) -> view of a slab
         self._slabs: dict[tuple[str, Layout], Bucket] = {}

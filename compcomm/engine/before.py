@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..core.reducer import Reducer
 from ..core.state import Store
 
 
@@ -33,7 +34,7 @@ class Before:
 
     def take(self, store: Store) -> bool:
         """Copies what ``store`` holds now; whether it does so."""
-        if not self._whole and store.reducer.stateful:
+        if not self._whole and isinstance(store.reducer, Reducer) and store.reducer.traits.stateful:
             self.forget()
             return False
         if store is not self._store or store.cuts != self._cuts:

@@ -19,15 +19,12 @@ from ..core.collectives import (
     Collective,
     Commit,
 )
+from ..core.context import Arena, Context
+from ..core.header import write_header
 from ..core.layout import Bucket
-from ..core.packing import write_header
-from ..core.reducer import (
-    Arena,
-    Context,
-    Reducer,
-    flow,
-)
+from ..core.reducer import Reducer, flow
 from ..core.state import State, Store
+from ..core.structure import current
 
 _HEADER = 20  # the fixed fields, which a reader checks before anything else
 
@@ -43,7 +40,7 @@ def outline(op: Collective) -> Collective:
 
 def rehearse(reducer: Reducer, state: State, ctx: Context, dtype: torch.dtype) -> list[Collective]:
     """The collectives of a bucket in this step, from the flow itself on tensors without content."""
-    reducer, layout = reducer.now(state), state.layout
+    reducer, layout = current(reducer, state), state.layout
     ghost = replace(ctx, arena=Arena("meta"), watch=False, bad=False, tag="")
     bucket = Bucket(torch.empty(layout.numel, dtype=dtype, device="meta"), layout)
     run = flow(reducer, bucket, State(Store(reducer, ctx.rank, ctx.world, "meta"), layout), ghost)

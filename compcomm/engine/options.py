@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import nn
 
 from ..core.compressor import Compressor
-from ..core.reducer import Group, Reducer
+from ..core.reducer import Reducer
+from ..core.structure import Group
 
 
 def _is(value: object, *kinds: type) -> bool:

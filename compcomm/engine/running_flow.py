@@ -6,13 +6,9 @@ from collections.abc import Callable, Iterator
 from time import perf_counter
 
 from ..core.collectives import AllToAll, Collective, Commit
+from ..core.context import Context
 from ..core.layout import Bucket, Layout
-from ..core.reducer import (
-    Context,
-    Reduced,
-    Reducer,
-    flow,
-)
+from ..core.reducer import Reduced, Reducer, flow
 from ..core.state import State, Store
 from ..transports.process_group import Pending, ProcessGroup
 from .failure import outline, poisoned, rehearse

@@ -38,16 +38,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.context import Arena, Context
 from ..core.deferred import (
     Fault,
     deferred,
     either,
     not_finite,
 )
+from ..core.header import PeerError
 from ..core.layout import Bucket, Layout
-from ..core.packing import PeerError
-from ..core.reducer import Arena, Context, Reducer
+from ..core.reducer import Reducer
 from ..core.state import Store
+from ..core.structure import between_steps, has_review
 from ..transports.process_group import ProcessGroup, TransportError
 from .before import Before
 from .running_flow import Flight, Known
@@ -256,8 +258,8 @@ class Scheduler:
         if layout not in self.layouts:
             self.layouts[layout] = None
             self.store.declare(layout)
-        native = step.reducer.native(self.number)
-        narrow = flat.dtype in (torch.bfloat16, torch.float16) and step.reducer.narrow and deferred(flat)
+        native = self.number < step.reducer.traits.in_dtype
+        narrow = flat.dtype in (torch.bfloat16, torch.float16) and step.reducer.traits.half and deferred(flat)
         if native:
             layout = job.layout  # a sum takes elements as they lie
         elif layout is not job.layout:
@@ -295,7 +297,8 @@ class Scheduler:
 
     def _narrowed(self, job: Job, mean: Tensor) -> bool:
         """Whether a mean that fitted fp32 was rounded to the gradient's own type, which it may not fit."""
-        return job.flat.dtype != torch.float32 and (mean is not job.flat or not job.step.reducer.native(self.number))
+        own = mean is job.flat and self.number < job.step.reducer.traits.in_dtype
+        return job.flat.dtype != torch.float32 and not own
 
     def _land(self, abandon: bool = False) -> None:
         step, flights = self._step, self._flights
@@ -376,7 +379,7 @@ class Scheduler:
                 step.error = self.broken = error
         self._flights = []
         step.done.set()
-        if not abandon and self.broken is None and step.reducer.due(self.number - 1):
+        if not abandon and self.broken is None and has_review(step.reducer, self.number - 1):
             self._review(step)
         step.over.set()
 
@@ -384,7 +387,7 @@ class Scheduler:
         """What controllers do between two steps: the host goes on meanwhile, the next step's buckets wait in line."""
         store, transport = self.store, self.transport
         ctx = Context(transport.rank, transport.world, self.number - 1, seed=self.seed, arena=self.arena)
-        flow = step.reducer.review(store.segments(), store, ctx)
+        flow = between_steps(step.reducer, store.segments(), store, ctx)
         since, waited = perf_counter(), transport.seconds
         try:
             for op in flow:

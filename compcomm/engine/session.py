@@ -17,11 +17,14 @@ from torch import Tensor, nn
 
 from ..adaptive.telemetry import Telemetry
 from ..core.compressor import Compressor
+from ..core.context import Arena
 from ..core.layout import Layout
-from ..core.reducer import Arena, Reducer, settle
+from ..core.reducer import Reducer
 from ..core.state import State, StateError, Store
 from ..core.strides import Order, storage_order
+from ..core.structure import check_optimizer, choices, controllers, current, scheduled, world_independent
 from ..hosts.auto import Pilot
+from ..routes.choose import settle
 from ..routes.exact import Exact
 from ..state import merging
 from ..transports import compat
@@ -132,7 +135,7 @@ class Attachment:
         layout = Layout.of((n, p.shape) for n, p in self.parameters)
         try:
             self.reducer = settle(options.reducer, world)
-            if parameters is None and (options.check_every or self.reducer.needs_names):
+            if parameters is None and (options.check_every or self.reducer.traits.named):
                 what = f"check_every={options.check_every}" if options.check_every else repr(options.reducer)
                 raise StateError(
                     f"DDPState: {what} needs the parameters' names. Call state.bind(model) before the first backward "
@@ -143,7 +146,7 @@ class Attachment:
                 self._store.declare(expected.row_major)
             if parameters is not None:
                 self.reducer.check(layout)
-            self.reducer.check_optimizer(options.groups(parameters))
+            check_optimizer(self.reducer, options.groups(parameters))
             if trial is not None:
                 trial(self.reducer, layout)
         except Exception as error:
@@ -190,7 +193,7 @@ class Attachment:
             self._abandon(step)
         if step is None or index == 0:
             reducer = self.reducer if self.enabled and counted else Exact()
-            step = Step(reducer, self.options.unscale(), reducer.stateful, counted)
+            step = Step(reducer, self.options.unscale(), reducer.traits.stateful, counted)
             self.pace.last = Kind.STEP if counted else Kind.EXACT
         self._open = None if last else step
         self._current = step
@@ -272,7 +275,7 @@ class Attachment:
         settled = settle(reducer, self._transport.world)
         layout = Layout.of((n, p.shape) for n, p in self.parameters)
         settled.check(layout)
-        settled.check_optimizer(self.options.groups(self.parameters))
+        check_optimizer(settled, self.options.groups(self.parameters))
         store = Store(settled, self._transport.rank, self._transport.world, self._device)
         for expected in (*self._scheduler.layouts, layout):
             store.declare(expected)
@@ -370,31 +373,31 @@ class Attachment:
             wire_seconds=s.transport.seconds - self._wire_before,
             exposed_seconds=self._exposed,
             review_seconds=s.review_seconds,
-            controlled=next(self.reducer.controllers(()), None) is not None,
+            controlled=next(controllers(self.reducer), None) is not None,
             resumes=self._resumes,
         )
 
     def _now(self) -> Reducer:
         """The reducer with its decisions taken."""
         layout = Layout.of((n, p.shape) for n, p in self.parameters)
-        chosen = next(self.reducer.controllers(()), None) is not None
-        return self.reducer.now(State(self._store, layout)) if chosen else self.reducer
+        chosen = next(controllers(self.reducer), None) is not None
+        return current(self.reducer, State(self._store, layout)) if chosen else self.reducer
 
     def choices(self) -> dict[str, float]:
         """The setting of the next step by parameter: the density, the bits or the rank that a controller chose or a
         schedule gives. Empty where there is neither."""
         self.settle()
-        return {**self.scheduled(), **self.reducer.choices(self._store.segments(), self._store)}
+        return {**self.scheduled(), **choices(self.reducer, self._store.segments(), self._store)}
 
     def scheduled(self) -> dict[str, float]:
         """What schedules alone give in the next step; at once, while a step's review may still go on."""
-        return self.reducer.scheduled(self._store.segments(), self._scheduler.number)
+        return scheduled(self.reducer, self._store.segments(), self._scheduler.number)
 
     def telemetry(self) -> list[Telemetry]:
         """What each controller measured last, the same on every rank: the norm of every parameter's gradient, and the
         error and the bytes of every setting that it may have."""
         self.settle()
-        found = self.reducer.controllers(self._store.segments())
+        found: Any = controllers(self.reducer, self._store.segments())
         return [controller.telemetry(segments, self._store) for controller, segments in found]
 
     def state_dict(self) -> dict[str, Any]:
@@ -556,7 +559,7 @@ class Attachment:
                 "discard: the last step was recorded as a CUDA graph, whose replays are not seen. Use ignoring() while "
                 "recording, or load_state_dict() to go back."
             )
-        if step is not None and step.store is s.store and step.reducer.stateful and not step.kept:
+        if step is not None and step.store is s.store and step.reducer.traits.stateful and not step.kept:
             raise StateError(
                 f"discard: {self.reducer!r} remembers step {s.number - 1}, and what it held before was not kept. Use "
                 f"cc.attach(..., discardable=True), or DDPState(..., discardable=True): it takes as many bytes as "
@@ -661,7 +664,7 @@ class Attachment:
 
     def _origin(self) -> dict[str, Any]:
         given = self.options.reducer
-        reducer = given.for_any_world() if isinstance(given, Reducer) else given
+        reducer = world_independent(given) if isinstance(given, Reducer) else given
         return {"version": resuming.VERSION, "reducer": repr(reducer), "seed": self.options.seed}
 
     def _picked(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ..combine import setting as tunable
 from ..core.layout import Layout
 from ..core.reducer import Reducer
 from ..core.state import Store
-from ..state import quantized
+from ..core.structure import controllers
 from ..transports.dry_run import plan
 from .running_flow import Flight
 
@@ -164,7 +164,7 @@ def dense_bytes(elements: int, world: int) -> int:
 
 def noun(reducer: Reducer) -> str:
     """What its controllers choose: "density", "bits" or "rank"; "" where there are none, or they differ."""
-    found = {tunable.NOUNS.get(tunable.field(controller), "") for controller, _ in reducer.controllers(())}
+    found = {tunable.NOUNS.get(tunable.field(controller), "") for controller, _ in controllers(reducer)}
     return found.pop() if len(found) == 1 else ""
 
 
@@ -193,7 +193,7 @@ def relative_errors(flights: Sequence[Flight], store: Store) -> dict[str, float 
         given = sent.dense(layout).flat
         for s, e in held:
             codec = e.slot.codec
-            error = e.tensor if codec is None else quantized.read(e.tensor, codec, s.numel, 0, s.numel)
+            error = e.tensor if codec is None else codec.read(e.tensor, s.numel, 0, s.numel)
             norm = float((error + given[s.start : s.stop]).square().sum()) ** 0.5
             found[s.name] = float(error.square().sum()) ** 0.5 / norm if norm > 0 else None
     return found

@@ -136,8 +136,8 @@ class Witness:
 
     def speak(self, fate: Fate, reducer: Any) -> None:
         """Says, once each, what memory has of gradients that were thrown away, or added up."""
-        harmless = fate in (Fate.ADDED_TO, Fate.UNKNOWN) and reducer.accumulates
-        if harmless or fate in self._told or not reducer.stateful:
+        harmless = fate in (Fate.ADDED_TO, Fate.UNKNOWN) and reducer.traits.accumulates
+        if harmless or fate in self._told or not reducer.traits.stateful:
             return
         self._told.add(fate)
         lines = {Fate.ZEROED: (_ZEROED,), Fate.ADDED_TO: (_ADDED,), Fate.UNKNOWN: (_ZEROED, "Or", _ADDED)}[fate]

@@ -5,21 +5,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
+from ..combine.wrapper import inside_feedback
 from ..core.compressor import Compressor
+from ..core.context import Context
 from ..core.layout import Layout, Segment
-from ..core.reducer import (
-    Context,
-    Flow,
-    Reducer,
-    settle,
-)
+from ..core.reducer import Flow, Reducer, Resolving
 from ..core.source import Source, Target
 from ..core.state import Merge, Slot, State
+from ..core.traits import Promises, Traits
 
 
 def is_number(value: object) -> bool:
@@ -49,13 +47,13 @@ class Scheme(Reducer, ABC, abstract=True):
             )
         if not isinstance(self.reducer, Reducer | Compressor):
             raise TypeError(f"{name}({self.reducer!r}): give a compressor or a reducer, such as TopK(0.01).")
-        object.__setattr__(self, "reducer", self.reducer.contractive(name))
+        object.__setattr__(self, "reducer", inside_feedback(self.reducer, name))
 
-    def feedback_cure(self, scheme: str) -> str:
+    def _feedback_hint(self, scheme: str) -> str:
         return f"It has feedback already: use {self!r} as it is."
 
-    def settle(self, world: int) -> Reducer:
-        return replace(self, reducer=settle(self.reducer, world, self.owner))
+    def resolve(self, to: Resolving) -> Reducer:
+        return replace(self, reducer=to.part(self.reducer, self.owner))
 
     @property
     def inner(self) -> Reducer:
@@ -64,18 +62,16 @@ class Scheme(Reducer, ABC, abstract=True):
             raise TypeError(f"{self!r}: no route yet. Call settle(reducer, world) first.")
         return self.reducer
 
-    @property
-    def stateful(self) -> bool:
-        return True
+    @cached_property
+    def traits(self) -> Traits:
+        inside = super().traits
+        return Traits(stateful=True, variable=inside.variable, named=inside.named, accumulates=inside.accumulates)
 
     def exact(self, segment: Segment) -> bool:
         return self.reducer.exact(segment)
 
-    def in_order(self, slot: str, segment: Segment, joined: Tensor) -> Tensor:
-        return self.inner.in_order(slot, segment, joined)
-
-    def conserves(self, segment: Segment) -> bool:
-        return self.inner.conserves(segment)
+    def promises(self, segment: Segment) -> Promises:
+        return Promises(conserves=self.inner.promises(segment).conserves)
 
     def slots(self, segment: Segment, world: int) -> Mapping[str, Slot]:
         found = dict(self.memory(segment))

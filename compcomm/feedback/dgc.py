@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,16 +18,13 @@ from ..combine.setting import (
 )
 from ..compressors.topk import is_integer
 from ..core.compressor import Compressor
+from ..core.context import Context
 from ..core.layout import Bucket, Segment
-from ..core.reducer import (
-    Context,
-    Flow,
-    Group,
-    Reduced,
-    Reducer,
-)
+from ..core.reducer import Flow, Reduced, Reducer
 from ..core.source import Source, Target
 from ..core.state import Merge, Slot, State
+from ..core.structure import Group
+from ..core.traits import Traits
 from . import slabs
 from .base import Scheme, is_number
 from .error_feedback import ErrorFeedback
@@ -108,9 +106,9 @@ class DGC(Scheme):
         own = {"momentum": Slot(Merge.MEAN)}
         return own if self.reducer.exact(segment) else {**own, "velocity": Slot(Merge.MEAN, pending=True)}
 
-    @property
-    def accumulates(self) -> bool:
-        return self.momentum == 0.0  # else every pass gives a velocity
+    @cached_property
+    def traits(self) -> Traits:
+        return super().traits._replace(accumulates=self.momentum == 0.0)  # else every pass gives a velocity
 
     def exact(self, segment: Segment) -> bool:
         return False  # what arrives is a velocity, and not the mean gradient

@@ -7,13 +7,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..core.context import Context
 from ..core.layout import Segment
-from ..core.reducer import (
-    Context,
-    Flow,
-    Reduced,
-    Reducer,
-)
+from ..core.reducer import Flow, Reduced, Reducer, Resolving
 from ..core.source import Source, Target
 from ..core.state import Merge, Slot, State
 from . import slabs
@@ -67,12 +63,12 @@ class EControl(Estimates):
                 f"compressor's delta."
             )
 
-    def settle(self, world: int) -> Reducer:
-        found = super().settle(world)
+    def resolve(self, to: Resolving) -> Reducer:
+        found = super().resolve(to)
         assert isinstance(found, EControl)
         if found.eta is not None:
             return found
-        delta = found.inner.delta(Segment("", (1, _TYPICAL), 0, _TYPICAL))
+        delta = found.inner.promises(Segment("", (1, _TYPICAL), 0, _TYPICAL)).delta
         if not delta:
             raise ValueError(f"{found!r}: {found.inner!r} promises no delta to take as eta. Give eta=, such as 0.1.")
         return replace(found, eta=float(f"{delta:.3g}"))

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 from math import fsum
 
 import torch
 
+from ..core.context import Context
 from ..core.layout import Segment
-from ..core.reducer import (
-    Context,
-    Flow,
-    Reduced,
-    Reducer,
-)
+from ..core.reducer import Flow, Reduced, Reducer, Resolving
 from ..core.source import Source, Target
 from ..core.state import Merge, Slot, State
+from ..core.traits import Traits
 from . import slabs
 from .base import is_number
 from .estimates import Estimates, lacking, wanted
@@ -54,7 +52,7 @@ class EF21(Estimates):
     """
 
     momentum: float = 1.0
-    weights: tuple[float, ...] | None = None
+    weights: tuple[float, ...] | None = field(default=None, metadata={"per_world": True})
     start: bool = True
     dtype: torch.dtype = torch.float32
 
@@ -68,34 +66,27 @@ class EF21(Estimates):
         if self.weights is not None:
             object.__setattr__(self, "weights", _checked(self.weights))
 
-    def settle(self, world: int) -> Reducer:
-        found = super().settle(world)
+    def resolve(self, to: Resolving) -> Reducer:
+        found, world = super().resolve(to), to.world
         assert isinstance(found, EF21)
         if self.weights is not None and len(self.weights) != world:
             raise ValueError(
                 f"EF21(weights={self.weights}): {len(self.weights)} weights and {world} ranks. Give one per rank, in "
                 f"rank order."
             )
-        if self.weights is not None and not found.inner.weighs:
+        if self.weights is not None and not found.inner.traits.weights:
             raise ValueError(f"{found!r}: {found.inner!r} takes no weights. Use AllGather(...) or TwoPhase(...).")
         return found
 
-    @property
-    def absence(self) -> bool:
-        return True
-
-    def weight(self, slot: str, segment: Segment, rank: int, world: int) -> float:
-        weighted = self.weights is not None and slot == "estimate"  # h is g/(W w), and v is g
-        return self.weights[rank] if weighted and self.weights else 1.0 / world
-
-    def for_any_world(self) -> Reducer:
-        return replace(super().for_any_world(), weights=None)
+    @cached_property
+    def traits(self) -> Traits:
+        return super().traits._replace(absence=True)
 
     def memory(self, segment: Segment) -> Mapping[str, Slot]:
         mean = {"mean": Slot(Merge.REPLICATED, dtype=self.dtype)}
         if self.exact(segment):
             return mean
-        own = {"estimate": Slot(Merge.MEAN, dtype=self.dtype)}
+        own = {"estimate": Slot(Merge.MEAN, dtype=self.dtype, weights=self.weights)}  # h is g/(W w), and v is g
         if self.momentum < 1.0:
             own["momentum"] = Slot(Merge.MEAN, dtype=self.dtype)
         return {**own, **mean}

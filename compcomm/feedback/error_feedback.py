@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 
 from ..compressors.cast import Cast
 from ..compressors.qsgd import QSGD
 from ..core.compressor import Compressor
+from ..core.context import Context
 from ..core.layout import Bucket, Layout, Segment
-from ..core.reducer import Context, Flow
+from ..core.reducer import Flow, traits_of
 from ..core.source import Source, Target
 from ..core.state import Merge, Slot, State
+from ..core.traits import Promises, Traits
 from ..ops.checks import FLOATS
 from ..state import quantized
 from . import slabs
@@ -83,19 +85,22 @@ class ErrorFeedback(Scheme):
     def _codec(self) -> Compressor | None:
         return _CODECS.get(self.dtype)
 
-    @property
-    def narrow(self) -> bool:
-        return self.dtype != torch.float64 and self.inner.narrow
+    @cached_property
+    def traits(self) -> Traits:
+        half = self.dtype != torch.float64 and traits_of(self.reducer).half
+        return super().traits._replace(half=half)
 
-    def conserves(self, segment: Segment) -> bool:
+    def promises(self, segment: Segment) -> Promises:
+        inside = super().promises(segment)
         lossless = self._codec is None and self.decay == self.average == 1.0 and not self.reset
-        return (lossless or self.exact(segment)) and self.inner.conserves(segment)
+        return inside if lossless or self.exact(segment) else inside._replace(conserves=False)
 
     def memory(self, segment: Segment) -> Mapping[str, Slot]:
         if self.exact(segment):
             return {}
         dtype = self.dtype if self._codec is None else torch.uint8
-        return {"residual": Slot(Merge.MEAN, dtype=dtype, codec=self._codec, pending=True)}
+        codec = None if self._codec is None else quantized.Quantized(self._codec)
+        return {"residual": Slot(Merge.MEAN, dtype=dtype, codec=codec, pending=True)}
 
     def step(self, source: Source, target: Target, state: State, ctx: Context) -> Flow:
         x = source.x

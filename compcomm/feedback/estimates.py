@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 
+from ..core.context import Context
 from ..core.deferred import either, poison
 from ..core.layout import Bucket, Layout, Segment
-from ..core.reducer import Context, Flow, Reduced
+from ..core.reducer import Flow, Reduced
 from ..core.source import Source, Target
 from ..core.state import State
+from ..core.traits import Promises, Traits
 from ..routes.exact import Exact
 from . import slabs
 from .base import Scheme
@@ -37,12 +39,12 @@ class Estimates(Scheme, ABC, abstract=True):
         if self.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"{name}(dtype={self.dtype!r}): estimates are torch.float32 or torch.float64.")
 
-    @property
-    def accumulates(self) -> bool:
-        return False  # every pass gives the estimate of one pass's gradient
+    @cached_property
+    def traits(self) -> Traits:
+        return super().traits._replace(accumulates=False)  # every pass gives the estimate of one pass's gradient
 
-    def conserves(self, segment: Segment) -> bool:
-        return self.exact(segment)
+    def promises(self, segment: Segment) -> Promises:
+        return Promises(conserves=self.exact(segment))
 
     def same_dtype(self, x: Bucket) -> None:
         """Raises TypeError where the gradients are not of ``dtype``."""

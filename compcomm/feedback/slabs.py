@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..core.compressor import ops
+from ..core.context import Context
 from ..core.layout import Bucket, Layout
-from ..core.reducer import Context
 
 
 def blend(to: Bucket, source: Bucket, status: Tensor, *, alpha: float = 0.0, beta: float | Tensor = 1.0) -> None:

@@ -122,7 +122,7 @@ def announce(reducer: Reducer, everything: Layout, world: int, what: str = "comp
     if world == 1:
         return f"{text}: nothing to send"
     found = breakeven(reducer, everything, world)
-    most, least = ("at most ", "at least ") if reducer.variable else ("", "")
+    most, least = ("at most ", "at least ") if reducer.traits.variable else ("", "")
     text += f": {_size(found.dense)} -> {most}{_size(found.sent)} per rank and step ({least}{found.ratio:.1f}x)"
     first = sum(p.sent for p in plan(reducer, everything, world, step=0))
     if abs(first - found.sent) > 0.02 * found.sent:

@@ -17,10 +17,12 @@ from ..core.collectives import AllReduceMax, Broadcast
 from ..core.compressor import Compressor
 from ..core.description import Described, parse
 from ..core.layout import Layout
-from ..core.reducer import Reducer, settle
+from ..core.reducer import Reducer
 from ..core.state import StateError
+from ..core.structure import check_optimizer
 from ..engine.bypass import Plain
 from ..engine.running_flow import Flight
+from ..routes.choose import settle
 from ..routes.exact import Exact
 
 if TYPE_CHECKING:
@@ -158,10 +160,10 @@ class Pilot:
         attachment = self._attachment
         try:
             settled = settle(method, attachment.wire.world)
-            if settled.needs_names and not attachment.named:
+            if settled.traits.named and not attachment.named:
                 return False
             settled.check(Layout.of((n, p.shape) for n, p in attachment.parameters))
-            settled.check_optimizer(attachment.options.groups(attachment.parameters))
+            check_optimizer(settled, attachment.options.groups(attachment.parameters))
         except ValueError:
             return False
         return True

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from ..core.compressor import Compressor, ops
 from ..core.layout import Layout
-from ..core.reducer import Reducer, settle
+from ..core.reducer import Reducer
 from ..engine.session import Attachment, decline
 from ..engine.statistics import Report
 from ..hosts.attach import announce
+from ..routes.choose import settle
 from . import checkpoint, recall, replicas
 from .alone import Alone
 from .exchange import Exchange

@@ -8,14 +8,16 @@ from typing import Any
 from torch import Tensor
 
 from ..combine.partition import Partition
+from ..combine.uncompensated import Uncompensated
 from ..combine.warmup import Warmup
-from ..combine.wrapper import Around
+from ..combine.wrapper import Wrapper
 from ..compressors.sign import SignScale
 from ..compressors.unproven import Unproven
 from ..core.compressor import Compressor
-from ..core.reducer import Reducer, settle
+from ..core.reducer import Reducer
 from ..feedback.error_feedback import ErrorFeedback
 from ..routes.base import Route
+from ..routes.choose import settle
 from ..routes.exact import Exact
 
 
@@ -24,12 +26,12 @@ def feedback(call: str, compressor: Any) -> Compressor | Reducer:
     if isinstance(compressor, SignScale) and compressor.scale == "l2":
         compressor = Unproven(compressor)
     if isinstance(compressor, Partition):
-        return Partition({pattern: feedback(call, part) for pattern, part in compressor.parts.items()})
+        return Partition({pattern: feedback(call, part) for pattern, part in compressor.parts.items()})  # pyright: ignore[reportCallIssue]
     if isinstance(compressor, ErrorFeedback):
         return compressor
-    if isinstance(compressor, Around) and not isinstance(compressor, Warmup):
+    if isinstance(compressor, Wrapper) and not isinstance(compressor, Warmup | Uncompensated):
         inner: Any = compressor
-        while isinstance(inner, Around):
+        while isinstance(inner, Wrapper):
             inner = inner.reducer
         return compressor if isinstance(inner, ErrorFeedback) else ErrorFeedback(compressor)
     if not isinstance(compressor, Compressor | Route | Exact):
@@ -44,7 +46,7 @@ def feedback(call: str, compressor: Any) -> Compressor | Reducer:
 def check_warmup(call: str, warmup: Any, world: int) -> None:
     if not isinstance(warmup, Compressor | Reducer):
         raise TypeError(f"{call}(warmup={warmup!r}): give a reducer, such as Exact() or Cast(torch.bfloat16).")
-    if settle(warmup, world).stateful:
+    if settle(warmup, world).traits.stateful:
         raise ValueError(
             f"{call}(warmup={warmup!r}): it keeps what it does not send, and the warm-up ends without sending it. Use "
             f"Exact() or Cast(torch.bfloat16)."

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.reducer import settle
 from ..core.state import StateError
 from ..engine.resuming import consent
-from ..state import quantized
+from ..routes.choose import settle
 from . import adam, legacy
 from .checkpoint import (
     MERGED,
@@ -241,7 +240,7 @@ def _residual(opt: CompressedOptimizer, memory: Mapping[str, Any]) -> Tensor | N
                 continue
             codec = settled.slots(s, 2)["residual"].codec
             part = part.reshape(-1)
-            part = part if codec is None else quantized.read(part, codec, s.numel, 0, s.numel)
+            part = part if codec is None else codec.read(part, s.numel, 0, s.numel)
             number, offset = numbers(flat)[f"{s.name}@{s.offset}" if s.offset else s.name]
             if s.whole:
                 flat.view(found, number).copy_(part.view(s.shape))

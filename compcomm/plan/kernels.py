@@ -13,14 +13,9 @@ from time import perf_counter
 import torch
 
 from ..core.collectives import AllReduce, AllReduceMax, Commit
+from ..core.context import Arena, Context
 from ..core.layout import Bucket, Layout
-from ..core.reducer import (
-    Arena,
-    Context,
-    Flow,
-    Reducer,
-    flow,
-)
+from ..core.reducer import Flow, Reducer, flow
 from ..core.state import State, Store
 from ..transports.process_group import Pending, ProcessGroup
 from ..transports.simulator import perform
@@ -234,7 +229,7 @@ class _Rank:
         self.step += 1
         torch.add(self.gradients[0], self.gradients[1], alpha=float(self.step % 7), out=self.flat)
         ctx = Context(
-            self.rank, self.world, self.step, self.bucket, arena=self.arena, watch=self.reducer.stateful
+            self.rank, self.world, self.step, self.bucket, arena=self.arena, watch=self.reducer.traits.stateful
         )  # fmt: skip
         return flow(self.reducer, Bucket(self.flat, self.layout), State(self.store, self.layout), ctx)
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from ..core.compressor import Compressor
 from ..core.description import parse
-from ..core.reducer import Reducer, settle
+from ..core.reducer import Reducer
+from ..routes.choose import settle
 
 
 class Method(NamedTuple):

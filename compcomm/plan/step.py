@@ -78,7 +78,7 @@ def predict(
     planned = traffic(reducer, buckets, world, dtype)
     stages = [[kernels.stretch * t for t in kernels.seconds(reducer, layout, world)] for layout in buckets]
     wires = [[kernels.stretch * seconds(p, world, link) for p in bucket] for bucket in planned]
-    native = reducer is None or reducer.native(1 << 30)
+    native = reducer is None or reducer.traits.in_dtype > 1 << 30
     done = max(backward, pipeline(when, stages, wires, native, threaded=reducer is not None)[-1] if world > 1 else 0.0)
     dense = 2 * (4 * sum(s.numel for layout in buckets for s in layout.segments) * (world - 1) // world)
     return Prediction(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from ..core.compressor import Compressor
+from ..core.context import Context
 from ..core.layout import Layout, Segment
 from ..core.packing import pack
-from ..core.reducer import Context, Flow
+from ..core.reducer import Flow
 from ..core.source import Source, Target
 from ..core.state import Slot, State
+from ..core.traits import Traits
 from .base import RoundTrip, Route
 from .rounds import to_all
 
@@ -29,13 +31,9 @@ class AllGather(Route):
     State: the compressor's hints. Works with every compressor.
     """
 
-    @property
-    def narrow(self) -> bool:
-        return True
-
-    @property
-    def weighs(self) -> bool:
-        return True
+    @cached_property
+    def traits(self) -> Traits:
+        return super().traits._replace(half=True, weights=True)
 
     def slots(self, segment: Segment, world: int) -> Mapping[str, Slot]:
         return {} if self.exact(segment) else self.compressor.slots(segment)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from math import isnan
 
 import torch
 from torch import Tensor
 
 from ..core.collectives import AllReduce as Sum
+from ..core.context import Context
 from ..core.deferred import (
     Fault,
     clear,
@@ -17,15 +18,12 @@ from ..core.deferred import (
     either,
     not_finite,
 )
-from ..core.packing import (
-    Flags,
-    PeerError,
-    ops,
-    pack,
-)
-from ..core.reducer import Context, Flow
+from ..core.header import Flags, PeerError
+from ..core.packing import ops, pack
+from ..core.reducer import Flow
 from ..core.source import Source, Target
 from ..core.state import State
+from ..core.traits import Traits
 from ..ops.work import on
 from .base import RoundTrip, Route
 
@@ -43,13 +41,9 @@ class AllReduce(Route):
     W * 2**-24 * sum|x_i| (of the payload's precision), and to the bit over the ranks.
     """
 
-    @property
-    def narrow(self) -> bool:
-        return True
-
-    @property
-    def weighs(self) -> bool:
-        return self.compressor.dtype == torch.float32
+    @cached_property
+    def traits(self) -> Traits:
+        return super().traits._replace(half=True, weights=self.compressor.dtype == torch.float32)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..compressors.contractive import contractive
 from ..core.compressor import Compressor, Payload
+from ..core.context import Context
 from ..core.deferred import (
     Fault,
     Truth,
@@ -17,16 +19,12 @@ from ..core.deferred import (
     either,
     poison,
 )
+from ..core.header import Flags
 from ..core.layout import Bucket, Segment
-from ..core.packing import Flags, Packing
-from ..core.reducer import (
-    Context,
-    Reduced,
-    Reducer,
-    Sent,
-    Update,
-)
+from ..core.packing import Packing
+from ..core.reducer import Reduced, Reducer, Sent, Update
 from ..core.source import Source, Target
+from ..core.traits import Promises
 from ..ops.gpu import corruption
 
 
@@ -43,11 +41,11 @@ class Route(Reducer, ABC, abstract=True):
     def exact(self, segment: Segment) -> bool:
         return self.compressor.exact(segment)
 
-    def delta(self, segment: Segment) -> float | None:
-        return self.compressor.of(segment).delta(segment.numel)
+    def promises(self, segment: Segment) -> Promises:
+        return Promises(self.compressor.of(segment).delta(segment.numel))
 
     def contractive(self, scheme: str) -> Reducer:
-        return replace(self, compressor=self.compressor.contractive(scheme))
+        return replace(self, compressor=contractive(self.compressor, scheme))
 
 
 class Delivery:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core.collectives import AllReduce, ReduceScatter
+from ..core.context import Context
 from ..core.deferred import clear, either, not_finite
 from ..core.layout import Bucket, Layout, Segment
-from ..core.reducer import Context, Flow, Reduced, Reducer
+from ..core.reducer import Flow, Reduced, Reducer
 from ..core.source import Source, Target
 from ..core.state import State
+from ..core.traits import ALWAYS, Promises, Traits
 
 
 @dataclass(frozen=True, repr=False)
@@ -27,16 +30,17 @@ class Exact(Reducer):
     def exact(self, segment: Segment) -> bool:
         return True
 
-    def delta(self, segment: Segment) -> float | None:
-        return 1.0
+    def promises(self, segment: Segment) -> Promises:
+        return Promises(delta=1.0)
+
+    @cached_property
+    def traits(self) -> Traits:
+        return Traits(in_dtype=ALWAYS)
 
     def contractive(self, scheme: str) -> Reducer:
         if scheme == "ErrorFeedback":
             return self
         raise ValueError(f"{scheme}(Exact()): Exact() loses nothing, so there is nothing to feed back. Use Exact().")
-
-    def native(self, step: int) -> bool:
-        return True
 
     def reduce(self, source: Source, target: Target, state: State, ctx: Context) -> Flow:
         given = source.x if source.add is None else source.add

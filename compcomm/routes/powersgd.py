@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from math import isfinite
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from ..compressors.sketch import quantiles
 from ..core.collectives import AllReduce as Sum
 from ..core.collectives import Collective
+from ..core.context import Context
 from ..core.deferred import (
     Fault,
     Truth,
@@ -25,14 +26,10 @@ from ..core.deferred import (
 )
 from ..core.layout import Bucket, Layout, Segment
 from ..core.random import key
-from ..core.reducer import (
-    Context,
-    Flow,
-    Reduced,
-    Reducer,
-)
+from ..core.reducer import Flow, Reduced, Reducer
 from ..core.source import Source, Target
 from ..core.state import Merge, Slot, State
+from ..core.traits import Traits
 from ..ops.work import on
 from .all_reduce import Digits, fault, place, read_flags, unpacked
 
@@ -104,12 +101,12 @@ class PowerSGD(Reducer):
         if self.error not in ERRORS:
             raise ValueError(f"{call}: error is one of {', '.join(map(repr, ERRORS))}.")
 
-    def feedback_cure(self, scheme: str) -> str:
+    def _feedback_hint(self, scheme: str) -> str:
         return f"It has feedback already: use {self!r} as it is."
 
-    @property
-    def stateful(self) -> bool:
-        return True
+    @cached_property
+    def traits(self) -> Traits:
+        return Traits(stateful=True)
 
     def sizes(self, segment: Segment) -> tuple[int, int, int] | None:
         """(n, m, r) of a matrix that is sent as factors; None for a parameter that travels exact."""

@@ -19,14 +19,14 @@ from torch import Tensor
 
 from ..core.collectives import AllGather, AllToAll, Collective
 from ..core.compressor import Payload, ops
-from ..core.packing import (
+from ..core.context import Context
+from ..core.header import (
     Flags,
-    Packing,
     read_headers,
     write_header,
     write_headers,
 )
-from ..core.reducer import Context
+from ..core.packing import Packing
 
 Exchange = Generator[Collective, bool, tuple[Tensor, Flags]]
 """Ends with the messages of all ranks, ``[W, stride]``, and what their headers say together."""

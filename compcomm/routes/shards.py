@@ -5,20 +5,23 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..compressors.contractive import contractive
 from ..core.collectives import Collective
 from ..core.compressor import Compressor, Payload, Received
+from ..core.context import Context
 from ..core.deferred import deferred, either
 from ..core.layout import Bucket, Layout, Segment
 from ..core.packing import Packing, ops
-from ..core.reducer import Context, Reduced, Reducer, Sent, Update
+from ..core.reducer import Reduced, Reducer, Resolving, Sent, Update
 from ..core.source import Source, Target
 from ..core.state import Merge, Slot
+from ..core.traits import Promises, Traits
 from .base import RoundTrip, Route, corrupt
 from .rounds import to_all, to_owners
 
@@ -31,17 +34,15 @@ class Owners(Route, ABC, abstract=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        from ..feedback.base import Scheme
-
         name = getattr(self.server, "__name__", repr(self.server))
         call = f"{type(self).__name__}({self.compressor!r}, server={name})"
         if self.server is None or self.server is False:
             return
-        if not (isinstance(self.server, type) and issubclass(self.server, Scheme) and self.server.owner is self.server):
+        if not (isinstance(self.server, type) and getattr(self.server, "owner", None) is self.server):
             raise ValueError(
                 f"{call}: the owner's scheme is ErrorFeedback, EF21 (inside EF21), False (none) or None (chosen)."
             )
-        needed = self.compressor.contractive()  # raises where it is none and shrinking would not help
+        needed = contractive(self.compressor)  # raises where it is none and shrinking would not help
         if needed is not self.compressor:
             raise ValueError(f"{call}: use {needed!r}.")
 
@@ -50,11 +51,12 @@ class Owners(Route, ABC, abstract=True):
         """Whether the owner keeps a residual."""
         return bool(self.server)
 
-    @property
-    def weighs(self) -> bool:
-        return True
+    @cached_property
+    def traits(self) -> Traits:
+        return super().traits._replace(weights=True, stateful=self.keeps)
 
-    def under_feedback(self, scheme: type[Reducer] | None) -> Reducer:
+    def resolve(self, to: Resolving) -> Reducer:
+        scheme = to.scheme
         if scheme is not None and self.server is None:
             return replace(self, server=scheme)
         if self.server is False and scheme is not None and getattr(scheme, "integrates", False):
@@ -67,17 +69,13 @@ class Owners(Route, ABC, abstract=True):
             raise ValueError(f"{self!r} {here}: the owner follows its workers. Leave server= out: it is chosen.")
         return self
 
-    @property
-    def stateful(self) -> bool:
-        return self.keeps
-
-    def conserves(self, segment: Segment) -> bool:
-        return self.keeps or self.exact(segment)
+    def promises(self, segment: Segment) -> Promises:
+        return super().promises(segment)._replace(conserves=self.keeps or self.exact(segment))
 
     def slots(self, segment: Segment, world: int) -> Mapping[str, Slot]:
         if not self.keeps or self.exact(segment):
             return {}
-        return {"server": Slot(Merge.SHARDED, grain=self.compressor.grain, pending=True)}
+        return {"server": Slot(Merge.SHARDED, grain=self.compressor.alignment, pending=True)}
 
 
 class TwoRounds(RoundTrip):
@@ -164,7 +162,7 @@ def _recoded(
 ) -> Received | None:
     """What the owner's encoder decodes by itself, where the mean of coded rows need not be in memory: the exact rows'
     is written here. None: all of it is to be decoded first."""
-    if not c.recodes or packing.has_lines or ctx.weights is not None or not deferred(wires):
+    if not getattr(c, "recodes", False) or packing.has_lines or ctx.weights is not None or not deferred(wires):
         return None
     exact, coded = (packing.table(kind, mean.layout, seed=ctx.seed, message=ctx.rank) for kind in (False, True))
     if len(exact):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..core.collectives import AllReduce, AllReduceMax
 from ..core.compressor import Compressor, Uniform, ops
+from ..core.context import Context
 from ..core.deferred import (
     Fault,
     Truth,
@@ -18,12 +19,13 @@ from ..core.deferred import (
     either,
     not_finite,
 )
+from ..core.header import Flags
 from ..core.layout import Bucket, Layout, Segment
-from ..core.packing import Flags
 from ..core.random import key
-from ..core.reducer import Context, Flow, Reducer
+from ..core.reducer import Flow, Reducer
 from ..core.source import Source, Target
 from ..core.state import State
+from ..core.traits import Promises
 from ..ops.reference.shared import section
 from .all_reduce import fault, place
 from .base import Delivery, Route, override_status
@@ -49,7 +51,7 @@ class SharedScale(Route):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.compressor.uniform is None:
+        if _uniform(self.compressor) is None:
             raise ValueError(
                 f"SharedScale({self.compressor!r}): its levels are not equally spaced around zero under one norm (or "
                 f"are clipped on each rank by itself), or its codes vary in length, so codes of several ranks cannot "
@@ -59,12 +61,12 @@ class SharedScale(Route):
     @property
     def uniform(self) -> Uniform:
         """The compressor's levels."""
-        found = self.compressor.uniform
+        found = _uniform(self.compressor)
         assert found is not None
         return found
 
-    def delta(self, segment: Segment) -> float | None:
-        return 1.0 if self.exact(segment) else None
+    def promises(self, segment: Segment) -> Promises:
+        return Promises(1.0 if self.exact(segment) else None)
 
     def contractive(self, scheme: str) -> Reducer:
         if self.uniform.stochastic or self.uniform.norm2:
@@ -119,6 +121,10 @@ class SharedScale(Route):
         return delivery.finish(_Sent(form, u, sent, norms, flags.skip))
 
 
+def _uniform(compressor: Compressor) -> Uniform | None:
+    return getattr(compressor, "uniform", None)
+
+
 class _Shared(Delivery):
     """The sum of all ranks' codes, under the shared norms."""
 
@@ -164,7 +170,7 @@ class _Form:
     """Where everything lies: exact segments (fp32), words and a seal in one buffer, norms in another."""
 
     def __init__(self, compressor: Compressor, layout: Layout, world: int, seed: int) -> None:
-        uniform = compressor.uniform
+        uniform = _uniform(compressor)
         assert uniform is not None
         self.count, self.seed = len(layout.segments), seed
         self.width = (2 * uniform.levels * world).bit_length()

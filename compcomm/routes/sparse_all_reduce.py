@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.compressor import Compressor, ops
+from ..core.context import Context
 from ..core.layout import Bucket, Layout, Segment
 from ..core.packing import pack_shares
-from ..core.reducer import Context, Flow
+from ..core.reducer import Flow
 from ..core.source import Source, Target
-from ..core.state import State
+from ..core.state import Slot, State
 from ..ops.reference.interleave import cards_dealt, hands
 from .shards import Owners, TwoRounds
 from .two_phase import TwoPhase
@@ -48,7 +51,7 @@ class SparseAllReduce(Owners):
     def __post_init__(self) -> None:
         super().__post_init__()
         c = self.compressor
-        if not c.selective:
+        if not getattr(c, "selective", False):
             raise ValueError(
                 f"SparseAllReduce({c!r}): needs a compressor that selects elements and sends them as they are. Use "
                 f"SparseAllReduce(TopK(ratio=0.01)), or TwoPhase({c!r})."
@@ -58,13 +61,8 @@ class SparseAllReduce(Owners):
                 f"SparseAllReduce({c!r}): k counts elements per parameter, and each owner has a share of it. Use ratio."
             )
 
-    def in_order(self, slot: str, segment: Segment, joined: Tensor) -> Tensor:
-        natural, full = torch.empty_like(joined), segment.numel // GRAIN
-        if full:  # whole cards at once: an index per element would be twice as large as the parameter
-            cards = cards_dealt(segment.numel, GRAIN, hands(segment.numel, GRAIN), joined.device)[:full]
-            natural[: full * GRAIN].view(full, GRAIN)[cards] = joined[: full * GRAIN].view(full, GRAIN)
-        natural[full * GRAIN :] = joined[full * GRAIN :]  # a short card stays last
-        return natural
+    def slots(self, segment: Segment, world: int) -> Mapping[str, Slot]:
+        return {name: replace(slot, order=_natural) for name, slot in super().slots(segment, world).items()}
 
     def reduce(self, source: Source, target: Target, state: State, ctx: Context) -> Flow:
         layout, c = source.layout, self.compressor
@@ -86,6 +84,17 @@ class SparseAllReduce(Owners):
             sent.add_(source.x, -1.0)
         rounds.decode(1.0, target.accumulate)
         return replace(rounds.finish(sent), error=source.x)
+
+
+def _natural(joined: Tensor) -> Tensor:
+    """A parameter in dealt order, in its own."""
+    numel = joined.numel()
+    natural, full = torch.empty_like(joined), numel // GRAIN
+    if full:  # whole cards at once: an index per element would be twice as large as the parameter
+        cards = cards_dealt(numel, GRAIN, hands(numel, GRAIN), joined.device)[:full]
+        natural[: full * GRAIN].view(full, GRAIN)[cards] = joined[: full * GRAIN].view(full, GRAIN)
+    natural[full * GRAIN :] = joined[full * GRAIN :]  # a short card stays last
+    return natural
 
 
 class _Dealt(TwoRounds):
@@ -135,7 +144,8 @@ class _Deal:
         if left_out is not None and bool(left_out.any()):
             keep = left_out[coded[:, 7]] == 0
             coded, deals = coded[keep], deals[keep]
-        self.compressor.undeal_rows(wire, coded, deals, natural.flat, scale, GRAIN)
+        undeal_rows: Any = getattr(self.compressor, "undeal_rows")  # noqa: B009
+        undeal_rows(wire, coded, deals, natural.flat, scale, GRAIN)
 
     def _back(self, natural: Layout, stride: int | None) -> tuple[Tensor, ...]:
         found = self._tables.get(("back", natural, stride))

@@ -8,11 +8,14 @@ only what it owns.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
+from ..core.context import Context
 from ..core.packing import pack_rows, pack_shares
-from ..core.reducer import Context, Flow
+from ..core.reducer import Flow
 from ..core.source import Source, Target
 from ..core.state import State
+from ..core.traits import Traits
 from .base import RoundTrip
 from .rounds import to_owners
 from .shards import Owners, TwoRounds
@@ -32,9 +35,9 @@ class TwoPhase(Owners):
     ``EControl``): what it keeps is mean(h) - m, and the codes of that bring m nearer.
     """
 
-    @property
-    def narrow(self) -> bool:
-        return True
+    @cached_property
+    def traits(self) -> Traits:
+        return super().traits._replace(half=True)
 
     def reduce(self, source: Source, target: Target, state: State, ctx: Context) -> Flow:
         layout, c = source.layout, self.compressor

@@ -28,7 +28,6 @@ from torch import Tensor
 
 from ..core.collectives import AllReduce, Collective
 from ..core.layout import Segment
-from ..core.packing import PIECE
 from ..core.state import (
     Entry,
     Merge,
@@ -37,7 +36,7 @@ from ..core.state import (
     Store,
     cut_elsewhere,
 )
-from . import quantized
+from .quantized import PIECE
 
 Portable = dict[str, dict[str, Tensor]]
 
@@ -152,7 +151,7 @@ def adopt(store: Store, slots: Mapping[str, Mapping[str, Tensor]]) -> None:
         if given is None:
             e.tensor.fill_(e.slot.fill)
         elif e.slot.merge is Merge.SHARDED:
-            _cut(given.reshape(-1), e, store)
+            _cut(given.reshape(-1), e)
         else:
             e.tensor.copy_(given.reshape(-1))
 
@@ -165,8 +164,8 @@ def rescale(store: Store, factor: float) -> None:
         elif e.slot.pending and e.slot.codec is not None:
             for low in range(0, e.held.numel, PIECE):
                 high = min(low + PIECE, e.held.numel)
-                piece = quantized.read(e.tensor, e.slot.codec, e.held.numel, low, high)
-                quantized.write(piece, e.tensor, e.slot.codec, low, decay=factor)
+                piece = e.slot.codec.read(e.tensor, e.held.numel, low, high)
+                e.slot.codec.write(piece, e.tensor, low, decay=factor)
 
 
 class _Source:
@@ -176,12 +175,12 @@ class _Source:
         self.e, self.at, self.weight = e, e.held.offset - e.segment.offset, 1.0
         self.natural: Tensor | None = None
         if e.slot.merge is Merge.MEAN:
-            self.weight = store.reducer.weight(e.name, e.segment, store.rank, store.world)
-        elif _dealt(e, store):
+            self.weight = e.slot.weight(store.rank, store.world)
+        elif e.slot.order is not None:
             share = _get(e.tensor, e.slot, e.held.numel, 0, e.held.numel)
             joined = share.new_zeros(e.segment.numel)
             joined[self.at : self.at + share.numel()] = share
-            self.natural = store.reducer.in_order(e.name, e.segment, joined)
+            self.natural = e.slot.natural(joined)
 
     def add_(self, piece: Tensor, low: int, high: int) -> None:
         """piece += elements ``[low, high)`` of the parameter, as far as they are here."""
@@ -194,19 +193,13 @@ class _Source:
             piece[first - low : last - low].add_(held, alpha=self.weight)
 
 
-def _dealt(e: Entry, store: Store) -> bool:
-    """Whether the joined shares are in another order than the parameter."""
-    probe = torch.empty(e.segment.numel, dtype=torch.float32, device="meta")
-    return store.reducer.in_order(e.name, e.segment, probe) is not probe
-
-
-def _cut(natural: Tensor, e: Entry, store: Store) -> None:
+def _cut(natural: Tensor, e: Entry) -> None:
     """This rank's share of a merged tensor."""
     total, at = e.segment.numel, e.held.offset - e.segment.offset
-    if _dealt(e, store):
+    if e.slot.order is not None:
         numbers = torch.arange(total, dtype=torch.int64, device=natural.device)
         joined = torch.empty(total, dtype=_wide(e.slot), device=natural.device)
-        joined[store.reducer.in_order(e.name, e.segment, numbers)] = _get(natural, e.slot, total, 0, total)
+        joined[e.slot.natural(numbers)] = _get(natural, e.slot, total, 0, total)
     else:
         joined = None
     for low in range(0, e.held.numel, PIECE):
@@ -218,14 +211,14 @@ def _cut(natural: Tensor, e: Entry, store: Store) -> None:
 def _get(held: Tensor, slot: Slot, numel: int, low: int, high: int) -> Tensor:
     """Elements ``[low, high)`` of the ``numel`` that a slot's tensor stands for, as numbers."""
     if slot.codec is not None:
-        return quantized.read(held, slot.codec, numel, low, high)
+        return slot.codec.read(held, numel, low, high)
     return held[low:high].to(_wide(slot))
 
 
 def _put(numbers: Tensor, held: Tensor, slot: Slot, low: int) -> None:
     """Makes the elements from ``low`` on stand for these numbers."""
     if slot.codec is not None:
-        quantized.write(numbers, held, slot.codec, low)
+        slot.codec.write(numbers, held, low)
     else:
         held[low : low + numbers.numel()] = numbers
 

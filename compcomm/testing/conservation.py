@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ..core.layout import Segment
-from ..core.reducer import Reducer, settle
+from ..core.reducer import Reducer
+from ..routes.choose import settle
 from ..transports.simulator import Simulator
 from .errors import demand
 from .inputs import MODEL, model_layout
@@ -27,13 +28,15 @@ def remembered(simulator: Simulator, name: str, shape: tuple[int, ...]) -> Tenso
     held = [s for s in shares if s is not None]
     if held:
         segment = Segment(name, shape, 0, total.numel())
-        total += simulator.reducer.in_order("server", segment, torch.cat(held)).double()
+        total += simulator.reducer.slots(segment, len(held))["server"].natural(torch.cat(held)).double()
     return total.view(shape)
 
 
 def keeps_everything(settled: Reducer, world: int, segment: Segment) -> bool:
     """Whether nothing of this parameter is lost for good: it travels exact, or what is not sent stays in a residual."""
-    return settled.exact(segment) or ("residual" in settled.slots(segment, world) and settled.conserves(segment))
+    return settled.exact(segment) or (
+        "residual" in settled.slots(segment, world) and settled.promises(segment).conserves
+    )
 
 
 def _conserving(r: Reducer, world: int) -> dict[str, tuple[int, ...]]:
@@ -137,11 +140,13 @@ def _demand_together(r: Reducer, simulator: Simulator, s: Segment) -> None:
         return
     due = torch.zeros(s.numel, dtype=torch.float64)
     for rank in range(world):
-        due += settled.weight("estimate", s, rank, world) * slot(simulator, rank, "estimate")[s.name].double()
+        due += (
+            settled.slots(s, world)["estimate"].weight(rank, world) * slot(simulator, rank, "estimate")[s.name].double()
+        )
     shares = [slot(simulator, rank, "server").get(s.name) for rank in range(world)]
     held = [share for share in shares if share is not None]
     if held:
-        due -= settled.in_order("server", s, torch.cat(held)).double()
+        due -= settled.slots(s, world)["server"].natural(torch.cat(held)).double()
     u = max(2e-6, 2 * world * roundoff(r, world))
     first = slot(simulator, 0, "mean")[s.name]
     for rank in range(world):

@@ -8,6 +8,7 @@ import torch
 
 from ..core.description import Described, parse
 from ..core.reducer import Reducer
+from ..routes.choose import settle
 from .errors import ContractError, demand
 
 
@@ -15,7 +16,7 @@ def is_its_own_call(d: Described) -> None:
     """``parse(repr(d)) == d``, and for a reducer so with its route settled."""
     forms: list[Described] = [d]
     if isinstance(d, Reducer):
-        forms += [d.settle(world) for world in (1, 2, 5)]
+        forms += [settle(d, world) for world in (1, 2, 5)]
     for form in forms:
         again = parse(repr(form))
         demand(type(again) is type(form) and again == form, d, f"parse(repr(x)) makes {again!r}, not x.")

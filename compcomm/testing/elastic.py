@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ..core.reducer import Reducer, settle
+from ..core.reducer import Reducer
 from ..core.state import Merge
+from ..routes.choose import settle
 from ..state import merging
 from ..transports.simulator import Simulator
 from .conservation import keeps_everything, remembered

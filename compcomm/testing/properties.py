@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..compressors.contractive import contractive
 from ..compressors.unproven import Unproven
 from ..core.compressor import Compressor
 from ..core.layout import Bucket, Layout
@@ -139,10 +140,10 @@ def is_linear_as_declared(c: Compressor) -> None:
 
 
 def settles_what_feedback_asks(c: Compressor) -> None:
-    """``contractive()`` gives a compressor with delta > 0 for every size, or refuses, naming the reason and a cure.
+    """``contractive(c)`` gives a compressor with delta > 0 for every size, or refuses, naming the reason and a cure.
     ``Unproven`` alone, which says so, passes without a delta."""
     try:
-        inner = c.contractive()
+        inner = contractive(c)
     except ValueError as refusal:
         demand(c.delta(1 << 20) is None and not c.unbiased, c, "refuses feedback without need.")
         demand(repr(c) in str(refusal) and "Use" in str(refusal), c, "refuses feedback and names no cure.")

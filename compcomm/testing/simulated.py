@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..core.layout import Bucket, Layout
-from ..core.reducer import Reducer, settle
+from ..core.reducer import Reducer
+from ..routes.choose import settle
 from ..transports.dry_run import plan
 from ..transports.simulator import Simulator
 from .inputs import MODEL, gradient, model_layout

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from ..core.layout import Segment
-from ..core.reducer import Reducer, settle
+from ..core.reducer import Reducer
 from ..core.state import Merge, Store
 from ..engine.before import Before
+from ..routes.choose import settle
 from ..transports.simulator import Simulator
 from .errors import demand, same_bits
 from .inputs import model_layout
@@ -30,7 +31,7 @@ def declares_its_slots(r: Reducer) -> None:
             for s in layout.segments:
                 declared = settled.slots(s, world)
                 demand(not settled.exact(s) or "residual" not in declared, r, f"{s.name} is exact, with a residual.")
-                undone = settled.stateful or all(slot.merge is Merge.DROP for slot in declared.values())
+                undone = settled.traits.stateful or all(slot.merge is Merge.DROP for slot in declared.values())
                 demand(undone, r, f"{s.name} has memory, and stateful is False: a bad step would not be undone.")
                 for name, slot in declared.items():
                     found = state.get(name, {}).get(s.name)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from ..core.layout import Bucket
-from ..core.reducer import Reducer, settle
+from ..core.reducer import Reducer
+from ..routes.choose import settle
 from ..transports.simulator import Simulator
 from .errors import demand, same_bits
 from .inputs import gradient, model_layout
@@ -60,7 +61,7 @@ def loses_no_more_than_it_says(r: Reducer) -> None:
                 continue
             for s in layout.segments:
                 y, left = inputs[rank].view(s).reshape(-1), result.error.flat[s.start : s.stop]
-                delta = settled.delta(s)
+                delta = settled.promises(s).delta
                 if settled.exact(s):
                     demand(not left.any(), r, f"{s.name} is called exact and leaves an error.")
                 elif delta is not None:

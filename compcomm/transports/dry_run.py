@@ -9,15 +9,11 @@ import torch
 
 from ..core.collectives import Commit
 from ..core.compressor import Compressor
+from ..core.context import Arena, Context
 from ..core.layout import Bucket, Layout
-from ..core.reducer import (
-    Arena,
-    Context,
-    Reducer,
-    flow,
-    settle,
-)
+from ..core.reducer import Reducer, flow
 from ..core.state import State, Store
+from ..routes.choose import settle
 
 
 class Planned(NamedTuple):

@@ -18,16 +18,13 @@ from ..core.collectives import (
     ReduceScatter,
 )
 from ..core.compressor import Compressor
+from ..core.context import Context
 from ..core.deferred import known, listen
 from ..core.layout import Bucket, Layout, Segment
-from ..core.reducer import (
-    Context,
-    Flow,
-    Reducer,
-    flow,
-    settle,
-)
+from ..core.reducer import Flow, Reducer, flow
 from ..core.state import State, Store
+from ..core.structure import between_steps, has_review
+from ..routes.choose import settle
 from ..state.merging import merge
 
 
@@ -109,7 +106,7 @@ class Simulator:
                 except StopIteration:
                     continue
                 raise RuntimeError("Simulator: a flow yielded after its Commit.")
-        if self.reducer.due(self.steps):
+        if has_review(self.reducer, self.steps):
             self._review()
         self.steps += 1
         return means
@@ -130,7 +127,7 @@ class Simulator:
     def _review(self) -> None:
         """What controllers do between two steps."""
         reviews = [
-            self.reducer.review(store.segments(), store, Context(rank, self.world, self.steps, seed=self.seed))
+            between_steps(self.reducer, store.segments(), store, Context(rank, self.world, self.steps, seed=self.seed))
             for rank, store in enumerate(self.stores)
         ]
         while True:
@@ -166,7 +163,7 @@ class Simulator:
         here = frozenset(range(self.world) if present is None else present)
         if not here <= set(range(self.world)):
             raise ValueError(f"Simulator.step(present={sorted(here)}): the ranks are 0 to {self.world - 1}.")
-        if len(here) < self.world and not self.reducer.absence:
+        if len(here) < self.world and not self.reducer.traits.absence:
             raise ValueError(
                 f"Simulator.step(present={sorted(here)}): {self.reducer!r} needs every rank in every step. "
                 f"Use EF21(...), whose estimates stand in for the ranks that are away."

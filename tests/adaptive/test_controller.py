@@ -15,7 +15,9 @@ from compcomm.adaptive.controller import Controller
 from compcomm.adaptive.telemetry import Telemetry
 from compcomm.combine.candidates import numbers
 from compcomm.combine.setting import tuned
-from compcomm.core.reducer import Context, Reducer
+from compcomm.core import structure
+from compcomm.core.context import Context
+from compcomm.core.reducer import Reducer
 from compcomm.core.state import State
 from compcomm.engine.failure import rehearse
 from compcomm.testing.inputs import model_layout
@@ -116,7 +118,7 @@ def advance(simulator: Simulator, steps: int) -> None:
 
 
 def chosen(simulator: Simulator) -> list[dict[str, float]]:
-    return [simulator.reducer.choices(store.segments(), store) for store in simulator.stores]
+    return [structure.choices(simulator.reducer, store.segments(), store) for store in simulator.stores]
 
 
 @pytest.mark.parametrize("reducer", [cc.ErrorFeedback(cc.TopK(ratio=0.05)), cc.PowerSGD(2)], ids=repr)
@@ -175,7 +177,7 @@ def test_bytes_follow_the_decision_and_so_does_what_a_failed_rank_sends() -> Non
     before = simulator.sent[0]
     advance(simulator, 1)
     state = State(simulator.stores[0], model_layout())
-    now = simulator.reducer.now(state)
+    now = structure.current(simulator.reducer, state)
     due = sum(sum(p.sent for p in plan(now, layout, 2)) for layout in backwards(4))
     assert simulator.sent[0] - before == due
     assert due != sum(cc.cost(reducer, layout, 2).sent for layout in backwards(4))

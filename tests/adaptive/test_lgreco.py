@@ -11,6 +11,7 @@ import torch
 import compcomm as cc
 from compcomm.adaptive.controller import Controller
 from compcomm.adaptive.telemetry import Telemetry
+from compcomm.core import structure
 from compcomm.core.layout import Layout
 from compcomm.transports.simulator import Simulator
 
@@ -41,7 +42,7 @@ def trained(reducer: Any, world: int, steps: int) -> Simulator:
 
 def told(simulator: Simulator) -> Telemetry:
     store = simulator.stores[0]
-    ((control, segments),) = simulator.reducer.controllers(store.segments())
+    ((control, segments),) = structure.controllers(simulator.reducer, store.segments())
     return control.telemetry(segments, store)
 
 
@@ -65,7 +66,7 @@ def test_it_sends_fewer_bytes_at_no_more_error(reducer: cc.Reducer) -> None:
     assert t.sizes[rows, t.current].sum() <= t.sizes[rows, t.reference].sum()
     if "TopK" in repr(reducer) or "PowerSGD" in repr(reducer):
         assert t.sizes[rows, t.current].sum() < 0.8 * t.sizes[rows, t.reference].sum()
-    choices = [simulator.reducer.choices(store.segments(), store) for store in simulator.stores]
+    choices = [structure.choices(simulator.reducer, store.segments(), store) for store in simulator.stores]
     assert choices[0] == choices[1]
     assert set(choices[0]) == {"embed", "wide", "deep", "small"}
 
@@ -158,14 +159,14 @@ def test_equal_controllers_of_two_parts() -> None:
 
 def choices_of(simulator: Simulator) -> dict[str, float]:
     store = simulator.stores[0]
-    return simulator.reducer.choices(store.segments(), store)
+    return structure.choices(simulator.reducer, store.segments(), store)
 
 
 def test_nothing_to_control() -> None:
     simulator = cc.Simulator(cc.LGreCo(cc.TopK(ratio=0.01), every=1), 2)
     for _ in range(3):
         simulator.mean([{"w": torch.ones(4, 4)}] * 2)
-    ((control, segments),) = simulator.reducer.controllers(simulator.stores[0].segments())
+    ((control, segments),) = structure.controllers(simulator.reducer, simulator.stores[0].segments())
     assert control.telemetry(segments, simulator.stores[0]).names == ()
 
 
@@ -230,7 +231,7 @@ def test_a_controller_for_each_part() -> None:
     })  # fmt: skip
     simulator = trained(both, 2, 26)
     store = simulator.stores[1]
-    choices = simulator.reducer.choices(store.segments(), store)
+    choices = structure.choices(simulator.reducer, store.segments(), store)
     assert set(choices) == {"embed", "wide", "deep", "small"}
     assert choices["embed"] != 0.01 or choices["wide"] != 2
     assert choices["wide"] == int(choices["wide"])
@@ -244,7 +245,9 @@ def test_powersgd_follows_a_change_of_rank_without_losing_anything() -> None:
         given = [unlike(rank, t) for rank in range(2)]
         means = simulator.mean(given)
         assert all(torch.equal(means[0][n], means[1][n]) for n in total)
-        ranks.add(tuple(simulator.reducer.choices(simulator.stores[0].segments(), simulator.stores[0]).values()))
+        ranks.add(
+            tuple(structure.choices(simulator.reducer, simulator.stores[0].segments(), simulator.stores[0]).values())
+        )
         for name in total:
             total[name] += (given[0][name] + given[1][name]).double() / 2 - means[0][name]
     assert len(ranks) > 1

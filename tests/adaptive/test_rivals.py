@@ -11,7 +11,8 @@ import torch
 
 import compcomm as cc
 from compcomm.adaptive.telemetry import Telemetry, measure
-from compcomm.core.reducer import Context
+from compcomm.core import structure
+from compcomm.core.context import Context
 from compcomm.transports.dry_run import plan
 from compcomm.transports.simulator import Simulator
 
@@ -50,7 +51,7 @@ def test_regimes_in_the_simulator(outer: bool) -> None:
     for t in range(17):
         simulator.mean([phased(rank, t) for rank in range(2)])
         if t % 4 == 0 and t:
-            ((control, segments),) = simulator.reducer.controllers(simulator.stores[0].segments())
+            ((control, segments),) = structure.controllers(simulator.reducer, simulator.stores[0].segments())
             inner = control.reducer if outer else control
             assert [inner.choices(segments, store) for store in simulator.stores] == [
                 inner.choices(segments, simulator.stores[0])
@@ -148,7 +149,7 @@ def test_a_global_threshold_in_the_simulator() -> None:
     simulator = Simulator(cc.GlobalTopK(cc.ErrorFeedback(cc.TopK(ratio=0.02)), every=4), 3)
     for t in range(5):
         simulator.mean([phased(rank, t + 8) for rank in range(3)])
-    choices = [simulator.reducer.choices(store.segments(), store) for store in simulator.stores]
+    choices = [structure.choices(simulator.reducer, store.segments(), store) for store in simulator.stores]
     assert choices[0] == choices[1] == choices[2]
     assert choices[0]["b"] > 0.02 > choices[0]["a"]
     kept = sum(cc.TopK(ratio=choices[0][s.name]).kept(s.numel) for s in LAYOUT.segments[:3])
@@ -168,7 +169,7 @@ def test_uniform_to_lgreco_is_what_accordion_says_whatever_the_candidates() -> N
     simulator = Simulator(cc.LGreCo(accordion, every=4), 2)
     for t in range(9):
         simulator.mean([phased(rank, t) for rank in range(2)])
-    ((control, segments),) = simulator.reducer.controllers(simulator.stores[0].segments())
+    ((control, segments),) = structure.controllers(simulator.reducer, simulator.stores[0].segments())
     t = control.telemetry(segments, simulator.stores[0])
     assert [t.settings[i] for i in t.reference] == [0.01] * 3
     rows = np.arange(3)
@@ -185,7 +186,7 @@ def test_an_overflow_is_no_rise() -> None:
             given[1]["a"][3, 5] = float("inf")
         simulator.mean(given)
     store = simulator.stores[1]
-    assert simulator.reducer.choices(store.segments(), store) == {"a": 0.01, "b": 0.01, "c": 0.01}
+    assert structure.choices(simulator.reducer, store.segments(), store) == {"a": 0.01, "b": 0.01, "c": 0.01}
 
 
 RIVALS: list[Any] = [

@@ -72,7 +72,7 @@ def _estimates_together(simulator: cc.Simulator, s: cc.Segment) -> None:
             shares = [slot(simulator, r, "server").get(s.name) for r in ranks]
             held = [share for share in shares if share is not None]
             if held:
-                due -= settled.in_order("server", s, torch.cat(held)).double()
+                due -= settled.slots(s, len(held))["server"].natural(torch.cat(held)).double()
             assert float((means[0] - due).abs().max()) < 3e-5, s.name
 
 

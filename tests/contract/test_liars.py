@@ -15,6 +15,7 @@ from compcomm.core.description import Described
 from compcomm.core.reducer import Flow
 from compcomm.core.source import Source, Target
 from compcomm.core.state import State
+from compcomm.core.traits import Promises, Traits
 from compcomm.testing import ContractError, check_compressor, check_reducer
 
 
@@ -36,12 +37,12 @@ class Thirds(cc.Compressor):
     def delta(self, numel: int) -> float | None:
         return 1.0 - 2.0**-13
 
-    def encode_segment(self, y: Tensor, rng: cc.Rng, name_key: int, offset: int) -> Tensor:
+    def encode(self, y: Tensor, segment: cc.Segment, rng: cc.Rng) -> Tensor:
         return y.contiguous().view(torch.uint8).view(-1, 4)[:, 2:].reshape(-1)
 
-    def decode_segment(self, code: Tensor, numel: int, rng: cc.Rng, name_key: int, offset: int) -> Tensor:
-        low = torch.zeros(numel, 2, dtype=torch.uint8)
-        return torch.cat((low, code.view(numel, 2)), 1).view(-1).view(torch.float32)
+    def decode(self, code: Tensor, segment: cc.Segment, rng: cc.Rng) -> Tensor:
+        low = torch.zeros(segment.numel, 2, dtype=torch.uint8)
+        return torch.cat((low, code.view(segment.numel, 2)), 1).view(-1).view(torch.float32)
 
 
 def _compressor(**methods: object) -> cc.Compressor:
@@ -82,14 +83,21 @@ def test_an_honest_compressor_serves_every_route(route: Callable[[cc.Compressor]
     check_reducer(route(_compressor()))
 
 
-def _biased_noise(self: cc.Compressor, y: Tensor, rng: cc.Rng, name_key: int, offset: int) -> Tensor:
-    noise = torch.rand(len(y), generator=torch.Generator().manual_seed(hash((*rng, name_key)) % 2**63))
-    return Thirds.encode_segment(self, y * (0.4 + 0.6 * noise), rng, name_key, offset)  # type: ignore[arg-type]
+def _biased_noise(self: cc.Compressor, y: Tensor, segment: cc.Segment, rng: cc.Rng) -> Tensor:
+    noise = torch.rand(len(y), generator=torch.Generator().manual_seed(hash((*rng, segment.name)) % 2**63))
+    return Thirds.encode(self, y * (0.4 + 0.6 * noise), segment, rng)  # type: ignore[arg-type]
 
 
 def _looks_at_its_neighbours(self: cc.Compressor, i: Inputs, *rest: object) -> None:
     i.x.div_(len(i.table))
     Thirds.encode_rows(self, i, *rest)  # type: ignore[arg-type]
+
+
+def _leaves_bytes(self: cc.Compressor, i: Inputs, *rest: object) -> None:
+    before = i.wire.clone()
+    Thirds.encode_rows(self, i, *rest)  # type: ignore[arg-type]
+    for _, _, numel, wire, *_ in i.table.tolist():
+        i.wire[wire + 2 * numel : wire + 2 * numel + 4] = before[wire + 2 * numel : wire + 2 * numel + 4]
 
 
 def _writes_a_header(self: cc.Compressor, i: Inputs, *rest: object) -> None:
@@ -98,37 +106,38 @@ def _writes_a_header(self: cc.Compressor, i: Inputs, *rest: object) -> None:
 
 
 def _shifts(self: cc.Compressor, y: Tensor, *rest: object) -> Tensor:
-    return Thirds.encode_segment(self, torch.where(y == 0, 0.01 * y.abs().max(), y), *rest)  # type: ignore[arg-type]
+    return Thirds.encode(self, torch.where(y == 0, 0.01 * y.abs().max(), y), *rest)  # type: ignore[arg-type]
 
 
 def _root(self: cc.Compressor, y: Tensor, *rest: object) -> Tensor:
-    return Thirds.encode_segment(self, y.sign() * y.abs().sqrt(), *rest)  # type: ignore[arg-type]
+    return Thirds.encode(self, y.sign() * y.abs().sqrt(), *rest)  # type: ignore[arg-type]
 
 
 def _square(self: cc.Compressor, *rest: object) -> Tensor:
-    y = Thirds.decode_segment(self, *rest)  # type: ignore[arg-type]
+    y = Thirds.decode(self, *rest)  # type: ignore[arg-type]
     return y * y.abs()
 
 
 COMPRESSORS = {
     "depend on the bucket": {"encode_rows": _looks_at_its_neighbours},
     "bytes outside": {"encode_rows": _writes_a_header},
-    "not every byte": {"section": lambda s, n: 2 * n + 4, "decode_segment": lambda s, c, n, *a: torch.zeros(n)},
+    "not every byte": {"section": lambda s, n: 2 * n + 4, "decode": lambda s, c, at, *a: torch.zeros(at.numel),
+                       "encode_rows": _leaves_bytes},
     "delta": {"delta": lambda s, n: 1.0},
     "is not in": {"delta": lambda s, n: 1.5},
-    "was not seen to be": {"encode_segment": lambda s, y, *a: y.view(torch.uint8), "section": lambda s, n: 4 * n,
-                           "decode_segment": lambda s, c, n, *a: c.clone().view(torch.float32)},
+    "was not seen to be": {"encode": lambda s, y, *a: y.view(torch.uint8), "section": lambda s, n: 4 * n,
+                           "decode": lambda s, c, at, *a: c.clone().view(torch.float32)},
     "draws the same": {"unbiased": True, "omega": lambda s, n: 1.0, "delta": lambda s, n: None},
     "off by": {"unbiased": True, "omega": lambda s, n: 1.0, "delta": lambda s, n: None,
-               "encode_segment": _biased_noise},
+               "encode": _biased_noise},
     "omega": {"omega": lambda s, n: 1.0},
     "do not decode to their sum": {"linear": True, "dtype": torch.bfloat16, "delta": lambda s, n: 0.9,
-                                   "encode_segment": _root, "decode_segment": _square},
-    "to NaN": {"decode_segment": lambda s, c, n, *a: 1 / Thirds.decode_segment(s, c, n, *a)},
-    "decodes zeros": {"decode_segment": lambda s, c, n, *a: Thirds.decode_segment(s, c, n, *a) + 1},
+                                   "encode": _root, "decode": _square},
+    "to NaN": {"decode": lambda s, c, at, *a: 1 / Thirds.decode(s, c, at, *a)},
+    "decodes zeros": {"decode": lambda s, c, at, *a: Thirds.decode(s, c, at, *a) + 1},
     "zero_": {"zero_rows": lambda s, *a: None},
-    "a row of zeros comes as": {"keeps_zeros": True, "delta": lambda s, n: None, "encode_segment": _shifts},
-    "names no cure": {"delta": lambda s, n: None, "cure": ""},
+    "a row of zeros comes as": {"keeps_zeros": True, "delta": lambda s, n: None, "encode": _shifts},
+    "names no cure": {"delta": lambda s, n: None, "hint": ""},
 }  # fmt: skip
 
 
@@ -159,7 +168,7 @@ class Wrapped(cc.Reducer):
     def _inner(self) -> cc.Reducer:
         return cc.settle(cc.ErrorFeedback(cc.TopK(ratio=0.1)), 2)
 
-    stateful = True
+    traits = Traits(stateful=True)  # type: ignore[assignment]
 
     def exact(self, segment: cc.Segment) -> bool:
         return self._inner().exact(segment)
@@ -239,7 +248,8 @@ REDUCERS = {
     "without a gradient move": {"reduce": _moves_everything},
     "is bad: True": {"reduce": _hides_overflow},
     "is called exact": {"exact": lambda self, segment: True},
-    "loses": {"delta": lambda self, segment: 0.99, "_inner": lambda self: cc.AllGather(cc.TopK(ratio=0.1))},
+    "loses": {"promises": lambda self, segment: Promises(0.99),
+              "_inner": lambda self: cc.AllGather(cc.TopK(ratio=0.1))},
 }  # fmt: skip
 
 

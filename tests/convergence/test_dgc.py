@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import compcomm as cc
-from compcomm.core.reducer import Group
+from compcomm.core.structure import Group, check_optimizer
 
 SHAPES = {"w": (30, 40), "b": (40,)}
 """One parameter that is coded, and one that travels exact."""
@@ -119,7 +119,9 @@ def test_without_masking_nothing_is_lost(reducer: cc.Reducer, nesterov: bool) ->
         if owned[0] is not None:
             segment = cc.Segment("w", SHAPES["w"], 0, 1200)
             joined = torch.cat([s for s in owned if s is not None])
-            held += simulator.reducer.in_order("server", segment, joined).double().view(SHAPES["w"])
+            held += (
+                simulator.reducer.slots(segment, simulator.world)["server"].natural(joined).double().view(SHAPES["w"])
+            )
         torch.testing.assert_close(held, due, rtol=0, atol=2e-4)
         torch.testing.assert_close(_held(simulator, "momentum", "w"), u, rtol=0, atol=2e-4)
 
@@ -235,23 +237,23 @@ def _group(**options: object) -> Group:
 
 def test_a_second_momentum_is_refused() -> None:
     scheme = cc.DGC(cc.TopK(ratio=0.05))
-    scheme.check_optimizer({"w": _group(momentum=0), "b": _group(betas=(0.0, 0.99)), "c": _group(lr=1.0)})
-    cc.DGC(cc.TopK(ratio=0.05), momentum=0.0).check_optimizer(None)
+    check_optimizer(scheme, {"w": _group(momentum=0), "b": _group(betas=(0.0, 0.99)), "c": _group(lr=1.0)})
+    check_optimizer(cc.DGC(cc.TopK(ratio=0.05), momentum=0.0), None)
     with pytest.raises(ValueError, match=r"Pass optimizer= .* second momentum can be ruled out"):
-        scheme.check_optimizer(None)
+        check_optimizer(scheme, None)
     with pytest.raises(ValueError, match=r"SGD has momentum=0\.8 in parameter group 1 \(with 'b'\), .* Set it to 0"):
-        scheme.check_optimizer({"w": _group(momentum=0), "b": _group(momentum=0.8)})
+        check_optimizer(scheme, {"w": _group(momentum=0), "b": _group(momentum=0.8)})
     with pytest.raises(ValueError, match=r"has betas\[0\]=0\.9 in parameter group 1"):
-        scheme.check_optimizer({"w": _group(betas=(0.9, 0.99))})
+        check_optimizer(scheme, {"w": _group(betas=(0.9, 0.99))})
     with pytest.raises(ValueError, match="does not step 'w'"):
-        scheme.check_optimizer({"w": None})
+        check_optimizer(scheme, {"w": None})
     bad = {"w": _group(momentum=0.9), "b": _group(momentum=0.0)}
     settled = cc.settle(cc.Warmup(3, scheme), 2)
     with pytest.raises(ValueError, match=r"momentum=0\.9"):
-        settled.check_optimizer(bad)
-    cc.settle(cc.Partition({"b": scheme, "*": cc.ErrorFeedback(cc.TopK(ratio=0.05))}), 2).check_optimizer(bad)
+        check_optimizer(settled, bad)
+    check_optimizer(cc.settle(cc.Partition({"b": scheme, "*": cc.ErrorFeedback(cc.TopK(ratio=0.05))}), 2), bad)
     with pytest.raises(ValueError, match=r"momentum=0\.9"):
-        cc.settle(cc.Partition({"w": scheme, "*": cc.Exact()}), 2).check_optimizer(bad)
+        check_optimizer(cc.settle(cc.Partition({"w": scheme, "*": cc.Exact()}), 2), bad)
 
 
 def test_momentum_that_overflows_does_not_stay() -> None:

@@ -253,7 +253,7 @@ ROUTES = [
 @pytest.mark.parametrize("route", ROUTES, ids=repr)
 def test_every_route_sums_with_the_weights(route: cc.Reducer) -> None:
     """The mean that is delivered, and the owners' residuals, are sum w h: with the plain mean this fails."""
-    if not route.weighs:
+    if not route.traits.weights:
         with pytest.raises(ValueError, match="takes no weights"):
             cc.settle(ef21(route, weights=WEIGHTS), WORLD)
         return

@@ -104,7 +104,7 @@ def test_a_bad_step_gives_its_payload_back(dtype: torch.dtype) -> None:
             assert s.bad == (t == 2)
         if t == 2:
             break
-    codec = simulator.reducer.slots(cc.Layout.of([("w", (4, 64))]).segments[0], 2)["residual"].codec
+    codec = simulator.reducer.slots(cc.Layout.of([("w", (4, 64))]).segments[0], 2)["residual"].codec.compressor
     assert codec is not None
     for rank in range(2):
         found = quantized.read(slot(simulator, rank, "residual")["w"], codec, 256, 0, 256)

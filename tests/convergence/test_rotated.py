@@ -80,7 +80,7 @@ def test_properties_are_those_of_the_compressor_inside() -> None:
                 c.section(n), c.delta(n), c.omega(n), c.kept(n), c.gain(n)
             )  # fmt: skip
         assert (r.linear, r.unbiased, r.dtype, r.sparse) == (c.linear, c.unbiased, c.dtype, False)
-    assert cc.Rotated(cc.QSGD(bits=4, block=48), 64).grain == 192
+    assert cc.Rotated(cc.QSGD(bits=4, block=48), 64).alignment == 192
     assert repr(cc.ErrorFeedback(cc.Rotated(cc.QSGD(bits=4)))) == "ErrorFeedback(Contractive(Rotated(QSGD(bits=4))))"
 
 

@@ -49,14 +49,14 @@ def test_sums_are_exact_whatever_the_number_of_ranks(world: int) -> None:
         simulator = cc.Simulator(cc.SharedScale(cc.QSGD(bits=8, rounding="nearest", block=64)), world)
         out = simulator.mean([{"w": x}] * world)[0]["w"]
         assert torch.allclose(out, x, rtol=1e-6, atol=1e-6)
-        assert not cc.SharedScale(cc.QSGD(bits=8)).cost(cc.Layout.of([("w", SHAPE)]), 1).sent
+        assert not cc.cost(cc.SharedScale(cc.QSGD(bits=8)), cc.Layout.of([("w", SHAPE)]), 1).sent
 
 
 @pytest.mark.parametrize(("world", "bits"), [(2, 32 / 6), (4, 32 / 5), (16, 8), (64, 32 / 3)])
 def test_bits_per_element(world: int, bits: float) -> None:
     """floor(32 / bit_length(2 s W)) codes share a word, and a block of 512 shares a norm."""
     layout = cc.Layout.of([("w", (1000, 1024))])
-    sent = cc.SharedScale(cc.QSGD(bits=4)).cost(layout, world).sent
+    sent = cc.cost(cc.SharedScale(cc.QSGD(bits=4)), layout, world).sent
     due = layout.numel * (bits + 32 / 512) / 8 * 2 * (world - 1) / world
     assert sent == pytest.approx(due, rel=1e-3)
 

@@ -84,7 +84,7 @@ def test_the_normal_numbers_are_normal() -> None:
 
 def test_bytes_and_names() -> None:
     c = cc.Sketch(ratio=0.1)
-    assert (c.section(1000), c.kept(1001), c.grain, c.omega(1000)) == (400, 101, 4096, 9.0)
+    assert (c.section(1000), c.kept(1001), c.alignment, c.omega(1000)) == (400, 101, 4096, 9.0)
     assert repr(cc.ErrorFeedback(c)) == "ErrorFeedback(Contractive(Sketch(ratio=0.1)))"
     assert isinstance(cc.settle(c, 8), cc.AllReduce)
 

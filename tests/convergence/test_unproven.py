@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import compcomm as cc
+from compcomm.compressors.contractive import contractive
 from compcomm.testing.conservation import remembered
 from compcomm.testing.round_trip import trip
 
@@ -18,7 +19,7 @@ def test_it_is_the_compressor_that_it_holds() -> None:
     c = L2.compressor
     x = torch.randn(5000, generator=torch.Generator().manual_seed(0))
     assert torch.equal(trip(L2, x).value, trip(c, x).value) and torch.equal(trip(L2, x).error, trip(c, x).error)
-    assert L2.section(5000) == c.section(5000) and L2.grain == c.grain and L2.contractive("EF21") is L2
+    assert L2.section(5000) == c.section(5000) and L2.alignment == c.alignment and contractive(L2, "EF21") is L2
     assert L2.delta(5000) is None and L2.omega(5000) is None and not L2.unbiased
     assert cc.parse(repr(L2)) == L2
     assert cc.Unproven(cc.Cast(torch.float16, 0)).exact(cc.Segment("b", (7,), 0, 7)) is False

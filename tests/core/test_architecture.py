@@ -27,26 +27,13 @@ FLOORS = (
 LOOSE = {"__init__.py", "__main__.py", "_version.py", "py.typed"}
 # Imports that run up today. Only ever take from this list.
 UP = {
-    ("combine.uncompensated", "feedback.base"),
-    ("core.compressor", "compressors.contractive"),
-    ("core.compressor", "transports.dry_run"),
-    ("core.reducer", "routes.all_gather"),
-    ("core.reducer", "routes.all_reduce"),
-    ("core.reducer", "routes.two_phase"),
-    ("core.reducer", "transports.dry_run"),
     ("engine.session", "hosts.auto"),
     ("engine.statistics", "report.tables"),
     ("hosts.attach", "plan.breakeven"),
     ("hosts.auto", "plan.in_run"),
-    ("routes.shards", "feedback.base"),
 }
 # Imports within a room that close a circle today, likewise.
 CIRCLES = {
-    ("core.packing", "core.compressor"),
-    ("core.packing", "core.reducer"),
-    ("core.state", "core.compressor"),
-    ("core.state", "core.packing"),
-    ("core.state", "core.reducer"),
     ("adaptive.formatting", "adaptive.telemetry"),
     ("optim.legacy", "optim.base"),
     ("optim.checkpoint", "optim.base"),

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import compcomm as cc
-from compcomm.core.packing import PIECE, bare_bytes, pack_bare
 from compcomm.state import quantized
+from compcomm.state.quantized import PIECE, packed, section_bytes
 
 CODECS: list[cc.Compressor] = [
     cc.QSGD(bits=8, rounding="nearest", block=64, dense_below=0),
@@ -19,7 +19,7 @@ LAYOUT = cc.Layout.of([("a", (7, 19)), ("b", (3,)), ("empty", (0, 4)), ("c", (64
 
 
 def _slab(codec: cc.Compressor, layout: cc.Layout) -> torch.Tensor:
-    sizes = [cc.Slot(cc.Merge.MEAN, dtype=torch.uint8, codec=codec).size(s.numel) for s in layout.segments if s.numel]
+    sizes = [cc.Slot(cc.Merge.MEAN, dtype=torch.uint8, codec=quantized.Quantized(codec)).size(s.numel) for s in layout.segments if s.numel]
     return torch.zeros(sum(sizes), dtype=torch.uint8)
 
 
@@ -44,7 +44,7 @@ def test_a_slab_is_the_sections_end_to_end(codec: cc.Compressor) -> None:
             alone.append(_slab(codec, one))
             quantized.encode_(cc.Bucket(x[s.start : s.stop].clone(), one), alone[-1], codec)
     assert torch.equal(slab, torch.cat(alone))
-    assert pack_bare(codec, LAYOUT).header == 0
+    assert packed(codec, LAYOUT).header == 0
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=repr)
@@ -71,7 +71,7 @@ def test_a_slab_of_some_segments_of_a_bucket() -> None:
 
 
 def test_the_8_bit_form_takes_1_07_bytes_per_element() -> None:
-    slot = cc.Slot(cc.Merge.MEAN, dtype=torch.uint8, codec=CODECS[0])
+    slot = cc.Slot(cc.Merge.MEAN, dtype=torch.uint8, codec=quantized.Quantized(CODECS[0]))
     assert slot.size(1_000_000) == 1_000_000 + 4 * 15_625
     assert slot.size(100_000_000) <= 1.07e8
     assert slot.size(1_000_000) / 1e6 <= 1.07
@@ -93,12 +93,12 @@ def test_what_cannot_be_kept_so() -> None:
         quantized.encode_(x, torch.zeros(9, dtype=torch.uint8), cc.QSGD(bits=8))
     with pytest.raises(ValueError, match="fixed length"):
         quantized.encode_(x, torch.zeros(9, dtype=torch.uint8), cc.QSGD(bits=8, coding="elias", dense_below=0))
-    with pytest.raises(ValueError, match=r"coded.decode_: the slab has 9 bytes where \d+ are due"):
+    with pytest.raises(ValueError, match=r"quantized.decode_: the slab has 9 bytes where \d+ are due"):
         quantized.decode_(torch.zeros(9, dtype=torch.uint8), LAYOUT, CODECS[0], x)
     with pytest.raises(ValueError, match="only what is SHARDED goes into another slot"):
         cc.Slot(cc.Merge.MEAN, into="residual")
     with pytest.raises(ValueError, match="Give dtype=torch"):
-        cc.Slot(cc.Merge.MEAN, codec=CODECS[0])
+        cc.Slot(cc.Merge.MEAN, codec=quantized.Quantized(CODECS[0]))
 
 
 @pytest.mark.parametrize("codec", CODECS[:3], ids=repr)
@@ -108,8 +108,8 @@ def test_a_large_parameter_is_read_and_written_in_parts(codec: cc.Compressor) ->
     x = torch.randn(layout.numel, generator=torch.manual_seed(4))
     slab = _slab(codec, layout)
     quantized.encode_(cc.Bucket(x.clone(), layout), slab, codec)
-    section = slab[bare_bytes(codec, 5) :]
-    assert section.numel() == bare_bytes(codec, numel)
+    section = slab[section_bytes(codec, 5) :]
+    assert section.numel() == section_bytes(codec, numel)
     whole = torch.zeros(layout.numel)
     quantized.decode_(slab, layout, codec, cc.Bucket(whole, layout))
     for low, high in ((0, numel), (17, 99), (PIECE - 3, PIECE + 3), (2 * PIECE, numel), (5, numel - 5)):

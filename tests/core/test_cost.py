@@ -52,7 +52,7 @@ def test_sparse_all_gather(world: int, ratio: float) -> None:
 )
 def test_two_phase(world: int, compressor: cc.Compressor, payload: int) -> None:
     """Phase 1 sends all but one's own share, phase 2 one's own share to all others; shares differ by one block."""
-    block = payload // (N // compressor.grain) if compressor.grain > 1 else 2
+    block = payload // (N // compressor.alignment) if compressor.alignment > 1 else 2
     found = [cc.cost(cc.TwoPhase(compressor), LAYOUT, world, rank).sent for rank in range(world)]
     due = 2 * (world - 1) * (payload / world + HEADER)
     for sent in found:

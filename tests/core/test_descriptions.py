@@ -32,10 +32,15 @@ def test_dense_below_zero_codes_everything() -> None:
     assert torch.equal(out[0]["bias"], torch.ones(33))
 
 
-def test_cost_is_a_method_too() -> None:
+def test_methods_that_have_become_functions_work_on_with_a_warning() -> None:
     layout = cc.Layout.of([("w", (64, 64))])
     for described in (cc.TopK(ratio=0.1), cc.ErrorFeedback(cc.SignScale()), cc.Exact()):
-        assert described.cost(layout, 4) == cc.cost(described, layout, 4)
+        with pytest.warns(FutureWarning, match=r"cost is now compcomm.cost"):
+            assert described.cost(layout, 4) == cc.cost(described, layout, 4)  # type: ignore[union-attr]
+    with pytest.warns(FutureWarning, match=r"settle is now compcomm.settle"):
+        assert cc.Exact().settle(2) == cc.Exact()  # type: ignore[attr-defined]
+    with pytest.warns(FutureWarning, match="contractive is now"):
+        assert cc.QSGD(bits=4).contractive() == cc.Contractive(cc.QSGD(bits=4))  # type: ignore[attr-defined]
 
 
 def test_an_owner_keeps_unscaled_residuals_whatever_the_loss_scale() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ import compcomm as cc
 from compcomm.core.description import Described
 from compcomm.core.reducer import Flow
 from compcomm.core.state import Entry
+from compcomm.core.structure import world_independent
 from compcomm.state import merging, quantized
 from tests.contract.cases import REDUCERS
 
@@ -20,27 +23,33 @@ LAYOUT = cc.Layout.of(SHAPES.items())
 CODEC = cc.QSGD(bits=8, rounding="nearest", block=64, dense_below=0)
 
 
+def _weights(world: int) -> tuple[float, ...]:
+    return (1.0,) if world == 1 else (0.5, *[0.5 / (world - 1)] * (world - 1))
+
+
 @dataclass(frozen=True, repr=False)
 class _Every(cc.Reducer):
     """A slot of each kind. Rank 0 counts for half, the others for the rest."""
 
+    order: ClassVar[Callable[[torch.Tensor], torch.Tensor] | None] = None
+
     def slots(self, segment: cc.Segment, world: int) -> Mapping[str, cc.Slot]:
+        codec, order = quantized.Quantized(CODEC), type(self).order
+        mean = partial(cc.Slot, cc.Merge.MEAN, weights=_weights(world))
+        owned = partial(cc.Slot, cc.Merge.SHARDED, order=order)
         return {
-            "mean": cc.Slot(cc.Merge.MEAN, pending=True),
-            "half": cc.Slot(cc.Merge.MEAN, dtype=torch.bfloat16),
-            "bytes": cc.Slot(cc.Merge.MEAN, dtype=torch.uint8, codec=CODEC, pending=True),
+            "mean": mean(pending=True),
+            "half": mean(dtype=torch.bfloat16),
+            "bytes": mean(dtype=torch.uint8, codec=codec, pending=True),
             "count": cc.Slot(cc.Merge.REPLICATED, numel=2, dtype=torch.int64, fill=3),
-            "owned": cc.Slot(cc.Merge.SHARDED, grain=4),
-            "owned bytes": cc.Slot(cc.Merge.SHARDED, grain=64, dtype=torch.uint8, codec=CODEC),
-            "owed": cc.Slot(cc.Merge.SHARDED, grain=4, into="mean", pending=True),
-            "owed bytes": cc.Slot(cc.Merge.SHARDED, grain=64, dtype=torch.uint8, codec=CODEC, into="bytes"),
+            "owned": owned(grain=4),
+            "owned bytes": owned(grain=64, dtype=torch.uint8, codec=codec),
+            "owed": owned(grain=4, into="mean", pending=True),
+            "owed bytes": owned(grain=64, dtype=torch.uint8, codec=codec, into="bytes"),
             "copied": cc.Slot(cc.Merge.REPLICATED),
-            "owed copies": cc.Slot(cc.Merge.SHARDED, grain=4, into="copied"),
+            "owed copies": owned(grain=4, into="copied"),
             "hint": cc.Slot(cc.Merge.DROP, numel=1, fill=9.0),
         }
-
-    def weight(self, slot: str, segment: cc.Segment, rank: int, world: int) -> float:
-        return 1.0 if world == 1 else 0.5 if rank == 0 else 0.5 / (world - 1)
 
     def reduce(self, *args: object, **options: object) -> Flow:  # type: ignore[override]
         raise NotImplementedError
@@ -50,8 +59,7 @@ class _Every(cc.Reducer):
 class _Backwards(_Every):
     """Its owners hold everything in the opposite order."""
 
-    def in_order(self, slot: str, segment: cc.Segment, joined: torch.Tensor) -> torch.Tensor:
-        return joined.flip(0)
+    order = staticmethod(lambda joined: joined.flip(0))
 
 
 Described.registry.pop("_Every", None)
@@ -80,7 +88,7 @@ def _filled(reducer: cc.Reducer, world: int, seed: int = 0) -> cc.Simulator:
             x = torch.randn(e.held.numel, generator=generator)
             if e.slot.codec is not None:
                 layout = cc.Layout.of([("x", (x.numel(),))])
-                quantized.encode_(cc.Bucket(x, layout), e.tensor, e.slot.codec)
+                quantized.encode_(cc.Bucket(x, layout), e.tensor, CODEC)
             elif e.slot.merge is cc.Merge.REPLICATED:
                 e.tensor.copy_(torch.arange(e.tensor.numel()) + 7)
             else:
@@ -90,17 +98,16 @@ def _filled(reducer: cc.Reducer, world: int, seed: int = 0) -> cc.Simulator:
 
 def _expected(simulator: cc.Simulator, slot: str, name: str) -> torch.Tensor:
     """The merged value by the rule's words, in double precision."""
-    segment = next(s for s in LAYOUT.segments if s.name == name)
     ranks = [{(e.name, e.segment.name): e for e in store.entries()} for store in simulator.stores]
 
     def joined(which: str) -> torch.Tensor:
-        return simulator.reducer.in_order(which, segment, torch.cat([_numbers(r[which, name]) for r in ranks]))
+        return ranks[0][which, name].slot.natural(torch.cat([_numbers(r[which, name]) for r in ranks]))
 
     if slot.startswith("owned"):
         return joined(slot)
     if slot == "copied":
         return _numbers(ranks[0][slot, name]) + joined("owed copies")
-    weights = [simulator.reducer.weight("mean", segment, r, len(ranks)) for r in range(len(ranks))]
+    weights = _weights(len(ranks))
     mean = torch.stack([w * _numbers(r[slot, name]) for w, r in zip(weights, ranks, strict=True)]).sum(0)
     return mean + joined({"mean": "owed", "bytes": "owed bytes"}[slot]) if slot != "half" else mean
 
@@ -249,8 +256,8 @@ def test_only_estimates_are_weighted() -> None:
 def test_weights_belong_to_a_number_of_workers() -> None:
     """And to no portable state: the new workers have their own."""
     plain, weighted = cc.EF21(cc.TopK(ratio=0.1)), cc.EF21(cc.TopK(ratio=0.1), weights=(0.25, 0.75))
-    assert weighted.for_any_world() == plain
-    assert cc.Warmup(3, weighted).for_any_world() == cc.Warmup(3, plain)
-    assert cc.Partition({"a": weighted, "*": cc.TopK(0.1)}).for_any_world() == cc.Partition(
+    assert world_independent(weighted) == plain
+    assert world_independent(cc.Warmup(3, weighted)) == cc.Warmup(3, plain)
+    assert world_independent(cc.Partition({"a": weighted, "*": cc.TopK(0.1)})) == cc.Partition(
         {"a": plain, "*": cc.TopK(0.1)}
     )

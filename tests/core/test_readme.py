@@ -86,10 +86,10 @@ def test_the_results_are_those_of_the_json() -> None:
 
 def test_the_bytes_that_the_text_quotes() -> None:
     layout = cc.Layout.of(resnet50())
-    four = cc.ErrorFeedback(cc.QSGD(bits=4, rounding="nearest")).cost(layout, 2)
+    four = cc.cost(cc.ErrorFeedback(cc.QSGD(bits=4, rounding="nearest")), layout, 2)
     assert f"{four.dense / 1e6:.2f} MB -> {four.sent / 1e6:.2f} MB per rank and step ({four.ratio:.1f}x)" in README
-    assert f"sends {cc.ErrorFeedback(cc.SignScale()).cost(layout, 2).ratio:.0f} times less" in README
-    assert f"sends {cc.ErrorFeedback(cc.TopK(ratio=0.01)).cost(layout, 2).ratio:.0f} times less" in README
+    assert f"sends {cc.cost(cc.ErrorFeedback(cc.SignScale()), layout, 2).ratio:.0f} times less" in README
+    assert f"sends {cc.cost(cc.ErrorFeedback(cc.TopK(ratio=0.01)), layout, 2).ratio:.0f} times less" in README
     crossing = next(w for w in range(2, 200) if _sent(cc.TopK(ratio=0.01), w) > _sent(cc.Cast(torch.bfloat16), w))
     assert f"from {crossing} of them on" in README
 
@@ -103,10 +103,10 @@ def test_the_table_of_routes() -> None:
         if not line.startswith("|"):
             break
         call, _, megabytes, _ = (c.strip(" `") for c in line.strip("|").split("|"))
-        assert megabytes == f"{cc.parse(call).cost(layout, 64).sent / 1e6:.2f}", call
+        assert megabytes == f"{cc.cost(cc.parse(call), layout, 64).sent / 1e6:.2f}", call
         found += 1
     assert found == 5
-    ratios = {round(cc.SparseAllReduce(cc.TopK(0.01)).cost(layout, w).ratio) for w in (4, 8, 16)}
+    ratios = {round(cc.cost(cc.SparseAllReduce(cc.TopK(0.01)), layout, w).ratio) for w in (4, 8, 16)}
     assert ratios == {58} and "sends 58 times less whatever their number" in README
 
 
@@ -133,13 +133,13 @@ def test_the_comparison_that_the_text_quotes() -> None:
 
 
 def _sent(compressor: cc.Compressor, world: int) -> int:
-    return compressor.cost(cc.Layout.of(resnet50()), world).sent
+    return cc.cost(compressor, cc.Layout.of(resnet50()), world).sent
 
 
 def test_the_table_of_what_is_thrown_away() -> None:
     for row in json.loads((ROOT / "benchmarks/results/thrown-away.json").read_text())["rows"]:
         reducer = cc.parse(row["reducer"])
-        several = "right" if cc.settle(reducer, 2).accumulates else "wrong: use `passes`"
+        several = "right" if cc.settle(reducer, 2).traits.accumulates else "wrong: use `passes`"
         line = f"| `{row['reducer']}` | {100 * row['skipped']:.0f} % | {row['clipped']:.1f} | {several} |"
         assert line in README
 

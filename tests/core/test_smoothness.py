@@ -63,7 +63,7 @@ def test_weights_are_shares_of_the_sum() -> None:
     assert sum(w) == pytest.approx(1.0, abs=1e-15)
     assert w == pytest.approx([c / sum(constants) for c in constants], rel=1e-15)
     assert w[2] == pytest.approx(9 * w[0])
-    assert cc.EF21(cc.TopK(k=1), weights=w).settle(3)
+    assert cc.settle(cc.EF21(cc.TopK(k=1), weights=w), 3)
     assert cc.smoothness_weights(iter([TALL] * 4)) == (0.25,) * 4
 
 

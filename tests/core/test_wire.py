@@ -8,13 +8,8 @@ import pytest
 import torch
 
 import compcomm as cc
-from compcomm.core.packing import (
-    pack,
-    pack_rows,
-    pack_shares,
-    read_headers,
-    write_header,
-)
+from compcomm.core.header import read_headers, write_header
+from compcomm.core.packing import pack, pack_rows, pack_shares
 
 
 def _bytes(text: str) -> bytes:

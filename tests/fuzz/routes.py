@@ -16,16 +16,13 @@ from compcomm.core.collectives import (
     Collective,
     Commit,
 )
+from compcomm.core.context import Arena, Context
 from compcomm.core.deferred import known
 from compcomm.core.layout import Bucket
-from compcomm.core.reducer import (
-    Arena,
-    Context,
-    Reducer,
-    flow,
-    settle,
-)
+from compcomm.core.reducer import Reducer, flow
 from compcomm.core.state import State, Store
+from compcomm.core.structure import between_steps, has_review
+from compcomm.routes.choose import settle
 from compcomm.testing.errors import same_bits
 from compcomm.testing.inputs import coding, model_layout
 from compcomm.testing.simulated import gradients, pack
@@ -131,12 +128,12 @@ def _steps(reducer: Reducer, world: int, first: int, wire: _Wire) -> list[Tensor
                 continue
             raise Failure("a flow went on after its Commit.")
         means += [b.flat for b in buckets]
-        if reducer.due(step):
+        if has_review(reducer, step):
             _review(reducer, stores, contexts, wire)
     return means
 
 
 def _review(reducer: Reducer, stores: Sequence[Store], contexts: Sequence[Context], wire: _Wire) -> None:
-    reviews = [reducer.review(s.segments(), s, ctx) for s, ctx in zip(stores, contexts, strict=True)]
+    reviews = [between_steps(reducer, s.segments(), s, ctx) for s, ctx in zip(stores, contexts, strict=True)]
     while pending := [c for c in (next(review, None) for review in reviews) if c is not None]:
         wire.carry(pending)

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 import compcomm as cc
-from compcomm.core.reducer import Arena
+from compcomm.core.context import Arena
 from compcomm.core.state import Store
+from compcomm.core.structure import controllers
 from compcomm.engine.scheduler import Job, Scheduler, Step
 from compcomm.testing.inputs import coding
 from compcomm.transports.process_group import ProcessGroup
@@ -209,11 +210,11 @@ def parts(described: Any) -> Iterator[Any]:
 
 def waits(reducer: cc.Reducer) -> str:
     """Why a step of it waits for the device, by its documentation; "": it does not."""
-    if reducer.variable:
+    if reducer.traits.variable:
         return "the length of its messages must be known"
     if any(isinstance(part, cc.SparseAllReduce) for part in parts(reducer)):
         return "SparseAllReduce cuts its tables on the host"
-    return "its controller reviews steps" if next(reducer.controllers(()), None) is not None else ""
+    return "its controller reviews steps" if next(controllers(reducer), None) is not None else ""
 
 
 def chosen(several: Sequence[cc.Reducer | cc.Compressor]) -> cc.Reducer | cc.Compressor:
@@ -242,7 +243,7 @@ def test_a_step_that_landed_before_a_capture_is_settled_beside_it() -> None:
     given = [torch.randn(layout.numel, generator=torch.Generator().manual_seed(t)) for t in range(3)]
     due, replayed = ([torch.zeros(0)] * 3 for _ in range(2))
     for where, found in (("cpu", due), (DEVICE, replayed)):
-        reducer, ended = cc.ErrorFeedback(cc.AllGather(cc.SignScale())).settle(1), list[bool]()
+        reducer, ended = cc.settle(cc.ErrorFeedback(cc.AllGather(cc.SignScale())), 1), list[bool]()
         arena, store = Arena(where), Store(reducer, 0, 1, where)
         scheduler = Scheduler(ProcessGroup(None, where), store, arena, 0, lambda _, bad, ended=ended: ended.append(bad))
         flat = torch.empty(layout.numel, device=where)

@@ -16,9 +16,9 @@ from compcomm.core.collectives import (
     Collective,
 )
 from compcomm.core.compressor import Inputs
+from compcomm.core.context import Arena
 from compcomm.core.deferred import Fault
-from compcomm.core.packing import PeerError, read_headers
-from compcomm.core.reducer import Arena
+from compcomm.core.header import PeerError, read_headers
 from compcomm.core.state import State, Store
 from compcomm.engine import running_flow
 from compcomm.engine.failure import outline, poisoned, rehearse
@@ -88,7 +88,7 @@ class Bench:
         return future
 
     def step(self) -> Step:
-        return Step(self.reducer, 1.0, self.reducer.stateful)
+        return Step(self.reducer, 1.0, self.reducer.traits.stateful)
 
 
 def test_a_capture_waits_for_what_the_device_writes_and_not_forever() -> None:
@@ -139,8 +139,8 @@ def test_the_dense_steps_of_a_warmup_are_sums_in_the_buckets_own_dtype() -> None
         dense, also, coded = (op.signature for op in bench.transport.started)
         assert dense == also == ("AllReduce", str(dtype).removeprefix("torch."), 2 * LAYOUT.numel)
         assert coded[:2] == ("AllGather", "uint8")
-    assert not cc.Warmup(0, cc.TopK(ratio=0.1)).settle(1).native(0)
-    assert cc.Warmup(0, cc.Exact()).native(0)
+    assert cc.settle(cc.Warmup(0, cc.TopK(ratio=0.1)), 1).traits.in_dtype == 0
+    assert cc.Warmup(0, cc.Exact()).traits.in_dtype > 1 << 40
 
 
 def test_state_is_made_for_a_bucket_that_comes_for_the_first_time() -> None:

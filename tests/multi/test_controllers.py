@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 import compcomm as cc
 from compcomm.adaptive import lgreco
+from compcomm.core import structure
 from compcomm.optim import OneBitAdam
 
 from . import models
@@ -51,7 +52,7 @@ def test_processes_decide_what_the_simulator_decides(three: Workers, name: str) 
     steps = [[gradients(rank, t) for rank in range(3)] for t in range(STEPS)]
     means, simulator = simulate(reducer, 3, steps, buckets, seed=3)
     store = simulator.stores[0]
-    due = simulator.reducer.choices(store.segments(), store)
+    due = structure.choices(simulator.reducer, store.segments(), store)
     plain = "PowerSGD" not in REDUCERS[name]  # else floats are added in another order
     for found, choices, _ in results:
         assert choices == due

@@ -78,7 +78,7 @@ def remembered(reducer: str, slots: list[Any], name: str) -> Tensor:
     owed = [own["server"][name] for own in slots if name in own.get("server", {})]
     if owed:
         segment = cc.Segment(name, SHAPES[name], 0, total.numel())
-        total += settled.in_order("server", segment, torch.cat(owed)).double()
+        total += settled.slots(segment, len(owed))["server"].natural(torch.cat(owed)).double()
     return total.view(SHAPES[name])
 
 

@@ -135,9 +135,8 @@ def conserves(results: list[Any], simulator: Any, slot: str, momentum: float) ->
                 applied += mean
         held = torch.stack([store[slot][n] for store in stores]).double().mean(0)
         if "server" in stores[0]:
-            held += simulator.reducer.in_order(
-                "server", s, torch.cat([store["server"][n] for store in stores])
-            ).double()
+            joined = torch.cat([store["server"][n] for store in stores])
+            held += simulator.reducer.slots(s, simulator.world)["server"].natural(joined).double()
         off = float((applied + held.view(SHAPES[n]) - due).abs().max())
         assert off < 1e-4, f"{n}: {off}"
         checked += 1
@@ -166,6 +165,6 @@ def together(simulator: Any, s: cc.Segment) -> None:
     due = torch.stack([h["estimate"][s.name] for h in held]).double().mean(0)
     if "server" in held[0]:
         joined = torch.cat([h["server"][s.name] for h in held])
-        due -= simulator.reducer.in_order("server", s, joined).double()
+        due -= simulator.reducer.slots(s, simulator.world)["server"].natural(joined).double()
     assert all(float((h["mean"][s.name].double() - due).abs().max()) < 2e-5 * world for h in held)
     assert due.abs().max() > 0.1

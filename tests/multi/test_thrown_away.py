@@ -51,7 +51,7 @@ def unnamed(text: str, world: int, **options: Any) -> tuple[Any, Any]:
     reducer, plain = cc.parse(text), torch.optim.SGD(module.parameters(), lr=0.1)
     model, state = DDP(module, bucket_cap_mb=0.004), cc.DDPState(reducer, timeout=20, optimizer=plain, **options)
     model.register_comm_hook(state, cc.ddp_hook)
-    if cc.settle(reducer, world).needs_names:
+    if cc.settle(reducer, world).traits.named:
         state.bind(model)
     return model, state
 
@@ -59,7 +59,7 @@ def unnamed(text: str, world: int, **options: Any) -> tuple[Any, Any]:
 def thrown_away(rank: int, world: int, reducers: list[str]) -> Any:
     told: dict[str, Any] = {}
     for text in reducers:
-        stateful = cc.settle(cc.parse(text), world).stateful
+        stateful = cc.settle(cc.parse(text), world).traits.stateful
         (plain, first), (model, hook) = (unnamed(text, world, discardable=d) for d in (False, stateful))
         faults: list[str] = []
         for step in range(6):

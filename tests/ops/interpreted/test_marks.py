@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import compcomm as cc
-from compcomm.core.packing import PeerError, read_headers, write_headers
+from compcomm.core.header import PeerError, read_headers, write_headers
 from compcomm.ops import backend
 from compcomm.routes.all_reduce import place, read_flags
 from tests.ops.calls.marks import SPANS

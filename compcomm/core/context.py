@@ -1,0 +1,87 @@
+"""Where a flow runs, and the scratch memory that it has there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .deferred import Fault, Truth
+from .random import Rng
+
+
+class Arena:
+    """Scratch memory that is kept from step to step, one buffer per (bucket, purpose)."""
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self._buffers: dict[tuple[int, str, torch.dtype], Tensor] = {}
+        self._free: list[Tensor] = []
+
+    def buffer(self, bucket: int, tag: str, numel: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+        """``numel`` elements whose content is whatever was left there."""
+        key = (bucket, tag, dtype)
+        found = self._buffers.get(key)
+        if found is None or found.numel() != numel:
+            found = self._buffers[key] = torch.zeros(numel, dtype=dtype, device=self.device)
+        return found
+
+    def lend(self, numel: int) -> Tensor:
+        """``numel`` fp32 elements until ``take_back``: flows of several buckets share what each needs for a moment."""
+        best = min((t for t in self._free if t.numel() >= numel), key=Tensor.numel, default=None)
+        if best is None:
+            self._free = self._free[1:]  # too small: let go
+            best = torch.zeros(numel, dtype=torch.float32, device=self.device)
+        else:
+            self._free = [t for t in self._free if t is not best]
+        return best[:numel]
+
+    def take_back(self, lent: Tensor) -> None:
+        """Ends a loan."""
+        self._free.append(lent if lent._base is None else lent._base)
+
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(b.numel() * b.element_size() for b in (*self._buffers.values(), *self._free))
+
+
+@dataclass
+class Context:
+    """Where a flow runs: which rank of how many, which step, which bucket of the step.
+
+    ``watch``: whether anything in this attachment must know of non-finite results. ``unscale``: 1/loss-scale.
+    ``bad`` is the flow's answer: it met a non-finite value on some rank. ``faults``: what its peers may have done,
+    where the device knows and the host is yet to look (``verdict``). ``participating``: whether this rank is one of
+    the ``present`` (None: all) in this step.
+
+    What a scheme around a route tells it: ``status`` (as the kernels write it: non-finite, then nonzero per segment) of
+    the gradient, where what is coded is not it; ``weights`` of the ranks, where their sum replaces the mean.
+    """
+
+    rank: int = 0
+    world: int = 1
+    step: int = 0
+    bucket: int = 0
+    seed: int = 0
+    unscale: float = 1.0
+    watch: bool = True
+    participating: bool = True
+    present: int | None = None
+    status: Tensor | None = None
+    weights: tuple[float, ...] | None = None
+    arena: Arena = field(default_factory=Arena)
+    bad: Truth = False
+    faults: list[Fault] = field(default_factory=list[Fault])
+    tag: str = ""
+    dtype: torch.dtype | None = None
+    """Of the gradient, where the bucket is a wider copy of it: what travels exact need not be wider."""
+
+    @property
+    def rng(self) -> Rng:
+        """The coordinates of this rank's draws in this step."""
+        return Rng(self.seed, self.step, self.rank)
+
+    def buffer(self, tag: str, numel: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+        """Scratch memory of this bucket, kept until the next step asks for the same."""
+        return self.arena.buffer(self.bucket, self.tag + tag, numel, dtype)
