@@ -17,8 +17,8 @@ from ..core.collectives import (
     AllReduceMax,
     AllToAll,
     Collective,
-    Commit,
 )
+from ..core.drive import rehearse as on_paper
 from ..core.layout import Bucket
 from ..core.packing import write_header
 from ..core.reducer import (
@@ -47,15 +47,7 @@ def rehearse(reducer: Reducer, state: State, ctx: Context, dtype: torch.dtype) -
     ghost = replace(ctx, arena=Arena("meta"), watch=False, bad=False, tag="")
     bucket = Bucket(torch.empty(layout.numel, dtype=dtype, device="meta"), layout)
     run = flow(reducer, bucket, State(Store(reducer, ctx.rank, ctx.world, "meta"), layout), ghost)
-    found: list[Collective] = []
-    try:
-        op = next(run)
-        while not isinstance(op, Commit):
-            found.append(outline(op))
-            op = run.send(False)
-    finally:
-        run.close()
-    return found
+    return [outline(op) for op in on_paper(run)]
 
 
 def poisoned(ops: Sequence[Collective], ctx: Context) -> list[Collective]:

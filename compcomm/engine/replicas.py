@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..transports.process_group import ProcessGroup
+from ..core.transport import Transport
 from .agreement import gather
 
 
@@ -19,10 +19,9 @@ class DivergenceError(RuntimeError):
 
 
 def check(
-    transport: ProcessGroup,
+    transport: Transport,
     parameters: Sequence[tuple[str, Tensor]],
     step: int,
-    device: torch.device,
     call: str = "check_every",
     alone: Sequence[str] = (),
 ) -> None:
@@ -35,7 +34,7 @@ def check(
     """
     size = 8 * len(parameters)
     mine = b"".join([size.to_bytes(8, "little"), *(digest(t) for _, t in parameters), _few(alone).encode()])
-    rows = gather(transport, mine, device)
+    rows = gather(transport, mine)
     if any(row[:8] != mine[:8] or len(row) < 8 + size for row in rows):
         raise DivergenceError(f"{call}, step {step}: the ranks hold different numbers of parameters.")
     told = [row[8 + size :].decode("utf-8", "replace") for row in rows]

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from ..core.state import StateError
-from ..transports.process_group import ProcessGroup
+from ..core.transport import Transport
 from .agreement import AgreementError, agree
 
 VERSION = 2
@@ -74,9 +72,7 @@ def _content(call: str, state: Mapping[str, Any], here: Mapping[str, Any], cure:
     return step, slots  # pyright: ignore[reportUnknownVariableType]
 
 
-def consent(
-    transport: ProcessGroup, facts: Mapping[str, Any], failure: Exception | None, device: torch.device, call: str
-) -> None:
+def consent(transport: Transport, facts: Mapping[str, Any], failure: Exception | None, call: str) -> None:
     """Whether all ranks can take what they were given, asked before any of them takes it: ``failure`` is why this one
     cannot. Collective. ``facts``: what must be equal in what they take.
 
@@ -85,7 +81,7 @@ def consent(
         Exception: ``failure`` itself, on the rank that gave one.
     """
     try:
-        agree(transport, facts, failure, device, call)
+        agree(transport, facts, failure, call)
     except AgreementError as error:
         if error is failure:
             raise

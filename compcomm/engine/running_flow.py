@@ -14,7 +14,7 @@ from ..core.reducer import (
     flow,
 )
 from ..core.state import State, Store
-from ..transports.process_group import Pending, ProcessGroup
+from ..core.transport import Pending, Transport
 from .failure import outline, poisoned, rehearse
 
 Known = dict[tuple[Reducer, Layout], tuple[list[object], list[Collective]]]
@@ -38,7 +38,7 @@ class Flight:
         bucket: Bucket,
         store: Store,
         ctx: Context,
-        transport: ProcessGroup,
+        transport: Transport,
         known: Known,
         deliver: Callable[[Flight], None],
     ) -> None:
@@ -51,7 +51,6 @@ class Flight:
         self._reducer, self._transport, self._known = reducer, transport, known
         self._state = State(store, bucket.layout)
         self._flow = flow(reducer, bucket, self._state, ctx)
-        self._fresh = True
         self._pending: Pending | None = None
         self._taken: list[Collective] = []
         self._poison: Iterator[Collective] = iter(())
@@ -117,8 +116,7 @@ class Flight:
         try:
             if self.error is None:
                 try:
-                    op = next(self._flow) if self._fresh else self._flow.send(False)
-                    self._fresh = False
+                    op = next(self._flow)
                     if not isinstance(op, Commit):
                         self._taken.append(op)
                     return op

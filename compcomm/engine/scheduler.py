@@ -38,17 +38,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.collectives import Collective
 from ..core.deferred import (
     Fault,
     deferred,
     either,
     not_finite,
 )
+from ..core.drive import drive
 from ..core.layout import Bucket, Layout
 from ..core.packing import PeerError
 from ..core.reducer import Arena, Context, Reducer
 from ..core.state import Store
-from ..transports.process_group import ProcessGroup, TransportError
+from ..core.transport import Transport, TransportError
 from .before import Before
 from .running_flow import Flight, Known
 
@@ -150,7 +152,7 @@ class Scheduler:
 
     def __init__(
         self,
-        transport: ProcessGroup,
+        transport: Transport,
         store: Store,
         arena: Arena,
         seed: int,
@@ -384,18 +386,18 @@ class Scheduler:
         """What controllers do between two steps: the host goes on meanwhile, the next step's buckets wait in line."""
         store, transport = self.store, self.transport
         ctx = Context(transport.rank, transport.world, self.number - 1, seed=self.seed, arena=self.arena)
-        flow = step.reducer.review(store.segments(), store, ctx)
         since, waited = perf_counter(), transport.seconds
         try:
-            for op in flow:
-                self.sent += op.sent_bytes(transport.world, transport.rank)
-                transport.start(op).wait()
+            drive(step.reducer.review(store.segments(), store, ctx), transport, starting=self._count)
         except TransportError:
             self.number -= 1  # ``_lose`` counts the step that broke
             raise
         except Exception as error:  # on every rank, as a review says so; raised with the next step, at the same place
             self._doomed = error
         self.review_seconds += perf_counter() - since - (transport.seconds - waited)
+
+    def _count(self, op: Collective) -> None:
+        self.sent += op.sent_bytes(self.transport.world, self.transport.rank)
 
     def _cause(self) -> Exception:
         """The error that explains the others: our own before what peers said."""

@@ -17,14 +17,15 @@ from torch import Tensor, nn
 
 from ..adaptive.telemetry import Telemetry
 from ..core.compressor import Compressor
+from ..core.drive import drive
 from ..core.layout import Layout
 from ..core.reducer import Arena, Reducer, settle
 from ..core.state import State, StateError, Store
 from ..core.strides import Order, storage_order
+from ..core.transport import TransportError
 from ..hosts.auto import Pilot
 from ..routes.exact import Exact
 from ..state import merging
-from ..transports import compat
 from ..transports.process_group import ProcessGroup
 from ..transports.worker import Worker
 from . import replicas, resuming
@@ -51,8 +52,8 @@ def decline(error: Exception, group: dist.ProcessGroup | None, device: torch.dev
     """Raises ``error`` on a rank that cannot attach, after telling the peers that are in ``Attachment(...)``."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1:
         with suppress(Exception):  # peers that never attach are not waited for long
-            transport = ProcessGroup(compat.new_group(group, timedelta(seconds=30), device), device)
-            agree(transport, {}, error, device)
+            transport = ProcessGroup.over(group, device, timedelta(seconds=30))
+            agree(transport, {}, error)
     raise error
 
 
@@ -120,13 +121,9 @@ class Attachment:
         self._current: Step | None = None
         self._worker: Worker | None = None
         self._detached = False
-        self._world = dist.group.WORLD
-        self._part = None if options.group is self._world else options.group
-
         world = dist.get_world_size(options.group)
         patience = options.patience if options.timeout is not None else None
-        group = compat.new_group(options.group, patience, device) if world > 1 else None
-        self._transport = ProcessGroup(group, device)
+        self._transport = ProcessGroup.over(options.group, device, patience)
         self._device = device
         failure: Exception | None = None
         layout = Layout.of((n, p.shape) for n, p in self.parameters)
@@ -158,7 +155,7 @@ class Attachment:
             "parameters": [_told(n, p) for n, p in self.parameters],
             **(facts or {}),
         }
-        agree(self._transport, compared, failure, device)
+        agree(self._transport, compared, failure)
         arena = Arena(device)
         finished = weakref.WeakMethod(self._finished)  # the worker's thread must not keep its owner alive
 
@@ -240,11 +237,10 @@ class Attachment:
             ) from broken
         if self._detached:
             raise RuntimeError(f"{self.reducer!r}: this attachment was detached. Wrap the model in a new DDP(...).")
-        if dist.group.WORLD is not self._world or (self._part is not None and not compat.alive(self._part)):
-            raise RuntimeError(
-                f"{self.reducer!r}: its process group was destroyed (torch.distributed.destroy_process_group()), so "
-                f"nothing averages these gradients. Train before that, or wrap the model in a new DDP(...) and attach."
-            )
+        try:
+            self._transport.check()
+        except TransportError as error:
+            raise RuntimeError(f"{self.reducer!r}: {error}") from None
 
     def average_plainly(self, flat: Tensor, last: bool, counted: bool = True) -> Any:
         """The future of a bucket's mean by ``plain``, past the scheduler."""
@@ -443,15 +439,8 @@ class Attachment:
             self._ready("portable_state_dict")
         except StateError as error:
             failure = error
-        agree(self._transport, {"step": self._scheduler.number}, failure, self._device, "portable_state_dict")
-        flow = merging.merge(self._store)
-        try:
-            collective = next(flow)
-            while True:
-                self._transport.start(collective).wait()
-                collective = flow.send(False)
-        except StopIteration as end:
-            slots: merging.Portable = end.value
+        agree(self._transport, {"step": self._scheduler.number}, failure, "portable_state_dict")
+        slots = drive(merging.merge(self._store), self._transport)
         return {**self._origin(), **self._picked(), "step": self._scheduler.number, "slots": slots}
 
     def load_portable_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -652,7 +641,7 @@ class Attachment:
             facts: dict[str, Any] = {"step": step, "reducer": repr(self.options.reducer)}
             if self.pilot is not None:
                 facts["what Auto picked"] = [self.pilot.decided, self.plain is not None]
-            resuming.consent(self._transport, facts, failure, self._device, call)
+            resuming.consent(self._transport, facts, failure, call)
             take()
 
     @property
@@ -731,4 +720,4 @@ class Attachment:
         every = self.options.check_every
         if every and self._scheduler.number % every == 0:
             number, alone = self._scheduler.number, self.unaveraged()
-            replicas.check(self._transport, self.parameters, number, self._device, alone=alone)
+            replicas.check(self._transport, self.parameters, number, alone=alone)

@@ -60,7 +60,7 @@ def load(opt: CompressedOptimizer, given: Any, load_groups: Callable[[dict[str, 
         except Exception as error:
             failure = error
         if opt.exchange is not None:
-            consent(opt.exchange.attachment.transport, facts, failure, opt.flat.device, "load_state_dict")
+            consent(opt.exchange.attachment.transport, facts, failure, "load_state_dict")
         elif failure is not None:
             raise failure
         take()

@@ -190,7 +190,7 @@ class ZeroOneAdam(CompressedOptimizer):
         """
         if self.exchange is not None:
             a = self.exchange.attachment
-            agree(a.transport, {"steps": self.steps}, None, self.flat.device, "synchronise")
+            agree(a.transport, {"steps": self.steps}, None, "synchronise")
         if self.local_steps:
             with torch.no_grad():
                 self._synchronise()

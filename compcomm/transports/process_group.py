@@ -11,6 +11,7 @@ would change in which order floats are added.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from time import perf_counter
 from typing import Any
 
@@ -27,14 +28,11 @@ from ..core.collectives import (
     Collective,
     ReduceScatter,
 )
+from ..core.transport import TransportError
 from . import compat
 from .messages import Exchange
 from .staged import Staging
 from .worker import Worker
-
-
-class TransportError(RuntimeError):
-    """A collective did not finish: a peer is gone, or later than the group's timeout. The group is lost."""
 
 
 class Pending:
@@ -76,6 +74,22 @@ class ProcessGroup:
     ``seconds`` is the time during which a collective was in flight.
     """
 
+    @classmethod
+    def over(
+        cls, group: dist.ProcessGroup | None, device: torch.device | str = "cpu", timeout: timedelta | None = None
+    ) -> ProcessGroup:
+        """A transport of its own over the ranks of ``group`` (None: all), beside whatever else uses that group: what
+        a host gives to a session. Collective: every one of these ranks calls it.
+
+        ``timeout``: of one collective; None: torch's default.
+        """
+        device = torch.device(device)
+        alone = dist.get_world_size(group) == 1
+        made = cls(None if alone else compat.new_group(group, timeout, device), device)
+        made._default = dist.group.WORLD
+        made._given = None if group is made._default else group
+        return made
+
     def __init__(
         self,
         group: dist.ProcessGroup | None = None,
@@ -91,9 +105,12 @@ class ProcessGroup:
         self._since = 0.0
         self._number = 0
         self._wire: Worker | None = None
-        device = torch.device(device)
-        gloo = group is not None and compat.backend(group, device) == "gloo"
-        self._staging = Staging(device) if (gloo and device.type != "cpu" if staged is None else staged) else None
+        self.device = torch.device(device)
+        self._default: Any = None
+        self._given: dist.ProcessGroup | None = None
+        gloo = group is not None and compat.backend(group, self.device) == "gloo"
+        on_gpu = self.device.type != "cpu"
+        self._staging = Staging(self.device) if (gloo and on_gpu if staged is None else staged) else None
         self.staged = self._staging is not None
         if gloo and self.world > 2:
             self._wire = Worker(self, "compcomm-wire")
@@ -131,6 +148,20 @@ class ProcessGroup:
             f"is later than the group's timeout (as where hook.enabled differs between ranks). "
             f"The cause is in the log of the first rank that stopped. [{error}]"
         )
+
+    def check(self) -> None:
+        """Whether the groups that it was made over are there still: that of ``over``, and torch's own.
+
+        Raises:
+            TransportError: one was destroyed.
+        """
+        if self._default is None:
+            return
+        if dist.group.WORLD is not self._default or (self._given is not None and not compat.alive(self._given)):
+            raise TransportError(
+                "its process group was destroyed (torch.distributed.destroy_process_group()), so nothing averages "
+                "these gradients. Train before that, or wrap the model in a new DDP(...) and attach."
+            )
 
     def close(self) -> None:
         """Ends the thread. The group stays until ``destroy_process_group()``: torch would give its name to the next
