@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import compcomm as cc
+from compcomm.core.optional import need
 from compcomm.plan import models, planner
 from compcomm.plan.buckets import cut
 from compcomm.plan.kernels import calibrate
@@ -33,7 +34,6 @@ from compcomm.plan.measure import measure
 from compcomm.plan.methods import PLAIN, Method, method
 from compcomm.report import tables
 from compcomm.report.metrics import timing
-from compcomm.report.optional import need
 from compcomm.transports.process_group import ProcessGroup
 
 REDUCERS = (

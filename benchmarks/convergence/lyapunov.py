@@ -35,8 +35,8 @@ from lanes import Lanes
 from torch import Tensor
 
 import compcomm as cc
+from compcomm.core.optional import need
 from compcomm.report import plots, tables
-from compcomm.report.optional import need
 from compcomm.testing.inputs import coding
 from tests.contract.cases import COMPRESSORS
 

@@ -41,16 +41,20 @@ def outline(op: Collective) -> Collective:
     return _each(op, ghost)
 
 
-def rehearse(reducer: Reducer, state: State, ctx: Context, dtype: torch.dtype) -> list[Collective]:
-    """The collectives of a bucket in this step, from the flow itself on tensors without content."""
+def rehearse(
+    reducer: Reducer, state: State, ctx: Context, dtype: torch.dtype, out: Bucket | None = None
+) -> list[Collective]:
+    """The collectives of a bucket in this step, from the flow itself on tensors without content. ``out``: where the
+    mean goes, if not where the gradient was: a row takes another way than the whole."""
     reducer, layout = reducer.now(state), state.layout
     ghost = replace(ctx, arena=Arena("meta"), watch=False, bad=False, tag="")
     bucket = Bucket(torch.empty(layout.numel, dtype=dtype, device="meta"), layout)
-    run = flow(reducer, bucket, State(Store(reducer, ctx.rank, ctx.world, "meta"), layout), ghost)
+    wanted = None if out is None else Bucket(torch.empty(out.flat.numel(), dtype=dtype, device="meta"), out.layout)
+    run = flow(reducer, bucket, State(Store(reducer, ctx.rank, ctx.world, "meta"), layout), ghost, wanted)
     return [outline(op) for op in on_paper(run)]
 
 
-def poisoned(ops: Sequence[Collective], ctx: Context) -> list[Collective]:
+def failed(ops: Sequence[Collective], ctx: Context) -> list[Collective]:
     """The same collectives with real tensors that say "failed"."""
     return [_spoil(op, ctx) for op in ops]
 

@@ -12,6 +12,22 @@ from torch import Tensor
 
 from ..core.transport import Transport
 from .agreement import gather
+from .observer import Observer
+from .running_flow import RunningFlow
+from .setup import Setup
+from .steps import Steps
+
+
+class Comparison(Observer):
+    """Compares the replicas after every ``check_every`` steps."""
+
+    def __init__(self, setup: Setup, steps: Steps) -> None:
+        self._setup, self._steps = setup, steps
+
+    def after_step(self, flows: Sequence[RunningFlow], exposed: float) -> None:
+        number, setup = self._steps.scheduler.number, self._setup
+        if number % setup.options.check_every == 0:
+            check(self._steps.transport, setup.parameters, number, alone=setup.unaveraged())
 
 
 class DivergenceError(RuntimeError):

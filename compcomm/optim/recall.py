@@ -88,7 +88,7 @@ def _prepare(
         remember = exchange.attachment.forget
         if memory is not None:
             found = memory if saved.merged else {place(opt.world, opt.group): memory}
-            _, remember = exchange.attachment.prepare("load_state_dict", found, saved.merged, undo)
+            _, remember = exchange.attachment.state.prepare("load_state_dict", found, saved.merged, undo)
     groups = [{k: v for k, v in g.items() if k != OURS} for g in given["param_groups"]]
     groups = [{**opt.defaults, **g} for g in groups]  # another optimizer's may lack some
     for group in groups:

@@ -393,7 +393,7 @@ class ZeroOneAdam(CompressedOptimizer):
         """What is reported per step begins anew."""
         self._counted_from = self.steps
         if self.exchange is not None:
-            self.exchange.attachment.resume(self.exchange.attachment.step)
+            self.exchange.attachment.state.resume(self.exchange.attachment.step)
 
     # Checkpoints.
 

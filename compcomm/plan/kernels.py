@@ -23,11 +23,11 @@ from ..core.reducer import (
 )
 from ..core.state import State, Store
 from ..core.transport import Pending, Transport
+from ..engine.sample import sample
 from ..transports.simulator import perform
 from . import cost
 from .cost import collectives
 from .link import Link
-from .sample import sample
 from .schedule import stretch
 
 SAMPLE = 25 * (1 << 20) // 4

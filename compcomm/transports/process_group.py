@@ -63,7 +63,7 @@ class Pending:
         except RuntimeError as error:
             raise self._owner.lost(self._op, error) from error
         finally:
-            self._owner.landed()
+            self._owner.on_done()
 
 
 class ProcessGroup:
@@ -76,7 +76,12 @@ class ProcessGroup:
 
     @classmethod
     def over(
-        cls, group: dist.ProcessGroup | None, device: torch.device | str = "cpu", timeout: timedelta | None = None
+        cls,
+        group: dist.ProcessGroup | None,
+        device: torch.device | str = "cpu",
+        timeout: timedelta | None = None,
+        *,
+        staged: bool | None = None,
     ) -> ProcessGroup:
         """A transport of its own over the ranks of ``group`` (None: all), beside whatever else uses that group: what
         a host gives to a session. Collective: every one of these ranks calls it.
@@ -85,7 +90,7 @@ class ProcessGroup:
         """
         device = torch.device(device)
         alone = dist.get_world_size(group) == 1
-        made = cls(None if alone else compat.new_group(group, timeout, device), device)
+        made = cls(None if alone else compat.new_group(group, timeout, device), device, staged=staged)
         made._default = dist.group.WORLD
         made._given = None if group is made._default else group
         return made
@@ -131,10 +136,10 @@ class ProcessGroup:
                 return Pending(self, op, self._run[type(op)](self, mirrored), back)
             return Pending(self, op, self._run[type(op)](self, op))
         except RuntimeError as error:
-            self.landed()
+            self.on_done()
             raise self.lost(op, error) from error
 
-    def landed(self) -> None:
+    def on_done(self) -> None:
         """Counts a collective as done."""
         self._flying -= 1
         if self._flying == 0:
