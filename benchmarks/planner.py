@@ -44,7 +44,7 @@ REDUCERS = (
     "ErrorFeedback(TopK(ratio=0.01))",
 )
 FORWARD = 1 / 3
-SETTLE = 2  # steps that are not counted: DDP cuts its buckets anew after the first
+SKIPPED_STEPS = 2  # steps that are not counted: DDP cuts its buckets anew after the first
 Row = dict[str, Any]
 
 
@@ -145,7 +145,7 @@ def compared(m: Method, plan: planner.Plan, model: models.Model, here: Ranks, op
     try:
         before = here.card_bytes()
         seconds, _, measured = steps(ddp, here, options.seconds, options.repeats)
-        sent = (here.card_bytes() - before) / (SETTLE + len(seconds))
+        sent = (here.card_bytes() - before) / (SKIPPED_STEPS + len(seconds))
         said = attachment.report().as_dict() if attachment is not None else {}
     finally:
         if attachment is not None:
@@ -185,7 +185,7 @@ def steps(ddp: nn.Module, here: Ranks, seconds: float, repeats: int) -> tuple[li
         loss.backward()
         end = time.perf_counter()
         number += 1
-        if number > SETTLE:
+        if number > SKIPPED_STEPS:
             spent.append(end - start)
             forward.append(middle - start)
             late = time.monotonic() - begin > seconds and len(spent) >= 2

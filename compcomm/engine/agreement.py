@@ -72,8 +72,8 @@ def agree(
         differ = "are configured differently." if call == "attach" else "are not in the same state."
         if any(" in memory format " in fault for fault in faults):
             faults.append("Convert the model alike on every rank, before DDP(...).")
-        cure = "Give every rank the same arguments." if call == "attach" else "Call it on every rank at the same step."
-        raise AgreementError(f"{call}: the ranks {differ} " + " ".join(faults) + f" {cure}")
+        hint = "Give every rank the same arguments." if call == "attach" else "Call it on every rank at the same step."
+        raise AgreementError(f"{call}: the ranks {differ} " + " ".join(faults) + f" {hint}")
 
 
 def _compare(name: str, values: Sequence[Any]) -> str:

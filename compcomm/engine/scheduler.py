@@ -34,7 +34,7 @@ import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from time import perf_counter, sleep
 from typing import Any
 
@@ -145,6 +145,18 @@ def written(words: Tensor, patience: float = 60.0) -> None:
                 f"torch.cuda.synchronize() before the capture: it shows what went wrong there."
             )
         sleep(1e-5)
+
+
+@lru_cache(maxsize=4096)
+def _runs(layout: Layout) -> tuple[tuple[int, int], ...]:
+    """What segments cover, in as few spans as they allow."""
+    found: list[tuple[int, int]] = []
+    for s in sorted(layout.segments, key=lambda s: s.start):
+        if found and found[-1][1] == s.start:
+            found[-1] = found[-1][0], s.stop
+        elif s.numel:
+            found.append((s.start, s.stop))
+    return tuple(found)
 
 
 @dataclass(eq=False)
@@ -350,8 +362,11 @@ class Scheduler:
         step, mean, wanted = job.step, flow.out, job.target.out
         if flow.error is not None:
             wanted.fill_(float("nan"))
-        elif mean.flat is not wanted.flat:
+        elif mean.flat is not wanted.flat and (wanted.layout.covers or mean.layout is not wanted.layout):
             wanted.rearrange_(mean)
+        elif mean.flat is not wanted.flat:
+            for start, stop in _runs(wanted.layout):  # padding keeps what the host has there
+                wanted.flat[start:stop].copy_(mean.flat[start:stop])
         # A mean that fitted fp32 may not fit the type that the host wants it in.
         half = wanted.flat.dtype != torch.float32
         if step.watch and half and (mean.flat is not wanted.flat or not step.reducer.native(self.number)):

@@ -174,7 +174,8 @@ class Session:
 
     def end_step(self) -> Step | None:
         """Says that no bucket follows, and waits until the means are there. Returns the step; None: it had no bucket,
-        and does not count.
+        and does not count. Where the last bucket was not announced (``last``), it waits for peers that end it too:
+        several sessions are then ended in the same order on every rank.
 
         Raises:
             StateError: no step has begun.

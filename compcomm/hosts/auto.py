@@ -26,7 +26,7 @@ from ..engine.session import Session
 from ..routes.exact import Exact
 from .bypass import Bypass
 
-SETTLE = 3
+SKIPPED_STEPS = 3
 """Steps that are not measured: DDP cuts its buckets anew, memory is touched for the first time."""
 
 
@@ -76,8 +76,8 @@ class Auto(Described):
         if world == 1:
             return f"{text}: nothing to send"
         return (
-            f"{text}: averages exactly for {SETTLE + self.steps + 1} steps, then times the link and the kernels for "
-            f"some seconds, and picks what is fastest here"
+            f"{text}: averages exactly for {SKIPPED_STEPS + self.steps + 1} steps, then times the link and the kernels "
+            f"for some seconds, and picks what is fastest here"
         )
 
 
@@ -132,7 +132,7 @@ class AutoController(Observer):
         self._exposed.append(exposed)
         if self._transport.world == 1:
             self.decided = True
-        if self.awake and len(self._ends) == SETTLE + self.auto.steps + 1:
+        if self.awake and len(self._ends) == SKIPPED_STEPS + self.auto.steps + 1:
             if self.decided:
                 self._judge()
             else:
@@ -168,8 +168,8 @@ class AutoController(Observer):
 
     def _measured(self) -> tuple[float, float]:
         """Seconds of a step, and those in which it waited, on the slowest rank; medians."""
-        whole = median(b - a for a, b in pairwise(self._ends[SETTLE:]))
-        found = torch.tensor([whole, median(self._exposed[SETTLE + 1 :])], dtype=torch.float64)
+        whole = median(b - a for a, b in pairwise(self._ends[SKIPPED_STEPS:]))
+        found = torch.tensor([whole, median(self._exposed[SKIPPED_STEPS + 1 :])], dtype=torch.float64)
         _run(self._transport, AllReduceMax(found))
         step, exposed = found.tolist()
         return step, exposed

@@ -250,7 +250,7 @@ class DDPState:
         if kind in (Kind.STEP, Kind.PART):
             self.witness.look(flat)
         else:
-            self.witness.overlook()
+            self.witness.drop()
         if kind is Kind.STEP:
             self.witness.applied = False  # the mean that is due is another one
 

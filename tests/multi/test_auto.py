@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import compcomm as cc
-from compcomm.hosts.auto import SETTLE
+from compcomm.hosts.auto import SKIPPED_STEPS
 from compcomm.plan import in_run, units
 from compcomm.plan.kernels import Kernels
 from compcomm.plan.link import Link
@@ -25,7 +25,7 @@ from .harness import Workers
 pytestmark = pytest.mark.multi
 
 STEPS = 4
-BEFORE = SETTLE + STEPS + 1
+BEFORE = SKIPPED_STEPS + STEPS + 1
 METHODS = (cc.ErrorFeedback(cc.TopK(ratio=0.01)), cc.Cast(torch.bfloat16))
 
 
