@@ -26,8 +26,8 @@ from common import write
 from methods import FAMILIES, Family
 
 import compcomm as cc
+from compcomm.core.optional import need
 from compcomm.report import curves, tables
-from compcomm.report.optional import need
 
 NUMEL = 1 << 20
 PATIENCE = 6.0  # seconds that a configuration may take on a data set

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from replay import Bucket, Shapes
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 
+from compcomm import Bucket as Span
 from compcomm import Layout, Merge, cost
 from compcomm.hosts.ddp import DDPState
 
@@ -68,7 +69,9 @@ def compcomm(reducer: Any, model: Shapes, buckets: list[Bucket], world: int) -> 
     hints = {name: slot.fill for found in slots for name, slot in found.items() if slot.merge is Merge.DROP}
 
     def hook(_: None, bucket: Bucket) -> torch.futures.Future[torch.Tensor]:
-        return attachment.submit(bucket.flat, layouts[bucket.index()], bucket.index(), bucket.is_last())
+        if bucket.index() == 0:
+            attachment.begin_step()
+        return attachment.submit(Span(bucket.flat, layouts[bucket.index()]), last=bucket.is_last())
 
     def forget() -> None:
         kept = attachment.state_dict()

@@ -26,10 +26,10 @@ from ranks import Ranks, lab, link, ranks
 from replay import Bucket, Gradients, Named, Shapes, cut, run
 
 import compcomm as cc
+from compcomm.core.optional import need
 from compcomm.plan import shapes
 from compcomm.report import tables
 from compcomm.report.metrics import timing
-from compcomm.report.optional import need
 
 DEFAULT = (
     "Exact()",

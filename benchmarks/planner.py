@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import compcomm as cc
+from compcomm.core.optional import need
 from compcomm.plan import models, planner
 from compcomm.plan.buckets import cut
 from compcomm.plan.kernels import calibrate
@@ -33,7 +34,6 @@ from compcomm.plan.measure import measure
 from compcomm.plan.methods import PLAIN, Method, method
 from compcomm.report import tables
 from compcomm.report.metrics import timing
-from compcomm.report.optional import need
 from compcomm.transports.process_group import ProcessGroup
 
 REDUCERS = (
@@ -44,7 +44,7 @@ REDUCERS = (
     "ErrorFeedback(TopK(ratio=0.01))",
 )
 FORWARD = 1 / 3
-SETTLE = 2  # steps that are not counted: DDP cuts its buckets anew after the first
+SKIPPED_STEPS = 2  # steps that are not counted: DDP cuts its buckets anew after the first
 Row = dict[str, Any]
 
 
@@ -145,7 +145,7 @@ def compared(m: Method, plan: planner.Plan, model: models.Model, here: Ranks, op
     try:
         before = here.card_bytes()
         seconds, _, measured = steps(ddp, here, options.seconds, options.repeats)
-        sent = (here.card_bytes() - before) / (SETTLE + len(seconds))
+        sent = (here.card_bytes() - before) / (SKIPPED_STEPS + len(seconds))
         said = attachment.report().as_dict() if attachment is not None else {}
     finally:
         if attachment is not None:
@@ -185,7 +185,7 @@ def steps(ddp: nn.Module, here: Ranks, seconds: float, repeats: int) -> tuple[li
         loss.backward()
         end = time.perf_counter()
         number += 1
-        if number > SETTLE:
+        if number > SKIPPED_STEPS:
             spent.append(end - start)
             forward.append(middle - start)
             late = time.monotonic() - begin > seconds and len(spent) >= 2

@@ -24,7 +24,7 @@ from tasks.words import WordModel, Words
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compcomm.report.optional import need
+from compcomm.core.optional import need
 
 FOLDER = Path(__file__).resolve().parents[1] / "runs" / "recorded"
 Named = dict[str, Tensor]

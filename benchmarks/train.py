@@ -22,9 +22,9 @@ from ranks import Ranks, lab, link, ranks
 from tasks import load
 
 import compcomm as cc
+from compcomm.core.optional import need
 from compcomm.report import plots, tables
 from compcomm.report.metrics import at, settled
-from compcomm.report.optional import need
 
 Row = dict[str, Any]
 

@@ -7,6 +7,8 @@ ErrorFeedback(TopK(ratio=0.01))
 
 from __future__ import annotations
 
+from typing import Any as _Any
+
 from . import ops as ops  # registers the operators
 from . import optim as optim
 from . import report as report
@@ -53,7 +55,7 @@ from .core.state import (
     StateError,
     Store,
 )
-from .engine.session import Attachment
+from .engine.attachment import Attachment
 from .feedback.dgc import DGC
 from .feedback.econtrol import EControl
 from .feedback.ef21 import EF21
@@ -61,6 +63,7 @@ from .feedback.error_feedback import ErrorFeedback
 from .feedback.smoothness import smoothness, smoothness_weights
 from .hosts.attach import attach
 from .hosts.auto import Auto
+from .hosts.auto import AutoController as _AutoController
 from .hosts.ddp import DDPState, ddp_hook
 from .routes.all_gather import AllGather
 from .routes.all_reduce import AllReduce
@@ -78,6 +81,16 @@ _install()
 _former("cost", "compcomm.cost(reducer, layout, world)", cost, Reducer, Compressor)
 _former("settle", "compcomm.settle(reducer, world)", settle, Reducer)
 _former("contractive", "compcomm.compressors.contractive.contractive(compressor)", _contractive, Compressor)
+
+
+def _planner(*arguments: _Any) -> _Any:
+    """For ``Auto``: the planner is loaded when something is to be picked, not by ``import compcomm``."""
+    from .plan.in_run import propose
+
+    return propose(*arguments)
+
+
+_AutoController.planner = staticmethod(_planner)
 
 __all__ = [
     "DGC",

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from compcomm.report.optional import need
+from compcomm.core.optional import need
 from compcomm.report.plots import COLOURS
 
 

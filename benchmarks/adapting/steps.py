@@ -132,8 +132,8 @@ def auto(here: Ranks, options: argparse.Namespace) -> list[dict[str, Any]]:
     return [
         {
             "world_size": here.world,
-            "picked": None if attachment.plain is not None else repr(attachment.reducer),
-            "why": attachment.pilot.line,
+            "picked": None if attachment.observers[0].bypass is not None else repr(attachment.reducer),
+            "why": attachment.observers[0].line,
             "seconds_no_hook": timing(found["no hook"]).median,
             "seconds_auto": timing(found["Auto"]).median,
             "ratio": ratio,

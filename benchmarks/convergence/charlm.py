@@ -31,8 +31,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 import compcomm as cc
+from compcomm.core.optional import need
 from compcomm.report import plots
-from compcomm.report.optional import need
 
 Row = dict[str, Any]
 MOMENTUM = 0.9

@@ -27,8 +27,8 @@ from torch.func import grad, vmap
 from torch.nn import functional
 
 import compcomm as cc
+from compcomm.core.optional import need
 from compcomm.report import plots
-from compcomm.report.optional import need
 from compcomm.transports.dry_run import plan
 
 Row = dict[str, Any]

@@ -24,8 +24,8 @@ from common import write
 from lanes import Lanes
 
 import compcomm as cc
+from compcomm.core.optional import need
 from compcomm.report import plots, tables
-from compcomm.report.optional import need
 
 WORLD, DIMENSION, STEPS, LAST = 5, 300, 4000, 200
 TOP = cc.TopK(k=30, dense_below=0)

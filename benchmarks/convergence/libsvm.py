@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import compcomm as cc
-from compcomm.report.optional import need
+from compcomm.core.optional import need
 
 SITE = "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/binary.html"
 LAMBDA = 0.1

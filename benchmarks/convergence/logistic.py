@@ -28,8 +28,8 @@ from common import write
 from lanes import Lanes, descend, mean, quadratic_mean, xi
 
 import compcomm as cc
+from compcomm.core.optional import need
 from compcomm.report import plots, tables
-from compcomm.report.optional import need
 
 CLIENTS = 20
 TOP1 = cc.TopK(k=1, dense_below=0)

@@ -36,8 +36,8 @@ from torch import Tensor
 
 import compcomm as cc
 from compcomm.compressors.contractive import contractive
+from compcomm.core.optional import need
 from compcomm.report import plots, tables
-from compcomm.report.optional import need
 from compcomm.testing.inputs import coding
 from tests.contract.cases import COMPRESSORS
 

@@ -23,8 +23,8 @@ from lanes import Lanes, descend, mean, xi
 from torch import Tensor
 
 import compcomm as cc
+from compcomm.core.optional import need
 from compcomm.report import plots, tables
-from compcomm.report.optional import need
 
 A = torch.tensor([[-3.0, 2.0, 2.0], [2.0, -3.0, 2.0], [2.0, 2.0, -3.0]], dtype=torch.float64)
 TOP1 = cc.TopK(k=1, dense_below=0)

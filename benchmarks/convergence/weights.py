@@ -29,8 +29,8 @@ from lanes import Lanes, mean, quadratic_mean, xi
 from torch import Tensor
 
 import compcomm as cc
+from compcomm.core.optional import need
 from compcomm.report import plots, tables
-from compcomm.report.optional import need
 
 WORLD, SAMPLES, DIMENSION = 20, 60, 50
 RATIOS = (1.0, 10.0, 100.0, 1000.0)

@@ -17,9 +17,9 @@ from replay import Named
 from torch import nn
 
 import compcomm as cc
+from compcomm.core.optional import need
 from compcomm.report import tables
 from compcomm.report.metrics import timing
-from compcomm.report.optional import need
 
 Row = dict[str, Any]
 Call = Callable[[], object]

@@ -17,8 +17,8 @@ from ranks import Ranks, lab, link, ranks
 from tasks import load
 
 import compcomm as cc
+from compcomm.core.optional import need
 from compcomm.report import tables
-from compcomm.report.optional import need
 
 from . import pictures
 from .methods import HALF, chosen, methods, setting

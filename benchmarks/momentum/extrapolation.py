@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 from common import write
 
 import compcomm as cc
+from compcomm.core.optional import need
 from compcomm.report import tables
-from compcomm.report.optional import need
 
 Row = dict[str, Any]
 RANKS, GPUS = 64, 4

@@ -8,8 +8,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from compcomm.core.optional import need
 from compcomm.report import plots
-from compcomm.report.optional import need
 
 Row = dict[str, Any]
 

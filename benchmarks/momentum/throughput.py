@@ -22,9 +22,9 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 import compcomm as cc
+from compcomm.core.optional import need
 from compcomm.report import tables
 from compcomm.report.metrics import timing
-from compcomm.report.optional import need
 
 from .methods import BF16
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Collective:
-    """One logical collective over ``axis``: "all", "intra" (within a node) or "inter" (between nodes)."""
+    """One logical collective over all ranks of the transport that it is given to."""
 
     def sent_bytes(self, world: int, rank: int) -> int:
         """Bytes that one rank puts on the wire, link headers apart."""
@@ -39,7 +39,6 @@ class AllReduce(Collective):
     """``buffer`` becomes the sum over the ranks. A ring sends 2 (W-1)/W of it."""
 
     buffer: Tensor
-    axis: str = "all"
 
     def sent_bytes(self, world: int, rank: int) -> int:
         return 2 * (_bytes(self.buffer) * (world - 1) // world)
@@ -54,7 +53,6 @@ class AllReduceMax(Collective):
     """``buffer`` becomes the element-wise maximum over the ranks. A ring sends 2 (W-1)/W of it."""
 
     buffer: Tensor
-    axis: str = "all"
 
     def sent_bytes(self, world: int, rank: int) -> int:
         return 2 * (_bytes(self.buffer) * (world - 1) // world)
@@ -73,7 +71,6 @@ class AllGather(Collective):
 
     send: Tensor
     recv: Tensor
-    axis: str = "all"
     capacity: int = 0
 
     def sent_bytes(self, world: int, rank: int) -> int:
@@ -95,7 +92,6 @@ class AllToAll(Collective):
     recv: Tensor
     send_splits: tuple[int, ...]
     recv_splits: tuple[int, ...]
-    axis: str = "all"
     capacity: int = 0
 
     def sent_bytes(self, world: int, rank: int) -> int:
@@ -112,7 +108,6 @@ class ReduceScatter(Collective):
 
     send: Tensor
     recv: Tensor
-    axis: str = "all"
 
     def sent_bytes(self, world: int, rank: int) -> int:
         return _bytes(self.recv) * (world - 1)
@@ -128,7 +123,6 @@ class Broadcast(Collective):
 
     buffer: Tensor
     source: int = 0
-    axis: str = "all"
 
     def sent_bytes(self, world: int, rank: int) -> int:
         return _bytes(self.buffer) * (world - 1) if rank == self.source else 0

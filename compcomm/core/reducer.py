@@ -194,9 +194,15 @@ def traits_of(part: Reducer | Compressor) -> Traits:
     return part.traits if isinstance(part, Reducer) else Traits(variable=part.variable)
 
 
-def flow(reducer: Reducer, bucket: Bucket, state: State, ctx: Context, out: Bucket | None = None) -> Flow:
-    """The whole life of a bucket in a step: reduce, then Commit, then keep or, where the step was bad, undo."""
-    result = yield from reducer.reduce(Source(bucket), Target(out or bucket), state, ctx)
+def flow(
+    reducer: Reducer, given: Source | Bucket, state: State, ctx: Context, wanted: Target | Bucket | None = None
+) -> Flow:
+    """The whole life of a bucket in a step: reduce, then Commit, then keep or, where the step was bad, undo.
+
+    ``given`` and ``wanted`` as ``reduce`` has them, or as plain buckets; None: the mean goes where the gradient was."""
+    source = given if isinstance(given, Source) else Source(given)
+    target = wanted if isinstance(wanted, Target) else Target(wanted or source.x)
+    result = yield from reducer.reduce(source, target, state, ctx)
     if (yield Commit()):
         result.undo()
     else:

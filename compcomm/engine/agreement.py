@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..core.collectives import AllGather
-from ..transports.process_group import ProcessGroup
+from ..core.transport import Transport
 
 _LIMIT = 1 << 26
 """Bytes: no rank's facts are longer, and a peer that says so is not believed."""
@@ -19,8 +19,9 @@ class AgreementError(ValueError):
     """The ranks are configured differently."""
 
 
-def gather(transport: ProcessGroup, content: bytes, device: torch.device) -> list[bytes]:
+def gather(transport: Transport, content: bytes) -> list[bytes]:
     """Every rank's bytes, in rank order."""
+    device = transport.device
     length = torch.tensor([len(content)], dtype=torch.int64, device=device)
     lengths = torch.zeros(transport.world, dtype=torch.int64, device=device)
     transport.start(AllGather(length, lengths)).wait()
@@ -37,10 +38,9 @@ def gather(transport: ProcessGroup, content: bytes, device: torch.device) -> lis
 
 
 def agree(
-    transport: ProcessGroup,
+    transport: Transport,
     facts: Mapping[str, Any],
     error: Exception | None,
-    device: torch.device,
     call: str = "attach",
 ) -> None:
     """Compares ``facts`` (values that JSON can hold) over the ranks; a rank that cannot do ``call`` says so.
@@ -50,7 +50,7 @@ def agree(
         Exception: ``error`` itself, on the rank that gave one.
     """
     mine = {"failed": f"{type(error).__name__}: {error}"} if error is not None else dict(facts)
-    texts = gather(transport, json.dumps(mine, sort_keys=True).encode(), device)
+    texts = gather(transport, json.dumps(mine, sort_keys=True).encode())
     if error is not None:
         raise error
     all_facts: list[dict[str, Any]] = []
@@ -72,8 +72,8 @@ def agree(
         differ = "are configured differently." if call == "attach" else "are not in the same state."
         if any(" in memory format " in fault for fault in faults):
             faults.append("Convert the model alike on every rank, before DDP(...).")
-        cure = "Give every rank the same arguments." if call == "attach" else "Call it on every rank at the same step."
-        raise AgreementError(f"{call}: the ranks {differ} " + " ".join(faults) + f" {cure}")
+        hint = "Give every rank the same arguments." if call == "attach" else "Call it on every rank at the same step."
+        raise AgreementError(f"{call}: the ranks {differ} " + " ".join(faults) + f" {hint}")
 
 
 def _compare(name: str, values: Sequence[Any]) -> str:

@@ -17,9 +17,9 @@ from ..core.collectives import (
     AllReduceMax,
     AllToAll,
     Collective,
-    Commit,
 )
 from ..core.context import Arena, Context
+from ..core.drive import rehearse as on_paper
 from ..core.header import write_header
 from ..core.layout import Bucket
 from ..core.reducer import Reducer, flow
@@ -38,24 +38,20 @@ def outline(op: Collective) -> Collective:
     return _each(op, ghost)
 
 
-def rehearse(reducer: Reducer, state: State, ctx: Context, dtype: torch.dtype) -> list[Collective]:
-    """The collectives of a bucket in this step, from the flow itself on tensors without content."""
+def rehearse(
+    reducer: Reducer, state: State, ctx: Context, dtype: torch.dtype, out: Bucket | None = None
+) -> list[Collective]:
+    """The collectives of a bucket in this step, from the flow itself on tensors without content. ``out``: where the
+    mean goes, if not where the gradient was: a row takes another way than the whole."""
     reducer, layout = current(reducer, state), state.layout
     ghost = replace(ctx, arena=Arena("meta"), watch=False, bad=False, tag="")
     bucket = Bucket(torch.empty(layout.numel, dtype=dtype, device="meta"), layout)
-    run = flow(reducer, bucket, State(Store(reducer, ctx.rank, ctx.world, "meta"), layout), ghost)
-    found: list[Collective] = []
-    try:
-        op = next(run)
-        while not isinstance(op, Commit):
-            found.append(outline(op))
-            op = run.send(False)
-    finally:
-        run.close()
-    return found
+    wanted = None if out is None else Bucket(torch.empty(out.flat.numel(), dtype=dtype, device="meta"), out.layout)
+    run = flow(reducer, bucket, State(Store(reducer, ctx.rank, ctx.world, "meta"), layout), ghost, wanted)
+    return [outline(op) for op in on_paper(run)]
 
 
-def poisoned(ops: Sequence[Collective], ctx: Context) -> list[Collective]:
+def failed(ops: Sequence[Collective], ctx: Context) -> list[Collective]:
     """The same collectives with real tensors that say "failed"."""
     return [_spoil(op, ctx) for op in ops]
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
-import torch.distributed as dist
 from torch import nn
 
 from ..core.compressor import Compressor
@@ -21,11 +19,9 @@ def _is(value: object, *kinds: type) -> bool:
 
 @dataclass(frozen=True)
 class Options:
-    """The arguments of ``attach`` and ``DDPState``."""
+    """The arguments of ``attach`` and ``DDPState`` that concern a session; which ranks it has is the host's affair."""
 
     reducer: Reducer | Compressor
-    group: dist.ProcessGroup | None = None
-    timeout: timedelta | float | None = None
     scaler: Any = None
     seed: int = 0
     check_every: int = 0
@@ -42,8 +38,6 @@ class Options:
             raise ValueError(f"attach: seed={self.seed!r} is not a 64-bit integer.")
         if not _is(self.check_every, int) or self.check_every < 0:
             raise ValueError(f"attach: check_every={self.check_every!r}: give a number of steps, or 0 for never.")
-        if self.timeout is not None and self.patience <= timedelta(0):
-            raise ValueError(f"attach: timeout={self.timeout!r} is not a positive time.")
         if self.scaler is not None and not callable(getattr(self.scaler, "get_scale", None)):
             raise TypeError(f"attach: scaler={self.scaler!r} has no get_scale(); give a torch.amp.GradScaler.")
 
@@ -75,12 +69,6 @@ class Options:
                     if parameters is None or id(p) in names:
                         found[names.get(id(p), f"parameter {len(found)}")] = group
         return found
-
-    @property
-    def patience(self) -> timedelta:
-        """The timeout of one collective."""
-        given = self.timeout
-        return given if isinstance(given, timedelta) else timedelta(seconds=0 if given is None else float(given))
 
     def unscale(self) -> float:
         """1/loss-scale, as of now."""

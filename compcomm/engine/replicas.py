@@ -10,8 +10,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..transports.process_group import ProcessGroup
+from ..core.transport import Transport
 from .agreement import gather
+from .observer import Observer
+from .running_flow import RunningFlow
+from .setup import Setup
+from .steps import Steps
+
+
+class Comparison(Observer):
+    """Compares the replicas after every ``check_every`` steps."""
+
+    def __init__(self, setup: Setup, steps: Steps) -> None:
+        self._setup, self._steps = setup, steps
+
+    def after_step(self, flows: Sequence[RunningFlow], exposed: float) -> None:
+        number, setup = self._steps.scheduler.number, self._setup
+        if number % setup.options.check_every == 0:
+            check(self._steps.transport, setup.parameters, number, alone=setup.unaveraged())
 
 
 class DivergenceError(RuntimeError):
@@ -19,10 +35,9 @@ class DivergenceError(RuntimeError):
 
 
 def check(
-    transport: ProcessGroup,
+    transport: Transport,
     parameters: Sequence[tuple[str, Tensor]],
     step: int,
-    device: torch.device,
     call: str = "check_every",
     alone: Sequence[str] = (),
 ) -> None:
@@ -35,7 +50,7 @@ def check(
     """
     size = 8 * len(parameters)
     mine = b"".join([size.to_bytes(8, "little"), *(digest(t) for _, t in parameters), _few(alone).encode()])
-    rows = gather(transport, mine, device)
+    rows = gather(transport, mine)
     if any(row[:8] != mine[:8] or len(row) < 8 + size for row in rows):
         raise DivergenceError(f"{call}, step {step}: the ranks hold different numbers of parameters.")
     told = [row[8 + size :].decode("utf-8", "replace") for row in rows]

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from ..core.state import StateError
-from ..transports.process_group import ProcessGroup
+from ..core.transport import Transport
 from .agreement import AgreementError, agree
 
 VERSION = 2
@@ -17,7 +15,7 @@ VERSION = 2
 _SAVED = {"version", "reducer", "slots"}
 
 
-def exact(state: Mapping[str, Any], place: str, here: Mapping[str, Any]) -> tuple[int, Mapping[str, Any]]:
+def local(state: Mapping[str, Any], place: str, here: Mapping[str, Any]) -> tuple[int, Mapping[str, Any]]:
     """The step and the slots that ``Attachment.state_dict`` wrote for the rank called ``place``.
 
     Raises:
@@ -44,7 +42,7 @@ def exact(state: Mapping[str, Any], place: str, here: Mapping[str, Any]) -> tupl
     )
 
 
-def portable(state: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[int, Mapping[str, Any]]:
+def merged(state: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[int, Mapping[str, Any]]:
     """The step and the slots that ``Attachment.portable_state_dict`` wrote.
 
     Raises:
@@ -52,10 +50,10 @@ def portable(state: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[int, Ma
     """
     if not set(state) >= _SAVED:
         is_exact = any(map(_of_a_rank, state))
-        cure = "load_state_dict() takes them" if is_exact else "give what attachment.portable_state_dict() returned"
+        hint = "load_state_dict() takes them" if is_exact else "give what attachment.portable_state_dict() returned"
         raise StateError(
             f"load_portable_state_dict: keys {sorted(map(str, state))[:4]} are not those of a portable_state_dict(): "
-            f"{cure}."
+            f"{hint}."
         )
     return _content("load_portable_state_dict", state, here, "Only the number of workers may differ.")
 
@@ -64,19 +62,17 @@ def _of_a_rank(key: object) -> bool:
     return str(key).startswith("rank ")
 
 
-def _content(call: str, state: Mapping[str, Any], here: Mapping[str, Any], cure: str) -> tuple[int, Mapping[str, Any]]:
+def _content(call: str, state: Mapping[str, Any], here: Mapping[str, Any], hint: str) -> tuple[int, Mapping[str, Any]]:
     for name, value in here.items():
         if state.get(name) != value:
-            raise StateError(f"{call}: {name} is {state.get(name)!r} in the checkpoint and {value!r} here. {cure}")
+            raise StateError(f"{call}: {name} is {state.get(name)!r} in the checkpoint and {value!r} here. {hint}")
     step, slots = state.get("step"), state.get("slots")
     if isinstance(step, bool) or not isinstance(step, int) or step < 0 or not isinstance(slots, Mapping):
         raise StateError(f"{call}: step={step!r} or the slots are not what was saved. Use an older checkpoint.")
     return step, slots  # pyright: ignore[reportUnknownVariableType]
 
 
-def consent(
-    transport: ProcessGroup, facts: Mapping[str, Any], failure: Exception | None, device: torch.device, call: str
-) -> None:
+def consent(transport: Transport, facts: Mapping[str, Any], failure: Exception | None, call: str) -> None:
     """Whether all ranks can take what they were given, asked before any of them takes it: ``failure`` is why this one
     cannot. Collective. ``facts``: what must be equal in what they take.
 
@@ -85,7 +81,7 @@ def consent(
         Exception: ``failure`` itself, on the rank that gave one.
     """
     try:
-        agree(transport, facts, failure, device, call)
+        agree(transport, facts, failure, call)
     except AgreementError as error:
         if error is failure:
             raise

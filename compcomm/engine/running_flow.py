@@ -7,22 +7,24 @@ from time import perf_counter
 
 from ..core.collectives import AllToAll, Collective, Commit
 from ..core.context import Context
-from ..core.layout import Bucket, Layout
+from ..core.layout import Layout
 from ..core.reducer import Reduced, Reducer, flow
+from ..core.source import Source, Target
 from ..core.state import State, Store
-from ..transports.process_group import Pending, ProcessGroup
-from .failure import outline, poisoned, rehearse
+from ..core.transport import Pending, Transport
+from .failure import failed, outline, rehearse
 
-Known = dict[tuple[Reducer, Layout], tuple[list[object], list[Collective]]]
-"""The last sequence that a healthy flow took, by reducer and layout: its keys, and its collectives in outline."""
+Sequences = dict[tuple[Reducer, Layout, Layout], tuple[list[object], list[Collective]]]
+"""The last sequence that a healthy flow took, by reducer, layout and wanted layout: its keys, and its collectives in
+outline."""
 
 
-class Flight:
+class RunningFlow:
     """A flow on its way.
 
-    ``advance`` waits for the collective in flight, lets the flow run on, and starts its next one; when the flow stands
-    at its Commit, it has ``landed`` and ``deliver`` is called. A flow that raises is replaced by poison: the number,
-    kinds and sizes of its collectives stay what the peers expect.
+    ``advance`` waits for the collective that is under way, lets the flow run on, and starts its next one; when the flow
+    stands at its Commit, it is ``done`` and ``deliver`` is called. The rest of a flow that raises is replaced by what
+    says "failed": the number, kinds and sizes of its collectives stay what the peers expect.
 
     An error after a flow's last collective (while it decodes, or at its Commit) has no message left to travel in: this
     rank raises it at the end of the step and sends no more; the peers end in their next step, by the group's timeout.
@@ -31,26 +33,26 @@ class Flight:
     def __init__(
         self,
         reducer: Reducer,
-        bucket: Bucket,
+        source: Source,
+        target: Target,
         store: Store,
         ctx: Context,
-        transport: ProcessGroup,
-        known: Known,
-        deliver: Callable[[Flight], None],
+        transport: Transport,
+        sequences: Sequences,
+        deliver: Callable[[RunningFlow], None],
     ) -> None:
-        self.bucket, self.ctx, self._deliver = bucket, ctx, deliver
+        self.bucket, self.out, self.ctx, self._deliver = source.x, target.out, ctx, deliver
         self.error: Exception | None = None
         self.result = Reduced()
-        self.landed = False
+        self.done = False
         self.seconds = 0.0
         self.sent = 0
-        self._reducer, self._transport, self._known = reducer, transport, known
-        self._state = State(store, bucket.layout)
-        self._flow = flow(reducer, bucket, self._state, ctx)
-        self._fresh = True
+        self._reducer, self._transport, self._sequences = reducer, transport, sequences
+        self._state = State(store, self.bucket.layout)
+        self._flow = flow(reducer, source, self._state, ctx, target)
         self._pending: Pending | None = None
         self._taken: list[Collective] = []
-        self._poison: Iterator[Collective] = iter(())
+        self._failed: Iterator[Collective] = iter(())
 
     @property
     def ready(self) -> bool:
@@ -68,7 +70,7 @@ class Flight:
             pending.wait()
         op = self._next()
         if isinstance(op, Commit):
-            self.landed = True
+            self.done = True
             if self.error is None:
                 self._remember()
             self._deliver(self)
@@ -77,17 +79,17 @@ class Flight:
             self._pending = self._transport.start(op)
 
     def fail(self, error: Exception) -> None:
-        """Replaces the rest of the flow by poison."""
+        """Replaces the rest of the flow by what says "failed"."""
         self.error = error
         self._flow.close()
         try:
-            due = rehearse(self._reducer, self._state, self.ctx, self.bucket.flat.dtype)
+            due = rehearse(self._reducer, self._state, self.ctx, self.bucket.flat.dtype, self.out)
         except Exception:  # what broke the flow breaks its rehearsal too: do as in the last step that went well
-            known = self._known.get((self._reducer, self.bucket.layout))
+            known = self._sequences.get(self._sequence)
             if known is None:
                 raise error from None
             due = known[1]
-        self._poison = iter(poisoned(due[len(self._taken) :], self.ctx))
+        self._failed = iter(failed(due[len(self._taken) :], self.ctx))
 
     def commit(self, bad: bool) -> None:
         """Answers the flow's Commit; what it returns is in ``result``."""
@@ -100,27 +102,30 @@ class Flight:
         except Exception as error:
             self.error = error
 
+    @property
+    def _sequence(self) -> tuple[Reducer, Layout, Layout]:
+        return self._reducer, self.bucket.layout, self.out.layout
+
     def _remember(self) -> None:
         """Keeps what this flow did in outline, where it is not known already; the tensors themselves are let go."""
         taken, self._taken = self._taken, []
         keys = [_key(op) for op in taken]
-        known = self._known.get((self._reducer, self.bucket.layout))
+        known = self._sequences.get(self._sequence)
         if known is None or known[0] != keys:
-            self._known[self._reducer, self.bucket.layout] = keys, [outline(op) for op in taken]
+            self._sequences[self._sequence] = keys, [outline(op) for op in taken]
 
     def _next(self) -> Collective:
         since = perf_counter()
         try:
             if self.error is None:
                 try:
-                    op = next(self._flow) if self._fresh else self._flow.send(False)
-                    self._fresh = False
+                    op = next(self._flow)
                     if not isinstance(op, Commit):
                         self._taken.append(op)
                     return op
                 except Exception as error:
                     self.fail(error)
-            return next(self._poison, Commit())
+            return next(self._failed, Commit())
         finally:
             self.seconds += perf_counter() - since
 

@@ -8,9 +8,12 @@ therefore follow from the order of the buckets and from nothing else; timing has
    none and is not waited for);
 3. after the last bucket this goes on until all flows stand at their Commit; all are answered whether the step was bad.
 
+A host that needs a bucket's mean at once, with more buckets to come, says so with the bucket (``now``, the same on
+every rank): step 3 then comes in between, without the answer.
+
 So while bucket b is being coded, b-1 is on the wire in its first round, b-2 in its second. On CPU the schedule runs in
 a thread of its own, the kernels and the waits release the interpreter lock, and the backward pass goes on meanwhile.
-On CUDA (not yet measured on a GPU) it runs in the hook's thread on one side stream, waits are stream-ordered, and the
+On CUDA (not yet measured on a GPU) it runs in the host's thread on one side stream, waits are stream-ordered, and the
 host never waits for the device within a step: what the messages said of it (``verdict``) is copied to the host behind
 the last kernel, and the Commits are answered with it when the next step begins, or state is asked for. By then the
 device has long said it, unless the host runs more than a step ahead. Gloo has to wait for the device before it sends
@@ -20,7 +23,7 @@ Where the next step is recorded as a CUDA graph, the Commits of the one before i
 torch allows no wait for the device. They are answered beside the capture: the host learns that the device has spoken
 from the memory that it wrote, and what a Commit launches runs at once, in a stream that the capture knows nothing of.
 
-Errors. A flow that raises is continued as poison (see ``poison``), the step runs to its end, then the error is kept
+Errors. A flow that raises is continued as failed (see ``failure``), the step runs to its end, then the error is kept
 for whoever joins the step, and the scheduler is broken: residuals of the ranks no longer belong together. When the
 group itself is lost, nothing more is sent and the error is there at once.
 """
@@ -31,28 +34,33 @@ import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from time import perf_counter, sleep
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..core.collectives import AllReduceMax, Collective
 from ..core.context import Arena, Context
 from ..core.deferred import (
     Fault,
+    Truth,
     deferred,
     either,
+    is_true,
     not_finite,
 )
+from ..core.drive import drive
 from ..core.header import PeerError
 from ..core.layout import Bucket, Layout
 from ..core.reducer import Reducer
+from ..core.source import Source, Target
 from ..core.state import Store
 from ..core.structure import between_steps, has_review
-from ..transports.process_group import ProcessGroup, TransportError
+from ..core.transport import Transport, TransportError
 from .before import Before
-from .running_flow import Flight, Known
+from .running_flow import RunningFlow, Sequences
 
 
 @dataclass(eq=False)
@@ -68,7 +76,15 @@ class Step:
     done: threading.Event = field(default_factory=threading.Event)
     over: threading.Event = field(default_factory=threading.Event)
     error: Exception | None = None
+    ended: bool = False
+    """Whether the host has ended it."""
+    buckets: int = 0
+    """So many have come: a bucket's number is its place in the order in which they come, equal on all ranks."""
     flats: list[Tensor] = field(default_factory=list[Tensor])
+    """What is written to while the step runs: what its buckets came in, and where their means go."""
+    rounded_rows: bool = False
+    bad_row: Truth = False
+    """Whether a mean of this rank's rows alone did not fit its type."""
     store: Store | None = None
     kept: bool = False
     """Whether it is kept what memory held before."""
@@ -92,17 +108,17 @@ class Step:
 
 
 @dataclass(eq=False)
-class Landed:
+class PendingStep:
     """A step whose flows stand at their Commits, while the device has yet to say how it went: ``words`` (int64, on the
     host once ``event`` has fired) are whether it was bad, and one for each fault."""
 
     step: Step
-    flights: list[Flight]
+    flows: list[RunningFlow]
     faults: list[Fault]
     words: Tensor
     event: Any
 
-    def heard(self, capturing: bool = False) -> tuple[bool, Exception | None]:
+    def outcome(self, capturing: bool = False) -> tuple[bool, Exception | None]:
         """Whether the step was bad, and what a peer did wrong."""
         if capturing:
             written(self.words)
@@ -133,30 +149,52 @@ def written(words: Tensor, patience: float = 60.0) -> None:
         sleep(1e-5)
 
 
+@lru_cache(maxsize=4096)
+def _runs(layout: Layout) -> tuple[tuple[int, int], ...]:
+    """What segments cover, in as few spans as they allow."""
+    found: list[tuple[int, int]] = []
+    for s in sorted(layout.segments, key=lambda s: s.start):
+        if found and found[-1][1] == s.start:
+            found[-1] = found[-1][0], s.stop
+        elif s.numel:
+            found.append((s.start, s.stop))
+    return tuple(found)
+
+
 @dataclass(eq=False)
 class Job:
-    """A bucket to average: ``flat`` is replaced by the mean, then ``future`` gets it. ``since``: where the host's
-    stream was when it came (``Scheduler.mark``)."""
+    """A bucket to average: its mean goes into ``target``, then ``future`` gets that tensor. ``source`` may be where
+    that is, and is written over. ``last``: no bucket of the step follows; ``now``: whatever follows, this one's mean
+    comes first. ``rows``: the target is this rank's row alone. ``since``: where the host's stream was when it came
+    (``Scheduler.mark``)."""
 
     step: Step
-    flat: Tensor
-    layout: Layout
+    source: Source
+    target: Target
     index: int
     last: bool
     future: Any
     since: Any = None
+    now: bool = False
+    rows: bool = False
+
+    def fail(self) -> None:
+        """Nothing but NaN comes of it."""
+        self.target.out.fill_(float("nan"))
+        self.future.set_result(self.target.out.flat)
 
 
 class Scheduler:
-    """Runs jobs in order. ``finished`` is called after each good step with its flights, in the scheduler's thread."""
+    """Runs jobs in order. ``finished`` is called after each step with its flows, in the scheduler's thread; ``last``
+    has those of the last good one."""
 
     def __init__(
         self,
-        transport: ProcessGroup,
+        transport: Transport,
         store: Store,
         arena: Arena,
         seed: int,
-        finished: Callable[[list[Flight], bool], None],
+        finished: Callable[[list[RunningFlow], bool], None],
         before: Before | None = None,
     ) -> None:
         """``before`` keeps what memory held when a step began, for ``take_back``."""
@@ -171,11 +209,11 @@ class Scheduler:
         self._doomed: Exception | None = None
         self.lost = False
         self._step: Step | None = None
-        self._flights: list[Flight] = []
-        self._landed: Landed | None = None
+        self._flows: list[RunningFlow] = []
+        self._pending: PendingStep | None = None
         self._pinned: Tensor | None = None
         self._waiting: list[Job] = []
-        self._known: Known = {}
+        self._sequences: Sequences = {}
         cuda = arena.device.type == "cuda"
         self._side: Any = torch.cuda.Stream(arena.device) if cuda else None
         self._beside: Any = torch.cuda.Stream(arena.device) if cuda else None
@@ -183,6 +221,7 @@ class Scheduler:
     def resume(self, number: int) -> None:
         """The next step has this number; what is counted per step begins anew."""
         self.number = self.first = number
+        self.last = list[RunningFlow]()
         self.kernel_seconds = self.review_seconds = 0.0
         self.sent = 0
 
@@ -190,11 +229,12 @@ class Scheduler:
         """Takes one bucket in. Never raises: errors are kept in the step."""
         self._precede(job.since)
         if self._side is not None:
-            job.flat.record_stream(self._side)
+            job.source.x.flat.record_stream(self._side)
+            job.target.out.flat.record_stream(self._side)
         with torch.cuda.stream(self._side) if self._side is not None else nullcontext():
             self._waiting.append(job)
             try:
-                self.settle()
+                self.finish_pending()
                 if self.lost or self.broken is not None:
                     raise self.broken or RuntimeError("the process group is lost")
                 if self._step is not job.step:
@@ -202,8 +242,23 @@ class Scheduler:
                 self._arrive(job)
                 if job.last:
                     self._land()
+                elif job.now:
+                    self._drain()
             except Exception as error:  # the group is lost, or a failed flow could not be continued
                 self._lose(job.step, error)
+
+    def end(self, step: Step, since: Any = None) -> None:
+        """Says that no bucket follows those that came."""
+        self._precede(since)
+        with torch.cuda.stream(self._side) if self._side is not None else nullcontext():
+            try:
+                if self._step is step:
+                    self._land()
+            except Exception as error:
+                self._lose(step, error)
+        if self.lost:
+            step.error = step.error or self.broken
+            step.end()
 
     def abandon(self, step: Step, since: Any = None) -> None:
         """Ends a step whose backward pass raised: flows finish their collectives and give their payloads back."""
@@ -244,103 +299,150 @@ class Scheduler:
         """All is as it was before the last step, which is over, and its number comes again."""
         step, self.latest = self.latest, None
         self.number -= 1
+        self.last = []
         self._doomed = None
         if self.before is not None and step is not None and step.kept and step.store is self.store:
             self.before.give_back()
 
     def _arrive(self, job: Job) -> None:
-        step, flat = job.step, job.flat
+        step = job.step
         ctx = Context(
             self.transport.rank, self.transport.world, self.number, job.index, self.seed, step.unscale, step.watch,
             arena=self.arena,
         )  # fmt: skip
-        layout = job.layout.row_major
+        layout = job.source.x.layout.row_major
         if layout not in self.layouts:
             self.layouts[layout] = None
             self.store.declare(layout)
         native = self.number < step.reducer.traits.in_dtype
-        narrow = flat.dtype in (torch.bfloat16, torch.float16) and step.reducer.traits.half and deferred(flat)
-        if native:
-            layout = job.layout  # a sum takes elements as they lie
-        elif layout is not job.layout:
-            flat = ctx.buffer("row-major", flat.numel(), torch.float32)
-            Bucket(flat, layout).rearrange_(Bucket(job.flat, job.layout))
-        elif not narrow and flat.dtype != torch.float32:
-            flat = ctx.buffer("fp32", flat.numel(), torch.float32)
-            flat.copy_(job.flat)
-        if flat.dtype != job.flat.dtype and job.flat.dtype.itemsize < flat.dtype.itemsize:
-            ctx.dtype = job.flat.dtype
-        bucket = Bucket(flat, layout)
-        flight = Flight(step.reducer, bucket, self.store, ctx, self.transport, self._known, partial(self._deliver, job))
-        if any(f.error for f in self._flights):
-            flight.fail(self._cause())
-        older = [f for f in self._flights if not f.landed]
-        self._flights.append(flight)
-        flight.advance()
+        x, out = self._operands(job, ctx, native)
+        source, target = job.source._replace(x=x), job.target._replace(out=out)
+        flow = RunningFlow(
+            step.reducer, source, target, self.store, ctx, self.transport, self._sequences, partial(self._deliver, job)
+        )
+        if any(f.error for f in self._flows):
+            flow.fail(self._cause())
+        older = [f for f in self._flows if not f.done]
+        self._flows.append(flow)
+        flow.advance()
         for f in older:
             # A plain sum starts nothing after its first collective, so when it is finished does not touch the order:
             # the next bucket need not wait for it.
             if not native or f.ready:
                 f.advance()
 
-    def _deliver(self, job: Job, flight: Flight) -> None:
-        flat = flight.bucket.flat
-        if flight.error is not None:
-            job.flat.fill_(float("nan"))
-        elif flat is not job.flat:
-            Bucket(job.flat, job.layout).rearrange_(flight.bucket)
-        if flight.error is None and job.step.watch and self._narrowed(job, flat):
-            flight.ctx.bad = either(flight.ctx.bad, not_finite(job.flat))  # equal on all ranks
-        self._waiting.remove(job)
-        job.step.delivered = perf_counter()
-        job.future.set_result(job.flat)
+    def _operands(self, job: Job, ctx: Context, native: bool) -> tuple[Bucket, Bucket]:
+        """The bucket and where its mean goes, as the reducer takes them: the host's own tensors where it can, else
+        copies in fp32 and row-major order."""
+        given, wanted, reducer = job.source.x, job.target.out, job.step.reducer
+        layout, x = given.layout.row_major, given
+        in_place = wanted.flat is given.flat
+        half = given.flat.dtype in (torch.bfloat16, torch.float16) and wanted.flat.dtype == given.flat.dtype
+        half = half and reducer.traits.half and deferred(given.flat)
+        if native and (in_place or layout is given.layout):
+            pass  # a sum takes elements as they lie
+        elif layout is not given.layout:
+            x = Bucket(ctx.buffer("row-major", given.flat.numel(), torch.float32), layout)
+            x.rearrange_(given)
+        elif not native and not half and given.flat.dtype != torch.float32:
+            x = Bucket(ctx.buffer("fp32", given.flat.numel(), torch.float32), layout)
+            x.flat.copy_(given.flat)
+        if x is not given and given.flat.dtype.itemsize < x.flat.dtype.itemsize:
+            ctx.dtype = given.flat.dtype
+        if in_place:
+            same = wanted.layout is given.layout or wanted.layout == given.layout
+            return x, x if same else Bucket(x.flat, wanted.layout.row_major)
+        order = wanted.layout.row_major
+        if order is wanted.layout and wanted.flat.dtype == x.flat.dtype:
+            return x, wanted
+        out = Bucket(ctx.buffer("out", wanted.flat.numel(), x.flat.dtype), order)
+        if job.target.accumulate:
+            out.rearrange_(wanted)
+        return x, out
 
-    def _narrowed(self, job: Job, mean: Tensor) -> bool:
-        """Whether a mean that fitted fp32 was rounded to the gradient's own type, which it may not fit."""
-        own = mean is job.flat and self.number < job.step.reducer.traits.in_dtype
-        return job.flat.dtype != torch.float32 and not own
+    def _deliver(self, job: Job, flow: RunningFlow) -> None:
+        step, mean, wanted = job.step, flow.out, job.target.out
+        if flow.error is not None:
+            wanted.fill_(float("nan"))
+        elif mean.flat is not wanted.flat and (wanted.layout.covers or mean.layout is not wanted.layout):
+            wanted.rearrange_(mean)
+        elif mean.flat is not wanted.flat:
+            for start, stop in _runs(wanted.layout):  # padding keeps what the host has there
+                wanted.flat[start:stop].copy_(mean.flat[start:stop])
+        # A mean that fitted fp32 may not fit the type that the host wants it in.
+        half = wanted.flat.dtype != torch.float32
+        if step.watch and half and (mean.flat is not wanted.flat or self.number >= step.reducer.traits.in_dtype):
+            bad = not_finite(wanted.flat) if flow.error is None else False
+            if job.rows:
+                step.rounded_rows = True
+                step.bad_row = either(step.bad_row, bad)
+            else:
+                flow.ctx.bad = either(flow.ctx.bad, bad)  # equal on all ranks
+        self._waiting.remove(job)
+        step.delivered = perf_counter()
+        job.future.set_result(wanted.flat)
 
     def _land(self, abandon: bool = False) -> None:
-        step, flights = self._step, self._flights
+        step, flows = self._step, self._flows
         assert step is not None
-        while any(not f.landed for f in flights):
-            for f in flights:
-                if not f.landed:
-                    f.advance()
+        self._drain()
+        if step.rounded_rows and not abandon:
+            self._share_bad_rows(step, flows)
         self._step = None
         self.number += step.counted
-        bad = abandon or any(f.error is not None or f.ctx.bad is True for f in flights)
-        unheard = any(isinstance(f.ctx.bad, Tensor) or f.ctx.faults for f in flights)
-        if not bad and unheard and not self._captured():
-            self._landed, self._flights = self._ask(step, flights), []
+        bad = abandon or any(f.error is not None or f.ctx.bad is True for f in flows)
+        undecided = any(isinstance(f.ctx.bad, Tensor) or f.ctx.faults for f in flows)
+        if not bad and undecided and not self._captured():
+            self._pending, self._flows = self._ask(step, flows), []
             step.done.set()
         else:
             self._close(step, bad, abandon)
+
+    def _drain(self) -> None:
+        """Takes all flows that have come to their Commits, oldest first in every round."""
+        while any(not f.done for f in self._flows):
+            for f in self._flows:
+                if not f.done:
+                    f.advance()
+
+    def _share_bad_rows(self, step: Step, flows: list[RunningFlow]) -> None:
+        """Where a mean was rounded to a narrower type, each rank has seen its own row alone; whether memory takes the
+        step back must be the same on all."""
+        ctx = flows[0].ctx
+        flag = ctx.buffer("bad rows", 1)
+        if isinstance(step.bad_row, Tensor):
+            flag.copy_(step.bad_row.view(1))
+        else:
+            flag.fill_(step.bad_row)
+        op = AllReduceMax(flag)
+        self._count(op)
+        self.transport.start(op).wait()
+        ctx.bad = either(ctx.bad, is_true(flag != 0))
 
     def _captured(self) -> bool:
         """Whether a step is being recorded as a CUDA graph. The host has no part in its replays, so all of them are
         taken as good: a bad one still delivers NaN, and what it sent is not given back."""
         return self._side is not None and torch.cuda.is_current_stream_capturing()
 
-    def _ask(self, step: Step, flights: list[Flight]) -> Landed:
+    def _ask(self, step: Step, flows: list[RunningFlow]) -> PendingStep:
         """Sends what the device knows of a step on its way to the host."""
-        faults = [fault for f in flights for fault in f.ctx.faults]
-        truths = [f.ctx.bad.view(1) for f in flights if isinstance(f.ctx.bad, Tensor)]
+        faults = [fault for f in flows for fault in f.ctx.faults]
+        truths = [f.ctx.bad.view(1) for f in flows if isinstance(f.ctx.bad, Tensor)]
         met = torch.cat(truths).amax().view(1).long() if truths else torch.zeros_like(faults[0].word)
         words = torch.cat([met, *(fault.word for fault in faults)])
         if not words.is_cuda:
-            return Landed(step, flights, faults, words, None)
+            return PendingStep(step, flows, faults, words, None)
         if self._pinned is None or len(self._pinned) < len(words):
             self._pinned = torch.empty(2 * len(words), dtype=torch.int64, pin_memory=True)
         host = self._pinned[: len(words)].fill_(UNWRITTEN).copy_(words, non_blocking=True)
         event = torch.cuda.Event()
         event.record()
-        return Landed(step, flights, faults, host, event)
+        return PendingStep(step, flows, faults, host, event)
 
-    def settle(self, since: Any = None) -> None:
+    def finish_pending(self, since: Any = None) -> None:
         """Answers the Commits of a step that still stands at them; waits for what the device says of it."""
-        landed, self._landed = self._landed, None
-        if landed is None:
+        pending, self._pending = self._pending, None
+        if pending is None:
             return
         capturing = self._captured()
         if not capturing:
@@ -348,36 +450,38 @@ class Scheduler:
         stream = self._beside if capturing else self._side
         with torch.cuda.stream(stream) if stream is not None else nullcontext():
             try:
-                bad, error = landed.heard(capturing)
-                self._flights = landed.flights
+                bad, error = pending.outcome(capturing)
+                self._flows = pending.flows
                 if error is not None:
-                    landed.flights[0].error = error
-                self._close(landed.step, bad or error is not None, False)
+                    pending.flows[0].error = error
+                self._close(pending.step, bad or error is not None, False)
                 if capturing:  # the graph's replays know nothing of this stream, so it must have come to its end
-                    landed.words.fill_(UNWRITTEN).copy_(torch.zeros_like(landed.words, device=self.arena.device), True)
-                    written(landed.words)
+                    words = pending.words
+                    words.fill_(UNWRITTEN).copy_(torch.zeros_like(words, device=self.arena.device), True)
+                    written(words)
             except Exception as lost:
-                self._lose(landed.step, lost)
+                self._lose(pending.step, lost)
 
     def _close(self, step: Step, bad: bool, abandon: bool) -> None:
         """The end of a step: its flows are told how it went, then whoever watches, then controllers review it."""
-        flights, step.bad = self._flights, bad
-        for f in flights:
+        flows, step.bad = self._flows, bad
+        for f in flows:
             f.commit(bad)
             self.kernel_seconds += f.seconds
             self.sent += f.sent
-        if any(f.error for f in flights):
+        if any(f.error for f in flows):
             step.error = self.broken = self._cause()
         elif self._doomed is not None:
             step.error = self.broken = self._doomed
         elif step.counted and not abandon:
+            self.last = [] if bad else flows
             try:
-                self._finished(flights, bad)
+                self._finished(flows, bad)
             except TransportError:
                 raise
             except Exception as error:
                 step.error = self.broken = error
-        self._flights = []
+        self._flows = []
         step.done.set()
         if not abandon and self.broken is None and has_review(step.reducer, self.number - 1):
             self._review(step)
@@ -387,12 +491,9 @@ class Scheduler:
         """What controllers do between two steps: the host goes on meanwhile, the next step's buckets wait in line."""
         store, transport = self.store, self.transport
         ctx = Context(transport.rank, transport.world, self.number - 1, seed=self.seed, arena=self.arena)
-        flow = between_steps(step.reducer, store.segments(), store, ctx)
         since, waited = perf_counter(), transport.seconds
         try:
-            for op in flow:
-                self.sent += op.sent_bytes(transport.world, transport.rank)
-                transport.start(op).wait()
+            drive(between_steps(step.reducer, store.segments(), store, ctx), transport, starting=self._count)
         except TransportError:
             self.number -= 1  # ``_lose`` counts the step that broke
             raise
@@ -400,9 +501,12 @@ class Scheduler:
             self._doomed = error
         self.review_seconds += perf_counter() - since - (transport.seconds - waited)
 
+    def _count(self, op: Collective) -> None:
+        self.sent += op.sent_bytes(self.transport.world, self.transport.rank)
+
     def _cause(self) -> Exception:
         """The error that explains the others: our own before what peers said."""
-        errors = [f.error for f in self._flights if f.error is not None]
+        errors = [f.error for f in self._flows if f.error is not None]
         return next((e for e in errors if not isinstance(e, PeerError)), errors[0])
 
     def _lose(self, step: Step, error: Exception) -> None:
@@ -411,9 +515,8 @@ class Scheduler:
         self.lost = True
         self.broken = step.error = self.broken or error
         for job in self._waiting:
-            job.flat.fill_(float("nan"))
-            job.future.set_result(job.flat)
+            job.fail()
             job.step.error = self.broken
             job.step.end()
-        self._waiting, self._flights, self._step = [], [], None
+        self._waiting, self._flows, self._step = [], [], None
         step.end()

@@ -10,13 +10,17 @@ from math import isfinite
 from typing import Any, NamedTuple
 
 from ..adaptive.formatting import SHOWN, columns, value
+from ..adaptive.telemetry import Telemetry
 from ..combine import setting as tunable
 from ..core.layout import Layout
 from ..core.reducer import Reducer
-from ..core.state import Store
-from ..core.structure import controllers
+from ..core.state import State, Store
+from ..core.structure import choices, controllers, current, scheduled
+from ..core.tables import table
 from ..transports.dry_run import plan
-from .running_flow import Flight
+from .running_flow import RunningFlow
+from .setup import Setup
+from .steps import Steps
 
 _ERROR = "error: relative to gradient plus residual, in the last step; what is lost is fed back, not gone"
 _EXACT = "-: the parameter travels exact (or had no gradient, or has no feedback)"
@@ -109,8 +113,6 @@ class Report:
 
     def table(self) -> Any:
         """All parameters as a rich table, the largest first. Needs ``compcomm[bench]``."""
-        from ..report.tables import table
-
         rows = [self._row(n) for n in self._names()]
         return table(self.reducer, self._head(), rows, "\n".join(self._notes(rows)))
 
@@ -150,6 +152,93 @@ class Report:
         return [*columns(rows), *(f"  {note}" for note in notes)]
 
 
+class Statistics:
+    """Counts for one session, and reports. Reports wait until the last step is over; ``counters`` and ``scheduled`` do
+    not, and may be asked while a step's review still goes on."""
+
+    def __init__(self, setup: Setup, steps: Steps) -> None:
+        self._setup, self._steps = setup, steps
+        self._resumes = 0
+        self._wire_before = steps.transport.seconds
+
+    def restart(self) -> None:
+        """Sums begin anew."""
+        self._resumes += 1
+        self._wire_before, self._steps.exposed = self._steps.transport.seconds, 0.0
+
+    def exclude_from_timing(self, seconds: float) -> None:
+        """Leaves so many seconds on the wire out of reports: they were not training's."""
+        self._wire_before += seconds
+
+    def report(self) -> Report:
+        """See ``Attachment.report``."""
+        self._steps.synchronize()
+        c, setup, s = self.counters(), self._setup, self._steps.scheduler
+        steps, world, sizes = max(1, c.steps), self._steps.transport.world, setup.elements
+        shapes = tuple((n, tuple(p.shape)) for n, p in setup.parameters)
+        at = s.number if self.scheduled() else 1 << 30
+        return Report(
+            reducer=repr(setup.reducer),
+            world=world,
+            steps=c.steps,
+            bytes_sent=c.bytes_sent / steps,
+            bytes_dense=float(dense_bytes(sum(sizes.values()), world)),
+            kernel_seconds=c.kernel_seconds / steps,
+            wire_seconds=c.wire_seconds / steps,
+            exposed_seconds=c.exposed_seconds / steps,
+            state_bytes=setup.store.nbytes() + (0 if s.before is None else s.before.nbytes()),
+            relative_error=self.errors(),
+            review_seconds=c.review_seconds / steps,
+            elements=sizes,
+            parameter_bytes=dict(parameter_bytes(self._current(), shapes, world, at)),
+            choices=self.choices(),
+            knob=noun(setup.reducer),
+        )
+
+    def errors(self) -> dict[str, float | None]:
+        """A report's ``relative_error``, alone. It decodes what the last step sent: some passes over the gradient."""
+        self._steps.synchronize()
+        return {} if self._steps.open else relative_errors(self._steps.scheduler.last, self._setup.store)
+
+    def counters(self) -> Counters:
+        """What has been sent and how long it took."""
+        s = self._steps.scheduler
+        return Counters(
+            step=s.number,
+            steps=s.number - s.first,
+            bytes_sent=s.sent,
+            kernel_seconds=s.kernel_seconds,
+            wire_seconds=self._steps.transport.seconds - self._wire_before,
+            exposed_seconds=self._steps.exposed,
+            review_seconds=s.review_seconds,
+            controlled=next(controllers(self._setup.reducer), None) is not None,
+            resumes=self._resumes,
+        )
+
+    def choices(self) -> dict[str, float]:
+        """See ``Attachment.choices``."""
+        self._steps.synchronize()
+        store = self._setup.store
+        return {**self.scheduled(), **choices(self._setup.reducer, store.segments(), store)}
+
+    def scheduled(self) -> dict[str, float]:
+        """What schedules alone give in the next step."""
+        return scheduled(self._setup.reducer, self._setup.store.segments(), self._steps.scheduler.number)
+
+    def telemetry(self) -> list[Telemetry]:
+        """See ``Attachment.telemetry``."""
+        self._steps.synchronize()
+        store = self._setup.store
+        found: Any = controllers(self._setup.reducer, store.segments())
+        return [controller.telemetry(segments, store) for controller, segments in found]
+
+    def _current(self) -> Reducer:
+        """The reducer with its decisions taken."""
+        reducer = self._setup.reducer
+        chosen = next(controllers(reducer), None) is not None
+        return current(reducer, State(self._setup.store, self._setup.layout)) if chosen else reducer
+
+
 def _strict(value: Any) -> Any:
     """As strict JSON has it."""
     if isinstance(value, Mapping):
@@ -180,12 +269,12 @@ def parameter_bytes(
     return found
 
 
-def relative_errors(flights: Sequence[Flight], store: Store) -> dict[str, float | None]:
+def relative_errors(flows: Sequence[RunningFlow], store: Store) -> dict[str, float | None]:
     """|x - C(x)| / |x| by parameter, from the residual that a step left and the payload that it sent."""
     found: dict[str, float | None] = {}
     unsent = {(e.segment.name, e.segment.offset): e for e in store.entries() if e.name in ("residual", "velocity")}
-    for flight in flights:
-        layout, sent = flight.bucket.layout, flight.result.sent
+    for flow in flows:
+        layout, sent = flow.bucket.layout, flow.result.sent
         found.update((s.name, None) for s in layout.segments)
         held = [(s, unsent[s.name, s.offset]) for s in layout.segments if (s.name, s.offset) in unsent]
         if sent is None or not held:

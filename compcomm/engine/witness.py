@@ -101,11 +101,11 @@ class Witness:
 
     def voided(self) -> None:
         """The last step's mean was taken back: whoever takes it now applies what will come again."""
-        self.overlook()
+        self.drop()
         gradient = None if self._parameter is None else self._parameter.grad
         self._void = None if gradient is None else (gradient.data_ptr(), gradient._version)
 
-    def overlook(self) -> None:
+    def drop(self) -> None:
         """The last step's mean is none that should have been taken."""
         self._sample = self._fate = None
 

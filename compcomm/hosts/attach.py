@@ -14,11 +14,12 @@ from torch import nn
 from ..core.compressor import Compressor
 from ..core.layout import Layout
 from ..core.reducer import Reducer
-from ..engine.session import Attachment, decline
-from ..plan.breakeven import breakeven
+from ..engine.attachment import Attachment
+from ..engine.breakeven import breakeven
 from ..transports.dry_run import plan
 from .auto import Auto
 from .ddp import DDPState, ddp_hook
+from .joining import decline
 
 
 def attach(
@@ -60,11 +61,11 @@ def attach(
         state.name(ddp, "attach")
     except Exception as error:
         decline(error, group, _device(ddp))
-    world = dist.get_world_size(state.options.group)
+    world = dist.get_world_size(state.group)
     lines: list[str] = []
 
     def trial(settled: Reducer, everything: Layout) -> None:
-        if dist.get_rank(state.options.group) == 0:
+        if dist.get_rank(state.group) == 0:
             lines.append(announce(settled, everything, world) if state.auto is None else state.auto.announce(world))
 
     attachment = state.open(_device(ddp), trial)
@@ -82,12 +83,12 @@ def watch(ddp: Any, attachment: Attachment) -> None:
     def check(module: nn.Module, inputs: object) -> None:
         attachment.check()
 
-    def guard() -> None:
+    def on_broken() -> None:
         broken = model_ref()
         if broken is not None:
             broken.register_forward_pre_hook(check)
 
-    attachment.guard = guard
+    attachment.steps.on_broken = on_broken
 
 
 def _check(ddp: Any) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
@@ -20,15 +20,15 @@ from ..core.layout import Layout
 from ..core.reducer import Reducer
 from ..core.state import StateError
 from ..core.structure import check_optimizer
-from ..engine.bypass import Plain
-from ..engine.running_flow import Flight
+from ..core.transport import Transport
+from ..engine.observer import Observer
+from ..engine.running_flow import RunningFlow
+from ..engine.session import Session
 from ..routes.choose import settle
 from ..routes.exact import Exact
+from .bypass import Bypass
 
-if TYPE_CHECKING:
-    from ..engine.session import Attachment
-
-SETTLE = 3
+SKIPPED_STEPS = 3
 """Steps that are not measured: DDP cuts its buckets anew, memory is touched for the first time."""
 
 
@@ -78,16 +78,38 @@ class Auto(Described):
         if world == 1:
             return f"{text}: nothing to send"
         return (
-            f"{text}: averages exactly for {SETTLE + self.steps + 1} steps, then times the link and the kernels for "
-            f"some seconds, and picks what is fastest here"
+            f"{text}: averages exactly for {SKIPPED_STEPS + self.steps + 1} steps, then times the link and the kernels "
+            f"for some seconds, and picks what is fastest here"
         )
 
 
-class Pilot:
-    """An ``Auto`` at work for one attachment; called after every step until its pick has stood the test."""
+class Proposal(Protocol):
+    """What a planner says: the methods it compared, the first of which is DDP without a hook."""
 
-    def __init__(self, auto: Auto, attachment: Attachment) -> None:
-        self.auto, self._attachment = auto, attachment
+    @property
+    def methods(self) -> Sequence[Any]: ...
+
+    def pick(self, margin: float) -> int: ...
+
+    def why(self, picked: int) -> str: ...
+
+
+Planner = Callable[..., Proposal]
+"""``planner(transport, layouts, compute, methods, dtype, measured)``: see ``compcomm.plan.in_run.propose``."""
+
+
+class AutoController(Observer):
+    """An ``Auto`` at work for one session: hears of every step until its pick has stood the test.
+
+    ``make_bypass``: DDP's own reduction, for when nothing is to be compressed; ``bypass`` is it, where that is so.
+    """
+
+    planner: Planner | None = None
+    """The package puts one here: the planner is above the hosts, and loaded when something is to be picked."""
+
+    def __init__(self, auto: Auto, session: Session, make_bypass: Callable[[], Bypass]) -> None:
+        self.auto, self._session, self._make_bypass = auto, session, make_bypass
+        self.bypass: Bypass | None = None
         self.decided = False
         self._limit: float | None = None
         self._exact = 0.0
@@ -100,26 +122,31 @@ class Pilot:
         """Whether it wants to hear of further steps."""
         return not self.decided or self._limit is not None
 
-    def after(self, flights: Sequence[Flight], exposed: float) -> None:
+    @property
+    def _transport(self) -> Transport:
+        return self._session.steps.transport
+
+    def after_step(self, flows: Sequence[RunningFlow], exposed: float) -> None:
         """Takes a step's end in; after the last that is measured, picks. On every rank after the same step."""
+        if not self.awake:
+            return
         self._ends.append(perf_counter())
         self._exposed.append(exposed)
-        if self._attachment.wire.world == 1:
+        if self._transport.world == 1:
             self.decided = True
-        if self.awake and len(self._ends) == SETTLE + self.auto.steps + 1:
+        if self.awake and len(self._ends) == SKIPPED_STEPS + self.auto.steps + 1:
             if self.decided:
                 self._judge()
             else:
-                self._pick([f.bucket.layout for f in flights])
+                self._pick([f.bucket.layout for f in flows])
 
     def _pick(self, layouts: Sequence[Layout]) -> None:
-        from ..plan.in_run import propose
-
-        attachment, transport = self._attachment, self._attachment.wire
+        planner, transport = type(self).planner, self._transport
+        assert planner is not None
         before = transport.seconds
         step, exposed = self._measured()
         methods = None if self.auto.methods is None else [m for m in self.auto.methods if self._fits(m)]
-        found = propose(transport, layouts, max(0.0, step - exposed), methods, self._dtype(), step)
+        found = planner(transport, layouts, max(0.0, step - exposed), methods, self._dtype(), step)
         said = torch.tensor([float(found.pick(self.auto.margin))], dtype=torch.float64)
         _run(transport, Broadcast(said))
         picked = int(said)
@@ -127,11 +154,11 @@ class Pilot:
         if picked:
             self._exact, self._limit = step, step * (1 - self.auto.margin)
             self._ends, self._exposed = [], []
-        attachment.overlook(transport.seconds - before)
+        self._session.statistics.exclude_from_timing(transport.seconds - before)
 
     def _judge(self) -> None:
         """Whether steps are as much shorter as they should be; if not, it is as if nothing had been picked."""
-        taken, limit = self._attachment.options.reducer, self._limit
+        taken, limit = self._session.setup.options.reducer, self._limit
         step, _ = self._measured()
         self._limit = None
         if limit is not None and step > limit:
@@ -143,39 +170,45 @@ class Pilot:
 
     def _measured(self) -> tuple[float, float]:
         """Seconds of a step, and those in which it waited, on the slowest rank; medians."""
-        whole = median(b - a for a, b in pairwise(self._ends[SETTLE:]))
-        found = torch.tensor([whole, median(self._exposed[SETTLE + 1 :])], dtype=torch.float64)
-        _run(self._attachment.wire, AllReduceMax(found))
+        whole = median(b - a for a, b in pairwise(self._ends[SKIPPED_STEPS:]))
+        found = torch.tensor([whole, median(self._exposed[SKIPPED_STEPS + 1 :])], dtype=torch.float64)
+        _run(self._transport, AllReduceMax(found))
         step, exposed = found.tolist()
         return step, exposed
 
     def _dtype(self) -> torch.dtype:
         """Of most of the gradients."""
         sizes: dict[torch.dtype, int] = {torch.float32: 0}
-        for _, p in self._attachment.parameters:
+        for _, p in self._session.setup.parameters:
             sizes[p.dtype] = sizes.get(p.dtype, 0) + p.numel()
         return max(sizes, key=lambda d: sizes[d])
 
     def _fits(self, method: Any) -> bool:
-        attachment = self._attachment
+        setup = self._session.setup
         try:
-            settled = settle(method, attachment.wire.world)
-            if settled.traits.named and not attachment.named:
+            settled = settle(method, self._transport.world)
+            if settled.traits.named and not setup.named:
                 return False
-            settled.check(Layout.of((n, p.shape) for n, p in attachment.parameters))
-            check_optimizer(settled, attachment.options.groups(attachment.parameters))
+            settled.check(setup.layout)
+            check_optimizer(settled, setup.options.groups(setup.parameters))
         except ValueError:
             return False
         return True
 
+    def saved(self) -> Mapping[str, Any]:
+        return {"picked": self.decided}
+
+    def agreed(self) -> Mapping[str, Any]:
+        return {"what Auto picked": [self.decided, self.bypass is not None]}
+
     @contextmanager
-    def follow(self, saved: Any, here: Mapping[str, Any]) -> Generator[None]:
+    def restoring(self, saved: Any, here: Mapping[str, Any]) -> Generator[None]:
         """Picks what a checkpoint's run had picked, while that is loaded; what cannot be loaded changes nothing.
 
         ``here``: what this run says of itself; where the checkpoint says something else, loading will refuse it.
         """
-        attachment, decided, limit = self._attachment, self.decided, self._limit
-        before = attachment.configuration()
+        setup, decided, limit, bypass = self._session.setup, self.decided, self._limit, self.bypass
+        before = setup.configuration()
         goes_on = ""
         alike = isinstance(saved, Mapping) and all(saved.get(n) == v for n, v in here.items() if n != "reducer")
         try:
@@ -187,31 +220,31 @@ class Pilot:
                 self.decide(None if method == Exact() else method)
                 goes_on = "no compression" if method == Exact() else repr(method)
             elif alike and self.decided:
-                self.decided, attachment.plain = False, None
+                self.decided, self.bypass = False, None
                 self._ends, self._exposed = [], []
-                attachment.switch(Exact())
+                setup.switch(Exact())
             self._limit = None
             yield
         except BaseException:
-            attachment.restore(before)
-            self.decided, self._limit = decided, limit
+            setup.restore(before)
+            self.decided, self._limit, self.bypass = decided, limit, bypass
             raise
         if goes_on:
             self._say(f"Auto goes on with {goes_on}, which it had picked before")
 
     def decide(self, method: Reducer | Compressor | None, why: str = "") -> None:
         """From the next step on: ``method``, or DDP's own reduction."""
-        attachment = self._attachment
+        setup = self._session.setup
         self.decided, self._limit = True, None
-        attachment.switch(Exact() if method is None else method)
-        watched = attachment.options.check_every > 0  # replicas are compared by the scheduler, after each step
-        attachment.plain = Plain(attachment.options.group) if method is None and not watched else None
+        setup.switch(Exact() if method is None else method)
+        watched = setup.options.check_every > 0  # replicas are compared after each of the session's steps
+        self.bypass = self._make_bypass() if method is None and not watched else None
         if why:
             self._say(why)
 
     def _say(self, line: str) -> None:
         self.line = line
-        if self._attachment.wire.rank == 0:
+        if self._transport.rank == 0:
             print(f"compcomm: {line}", file=sys.stderr, flush=True)
 
 

@@ -28,19 +28,23 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..core.compressor import Compressor
-from ..core.layout import Layout
+from ..core.layout import Bucket, Layout
 from ..core.reducer import Reducer
+from ..core.source import Source
 from ..core.state import StateError
+from ..engine.attachment import Attachment
 from ..engine.options import Options
 from ..engine.pace import NOTHING, Kind, Pace
 from ..engine.remainder import Remainder
 from ..engine.replicas import unaveraged
 from ..engine.saved import Portable
-from ..engine.session import Attachment, decline, nameless
+from ..engine.setup import nameless
 from ..engine.statistics import Report
 from ..engine.witness import Witness
 from ..routes.exact import Exact
-from .auto import Auto, Pilot
+from .auto import Auto, AutoController
+from .bypass import Bypass
+from .joining import connect, decline, patience
 from .names import averaged, check_dtype, every, expected, those, unfrozen
 
 _engine: Any = torch.autograd.Variable._execution_engine  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
@@ -80,8 +84,11 @@ class DDPState:
     ) -> None:
         self.auto = reducer if isinstance(reducer, Auto) else None
         given = Exact() if isinstance(reducer, Auto) else reducer
-        self.options = Options(given, group, timeout, scaler, seed, check_every, optimizer, discardable)
+        self.options = Options(given, scaler, seed, check_every, optimizer, discardable)
+        self.group, self.timeout = group, patience(timeout)
         self.attachment: Attachment | None = None
+        self.controller: AutoController | None = None
+        """What picks the reducer, where the user left that to ``Auto``."""
         self._enabled = True
         self.pace = Pace()
         self.witness = Witness(self.pace)
@@ -117,11 +124,13 @@ class DDPState:
         else:
             parameters = expected(model) if self.attachment is None else those(model, self._seen)
         if self.attachment is not None:
-            self.attachment.rename({self._names[key]: names[key] for key in self._seen}, parameters)
+            self.attachment.steps.between("bind")
+            self.pace.last = None
+            self.attachment.setup.rename({self._names[key]: names[key] for key in self._seen}, parameters)
         self._names, self._layouts, self._bound = names, {}, parameters
         self._alone = partial(_alone, weakref.ref(model), self._seen)
         if self.attachment is not None:
-            self.attachment.unaveraged = self._alone
+            self.attachment.setup.unaveraged = self._alone
 
     def open(self, device: torch.device, trial: Callable[[Reducer, Layout], None] | None = None) -> Attachment:
         """Makes the attachment: collective over the group.
@@ -134,13 +143,16 @@ class DDPState:
                 f"{self.auto!r} on {device.type}: it times kernels on the CPU alone, so far. Ask "
                 f"python -m compcomm plan, and give the reducer that it names."
             )
-        self.attachment = Attachment(self.options, self._bound, device, trial, facts={"auto": repr(self.auto)})
-        self.attachment.enabled, self.attachment.unaveraged = self._enabled, self._alone
-        self.attachment.enabled, self.attachment.pace = self._enabled, self.pace
-        self.attachment.witness = self.witness
+        transport = connect(self.group, device, self.timeout)
+        facts = {"auto": repr(self.auto)}
+        attachment = Attachment(transport, self.options, self._bound, trial=trial, facts=facts, pace=self.pace)
+        attachment.enabled, attachment.setup.unaveraged = self._enabled, self._alone
+        attachment.witness = self.witness
         if self.auto is not None:
-            self.attachment.pilot = Pilot(self.auto, self.attachment)
-        return self.attachment
+            self.controller = AutoController(self.auto, attachment, partial(Bypass, self.group))
+            attachment.observers.insert(0, self.controller)
+        self.attachment = attachment
+        return attachment
 
     def report(self) -> Report:
         """See ``Attachment.report``."""
@@ -189,7 +201,7 @@ class DDPState:
         o = self.options
         given = o.reducer if self.auto is None else self.auto
         return DDPState(
-            given, group=o.group, timeout=o.timeout, scaler=o.scaler, seed=o.seed, check_every=o.check_every,
+            given, group=self.group, timeout=self.timeout, scaler=o.scaler, seed=o.seed, check_every=o.check_every,
             optimizer=o.optimizer, discardable=o.discardable,
         )  # fmt: skip
 
@@ -230,7 +242,7 @@ class DDPState:
         if self.attachment is not None:
             return self.attachment  # which asks them
         if self._bound is None:
-            decline(StateError(nameless(call)), self.options.group, torch.device("cpu"))
+            decline(StateError(nameless(call)), self.group, torch.device("cpu"))
         return self._opened(call)
 
     def look(self, flat: Tensor, kind: Kind) -> None:
@@ -238,14 +250,14 @@ class DDPState:
         if kind in (Kind.STEP, Kind.PART):
             self.witness.look(flat)
         else:
-            self.witness.overlook()
+            self.witness.drop()
         if kind is Kind.STEP:
             self.witness.applied = False  # the mean that is due is another one
 
     def tell(self) -> None:
         """Says on rank 0, after a pass, what it is that should not have become of the one before."""
         fate = self.witness.verdict()
-        if fate is not None and self.attachment is not None and self.attachment.wire.rank == 0:
+        if fate is not None and self.attachment is not None and self.attachment.steps.transport.rank == 0:
             self.witness.speak(fate, self.attachment.reducer)
 
     def layout(self, bucket: Any, parameters: list[Any]) -> Layout:
@@ -276,7 +288,7 @@ class DDPState:
             known = {id(p) for _, p in self._bound}
             late = [(self._names[id(p)], p) for p in parameters if id(p) not in known]
             if late and self.attachment is not None:
-                self.attachment.admit(late)
+                self.attachment.setup.admit(late)
             self._bound.extend(late)
 
 
@@ -311,8 +323,9 @@ def ddp_hook(state: DDPState, bucket: Any) -> torch.futures.Future[Tensor]:
         if index == 0:
             state.look(flat, kind)
         return _as_it_is(flat)
-    if attachment is not None and attachment.plain is not None:
-        return _plainly(state, attachment, bucket, kind)
+    bypass = None if state.controller is None else state.controller.bypass
+    if attachment is not None and bypass is not None:
+        return _past_us(state, attachment, bypass, bucket, kind)
     if flat.layout != torch.strided:
         raise TypeError("ddp_hook: a sparse gradient has no flat bucket. Build the embedding with sparse=False.")
     parameters = bucket.parameters()
@@ -321,7 +334,10 @@ def ddp_hook(state: DDPState, bucket: Any) -> torch.futures.Future[Tensor]:
     layout = state.layout(bucket, parameters)
     check_dtype(layout.segments[0].name if layout.segments else "", flat.dtype, "ddp_hook")
     attachment = attachment or state.open(flat.device)
-    future = attachment.submit(flat, layout, index, last, kind is Kind.STEP)
+    if index == 0:
+        attachment.abandon_step()  # of a pass that raised
+        attachment.begin_step(kind is Kind.STEP)
+    future = attachment.submit(Source(Bucket(flat, layout)), last=last)
     if index == 0:
         state.look(flat, kind)
     if kind is Kind.STEP and state.passes > 1:
@@ -334,7 +350,7 @@ def ddp_hook(state: DDPState, bucket: Any) -> torch.futures.Future[Tensor]:
     return future
 
 
-def _plainly(state: DDPState, attachment: Attachment, bucket: Any, kind: Kind) -> Any:
+def _past_us(state: DDPState, attachment: Attachment, bypass: Bypass, bucket: Any, kind: Kind) -> Any:
     """Averages one bucket as DDP does without a hook."""
     flat, last = bucket.buffer(), bucket.is_last()
     if bucket.index() == 0:
@@ -347,7 +363,10 @@ def _plainly(state: DDPState, attachment: Attachment, bucket: Any, kind: Kind) -
         if last:
             with suppress(RuntimeError):  # not inside a backward pass: DDP's join() shadows one
                 _engine.queue_callback(partial(_engine.queue_callback, state.remainder.deliver))
-    return attachment.average_plainly(flat, last, kind is Kind.STEP)
+    attachment.check()
+    future, sent = bypass.average(flat)
+    attachment.steps.bypassed(sent, last and kind is Kind.STEP)
+    return future
 
 
 def _as_it_is(flat: Tensor) -> torch.futures.Future[Tensor]:
@@ -366,7 +385,7 @@ def once_over(call: Callable[[], None]) -> None:
 
 
 def _after_ddp(state: DDPState, attachment: Attachment, kind: Kind, alone: int) -> None:
-    attachment.backward_over()
+    attachment.steps.waiting()
     _engine.queue_callback(partial(_end, state, attachment, kind, alone))
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..core.compressor import Compressor
 from ..core.reducer import Reducer
-from ..engine.session import Attachment
+from ..engine.attachment import Attachment
 from .attach import attach
 from .auto import Auto
 

@@ -16,9 +16,10 @@ from torch import Tensor
 from ..core.compressor import Compressor, ops
 from ..core.layout import Layout
 from ..core.reducer import Reducer
-from ..engine.session import Attachment, decline
+from ..engine.attachment import Attachment
 from ..engine.statistics import Report
 from ..hosts.attach import announce
+from ..hosts.joining import decline
 from ..routes.choose import settle
 from . import checkpoint, recall, replicas
 from .alone import Alone
@@ -451,7 +452,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
             self._listen()
         for found in (self._hook and self._hook.attachment, self.dense and self.dense.attachment):
             if found:
-                found.resume(averaged)
+                found.state.resume(averaged)
 
     def _say(self, text: str) -> None:
         if self.world > 1 and dist.get_rank(self.group) == 0:

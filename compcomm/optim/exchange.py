@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from ..core.collectives import AllReduceMax
 from ..core.compressor import Compressor
-from ..core.layout import Layout
+from ..core.layout import Bucket, Layout
 from ..core.reducer import Reducer
+from ..engine.attachment import Attachment
 from ..engine.options import Options
-from ..engine.session import Attachment
+from ..hosts.joining import connect
 from .flat import Batch, Flat
 
 
@@ -40,9 +41,10 @@ class Exchange:
         Raises:
             AgreementError: the ranks differ in parameters, reducer or ``facts``, or one of them cannot take part.
         """
-        options = Options(reducer, group=group, timeout=timeout, seed=seed)
+        options = Options(reducer, seed=seed)
         named: list[tuple[str, nn.Parameter]] = flat.named
-        self.attachment = Attachment(options, named, flat.device, trial, flat.layouts, facts)
+        transport = connect(group, flat.device, timeout)
+        self.attachment = Attachment(transport, options, named, trial=trial, layouts=flat.layouts, facts=facts)
         self._flat = flat
         self._flag = torch.zeros(1, dtype=torch.uint8, device=flat.device)
         self._interrupted: str | None = None
@@ -64,22 +66,23 @@ class Exchange:
 
     def _average(self, vector: Tensor, arrived: Callable[[Batch], None]) -> None:
         batches = self._flat.batches
-        count, index = len(self._flat.layouts), 0
+        left = len(self._flat.layouts)
+        self.attachment.begin_step()
         under_way: list[list[Any]] = []
         for batch in batches:
             futures: list[Any] = []
             for (start, stop), layout in zip(batch.spans, batch.layouts, strict=True):
-                futures.append(self.attachment.submit(vector[start:stop], layout, index, index == count - 1))
-                index += 1
+                left -= 1
+                futures.append(self.attachment.submit(Bucket(vector[start:stop], layout), last=not left))
             under_way.append(futures)
-        self.attachment.backward_over()
+        self.attachment.steps.waiting()
         for batch, futures in zip(batches, under_way, strict=True):
             for future in futures:
                 future.wait()
             # What failed arrives as NaN in every element.
             first = [start for start, stop in batch.spans if start < stop]
             if bool(torch.isnan(vector[first]).any()):
-                self.attachment.settle()
+                self.attachment.steps.synchronize()
                 self.attachment.end_step()
                 raise FloatingPointError(
                     f"{self.attachment.reducer!r}: a mean over the ranks is not finite although all of them sent "

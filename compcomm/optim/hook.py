@@ -14,7 +14,7 @@ from torch import Tensor
 from ..core.compressor import Compressor
 from ..core.deferred import known, not_finite
 from ..core.reducer import Reducer
-from ..engine.session import Attachment
+from ..engine.attachment import Attachment
 from ..hosts.attach import watch
 from ..hosts.ddp import (
     DDPState,

@@ -59,7 +59,7 @@ def load(opt: CompressedOptimizer, given: Any, load_groups: Callable[[dict[str, 
         except Exception as error:
             failure = error
         if opt.exchange is not None:
-            consent(opt.exchange.attachment.transport, facts, failure, opt.flat.device, "load_state_dict")
+            consent(opt.exchange.attachment.transport, facts, failure, "load_state_dict")
         elif failure is not None:
             raise failure
         take()
@@ -87,7 +87,7 @@ def _prepare(
         remember = exchange.attachment.forget
         if memory is not None:
             found = memory if saved.merged else {place(opt.world, opt.group): memory}
-            _, remember = exchange.attachment.prepare("load_state_dict", found, saved.merged, undo)
+            _, remember = exchange.attachment.state.prepare("load_state_dict", found, saved.merged, undo)
     groups = [{k: v for k, v in g.items() if k != OURS} for g in given["param_groups"]]
     groups = [{**opt.defaults, **g} for g in groups]  # another optimizer's may lack some
     for group in groups:

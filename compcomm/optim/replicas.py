@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ..core.transport import Transport
 from ..engine import replicas
 from ..engine.agreement import gather
-from ..transports.process_group import ProcessGroup
 from .flat import Flat
 
 
@@ -33,7 +33,7 @@ def uneven(call: str, ddp: Any) -> None:
         )
 
 
-def compare(call: str, transport: ProcessGroup, flat: Flat, step: int, alike: bool) -> None:
+def compare(call: str, transport: Transport, flat: Flat, step: int, alike: bool) -> None:
     """Compares the ranks without DDP before their first step: gradients, and parameters where they should be ``alike``.
 
     Raises:
@@ -41,9 +41,9 @@ def compare(call: str, transport: ProcessGroup, flat: Flat, step: int, alike: bo
         RuntimeError: gradients are equal.
     """
     if alike:
-        replicas.check(transport, flat.named, step, flat.device, f"{call}, without DDP")
+        replicas.check(transport, flat.named, step, f"{call}, without DDP")
     grads = [p.grad for p in flat.params if p.grad is not None]
-    rows = gather(transport, b"".join(replicas.digest(g) for g in grads), flat.device)
+    rows = gather(transport, b"".join(replicas.digest(g) for g in grads))
     if any(bool(g.any()) for g in grads) and all(row == rows[0] for row in rows):
         raise RuntimeError(
             f"{call}: the gradients of all ranks are equal to the bit. Either DDP averages them already: give the "

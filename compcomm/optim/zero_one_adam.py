@@ -190,7 +190,7 @@ class ZeroOneAdam(CompressedOptimizer):
         """
         if self.exchange is not None:
             a = self.exchange.attachment
-            agree(a.transport, {"steps": self.steps}, None, self.flat.device, "synchronise")
+            agree(a.transport, {"steps": self.steps}, None, "synchronise")
         if self.local_steps:
             with torch.no_grad():
                 self._synchronise()
@@ -393,7 +393,7 @@ class ZeroOneAdam(CompressedOptimizer):
         """What is reported per step begins anew."""
         self._counted_from = self.steps
         if self.exchange is not None:
-            self.exchange.attachment.resume(self.exchange.attachment.step)
+            self.exchange.attachment.state.resume(self.exchange.attachment.step)
 
     # Checkpoints.
 

@@ -70,7 +70,7 @@ def _check_files(options: argparse.Namespace) -> None:
         if not fit:
             raise ValueError(f"--{name} {given}: {why}. Give a file in a folder that can be written to.")
     if options.png:
-        from ..report.optional import need
+        from ..core.optional import need
 
         need("matplotlib", "plan --png")
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..core.optional import need
 from ..core.reducer import Reducer
-from ..report.optional import need
 from ..report.plots import TEN
 from . import units
 from .buckets import cut

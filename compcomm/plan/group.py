@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from ..core.collectives import AllReduceMax
+from ..core.transport import Transport
 from ..transports.process_group import ProcessGroup
 from . import units
 from .buckets import cut
@@ -22,7 +23,7 @@ from .models import Model
 from .planner import Plan, made
 
 
-def measured(model: Model, methods: Sequence[Method], compute: str | float | None, transport: ProcessGroup) -> Plan:
+def measured(model: Model, methods: Sequence[Method], compute: str | float | None, transport: Transport) -> Plan:
     """A plan for the ranks of ``transport``. Collective: every rank calls it with the same arguments.
 
     ``compute``: None, to run the module's own forward and backward pass; the slowest rank's counts.

@@ -11,7 +11,7 @@ import torch
 from ..core.compressor import Compressor
 from ..core.layout import Layout
 from ..core.reducer import Reducer
-from ..transports.process_group import ProcessGroup
+from ..core.transport import Transport
 from .kernels import calibrate
 from .measure import measure
 from .methods import PLAIN, Method, default, method
@@ -59,7 +59,7 @@ class Proposal(NamedTuple):
 
 
 def propose(
-    transport: ProcessGroup,
+    transport: Transport,
     layouts: Sequence[Layout],
     compute: float,
     methods: Sequence[Reducer | Compressor] | None = None,

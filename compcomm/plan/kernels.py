@@ -17,12 +17,12 @@ from ..core.context import Arena, Context
 from ..core.layout import Bucket, Layout
 from ..core.reducer import Flow, Reducer, flow
 from ..core.state import State, Store
-from ..transports.process_group import Pending, ProcessGroup
+from ..core.transport import Pending, Transport
+from ..engine.sample import sample
 from ..transports.simulator import perform
 from . import cost
 from .cost import collectives
 from .link import Link
-from .sample import sample
 from .schedule import stretch
 
 SAMPLE = 25 * (1 << 20) // 4
@@ -91,7 +91,7 @@ def calibrate(
     reducer: Reducer | None,
     layouts: Sequence[Layout],
     world: int,
-    transport: ProcessGroup | None = None,
+    transport: Transport | None = None,
     link: Link | None = None,
 ) -> Kernels:
     """Runs a settled reducer on a sample of the model's parameters and times its stages.
@@ -151,7 +151,7 @@ def _copying() -> float:
     return best / source.nbytes
 
 
-def _real(reducer: Reducer, whole: Layout, transport: ProcessGroup, link: Link | None) -> Kernels:
+def _real(reducer: Reducer, whole: Layout, transport: Transport, link: Link | None) -> Kernels:
     """Both buckets together are as large as the sample of one process."""
     world = transport.world
     layout = sample(reducer, whole, world, SAMPLE // 2)
@@ -171,7 +171,7 @@ def _real(reducer: Reducer, whole: Layout, transport: ProcessGroup, link: Link |
 
 
 @torch.no_grad()
-def _side_by_side(pair: Sequence[_Rank], transport: ProcessGroup) -> list[float]:
+def _side_by_side(pair: Sequence[_Rank], transport: Transport) -> list[float]:
     """Seconds of every stage, the mean of both buckets, and of all together."""
     flows = [rank.begin() for rank in pair]
     spent: list[list[float]] = [[] for _ in pair]
@@ -183,7 +183,7 @@ def _side_by_side(pair: Sequence[_Rank], transport: ProcessGroup) -> list[float]
         if held is not None:
             held.wait()
         since = perf_counter()
-        op = flows[b].send(False) if spent[b] else next(flows[b])
+        op = next(flows[b])
         spent[b].append(perf_counter() - since)
         landed[b] = isinstance(op, Commit)
         if not landed[b]:
@@ -254,7 +254,7 @@ def _once(flows: Sequence[Flow]) -> list[float]:
     seconds: list[float] = []
     while True:
         since = perf_counter()
-        ops = [f.send(False) if seconds else next(f) for f in flows]
+        ops = [next(f) for f in flows]
         seconds.append((perf_counter() - since) / len(flows))
         if isinstance(ops[0], Commit):
             break

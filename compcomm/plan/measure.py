@@ -17,8 +17,8 @@ from ..core.collectives import (
     AllToAll,
     Collective,
 )
+from ..core.transport import Transport
 from ..transports.dry_run import Planned
-from ..transports.process_group import ProcessGroup
 from .cost import steps
 from .link import Link, Speed
 
@@ -30,7 +30,7 @@ The second is twice as large, and the difference is the rate."""
 _REPEATS = 5
 
 
-def measure(transport: ProcessGroup) -> Link:
+def measure(transport: Transport) -> Link:
     """The latency of each kind of collective from a small one, its rate from the difference between two large ones.
 
     Collective: every rank calls it, between two steps; all get the same link. A collective counts with the slowest
@@ -66,7 +66,7 @@ def _rate(small: _Point, near: _Point, far: _Point) -> float:
     return 8 * far.sent / max(1e-9, far.seconds - small.seconds)
 
 
-def _point(transport: ProcessGroup, make: Callable[[int, int], Collective], size: int) -> _Point:
+def _point(transport: Transport, make: Callable[[int, int], Collective], size: int) -> _Point:
     """A collective in which a rank sends about ``size`` bytes."""
     world, op = transport.world, make(transport.world, size)
     mark, spent = torch.zeros(1, dtype=torch.float32), torch.zeros(_REPEATS + 1, dtype=torch.float64)

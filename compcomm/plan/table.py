@@ -70,8 +70,8 @@ def text(plan: Plan) -> str:
 def show(plan: Plan) -> None:
     """Prints the table, and under it the recommendation."""
     try:
-        from ..report.optional import need
-        from ..report.tables import table
+        from ..core.optional import need
+        from ..core.tables import table
 
         console = need("rich.console", "plan").Console(soft_wrap=False, highlight=False)
         if console.width < 120:

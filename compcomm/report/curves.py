@@ -7,7 +7,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from .optional import need
+from ..core.optional import need
 from .plots import COLOURS
 
 MARKERS = "osD^vP*X"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .optional import need
+from ..core.optional import need
 from .plots import COLOURS
 from .runs import Array, Run
 

@@ -7,7 +7,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from .optional import need
+from ..core.optional import need
 
 # Blue, vermilion, green, purple, orange, sky, black: told apart by colour-blind eyes too (Okabe and Ito, 2008).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

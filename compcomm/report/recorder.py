@@ -16,7 +16,7 @@ from . import tensorboard as board
 from .totals import NAMES, Sums
 
 if TYPE_CHECKING:
-    from ..engine.session import Attachment
+    from ..engine.attachment import Attachment
 
 _OWN = frozenset(("step", "seconds", "ratio", "reducer", "choices", "errors", *NAMES))
 

@@ -13,7 +13,7 @@ import torch
 from ..engine.statistics import noun
 
 if TYPE_CHECKING:
-    from ..engine.session import Attachment
+    from ..engine.attachment import Attachment
 
 RUN = "run.json"
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .optional import need
+from ..core.tables import table
 
 Row = Mapping[str, Any]
 
@@ -22,28 +22,6 @@ def number(value: float | None, unit: str = "") -> str:
         if abs(value) >= size:
             return f"{value / (1e3 if letter == 'k' else size):.3g} {letter}{unit.strip()}"
     return f"{value:.3g}{unit}" if abs(value) < 1000 else f"{value:.0f}{unit}"
-
-
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], note: str = "") -> Any:
-    """A rich table: the first column is a name, folded where the terminal is narrow and never cut; then numbers.
-
-    Without frames: the names of reducers are long, and the quickstart's table is to fit into 100 columns.
-    """
-    made = need("rich.table", "table").Table(
-        title=title,
-        caption=note or None,
-        title_justify="left",
-        caption_justify="left",
-        box=need("rich.box", "table").SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    for i, name in enumerate(columns):
-        made.add_column(name, justify="right" if i else "left", overflow="fold", no_wrap=bool(i), vertical="bottom")
-    for row in rows:
-        made.add_row(*row)
-    return made
 
 
 def training(rows: Sequence[Row], title: str, note: str = "") -> Any:

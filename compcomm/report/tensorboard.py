@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .optional import need
+from ..core.optional import need
 
 CURE = "pip install tensorboard, or Recorder(..., tensorboard=False)"
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from ..core.collectives import Commit
 from ..core.compressor import Compressor
 from ..core.context import Arena, Context
+from ..core.drive import rehearse
 from ..core.layout import Bucket, Layout
 from ..core.reducer import Reducer, flow
 from ..core.state import State, Store
@@ -35,15 +35,7 @@ def plan(
     run = flow(
         reducer, Bucket(torch.empty(layout.numel, dtype=dtype, device="meta"), layout), State(store, layout), ctx
     )
-    found: list[Planned] = []
-    try:
-        op = next(run)
-        while not isinstance(op, Commit):
-            found.append(Planned(*op.signature, op.sent_bytes(world, rank)))
-            op = run.send(False)
-    finally:
-        run.close()
-    return tuple(found)
+    return tuple(Planned(*op.signature, op.sent_bytes(world, rank)) for op in rehearse(run))
 
 
 class Cost(NamedTuple):

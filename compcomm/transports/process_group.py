@@ -11,6 +11,7 @@ would change in which order floats are added.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from time import perf_counter
 from typing import Any
 
@@ -27,14 +28,11 @@ from ..core.collectives import (
     Collective,
     ReduceScatter,
 )
+from ..core.transport import TransportError
 from . import compat
 from .messages import Exchange
 from .staged import Staging
 from .worker import Worker
-
-
-class TransportError(RuntimeError):
-    """A collective did not finish: a peer is gone, or later than the group's timeout. The group is lost."""
 
 
 class Pending:
@@ -65,7 +63,7 @@ class Pending:
         except RuntimeError as error:
             raise self._owner.lost(self._op, error) from error
         finally:
-            self._owner.landed()
+            self._owner.on_done()
 
 
 class ProcessGroup:
@@ -75,6 +73,27 @@ class ProcessGroup:
     and they are on a GPU).
     ``seconds`` is the time during which a collective was in flight.
     """
+
+    @classmethod
+    def over(
+        cls,
+        group: dist.ProcessGroup | None,
+        device: torch.device | str = "cpu",
+        timeout: timedelta | None = None,
+        *,
+        staged: bool | None = None,
+    ) -> ProcessGroup:
+        """A transport of its own over the ranks of ``group`` (None: all), beside whatever else uses that group: what
+        a host gives to a session. Collective: every one of these ranks calls it.
+
+        ``timeout``: of one collective; None: torch's default.
+        """
+        device = torch.device(device)
+        alone = dist.get_world_size(group) == 1
+        made = cls(None if alone else compat.new_group(group, timeout, device), device, staged=staged)
+        made._default = dist.group.WORLD
+        made._given = None if group is made._default else group
+        return made
 
     def __init__(
         self,
@@ -91,9 +110,12 @@ class ProcessGroup:
         self._since = 0.0
         self._number = 0
         self._wire: Worker | None = None
-        device = torch.device(device)
-        gloo = group is not None and compat.backend(group, device) == "gloo"
-        self._staging = Staging(device) if (gloo and device.type != "cpu" if staged is None else staged) else None
+        self.device = torch.device(device)
+        self._default: Any = None
+        self._given: dist.ProcessGroup | None = None
+        gloo = group is not None and compat.backend(group, self.device) == "gloo"
+        on_gpu = self.device.type != "cpu"
+        self._staging = Staging(self.device) if (gloo and on_gpu if staged is None else staged) else None
         self.staged = self._staging is not None
         if gloo and self.world > 2:
             self._wire = Worker(self, "compcomm-wire")
@@ -114,10 +136,10 @@ class ProcessGroup:
                 return Pending(self, op, self._run[type(op)](self, mirrored), back)
             return Pending(self, op, self._run[type(op)](self, op))
         except RuntimeError as error:
-            self.landed()
+            self.on_done()
             raise self.lost(op, error) from error
 
-    def landed(self) -> None:
+    def on_done(self) -> None:
         """Counts a collective as done."""
         self._flying -= 1
         if self._flying == 0:
@@ -131,6 +153,20 @@ class ProcessGroup:
             f"is later than the group's timeout (as where hook.enabled differs between ranks). "
             f"The cause is in the log of the first rank that stopped. [{error}]"
         )
+
+    def check(self) -> None:
+        """Whether the groups that it was made over are there still: that of ``over``, and torch's own.
+
+        Raises:
+            TransportError: one was destroyed.
+        """
+        if self._default is None:
+            return
+        if dist.group.WORLD is not self._default or (self._given is not None and not compat.alive(self._given)):
+            raise TransportError(
+                "its process group was destroyed (torch.distributed.destroy_process_group()), so nothing averages "
+                "these gradients. Train before that, or wrap the model in a new DDP(...) and attach."
+            )
 
     def close(self) -> None:
         """Ends the thread. The group stays until ``destroy_process_group()``: torch would give its name to the next

@@ -20,6 +20,7 @@ from ..core.collectives import (
 from ..core.compressor import Compressor
 from ..core.context import Context
 from ..core.deferred import known, listen
+from ..core.drive import lockstep
 from ..core.layout import Bucket, Layout, Segment
 from ..core.reducer import Flow, Reducer, flow
 from ..core.state import State, Store
@@ -130,32 +131,19 @@ class Simulator:
             between_steps(self.reducer, store.segments(), store, Context(rank, self.world, self.steps, seed=self.seed))
             for rank, store in enumerate(self.stores)
         ]
-        while True:
-            pending = [c for c in (next(review, None) for review in reviews) if c is not None]
-            if not pending:
-                return
-            if len({c.signature for c in pending}) != 1 or len(pending) != self.world:
-                raise RuntimeError("Simulator: the ranks review different things.")
-            for rank, c in enumerate(pending):
-                self.sent[rank] += c.sent_bytes(self.world, rank)
-            perform(pending)
+        for ops in lockstep(reviews):
+            for rank, op in enumerate(ops):
+                self.sent[rank] += op.sent_bytes(self.world, rank)
+            perform(ops)
 
     def merged(self) -> list[dict[str, dict[str, Tensor]]]:
         """The ranks' memory, merged for another number of workers (``compcomm.state.merging``), as each rank has it."""
-        flows = [merge(store) for store in self.stores]
-        ends: list[dict[str, dict[str, Tensor]]] = []
-        while not ends:
-            pending: list[Collective] = []
-            for f in flows:
-                try:
-                    pending.append(next(f))
-                except StopIteration as end:
-                    ends.append(end.value)
-            if pending:
-                if ends or len({c.signature for c in pending}) != 1:
-                    raise RuntimeError("Simulator: the ranks merge different slots.")
-                perform(pending)
-        return ends
+        rounds = lockstep([merge(store) for store in self.stores])
+        while True:
+            try:
+                perform(next(rounds))
+            except StopIteration as end:
+                return end.value
 
     def _present(self, present: Collection[int] | None) -> frozenset[int]:
         if isinstance(present, int):
@@ -180,16 +168,12 @@ class Simulator:
         return [b[0].views() for b in self.step([[Bucket(f, layout)] for f in flats], present=present)]
 
     def _run(self, group: list[Flow]) -> None:
-        pending = [next(f) for f in group]
-        while not isinstance(pending[0], Commit):
-            if len({c.signature for c in pending}) != 1:
-                raise RuntimeError(
-                    f"Simulator: the ranks yield different collectives: {[c.signature for c in pending]}"
-                )
-            for rank, c in enumerate(pending):
-                self.sent[rank] += c.sent_bytes(self.world, rank) if rank in self._here else 0
-            perform(pending)
-            pending = [f.send(False) for f in group]
+        for ops in lockstep(group):
+            if isinstance(ops[0], Commit):
+                return
+            for rank, op in enumerate(ops):
+                self.sent[rank] += op.sent_bytes(self.world, rank) if rank in self._here else 0
+            perform(ops)
 
 
 def perform(group: Sequence[Collective]) -> None:

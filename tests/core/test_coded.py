@@ -19,7 +19,8 @@ LAYOUT = cc.Layout.of([("a", (7, 19)), ("b", (3,)), ("empty", (0, 4)), ("c", (64
 
 
 def _slab(codec: cc.Compressor, layout: cc.Layout) -> torch.Tensor:
-    sizes = [cc.Slot(cc.Merge.MEAN, dtype=torch.uint8, codec=quantized.Quantized(codec)).size(s.numel) for s in layout.segments if s.numel]
+    slot = cc.Slot(cc.Merge.MEAN, dtype=torch.uint8, codec=quantized.Quantized(codec))
+    sizes = [slot.size(s.numel) for s in layout.segments if s.numel]
     return torch.zeros(sum(sizes), dtype=torch.uint8)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 import compcomm as cc
 from compcomm.core.context import Arena
+from compcomm.core.source import Source, Target
 from compcomm.core.state import Store
 from compcomm.core.structure import controllers
 from compcomm.engine.scheduler import Job, Scheduler, Step
@@ -250,8 +251,9 @@ def test_a_step_that_landed_before_a_capture_is_settled_beside_it() -> None:
 
         def step(scheduler: Scheduler = scheduler, flat: Tensor = flat, reducer: cc.Reducer = reducer) -> None:
             future: Any = torch.futures.Future(devices=[flat.device] if flat.is_cuda else None)
-            scheduler.settle(scheduler.mark())
-            scheduler.handle(Job(Step(reducer, 1.0, True), flat, layout, 0, True, future, scheduler.mark()))
+            scheduler.finish_pending(scheduler.mark())
+            bucket, began = cc.Bucket(flat, layout), Step(reducer, 1.0, True)
+            scheduler.handle(Job(began, Source(bucket), Target(bucket), 0, True, future, scheduler.mark()))
             scheduler.follow()
 
         for t, g in enumerate(given):

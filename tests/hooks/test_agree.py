@@ -16,16 +16,14 @@ from compcomm.engine.agreement import (
 from compcomm.hosts.names import named
 from compcomm.transports.process_group import ProcessGroup
 
-CPU = torch.device("cpu")
-
 
 def test_alone_one_agrees_with_oneself() -> None:
-    assert gather(ProcessGroup(), b"facts", CPU) == [b"facts"]
-    assert gather(ProcessGroup(), b"", CPU) == [b""]
-    agree(ProcessGroup(), {"seed": 1}, None, CPU)
+    assert gather(ProcessGroup(), b"facts") == [b"facts"]
+    assert gather(ProcessGroup(), b"") == [b""]
+    agree(ProcessGroup(), {"seed": 1}, None)
     with pytest.raises(KeyError, match="mine"):
-        agree(ProcessGroup(), {}, KeyError("mine"), CPU)
-    replicas.check(ProcessGroup(), [("w", torch.ones(3)), ("h", torch.ones(2).half())], 1, CPU)
+        agree(ProcessGroup(), {}, KeyError("mine"))
+    replicas.check(ProcessGroup(), [("w", torch.ones(3)), ("h", torch.ones(2).half())], 1)
 
 
 def test_differences_name_values_and_ranks() -> None:
@@ -46,7 +44,7 @@ class Lying(ProcessGroup):
 
 def test_a_length_from_a_peer_is_not_believed() -> None:
     with pytest.raises(AgreementError, match="1099511627776 bytes"):
-        gather(Lying(), b"facts", CPU)
+        gather(Lying(), b"facts")
 
 
 def test_names_are_those_without_wrappers() -> None:

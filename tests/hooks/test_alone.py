@@ -46,7 +46,7 @@ def test_a_model_with_a_hook_is_copied_as_one_without(reducer: Any) -> None:
     back(twin)
     ((_, state),) = twin._comm_hooks
     assert state.attachment is None
-    assert repr(state.options.reducer) == repr(hook.options.reducer)
+    assert repr(state.options.reducer) == repr(hook.setup.options.reducer)
     assert hook.step == 1, "the copy is averaged by DDP itself, as the copy of any hooked model"
     back(model)
     assert hook.step == 2

@@ -9,8 +9,8 @@ import pytest
 
 import compcomm as cc
 from compcomm.core.compressor import Inputs
+from compcomm.engine.breakeven import Breakeven, _sample, breakeven
 from compcomm.hosts.attach import announce
-from compcomm.plan.breakeven import Breakeven, _sample, breakeven
 from compcomm.plan.shapes import resnet50
 
 

@@ -19,14 +19,15 @@ from compcomm.core.compressor import Inputs
 from compcomm.core.context import Arena
 from compcomm.core.deferred import Fault
 from compcomm.core.header import PeerError, read_headers
+from compcomm.core.source import Source, Target
 from compcomm.core.state import State, Store
 from compcomm.engine import running_flow
-from compcomm.engine.failure import outline, poisoned, rehearse
-from compcomm.engine.running_flow import Flight
+from compcomm.engine.failure import failed, outline, rehearse
+from compcomm.engine.running_flow import RunningFlow
 from compcomm.engine.scheduler import (
     UNWRITTEN,
     Job,
-    Landed,
+    PendingStep,
     Scheduler,
     Step,
     written,
@@ -78,13 +79,14 @@ class Bench:
         self.finished: list[tuple[int, bool]] = []
         self.scheduler = Scheduler(self.transport, self.store, Arena(), 0, self._note)
 
-    def _note(self, flights: list[Flight], bad: bool) -> None:
-        self.finished.append((len(flights), bad))
+    def _note(self, flows: list[RunningFlow], bad: bool) -> None:
+        self.finished.append((len(flows), bad))
 
     def bucket(self, step: Step, index: int, last: bool, flat: torch.Tensor | None = None) -> Future:
         future = Future()
         flat = torch.ones(LAYOUT.numel) if flat is None else flat
-        self.scheduler.handle(Job(step, flat, LAYOUT, index, last, future))
+        bucket = cc.Bucket(flat, LAYOUT)
+        self.scheduler.handle(Job(step, Source(bucket), Target(bucket), index, last, future))
         return future
 
     def step(self) -> Step:
@@ -93,12 +95,12 @@ class Bench:
 
 def test_a_capture_waits_for_what_the_device_writes_and_not_forever() -> None:
     words = torch.full((2,), UNWRITTEN)
-    landed = Landed(
+    pending = PendingStep(
         Step(cc.Exact(), 1.0, False), [], [Fault(words, lambda code: PeerError(f"code {code}"))], words, None
     )
     timer = Timer(0.05, lambda: words.copy_(torch.tensor([1, 7])))
     timer.start()
-    bad, error = landed.heard(capturing=True)
+    bad, error = pending.outcome(capturing=True)
     assert bad and str(error) == "code 7"
     with pytest.raises(RuntimeError, match=r"torch.cuda.synchronize\(\) before the capture"):
         written(torch.full((1,), UNWRITTEN), patience=0.01)
@@ -165,7 +167,7 @@ def test_what_a_flow_sent_is_put_down_once(monkeypatch: pytest.MonkeyPatch) -> N
     for _ in range(5):
         bench.bucket(bench.step(), 0, True)
     assert outlined == ["AllReduce", "AllToAll", "AllGather"]
-    ((_, kept),) = bench.scheduler._known.values()
+    ((_, kept),) = bench.scheduler._sequences.values()
     assert [op.signature for op in kept] == [op.signature for op in bench.transport.started[-2:]]
     assert all(t.is_meta for op in kept for t in vars(op).values() if isinstance(t, torch.Tensor))
 
@@ -245,10 +247,10 @@ def test_a_lost_group_ends_the_step_at_once() -> None:
 @pytest.mark.parametrize(
     "text", ["Exact()", "AllReduce(RandK(ratio=0.1))", "TwoPhase(SignScale())", "ErrorFeedback(AllGather(TopK(k=5)))"]
 )
-def test_poison_has_the_shape_of_the_step(text: str) -> None:
+def test_what_a_failed_rank_sends_has_the_shape_of_the_step(text: str) -> None:
     reducer = cc.settle(cc.parse(text), 3)
     ctx = cc.Context(rank=0, world=3, step=9, bucket=4)
-    ops = poisoned(rehearse(reducer, State(Store(reducer, 0, 3), LAYOUT), ctx, torch.float32), ctx)
+    ops = failed(rehearse(reducer, State(Store(reducer, 0, 3), LAYOUT), ctx, torch.float32), ctx)
     assert [op.signature for op in ops] == [p[:3] for p in plan(reducer, LAYOUT, 3, 0)]
     for op in ops:
         if isinstance(op, AllReduce):

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 import compcomm as cc
 from compcomm.engine.options import Options
+from compcomm.hosts.joining import connect
 from compcomm.report import network_card
 
 CASES = {  # about a megabyte of payload per step and rank: matrices, and biases that travel exact
@@ -29,12 +30,13 @@ def count(text: str, numel: int, steps: int, interface: str | None) -> dict[str,
     layouts = [cc.Layout.of(found) for found in shapes]
     parameters: Any = [(n, torch.nn.Parameter(torch.empty(s))) for bucket in shapes for n, s in bucket]
     reducer = cc.parse(text)
-    attachment = cc.Attachment(Options(reducer, timeout=20), parameters, torch.device("cpu"))
+    attachment = cc.Attachment(connect(None, torch.device("cpu"), 20), Options(reducer), parameters)
     flats = [torch.randn(lay.numel, generator=torch.Generator().manual_seed(rank)) for lay in layouts]
 
     def step() -> None:
+        attachment.begin_step()
         for b, (flat, layout) in enumerate(zip(flats, layouts, strict=True)):
-            attachment.submit(flat.clone(), layout, b, b == 2)
+            attachment.submit(cc.Bucket(flat.clone(), layout), last=b == 2)
         attachment.end_step()
 
     rounds: list[float] = []

@@ -45,7 +45,7 @@ def gradients(rank: int, step: int) -> Named:
 
 def cut(attachment: Any) -> list[list[str]]:
     """The buckets that an attachment has seen, by the names in them."""
-    return [[s.name for s in layout.segments] for layout in attachment._scheduler.layouts]
+    return [[s.name for s in layout.segments] for layout in attachment.steps.scheduler.layouts]
 
 
 def simulate(

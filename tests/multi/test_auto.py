@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import compcomm as cc
-from compcomm.hosts.auto import SETTLE
+from compcomm.hosts.auto import SKIPPED_STEPS
 from compcomm.plan import in_run, units
 from compcomm.plan.kernels import Kernels
 from compcomm.plan.link import Link
@@ -25,7 +25,7 @@ from .harness import Workers
 pytestmark = pytest.mark.multi
 
 STEPS = 4
-BEFORE = SETTLE + STEPS + 1
+BEFORE = SKIPPED_STEPS + STEPS + 1
 METHODS = (cc.ErrorFeedback(cc.TopK(ratio=0.01)), cc.Cast(torch.bfloat16))
 
 
@@ -66,7 +66,14 @@ def picks(rank: int, world: int, rate: str | None, margin: float) -> Any:
     exact, _ = run(rank, range(BEFORE + 6), attached_exact())
     attachment = mine[2]
     off = [float((a - b).abs().max()) for a, b in zip(found, exact, strict=True)]
-    return off, said, repr(attachment.reducer), attachment.plain is not None, attachment.step, attachment.report().steps
+    return (
+        off,
+        said,
+        repr(attachment.reducer),
+        attachment.observers[0].bypass is not None,
+        attachment.step,
+        attachment.report().steps,
+    )
 
 
 def attached_exact() -> Any:
@@ -99,7 +106,7 @@ def under_test(rank: int, world: int, slower: float) -> Any:
     _, first = run(rank, range(BEFORE), mine, "10mbit")
     picked, wire = repr(mine[2].reducer), mine[2].report().wire_seconds
     _, then = run(rank, range(BEFORE, 2 * BEFORE + 3), mine, "10mbit", pause=slower)
-    return picked, repr(mine[2].reducer), mine[2].plain is not None, first, then, mine[2].step, wire
+    return picked, repr(mine[2].reducer), mine[2].observers[0].bypass is not None, first, then, mine[2].step, wire
 
 
 def test_a_pick_that_does_not_save_what_it_should_is_taken_back(two: Workers) -> None:
@@ -150,7 +157,7 @@ def resumes(rank: int, world: int, rate: str, portable: bool) -> Any:
     again[2].load_portable_state_dict(saved) if portable else again[2].load_state_dict(saved)
     found, said = run(rank, range(BEFORE + 3, BEFORE + 6), again)
     same = all(torch.equal(a, b) for a, b in zip(due, found, strict=True))
-    line = again[2].pilot.line
+    line = again[2].observers[0].line
     return same, said, repr(mine[2].reducer) == repr(again[2].reducer), again[2].step, line
 
 
@@ -167,7 +174,7 @@ def misfits(rank: int, world: int) -> Any:
     dgc = cc.DGC(cc.TopK(ratio=0.01))
     mine = attached(cc.Auto(methods=(dgc, cc.LGreCo(cc.TopK(ratio=0.01), budget=10)), steps=STEPS))
     _, said = run(rank, range(BEFORE + 2), mine, "10mbit")
-    return said, mine[2].plain is not None
+    return said, mine[2].observers[0].bypass is not None
 
 
 def test_methods_that_do_not_fit_are_left_out(two: Workers) -> None:
@@ -186,9 +193,9 @@ def loads(rank: int, world: int) -> Any:
     (place,) = saved
     wrong = {place: {**saved[place], "seed": 9}}
     told = models.caught(lambda: fast[2].load_state_dict(wrong))
-    unchanged = fast[2].plain is not None and repr(fast[2].reducer) == "Exact()"
+    unchanged = fast[2].observers[0].bypass is not None and repr(fast[2].reducer) == "Exact()"
     fast[2].load_state_dict(saved)
-    return told[0], unchanged, fast[2].plain is None, repr(fast[2].reducer) == repr(slow[2].reducer)
+    return told[0], unchanged, fast[2].observers[0].bypass is None, repr(fast[2].reducer) == repr(slow[2].reducer)
 
 
 def test_loading_what_another_run_picked(two: Workers) -> None:

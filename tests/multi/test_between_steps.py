@@ -74,7 +74,7 @@ def stops_in_the_middle(rank: int, world: int) -> Any:
     told = [
         models.caught(attachment.state_dict),
         models.caught(lambda: attachment.load_state_dict(saved)),
-        models.caught(lambda: attachment.rename({}, [])),
+        models.caught(lambda: attachment.steps.between("bind")),
     ]
     report = attachment.report()
     module.armed = False
@@ -116,7 +116,7 @@ def unnamed(rank: int, world: int) -> Any:
         state.bind(model)
         models.train(model, models.batches(rank, 4))
         residuals = models.slots(state).get("residual", {})
-        told.append((state.attachment.report().steps, sorted(residuals), len(state.attachment.parameters)))
+        told.append((state.attachment.report().steps, sorted(residuals), len(state.attachment.setup.parameters)))
     return told
 
 

@@ -168,7 +168,7 @@ def unbound(rank: int, world: int) -> Any:
     model.register_comm_hook(state, cc.ddp_hook)
     models.train(model, inputs[:3])
     refused = models.caught(state.state_dict)
-    before = _sums(state.attachment._store.state_dict())
+    before = _sums(state.attachment.setup.store.state_dict())
     state.bind(model)
     saved = models.own(state.state_dict())
     after, names = _sums(saved["slots"]), sorted(saved["slots"]["residual"])

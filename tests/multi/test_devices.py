@@ -6,15 +6,15 @@ Real Gloo processes; all of it equals the path of CPUs to the bit.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from functools import partial
+from datetime import timedelta
 from typing import Any
 
 import pytest
 import torch
 
 import compcomm as cc
-from compcomm.engine import session as module
 from compcomm.engine.options import Options
+from compcomm.hosts.joining import connect
 from compcomm.ops import backend
 from compcomm.transports.process_group import ProcessGroup
 
@@ -54,24 +54,21 @@ def flattened(slots: Any) -> dict[Any, torch.Tensor]:
 
 def exchange(rank: int, world: int, reducer: str, path: str, dtype: torch.dtype = torch.float32) -> Any:
     """The means of four steps, the state after them, and how many steps were counted."""
-    before = module.ProcessGroup
-    module.ProcessGroup = partial(ProcessGroup, staged=path != "native")  # type: ignore[assignment,misc]
-    try:
-        with backend("triton") if path == "triton" else nullcontext():
-            parameters: Any = [(n, torch.nn.Parameter(torch.empty(s))) for n, s in SHAPES]
-            made = cc.Attachment(Options(cc.parse(reducer), timeout=60, seed=7), parameters, torch.device("cpu"))
-            means: list[torch.Tensor] = []
-            for step in range(4):
-                flats = gradients(rank, step, dtype, bad=True)
-                for b, (flat, layout) in enumerate(zip(flats, layouts(), strict=True)):
-                    made.submit(flat, layout, b, b == len(flats) - 1)
-                made.end_step()
-                means += [flat.clone() for flat in flats]
-            found = means, flattened(models.slots(made)), made.step
-            made.detach()
-            return found
-    finally:
-        module.ProcessGroup = before  # type: ignore[misc]
+    with backend("triton") if path == "triton" else nullcontext():
+        parameters: Any = [(n, torch.nn.Parameter(torch.empty(s))) for n, s in SHAPES]
+        transport = ProcessGroup.over(None, "cpu", timedelta(seconds=60), staged=path != "native")
+        made = cc.Attachment(transport, Options(cc.parse(reducer), seed=7), parameters)
+        means: list[torch.Tensor] = []
+        for step in range(4):
+            flats = gradients(rank, step, dtype, bad=True)
+            made.begin_step()
+            for b, (flat, layout) in enumerate(zip(flats, layouts(), strict=True)):
+                made.submit(cc.Bucket(flat, layout), last=b == len(flats) - 1)
+            made.end_step()
+            means += [flat.clone() for flat in flats]
+        found = means, flattened(models.slots(made)), made.step
+        made.detach()
+        return found
 
 
 def failing(rank: int, world: int, path: str) -> Any:
@@ -85,13 +82,14 @@ def failing(rank: int, world: int, path: str) -> Any:
 
     with backend("triton") if path == "triton" else nullcontext():
         parameters: Any = [(n, torch.nn.Parameter(torch.empty(s))) for n, s in SHAPES]
-        made = cc.Attachment(Options(cc.ErrorFeedback(Fails()), timeout=60), parameters, torch.device("cpu"))
+        made = cc.Attachment(connect(None, torch.device("cpu"), 60), Options(cc.ErrorFeedback(Fails())), parameters)
         step = 0
         try:
             for step in range(4):
                 flats = gradients(rank, step, torch.float32, bad=False)
+                made.begin_step()
                 for b, (flat, layout) in enumerate(zip(flats, layouts(), strict=True)):
-                    made.submit(flat, layout, b, b == len(flats) - 1)
+                    made.submit(cc.Bucket(flat, layout), last=b == len(flats) - 1)
                 made.end_step()
         except Exception as error:
             return step, type(error).__name__, str(error), bool(flats[0].isnan().all())

@@ -107,7 +107,11 @@ def ignores(rank: int, world: int, bound: str) -> Any:
     models.train(model, models.batches(rank, 3))
     if bound != "attach":
         attachment = state.attachment
-    return [n for n, _ in attachment.parameters], models.flat(model.module.body), models.flat(model.module.part)[:9]
+    return (
+        [n for n, _ in attachment.setup.parameters],
+        models.flat(model.module.body),
+        models.flat(model.module.part)[:9],
+    )
 
 
 @pytest.mark.parametrize("bound", ["attach", "bind"])

@@ -191,7 +191,7 @@ def test_torchs_distributed_checkpoint_keeps_both_forms(three: Workers, tmp_path
 def peak(rank: int, world: int, shapes: list[tuple[str, tuple[int, ...]]]) -> Any:
     """Bytes that the process grew by at most while it merged, against those of its state and of the result."""
     attachment = models.wrap(models.Shapes(shapes), cc.parse(QUANTISED), megabytes=25)[1]
-    store = attachment._store
+    store = attachment.setup.store
     for entry in store.entries():
         entry.tensor.fill_(rank + 1.0)
     ctypes.CDLL(None).malloc_trim(0)  # what lies free would be used again, and hide what is needed
@@ -247,7 +247,7 @@ def refuses(rank: int, world: int) -> Any:
     same = all(torch.equal(before["slots"]["residual"][n], t) for n, t in after["slots"]["residual"].items())
     crossed = models.caught(lambda: attachment.load_state_dict(good))
     if rank == 0:
-        attachment._scheduler.number += 1
+        attachment.steps.scheduler.number += 1
     apart = models.caught(attachment.portable_state_dict)
     return told, same and before["step"] == after["step"], crossed, apart
 

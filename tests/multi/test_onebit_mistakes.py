@@ -26,11 +26,11 @@ class Interrupted:
     def __init__(self, attachment: Any) -> None:
         self.submit, self.count = attachment.submit, 0
 
-    def __call__(self, *given: Any) -> Any:
+    def __call__(self, *given: Any, **options: Any) -> Any:
         self.count += 1
         if self.count == 2:
             raise KeyboardInterrupt
-        return self.submit(*given)
+        return self.submit(*given, **options)
 
 
 def interrupts(rank: int, world: int) -> Any:

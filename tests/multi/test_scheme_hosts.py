@@ -172,7 +172,7 @@ def fails(rank: int, world: int, scheme: str, after: int) -> Any:
     finally:
         kind.reduce = original
     second = models.caught(lambda: model(gradients(rank, 4)).backward())
-    state = attachment._store.state_dict()
+    state = attachment.setup.store.state_dict()
     return first, second, all(bool(t.isfinite().all()) for e in state.values() for t in e.values())
 
 

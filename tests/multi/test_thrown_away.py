@@ -186,7 +186,7 @@ def several(rank: int, world: int) -> Any:
                     reducer = cc.Auto() if text == "Auto" else cc.parse(text)
                     model, hook = models.wrap(Branches(), reducer, megabytes=0.02, **form)
                     if text == "Auto":
-                        hook.pilot.decide(None)  # DDP's own sum
+                        hook.observers[0].decide(None)  # DDP's own sum
                     hook.passes = 3 if way == "passes" else 1
                     found: list[Tensor] = []
                     for step in range(3):
@@ -251,8 +251,8 @@ def without_compression(rank: int, world: int) -> Any:
     """``Auto`` has handed the buckets back to DDP's own sum, then picks a method, then goes back."""
     model, hook = models.wrap(models.mlp(), cc.Auto())
     xs = models.batches(rank, 3)
-    hook.pilot.decide(None)
-    steps, found = [hook.plain is not None], []
+    hook.observers[0].decide(None)
+    steps, found = [hook.observers[0].bypass is not None], []
 
     def back(*inputs: Tensor) -> Tensor:
         model.zero_grad()
@@ -271,10 +271,10 @@ def without_compression(rank: int, world: int) -> Any:
     hook.passes = 1
     steps.append(hook.step)
     found.append(back(xs[0]) + back(xs[1]))
-    hook.pilot.decide(cc.parse(EF))
+    hook.observers[0].decide(cc.parse(EF))
     back(xs[2])
     kept = models.caught(hook.discard)[0]
-    hook.pilot.decide(None)
+    hook.observers[0].decide(None)
     hook.discard()
     steps.append(hook.step)
     return steps, kept, [torch.allclose(a, b, 1e-5, 1e-5) for a, b in zip(found[::2], found[1::2], strict=True)]

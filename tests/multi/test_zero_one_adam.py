@@ -199,7 +199,7 @@ def test_conservation(four: Workers, name: str) -> None:
 
 def overheard(attachment: Any, calls: list[Any]) -> Any:
     """Notes the collectives that an attachment begins, until the value is called."""
-    transport, start = attachment._transport, attachment._transport.start
+    transport, start = attachment.wire, attachment.wire.start
 
     def noted(collective: Any) -> Any:
         calls.append(collective)
@@ -218,9 +218,9 @@ def listens(rank: int, world: int, ddp: bool) -> Any:
         attachments = [e.attachment for e in (own.exchange, own.dense) if e is not None]
         calls: list[Any] = []
         ends = [overheard(a, calls) for a in attachments]
-        before = sum(a._scheduler.sent for a in attachments)
+        before = sum(a.steps.scheduler.sent for a in attachments)
         advance(model, own, rank, range(step, step + 1))
-        spoken.append((sum(a._scheduler.sent for a in attachments) - before, len(calls)))
+        spoken.append((sum(a.steps.scheduler.sent for a in attachments) - before, len(calls)))
         for end in ends:
             end()
         if step + 1 in (FREEZE - 1, STEPS):

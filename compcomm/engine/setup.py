@@ -1,0 +1,101 @@
+"""What a session averages by what: the reducer at work, its state, and the parameters by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from ..core.compressor import Compressor
+from ..core.layout import Layout
+from ..core.reducer import Reducer
+from ..core.state import Store
+from ..core.structure import check_optimizer
+from ..routes.choose import settle
+from .options import Options
+from .scheduler import Scheduler
+
+
+def nameless(call: str) -> str:
+    """Why what needs names cannot be done."""
+    return f"{call}: parameters have no names yet. Call state.bind(model) first."
+
+
+class Setup:
+    """What may change between two steps, always on every rank at the same one."""
+
+    def __init__(
+        self,
+        options: Options,
+        reducer: Reducer,
+        parameters: Sequence[tuple[str, nn.Parameter]] | None,
+        scheduler: Scheduler,
+    ) -> None:
+        self.options, self.reducer = options, reducer
+        self.named = parameters is not None
+        """Whether parameters have their real names."""
+        self.parameters = list(parameters or ())
+        self.unaveraged: Callable[[], Sequence[str]] = tuple
+        """Names what trains and is in no bucket, where the host can tell."""
+        self._scheduler = scheduler
+
+    @property
+    def store(self) -> Store:
+        """The reducer's state."""
+        return self._scheduler.store
+
+    @property
+    def layout(self) -> Layout:
+        """All parameters, one after the other."""
+        return Layout.of((n, p.shape) for n, p in self.parameters)
+
+    @property
+    def elements(self) -> dict[str, int]:
+        """The size of each parameter; before parameters have names, of those that have been in a bucket."""
+        if self.named:
+            return {n: p.numel() for n, p in self.parameters}
+        return {part.name: part.numel for layout in self._scheduler.layouts for part in layout.segments}
+
+    def switch(self, reducer: Reducer | Compressor) -> None:
+        """Averages by another reducer from the next step on. Its memory begins anew, as at attach; ``reducer`` must be
+        equal on all ranks.
+
+        Raises:
+            ValueError: it does not fit the model or the optimizer. What runs goes on as it was.
+        """
+        rank, world, device = self.store.rank, self.store.world, self.store.device
+        settled, layout = settle(reducer, world), self.layout
+        settled.check(layout)
+        check_optimizer(settled, self.options.groups(self.parameters))
+        store = Store(settled, rank, world, device)
+        for expected in (*self._scheduler.layouts, layout):
+            store.declare(expected)
+        self.options, self.reducer = replace(self.options, reducer=reducer), settled
+        self._scheduler.store, self._scheduler.last = store, []
+
+    def configuration(self) -> Any:
+        """What ``switch`` changes, for ``restore``."""
+        return self.options, self.reducer, self.store
+
+    def restore(self, configuration: Any) -> None:
+        """As it was."""
+        self.options, self.reducer, self._scheduler.store = configuration
+
+    def rename(self, names: Mapping[str, str], parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
+        """Gives parameters their real names: random numbers are keyed by name."""
+        self.store.rename(names)
+        self.parameters, self.named = list(parameters), True
+        self.store.declare(self.layout)
+        self._scheduler.last = []
+        self._scheduler.layouts.clear()
+
+    def admit(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
+        """Takes parameters that the host averages too, as its first step shows. In the same order on every rank.
+
+        Raises:
+            ValueError: the reducer cannot take them.
+        """
+        self.reducer.check(Layout.of((n, p.shape) for n, p in (*self.parameters, *parameters)))
+        self.parameters.extend(parameters)

@@ -1,0 +1,42 @@
+"""How a host's ranks come together: a transport of their own, and what a rank says that cannot take part."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import timedelta
+from typing import NoReturn
+
+import torch
+import torch.distributed as dist
+
+from ..engine.agreement import agree
+from ..transports.process_group import ProcessGroup
+
+
+def patience(timeout: timedelta | float | None) -> timedelta | None:
+    """The timeout of one collective; None: torch's default.
+
+    Raises:
+        ValueError: it is not a positive time.
+    """
+    if timeout is None:
+        return None
+    found = timeout if isinstance(timeout, timedelta) else timedelta(seconds=float(timeout))
+    if found <= timedelta(0):
+        raise ValueError(f"attach: timeout={timeout!r} is not a positive time.")
+    return found
+
+
+def connect(
+    group: dist.ProcessGroup | None, device: torch.device, timeout: timedelta | float | None = None
+) -> ProcessGroup:
+    """A transport for one session over the ranks of ``group`` (None: all). Collective."""
+    return ProcessGroup.over(group, device, patience(timeout))
+
+
+def decline(error: Exception, group: dist.ProcessGroup | None, device: torch.device) -> NoReturn:
+    """Raises ``error`` on a rank that cannot attach, after telling the peers that are about to."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1:
+        with suppress(Exception):  # peers that never attach are not waited for long
+            agree(connect(group, device, 30), {}, error)
+    raise error

@@ -1,0 +1,174 @@
+"""The calls of a session in their order, and what is said where they come in another; one rank, a transport of the
+test's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+from torch import nn
+
+import compcomm as cc
+from compcomm.core.collectives import AllGather, AllToAll, Collective, ReduceScatter
+from compcomm.core.source import Source, Target
+from compcomm.core.transport import Pending, TransportError
+from compcomm.engine.observer import Observer
+from compcomm.engine.options import Options
+from compcomm.engine.running_flow import RunningFlow
+from compcomm.engine.session import Session
+
+LAYOUT = cc.Layout.of([("w", (40, 50)), ("b", (7,))])
+
+
+class Done:
+    def ready(self) -> bool:
+        return True
+
+    def wait(self) -> None:
+        pass
+
+
+class Alone:
+    """A transport for one rank that inherits nothing."""
+
+    def __init__(self) -> None:
+        self.rank, self.world, self.device, self.staged, self.seconds = 0, 1, torch.device("cpu"), False, 0.0
+        self.gone, self.closed = "", False
+
+    def start(self, op: Collective) -> Pending:
+        if isinstance(op, AllGather | AllToAll | ReduceScatter):
+            op.recv.copy_(op.send)
+        return Done()
+
+    def check(self) -> None:
+        if self.gone:
+            raise TransportError(self.gone)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def make(reducer: cc.Reducer | cc.Compressor, transport: Alone | None = None) -> Session:
+    parameters = [("w", nn.Parameter(torch.empty(40, 50))), ("b", nn.Parameter(torch.empty(7)))]
+    return Session(transport or Alone(), Options(reducer), parameters)
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    made = make(cc.ErrorFeedback(cc.TopK(ratio=0.1)))
+    yield made
+    made.close()
+
+
+def bucket(value: float = 1.0) -> cc.Bucket:
+    return cc.Bucket(torch.full((LAYOUT.numel,), value), LAYOUT)
+
+
+def test_the_calls_in_another_order(session: Session) -> None:
+    with pytest.raises(cc.StateError, match=r"submit: no step has begun.*Call begin_step\(\)"):
+        session.submit(bucket())
+    with pytest.raises(cc.StateError, match=r"end_step: no step has begun.*Call begin_step\(\)"):
+        session.end_step()
+    session.begin_step()
+    session.submit(bucket())
+    with pytest.raises(cc.StateError, match=r"begin_step: step 0 has begun and not ended.*abandon_step\(\)"):
+        session.begin_step()
+    with pytest.raises(cc.StateError, match="state_dict: step 0 has begun"):
+        session.state.save()
+    session.end_step()
+    with pytest.raises(cc.StateError, match="end_step: no step has begun since the last one ended"):
+        session.end_step()
+    session.begin_step()
+    session.submit(bucket(), last=True)
+    with pytest.raises(cc.StateError, match="its last bucket was submitted already"):
+        session.submit(bucket())
+    session.end_step()
+    assert session.step == 2
+
+
+def test_a_step_without_a_bucket_does_not_count(session: Session) -> None:
+    session.begin_step()
+    assert session.end_step() is None
+    session.begin_step()
+    session.abandon_step()
+    session.begin_step()
+    session.submit(bucket())
+    assert session.end_step() is not None
+    assert session.step == 1
+
+
+def test_a_step_whose_last_bucket_came_ends_by_itself(session: Session) -> None:
+    """DDP's end of a backward pass is not heard of where something raises behind the last bucket."""
+    for _ in range(3):
+        session.begin_step()
+        session.submit(bucket(), last=True)
+    session.end_step()
+    assert session.step == 3
+
+
+def test_sources_and_targets(session: Session) -> None:
+    session.begin_step()
+    with pytest.raises(TypeError, match="a host gives its gradient alone"):
+        session.submit(Source(bucket(), bucket()))
+    session.end_step()
+    exact = make(cc.Exact())
+    given, wanted = bucket(3.0), cc.Bucket(torch.ones(LAYOUT.numel, dtype=torch.float64), LAYOUT)
+    exact.begin_step()
+    future = exact.submit(Source(given, decay=2.0), Target(wanted, scale=5.0, accumulate=True))
+    exact.end_step()
+    assert future.wait() is wanted.flat
+    assert torch.equal(wanted.flat, torch.full_like(wanted.flat, 31.0))
+    exact.close()
+
+
+def test_buckets_are_numbered_as_they_come() -> None:
+    seen: list[tuple[int, int]] = []
+
+    class Noted(cc.Exact):
+        def reduce(self, source, target, state, ctx):  # type: ignore[no-untyped-def]
+            if not source.x.flat.is_meta:
+                seen.append((ctx.step, ctx.bucket))
+            return super().reduce(source, target, state, ctx)
+
+    noted = make(Noted())
+    for _ in range(2):
+        noted.begin_step()
+        for _ in range(3):
+            noted.submit(bucket())
+        noted.end_step()
+    noted.close()
+    assert seen == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+
+
+def test_a_transport_that_is_gone_and_a_session_that_is_closed() -> None:
+    transport = Alone()
+    session = make(cc.Exact(), transport)
+    transport.gone = "the cable is cut"
+    with pytest.raises(RuntimeError, match=r"Exact\(\): the cable is cut"):
+        session.begin_step()
+    session.close()
+    assert transport.closed
+    with pytest.raises(RuntimeError, match="was detached"):
+        session.begin_step()
+
+
+def test_observers_hear_of_every_step_and_stand_in_checkpoints(session: Session) -> None:
+    class Counts(Observer):
+        heard = 0
+
+        def after_step(self, flows: Sequence[RunningFlow], exposed: float) -> None:
+            self.heard += len(flows)
+
+        def saved(self) -> dict[str, int]:
+            return {"heard": self.heard}
+
+    counts = Counts()
+    session.observers.append(counts)
+    for _ in range(2):
+        session.begin_step()
+        session.submit(bucket())
+        session.submit(bucket())
+        session.end_step()
+    assert counts.heard == 4
+    assert session.state.save()["rank 0 of 1"]["heard"] == 4
