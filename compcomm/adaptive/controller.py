@@ -44,8 +44,9 @@ from ..core.state import (
 )
 from ..feedback import slabs
 from ..ops.work import kept
-from . import telemetry
-from .telemetry import Layer, Table, Telemetry
+from . import measuring
+from .measuring import Layer
+from .telemetry import Table, Telemetry
 
 _FAILED, _KEPT = 1.0, 2.0
 LAG = 5
@@ -259,7 +260,7 @@ class Controller(Around, ABC, abstract=True):
 
     def review(self, segments: Sequence[Segment], store: Store, ctx: Context) -> Review:
         yield from super().review(segments, store, ctx)
-        every = telemetry.layers(s for s in segments if s.numel and not self.exact(s))
+        every = measuring.layers(s for s in segments if s.numel and not self.exact(s))
         if not every:
             return
         if self._at(ctx.step, 0) and self.lag:
@@ -276,12 +277,12 @@ class Controller(Around, ABC, abstract=True):
 
     def _measured(self, every: Sequence[Layer], store: Store, ctx: Context, event: Any = None) -> tuple[Table, Table]:
         """``event``: where the stream has come to that wrote the slots, for a thread that does not follow it."""
-        mine, gathered = telemetry.dealt(every, ctx.rank, ctx.world), self._slot("gathered")
+        mine, gathered = measuring.dealt(every, ctx.rank, ctx.world), self._slot("gathered")
         if event is not None:
             event.synchronize()
         with torch.cuda.stream(torch.cuda.Stream(store.device)) if event is not None else nullcontext():
             given = [(i, s, store.get(gathered, s).cpu()) for i in mine for s in every[i].pieces]
-        return telemetry.measure(self.core, given, len(every), self.settings if self.measures else (), ctx)
+        return measuring.measure(self.core, given, len(every), self.settings if self.measures else (), ctx)
 
     def _exchange(self, every: Sequence[Layer], store: Store, ctx: Context) -> Review:
         work, failure = store.under_way.pop(self._key(every, "measured"), None), None
@@ -317,7 +318,7 @@ class Controller(Around, ABC, abstract=True):
 
     def telemetry(self, segments: Sequence[Segment], store: Store) -> Telemetry:
         """What was measured last; zeros before that. The same on every rank."""
-        return self._telemetry(telemetry.layers(s for s in segments if s.numel and not self.exact(s)), store)
+        return self._telemetry(measuring.layers(s for s in segments if s.numel and not self.exact(s)), store)
 
     def controllers(self, segments: Sequence[Segment]) -> Iterator[tuple[Any, Sequence[Segment]]]:
         yield self, segments
@@ -336,7 +337,7 @@ class Controller(Around, ABC, abstract=True):
             norms=rows[:, 1],
             before=rows[:, 0],
             errors=rows[:, 2:] if self.measures else np.full((len(every), len(settings)), np.nan),
-            sizes=telemetry.sizes(self.core, every, settings),
+            sizes=measuring.sizes(self.core, every, settings),
             current=np.array([nearest(settings, mine.get(s.name, base)) for s in pieces]),
             reference=np.array([nearest(settings, inner.get(s.name, base)) for s in pieces]),
             first=not rows[:, 0].any(),

@@ -15,7 +15,8 @@ from pathlib import Path
 from . import units
 from .methods import Method, default, method
 from .models import Model, find
-from .planner import Plan, plan
+from .planner import plan
+from .result import Plan
 from .table import show
 
 

@@ -47,12 +47,10 @@ CIRCLES = {
     ("core.state", "core.compressor"),
     ("core.state", "core.packing"),
     ("core.state", "core.reducer"),
-    ("adaptive.formatting", "adaptive.telemetry"),
     ("optim.legacy", "optim.base"),
     ("optim.checkpoint", "optim.base"),
     ("optim.adam", "optim.base"),
     ("optim.recall", "optim.base"),
-    ("plan.table", "plan.planner"),
 }
 
 
