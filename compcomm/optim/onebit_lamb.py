@@ -17,19 +17,16 @@ from ..core.reducer import Reducer
 from ..core.state import StateError
 from ..routes.exact import Exact
 from . import foreach
-from .base import CompressedOptimizer
 from .flat import Batch
-from .freeze import Freeze, check_rule
+from .frozen_variance import FrozenVariance
 from .trust import Bounds, Trust, check_numbers
-from .variance import check_floor
-from .variance import freeze as freeze_variance
 from .workspace import Sheet, sheets
 
 SCALE = 2.0**20
 """Momentum is scaled by no more than this before it travels, and by no less than its inverse."""
 
 
-class OneBitLamb(CompressedOptimizer):
+class OneBitLamb(FrozenVariance):
     """``optimizer = cc.optim.OneBitLamb(ddp_model, lr=4e-3, weight_decay=0.01)`` in place of a LAMB.
 
     Warm-up, g the mean gradient (averaged by DDP's backward pass through ``warmup``, or in ``step``), for each
@@ -85,6 +82,8 @@ class OneBitLamb(CompressedOptimizer):
     at least 2^-20, and 1 where rms(m) is 0, where it is infinite there.
     """
 
+    KEPT = ("warmup", "trust")
+
     def __init__(
         self,
         model_or_params: Any,
@@ -112,39 +111,24 @@ class OneBitLamb(CompressedOptimizer):
         timeout: timedelta | float | None = None,
         seed: int = 0,
     ) -> None:
-        self.frozen_at: int | None = None
-        """The step after which the variance was frozen; None during the warm-up."""
-        self.steps = 0
-        """Steps that counted: bad ones do not."""
-        self.v_floor = v_floor
         defaults = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad,
             "maximize": maximize, "max_coeff": max_coeff, "min_coeff": min_coeff, "adapt": True,
         }  # fmt: skip
-
-        def check() -> None:
-            check_rule("OneBitLamb", freeze)
-            check_floor("OneBitLamb", v_floor)
-            check_factors(coeff_beta, factor_max, factor_min, factor_threshold)
-
         super().__init__(
-            model_or_params, defaults, params=params, compressor=compressor, warmup=warmup, group=group,
-            timeout=timeout, seed=seed, listens=True, check=check,
+            model_or_params, defaults, freeze=freeze, v_floor=v_floor,
             facts={
-                "freeze": freeze, "v_floor": v_floor, "coeff_beta": coeff_beta, "factor_max": factor_max,
-                "factor_min": factor_min, "factor_threshold": factor_threshold,
+                "coeff_beta": coeff_beta, "factor_max": factor_max, "factor_min": factor_min,
+                "factor_threshold": factor_threshold,
             },
+            check=lambda: check_factors(coeff_beta, factor_max, factor_min, factor_threshold),
+            params=params, compressor=compressor, warmup=warmup, group=group, timeout=timeout, seed=seed,
         )  # fmt: skip
-        self._freeze = Freeze(freeze, max(float(g["betas"][1]) for g in self.param_groups))
         self._bounds, self._coeff_beta = Bounds(*map(float, (factor_min, factor_max, factor_threshold))), coeff_beta
-        self._mean, self._second, self._fresh = self.flat.zeros(), self.flat.zeros(), self.flat.nothing
+        self._fresh = self.flat.nothing
         self._floor: list[float] = []
         self._scaling: list[float] = []
         self._fit()
-
-    @property
-    def compressed(self) -> bool:
-        return self.frozen_at is not None
 
     @property
     def coefficients(self) -> dict[str, float]:
@@ -156,8 +140,8 @@ class OneBitLamb(CompressedOptimizer):
         self._sheets = {sheet.numbers[0]: sheet for sheet in sheets(self.flat)}
         self._trust = Trust(len(self.flat.params), self._coeff_beta, self._bounds)
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
+    def check_group(self, group: dict[str, Any]) -> None:
+        super().check_group(group)
         low, high = float(group["min_coeff"]), float(group["max_coeff"])
         if not 0.0 < low <= high < float("inf"):
             raise ValueError(
@@ -178,16 +162,6 @@ class OneBitLamb(CompressedOptimizer):
         rate = float(group["lr"])
         return rate, 1.0, rate * float(group["weight_decay"]), 0.0
 
-    def _advance(self, scale: float, bad: bool) -> bool:
-        if self.compressed:
-            return self._travel(scale, bad)
-        if not self._warm(scale, bad):
-            return False
-        self.steps += 1
-        if self._ends(self._second):
-            self._cool()
-        return True
-
     def _options(self, name: str, numbers: Sequence[int]) -> list[Any]:
         return [self.param_groups[self.flat.owners[n]][name] for n in numbers]
 
@@ -206,19 +180,8 @@ class OneBitLamb(CompressedOptimizer):
 
     # The warm-up: LAMB.
 
-    def _warm(self, scale: float, bad: bool) -> bool:
-        """A step of LAMB; False: it was skipped."""
-        mean: Tensor | None = None
-        if self.dense is None:  # gradients are averaged already
-            awake = None if self._skips(bad) else [p.grad is not None for p in self.flat.params]
-        else:
-            mean = self._room()
-            self._gather(self._mean, mean, scale, self._begin_flags(bad))
-            awake = self._awake()
-        if awake is None:
-            return False
+    def _adapt(self, awake: list[bool], mean: Tensor | None, scale: float) -> None:
         self._average(self.dense, self._mean if mean is None else mean, lambda b: self._lamb(b, awake, mean, scale))
-        return True
 
     def _lamb(self, batch: Batch, awake: list[bool], mean: Tensor | None, scale: float) -> None:
         """``mean``: a flat vector with the averaged gradients; None: they are in the parameters."""
@@ -233,7 +196,7 @@ class OneBitLamb(CompressedOptimizer):
             if part.params:
                 group = self.param_groups[part.group]
                 grads = self._grads(part) if mean is None else self._found(part, mean)
-                sign = 1.0 if mean is not None else -scale if group["maximize"] else scale
+                sign = -scale if group["maximize"] and mean is None else scale
                 b1, b2 = map(float, group["betas"])
                 # Adam with r in the place of the parameters, and a rate of -1: decay x becomes r
                 ops.adam(
@@ -249,17 +212,12 @@ class OneBitLamb(CompressedOptimizer):
             c.append(self._trust.measure(n, weights[i], norms[i], limits) if group["adapt"] else 1.0)
         self._descend(sheet, moving, updates, c)
 
-    def _cool(self) -> None:
-        """The warm-up ends: from here on ``_second`` holds d."""
+    def _cool(self) -> list[float]:
         self._fresh = self._second.clone()
-        options = [(1.0, float(g["eps"])) for g in self.param_groups]
-        self._floor = freeze_variance(self.flat, self._second, self.v_floor, options)
         self._scaling = self._scales()
+        self._floor = super()._cool()
         self._trust.end()
-        self.frozen_at = self.steps
-        self._hang_up()
-        if self.world > 1:
-            self._say(f"variance frozen after {self.steps} steps; {self._line()}")
+        return self._floor
 
     def _scales(self) -> list[float]:
         """s of all parameters."""
@@ -272,24 +230,9 @@ class OneBitLamb(CompressedOptimizer):
 
     # After it: momentum that travels.
 
-    def _travel(self, scale: float, bad: bool) -> bool:
-        """A step; False: it was skipped."""
-        new = self._room()
-        self._momentum(self._mean, new, scale, self._begin_flags(bad))
-        awake = self._awake()
-        if awake is None:
-            return False
-        asleep = [n for n, a in enumerate(awake) if not a]
-        for n in asleep:
-            self.flat.view(new, n).zero_()  # sent as nothing, so that their residual stays
+    def _departs(self, new: Tensor) -> None:
         if self.exchange is not None:
             foreach.multiply(self.flat.views(new), self._scaling)
-        self._average(self.exchange, new, lambda batch: self._arrived(batch, awake, new))
-        for n in asleep:
-            self.flat.view(new, n).copy_(self.flat.view(self._mean, n))
-        self._mean, self._spare = new, self._mean
-        self.steps += 1
-        return True
 
     def _arrived(self, batch: Batch, awake: list[bool], new: Tensor) -> None:
         sheet = self._sheets[batch.parts[0].numbers[0]]
@@ -349,37 +292,28 @@ class OneBitLamb(CompressedOptimizer):
         return {"exp_avg": self._mean, "exp_avg_sq": self._fresh, "denominator": self._second}
 
     def extra(self) -> dict[str, Any]:
-        return {
-            "steps": self.steps, "frozen_at": self.frozen_at, "warmup": self._freeze.state_dict(),
-            "trust": self._trust.state_dict(), "floor": list(self._floor), "scaling": list(self._scaling),
-        }  # fmt: skip
+        numbers = {"trust": self._trust.state_dict(), "floor": list(self._floor), "scaling": list(self._scaling)}
+        return {**super().extra(), **numbers}
 
     def check_extra(
         self, extra: Mapping[str, Any], vectors: Mapping[str, Tensor], own: Mapping[str, Sequence[Any]]
     ) -> None:
-        steps, frozen, warmup, trust = (extra.get(name) for name in ("steps", "frozen_at", "warmup", "trust"))
-        if (
-            not isinstance(steps, int)
-            or not isinstance(frozen, int | None)
-            or not isinstance(warmup, Mapping)
-            or not isinstance(trust, Mapping)
-        ):
-            raise StateError(f"load_state_dict: steps={steps!r}, frozen_at={frozen!r}: the checkpoint is damaged.")
-        due = [*(["denominator"] if frozen is not None else []), "exp_avg", "exp_avg_sq"]
-        if sorted(vectors) != due:
-            raise StateError(f"load_state_dict: moments {sorted(vectors)} where {due} are due.")
-        Freeze("auto", 0.9).load_state_dict(warmup)
+        super().check_extra(extra, vectors, own)
+        frozen, trust = extra["frozen_at"], extra["trust"]
         count = len(self.flat.params)
         for name in ("mean", "factor"):
             check_numbers(name, trust.get(name), count)
         for name in ("floor", "scaling"):
             check_numbers(name, extra.get(name), 0 if frozen is None else count)
 
+    def _check_vectors(self, vectors: Mapping[str, Tensor], frozen: int | None) -> None:
+        due = [*(["denominator"] if frozen is not None else []), "exp_avg", "exp_avg_sq"]
+        if sorted(vectors) != due:
+            raise StateError(f"load_state_dict: moments {sorted(vectors)} where {due} are due.")
+
     def load(self, vectors: dict[str, Tensor], own: Mapping[str, list[Tensor]], extra: Mapping[str, Any]) -> None:
-        was = self.compressed
+        was = self._take(extra)
         self._fit()
-        self.steps, self.frozen_at = extra["steps"], extra["frozen_at"]
-        self._freeze.load_state_dict(extra["warmup"])
         self._trust.load_state_dict(extra["trust"])
         self._floor, self._scaling = list(extra["floor"]), list(extra["scaling"])
         self._mean = vectors["exp_avg"]

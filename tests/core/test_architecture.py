@@ -47,10 +47,6 @@ CIRCLES = {
     ("core.state", "core.compressor"),
     ("core.state", "core.packing"),
     ("core.state", "core.reducer"),
-    ("optim.legacy", "optim.base"),
-    ("optim.checkpoint", "optim.base"),
-    ("optim.adam", "optim.base"),
-    ("optim.recall", "optim.base"),
 }
 
 
