@@ -23,7 +23,7 @@ INPUT = (
 def _check(op: str, x: Tensor | None, wires: Tensor, table_in: Tensor, skip: Tensor, wire: Tensor, *rest: Any) -> None:
     table_out, status = rest[0], rest[1]
     checks.encode(op, x, None, wire, table_out, status)
-    checks.decode(op, wires, table_in, skip, wire.new_empty(0, dtype=checks.F32))
+    checks.decode(op, wires, table_in, skip, checks.NO_FLOATS)
     check_rows(op, table_in, table_out)
 
 

@@ -78,15 +78,31 @@ def register(
     (rows of the table, the second argument), in time that does not depend on the other messages.
     """
     name = schema.partition("(")[0]
-    written = tuple("!" in argument for argument in schema.partition("->")[0].split(", "))
+    arguments = _arguments(schema)
+    half = tuple(i for i, (kind, word) in enumerate(arguments) if kind.startswith("Tensor") and word in HALF)
+    written = {i for i, (kind, _) in enumerate(arguments) if "!" in kind}
     _library.define(schema)
     torch.library.register_fake(f"compcomm::{name}", fake, lib=_library)
 
     def slow(*args: Any) -> Any:
         if check is not None:
             check(name, *args)
-        with _widened(args, written) as args:
-            return reference(*args)
+        for i in half:
+            if args[i] is not None and args[i].dtype in _NARROW:
+                return _widened(reference, args, half, written)
+        return reference(*args)
+
+    def explain(code: int, args: tuple[Any, ...]) -> None:
+        if code > 0 and corrupt is not None:
+            corrupt(*divmod(code - 1, len(args[1])), *args)
+        else:
+            reference(*args)
+        raise RuntimeError(f"compcomm.{name}: the native kernel refused the call (code {code}); please report this")
+
+    def fast(*args: Any) -> None:
+        assert native is not None
+        if code := native(*args):
+            explain(code, args)
 
     def launched(wanted: str, args: tuple[Any, ...]) -> Any:
         if check is not None:
@@ -94,22 +110,18 @@ def register(
         return gpu.run(name, wanted, args)
 
     def on_cpu(*args: Any) -> Any:
-        if _Choice.cpu == "reference" or (native is None and _Choice.cpu == "native"):
+        if _Choice.cpu == "native" and native is not None:  # written out: this is on the way of every bucket
+            if check is not None:
+                check(name, *args)
+            for i in half:
+                if args[i] is not None and args[i].dtype in _NARROW:
+                    return _widened(fast, args, half, written)
+            if code := native(*args):
+                explain(code, args)
+            return None
+        if _Choice.cpu in ("native", "reference"):
             return slow(*args)
-        if _Choice.cpu != "native" or native is None:
-            return launched(_Choice.cpu, args)
-        if check is not None:
-            check(name, *args)
-        with _widened(args, written) as args:
-            code = native(*args)
-            if code > 0 and corrupt is not None:
-                corrupt(*divmod(code - 1, len(args[1])), *args)
-            elif code:
-                reference(*args)
-            if code:
-                raise RuntimeError(
-                    f"compcomm.{name}: the native kernel refused the call (code {code}); please report this"
-                )
+        return launched(_Choice.cpu, args)
 
     def elsewhere(*args: Any) -> Any:
         if gpu.device_of(args).type == "cpu":  # of another layout, such as sparse: refused with a reason
@@ -120,30 +132,33 @@ def register(
     _library.impl(name, on_cpu, "CPU")
 
 
+HALF = frozenset(("x", "add", "out", "list", "to", "source", "beta", "gradient", "error", "estimate"))
+"""Names of the arguments that may be in half precision; what is not among them has a type of its own, which ``check``
+asks for. (Lists of tensors are their ops' own affair.)"""
 _NARROW = (torch.bfloat16, torch.float16)
 
 
-class _widened:
-    """An op's arguments with fp32 copies in place of half-precision tensors; what the op wrote goes back at the end.
+def _arguments(schema: str) -> list[tuple[str, str]]:
+    """The type and the name of each argument."""
+    inside = schema.partition("(")[2].rpartition(" ->")[0].rpartition(")")[0]
+    pairs = [argument.rpartition(" ") for argument in inside.split(", ")]
+    return [(kind, name) for kind, _, name in pairs]
+
+
+def _widened(f: Callable[..., Any], args: tuple[Any, ...], half: tuple[int, ...], written: set[int]) -> Any:
+    """``f`` on fp32 copies of the half-precision tensors; what it wrote goes back at the end.
 
     For the kernels that know fp32 alone; those on GPUs read and write half precision as it is.
     """
-
-    def __init__(self, args: tuple[Any, ...], written: tuple[bool, ...]) -> None:
-        self._args, self._back = args, ()
-        if any(isinstance(a, torch.Tensor) and a.dtype in _NARROW for a in args):
-            self._args = tuple(a.float() if isinstance(a, torch.Tensor) and a.dtype in _NARROW else a for a in args)
-            self._back = [(a, b) for a, b, w in zip(args, self._args, written, strict=True) if w and a is not b]
-
-    def __enter__(self) -> tuple[Any, ...]:
-        return self._args
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            for narrow, wide in self._back:
-                narrow.copy_(wide)
+    wide = list(args)
+    for i in half:
+        if args[i] is not None and args[i].dtype in _NARROW:
+            wide[i] = args[i].float()
+    result = f(*wide)
+    for i in half:
+        if i in written and wide[i] is not args[i]:
+            args[i].copy_(wide[i])
+    return result
 
 
 def _has_tensors(schema: str) -> bool:
