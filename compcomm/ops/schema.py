@@ -5,7 +5,7 @@
 ``reference(*args)`` runs on every device. ``native(*args)`` is the C++ kernel and returns an error code: 0 when the
 kernel did the work, else nothing useful happened and the reference, which checks row by row, is asked for the
 explanation. A decoder whose code says which message is corrupt needs no second reading of all of them: its ``corrupt``
-explains that one. CUDA tensors go to the Triton or CUDA kernel of that name (``gpu.py``).
+explains that one. CUDA tensors go to the Triton or CUDA kernel of that name (``gpu.py``), where there is one.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ class backend:
     """Choose the implementation: ``backend("reference")`` from now on, or ``with backend("reference"): ...``.
 
     "native": compiled kernels, the default (C++ for CPU tensors; for CUDA tensors CUDA C++ where an op has such a
-    kernel, else Triton); "triton", "cuda": those alone, also for CPU tensors where Triton is interpreted or the CUDA
-    kernels were built for the host; "reference": torch operators on every device.
+    kernel, else Triton; torch operators where it has none, which is said once); "triton", "cuda": those alone, also for
+    CPU tensors where Triton is interpreted or the CUDA kernels were built for the host; "reference": torch operators on
+    every device.
     """
 
     def __init__(self, name: str) -> None:
@@ -84,13 +85,16 @@ def register(
     _library.define(schema)
     torch.library.register_fake(f"compcomm::{name}", fake, lib=_library)
 
-    def slow(*args: Any) -> Any:
-        if check is not None:
-            check(name, *args)
+    def plain(*args: Any) -> Any:
         for i in half:
             if args[i] is not None and args[i].dtype in _NARROW:
                 return _widened(reference, args, half, written)
         return reference(*args)
+
+    def slow(*args: Any) -> Any:
+        if check is not None:
+            check(name, *args)
+        return plain(*args)
 
     def explain(code: int, args: tuple[Any, ...]) -> None:
         if code > 0 and corrupt is not None:
@@ -107,7 +111,7 @@ def register(
     def launched(wanted: str, args: tuple[Any, ...]) -> Any:
         if check is not None:
             check(name, *args)
-        return gpu.run(name, wanted, args)
+        return gpu.run(name, wanted, plain, args)
 
     def on_cpu(*args: Any) -> Any:
         if _Choice.cpu == "native" and native is not None:  # written out: this is on the way of every bucket
