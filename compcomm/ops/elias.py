@@ -30,6 +30,7 @@ register(
     elias_encode,
     native.encodes("elias_encode", INT, INT, INT, INT, LONG, LONG, LONG, tensors=1),
     _check_encode,
+    serial=True,
 )
 register(
     f"elias_decode({OUTPUT}, int bits, int levels, int block) -> ()",
@@ -37,4 +38,5 @@ register(
     native.decodes("elias_decode", INT, INT, LONG),
     _check_decode,
     corrupt=corrupt,
+    serial=True,
 )

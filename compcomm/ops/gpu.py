@@ -1,5 +1,5 @@
 """Which kernel serves an op on a GPU: CUDA C++ where there is one for it and it was built, else Triton, else none: then
-the torch reference runs there, which is said once.
+the torch reference runs there (or, where that goes bit by bit, the C++ kernel on copies), which is said once.
 
 Kernels are looked for at the first tensor that needs them, so machines without a GPU pay nothing. CPU tensors come here
 only where they are asked to by ``backend("triton")`` or ``backend("cuda")``: for Triton's interpreter, or for CUDA
@@ -89,10 +89,10 @@ def run(op: str, wanted: str, reference: Kernel, args: tuple[Any, ...]) -> Any:
 
 @cache
 def say_once(op: str, device: str, reason: str) -> None:
-    """That an op runs on torch operators."""
+    """That an op runs without a kernel."""
     _log.warning(
-        "compcomm: %s has no kernel for %s tensors (%s); torch operators do its work there, many times slower, and the "
-        "host waits for them",
+        "compcomm: %s has no kernel for %s tensors (%s); torch operators or the host do its work, many times slower, "
+        "and the host waits for them",
         *(op, device, reason),
     )
 

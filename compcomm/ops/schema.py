@@ -72,11 +72,13 @@ def register(
     check: Callable[..., None] | None = None,
     fake: Callable[..., Any] = lambda *_: None,
     corrupt: Callable[..., None] | None = None,
+    serial: bool = False,
 ) -> None:
     """Define ``torch.ops.compcomm.<name>``; ``check(name, *args)`` runs before either implementation.
 
     ``corrupt(message, row, *args)`` raises what the reference would, where ``native`` returned 1 + message * rows + row
-    (rows of the table, the second argument), in time that does not depend on the other messages.
+    (rows of the table, the second argument), in time that does not depend on the other messages. ``serial``: the
+    reference goes bit by bit, so that where a device has no kernel the work is done on copies on the host.
     """
     name = schema.partition("(")[0]
     arguments = _arguments(schema)
@@ -111,7 +113,14 @@ def register(
     def launched(wanted: str, args: tuple[Any, ...]) -> Any:
         if check is not None:
             check(name, *args)
-        return gpu.run(name, wanted, plain, args)
+        return gpu.run(name, wanted, hosted if serial else plain, args)
+
+    def hosted(*args: Any) -> None:
+        there = [a.cpu() if isinstance(a, torch.Tensor) else a for a in args]
+        on_cpu(*there)
+        for i in written:
+            if args[i] is not None:
+                args[i].copy_(there[i])
 
     def on_cpu(*args: Any) -> Any:
         if _Choice.cpu == "native" and native is not None:  # written out: this is on the way of every bucket
