@@ -57,11 +57,11 @@ class Averaging(Skips):
 
         return self._freeze.due(self.steps, rates, size, agree)
 
-    def _hang_up(self) -> None:
+    def _stop_gradient_averaging(self) -> None:
         """Gradients are no longer averaged."""
         if self._hook is not None:
-            self._hook.hang_up()
-        if self._listens:
+            self._hook.stop_gradient_averaging()
+        if self._ddp_averages:
             self._watch(True)  # until a step tells
         if self.dense is not None:
             self.dense.close()
@@ -74,15 +74,15 @@ class Averaging(Skips):
             return
         if self.compressed:
             if not was_compressed:
-                self._hang_up()
+                self._stop_gradient_averaging()
             return
         if was_compressed:
-            self._listen()
+            self._start_gradient_averaging()
         for found in (self._hook and self._hook.attachment, self.dense):
             if found:
                 found.resume(averaged)
 
-    def _say(self, text: str) -> None:
+    def _announce(self, text: str) -> None:
         if self.world > 1 and dist.get_rank(self.group) == 0:
             print(f"compcomm: {self._call}: {text}", file=sys.stderr, flush=True)
 
@@ -90,15 +90,15 @@ class Averaging(Skips):
         """Why the freeze comes now, and what the compressed phase sends."""
         asked = self._facts.get("freeze")
         if isinstance(asked, int) and self.steps > asked:
-            self._say(f"freeze={asked} has waited for the learning rate, or for a variance that is not zero")
+            self._announce(f"freeze={asked} has waited for the learning rate, or for a variance that is not zero")
         return announce(settle(self.reducer, self.world), self.flat.layout, self.world, "from here on")
 
-    def _meet(self) -> None:
+    def _check_replicas(self) -> None:
         """What would make the ranks train apart, or in vain, is found out in ``step``."""
         replicas.unfrozen(self._call, self._left)
         replicas.uneven(self._call, self._ddp)
-        if not self._met and self.exchange is not None and self._ddp is None:
-            self._met = True
+        if not self._checked and self.exchange is not None and self._ddp is None:
+            self._checked = True
             transport = self.exchange.transport
             replicas.compare(self._call, transport, self.flat, self.steps, self._alike)
 
@@ -127,7 +127,7 @@ class Averaging(Skips):
 
         self.exchange = self._make(self.reducer, trial)
         self._apart = not self.exchange.all(not self.alone.flat.params)
-        self._listen()
+        self._start_gradient_averaging()
         self._closed = False
         if dist.get_rank(self.group) == 0:
             print(lines[0], file=sys.stderr, flush=True)
@@ -137,20 +137,22 @@ class Averaging(Skips):
         facts = {"optimizer": self._call, **self._facts, "groups": groups}
         return Exchange(reducer, self.flat, self.group, self._timeout, self._seed, facts, trial)
 
-    def _listen(self) -> None:
+    def _start_gradient_averaging(self) -> None:
         """Gradients are averaged: by DDP's hook, or by ``dense`` in ``step``. Collective."""
         if self._ddp is not None:
             if self._hook is None:
                 self._hook = Hook(self._call)
-            self._hook.listen(self._ddp, self._warmup if self._listens else None, self.group, self._timeout, self._seed)
-        if not self._listens:
+            self._hook.start_gradient_averaging(
+                self._ddp, self._warmup if self._ddp_averages else None, self.group, self._timeout, self._seed
+            )
+        if not self._ddp_averages:
             self.dense = self._make(self._warmup)
-        if not self._listens or self._apart:
+        if not self._ddp_averages or self._apart:
             self._watch(True)  # until a step tells
 
     def _close(self) -> None:
         self._closed = True
-        self._hang_up()
+        self._stop_gradient_averaging()
         if self._hook is not None:
             self._hook.closed, self._hook.alarm, self._hook.late = True, None, None
         if self.exchange is not None:

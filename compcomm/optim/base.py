@@ -24,9 +24,9 @@ from .parameters import find
 class CompressedOptimizer(Averaging):
     """Base of the optimizers with compressed momentum. To write one, give what ``Contract`` lacks.
 
-    It takes a model (DDP or not, compiled or not), parameters or groups. A DDP model's single hook is taken: while the
-    optimizer listens, DDP's backward pass averages gradients by ``warmup``; from ``_hang_up`` on they stay local.
-    Without DDP all communication is in ``step()``.
+    It takes a model (DDP or not, compiled or not), parameters or groups. A DDP model's single hook is taken: in the
+    warm-up DDP's backward pass averages gradients by ``warmup``; from then on they stay local. Without DDP all
+    communication is in ``step()``.
 
     In ``step()`` a gradient that any rank found to be infinite or NaN skips the step on every rank, where this
     optimizer averages anything itself: nothing changes, and nothing counts. Parameters that have no gradient on any
@@ -61,11 +61,11 @@ class CompressedOptimizer(Averaging):
         timeout: timedelta | float | None,
         seed: int,
         facts: Mapping[str, Any],
-        listens: bool,
+        ddp_averages: bool,
         check: Callable[[], None],
     ) -> None:
         self._call = type(self).__name__
-        self._closed = self._met = False
+        self._closed = self._checked = False
         self._left = []
         self._ignored = set()
         self._flat = None
@@ -101,7 +101,7 @@ class CompressedOptimizer(Averaging):
         except Exception as error:
             decline(error, self.group, torch.device("cpu"))
         self._ddp = ddp
-        self._listens = listens and ddp is not None
+        self._ddp_averages = ddp_averages and ddp is not None
         self._build()
 
     @torch.compiler.disable
@@ -115,12 +115,12 @@ class CompressedOptimizer(Averaging):
                 infinity; or, in the first step without DDP, the ranks' gradients are equal.
             DivergenceError: without DDP, the ranks began with different parameters.
         """
-        self._open("step")
+        self._check_attached("step")
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._meet()
+        self._check_replicas()
         found: Tensor | None = getattr(self, "found_inf", None)
         scale: Tensor | None = getattr(self, "grad_scale", None)
         self._driven = found is not None
@@ -171,7 +171,7 @@ class CompressedOptimizer(Averaging):
 
     def report(self) -> Report:
         """What the present phase sent and cost, per step: see ``Attachment.report``."""
-        self._open("report")
+        self._check_attached("report")
         found = self.attachment
         if found is None:
             return Report(repr(self.reducer), self.world, self.steps, 0.0, 0.0, 0.0, 0.0, 0.0, 0, {})
@@ -182,13 +182,13 @@ class CompressedOptimizer(Averaging):
         to send (see ``compcomm.optim.checkpoint``). Save every rank's; it resumes bit for bit with as many ranks. Loads
         with ``weights_only=True``. ``torch.distributed.checkpoint.state_dict.get_optimizer_state_dict`` keeps all of
         it, and ``set_optimizer_state_dict`` gives it back; of parameters that DDP ignores it keeps one rank's."""
-        self._open("state_dict")
+        self._check_attached("state_dict")
         return checkpoint.exact(self, super().state_dict())
 
     def portable_state_dict(self) -> dict[str, Any]:
         """The same for any number of ranks: what ranks failed to send is merged. Collective: every rank calls it,
         between the same two steps, and gets the same, but for its own moments of parameters that DDP ignores."""
-        self._open("portable_state_dict")
+        self._check_attached("portable_state_dict")
         return checkpoint.portable(self, super().state_dict())
 
     def load_state_dict(self, state_dict: Any) -> None:
@@ -200,7 +200,7 @@ class CompressedOptimizer(Averaging):
             StateError: on every rank, where on one of them it is of another optimizer, model, rank, step or number of
                 ranks. What runs goes on as it was.
         """
-        self._open("load_state_dict")
+        self._check_attached("load_state_dict")
         recall.load(self, state_dict, super().load_state_dict)
 
     def detach(self) -> None:
@@ -213,7 +213,7 @@ class CompressedOptimizer(Averaging):
             f"and load that into a new one."
         )
 
-    def _open(self, call: str) -> None:
+    def _check_attached(self, call: str) -> None:
         if self._closed:
             raise RuntimeError(f"{self._call}.{call}: this optimizer is detached. Make a new one, and a new DDP(...).")
 

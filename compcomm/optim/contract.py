@@ -48,7 +48,7 @@ class Contract(torch.optim.Optimizer):
     _timeout: timedelta | float | None
     _seed: int
     _ddp: Any
-    _listens: bool
+    _ddp_averages: bool
     _hook: Hook | None
     _flat: Flat | None
     _flags: Flags
@@ -59,7 +59,7 @@ class Contract(torch.optim.Optimizer):
     _driven: bool
     _scaled: bool
     _apart: bool
-    _met: bool
+    _checked: bool
     _closed: bool
 
     @property

@@ -54,17 +54,17 @@ class FrozenVariance(CompressedOptimizer):
 
         super().__init__(
             given, defaults, params=params, compressor=compressor, warmup=warmup, group=group, timeout=timeout,
-            seed=seed, listens=True, check=checks, facts={"freeze": freeze, "v_floor": v_floor, **facts},
+            seed=seed, ddp_averages=True, check=checks, facts={"freeze": freeze, "v_floor": v_floor, **facts},
         )  # fmt: skip
         self._freeze = Freeze(freeze, max(float(g["betas"][1]) for g in self.param_groups))
         self._mean, self._second = self.flat.zeros(), self.flat.zeros()
 
-    def _adapt(self, awake: list[bool], mean: Tensor | None, scale: float) -> None:
+    def _adapt(self, has_gradient: list[bool], mean: Tensor | None, scale: float) -> None:
         """The warm-up's arithmetic. ``mean``: a flat vector with this rank's gradients, for ``dense`` to average; None:
         averaged ones are in the parameters, times 1/``scale``."""
         raise NotImplementedError
 
-    def _arrived(self, batch: Batch, awake: list[bool], new: Tensor) -> None:
+    def _arrived(self, batch: Batch, has_gradient: list[bool], new: Tensor) -> None:
         """The step of a batch whose mean momentum, in ``new``, is there."""
         raise NotImplementedError
 
@@ -77,51 +77,51 @@ class FrozenVariance(CompressedOptimizer):
 
     def _advance(self, scale: float, bad: bool) -> bool:
         if self.compressed:
-            return self._travel(scale, bad)
-        if not self._warm(scale, bad):
+            return self._compressed_step(scale, bad)
+        if not self._warmup_step(scale, bad):
             return False
         self.steps += 1
         if self._ends(self._second):
-            self._cool()
+            self._freeze_variance()
         return True
 
-    def _warm(self, scale: float, bad: bool) -> bool:
+    def _warmup_step(self, scale: float, bad: bool) -> bool:
         """A step with averaged gradients; False: it was skipped."""
         mean: Tensor | None = None
         if self.dense is None:  # DDP has averaged them
-            awake = None if self._skips(bad) else [p.grad is not None for p in self.flat.params]
+            has_gradient = None if self._skips(bad) else [p.grad is not None for p in self.flat.params]
         else:
             mean = self._room()
             self._gather(self._mean, mean, scale, self._begin_flags(bad))
-            awake = self._awake()
-        if awake is None:
+            has_gradient = self._has_gradient()
+        if has_gradient is None:
             return False
-        self._adapt(awake, mean, scale if mean is None else 1.0)
+        self._adapt(has_gradient, mean, scale if mean is None else 1.0)
         return True
 
-    def _cool(self) -> list[float]:
+    def _freeze_variance(self) -> list[float]:
         """The warm-up ends: from here on ``_second`` is what a step divides by. Returns the floor of each parameter."""
         options = [(self._corrected(g, self.steps)[1], float(g["eps"])) for g in self.param_groups]
         floor = freeze_variance(self.flat, self._second, self.v_floor, options)
         self.frozen_at = self.steps
-        self._hang_up()
+        self._stop_gradient_averaging()
         if self.world > 1:
-            self._say(f"variance frozen after {self.steps} steps; {self._line()}")
+            self._announce(f"variance frozen after {self.steps} steps; {self._line()}")
         return floor
 
-    def _travel(self, scale: float, bad: bool) -> bool:
+    def _compressed_step(self, scale: float, bad: bool) -> bool:
         """A step whose momentum travels; False: it was skipped."""
         new = self._room()
         self._momentum(self._mean, new, scale, self._begin_flags(bad))
-        awake = self._awake()
-        if awake is None:
+        has_gradient = self._has_gradient()
+        if has_gradient is None:
             return False
-        asleep = [n for n, a in enumerate(awake) if not a]
-        for n in asleep:
+        without = [n for n, a in enumerate(has_gradient) if not a]
+        for n in without:
             self.flat.view(new, n).zero_()  # sent as nothing, so that their residual stays
         self._departs(new)
-        self._average(self.exchange, new, lambda batch: self._arrived(batch, awake, new))
-        for n in asleep:
+        self._average(self.exchange, new, lambda batch: self._arrived(batch, has_gradient, new))
+        for n in without:
             self.flat.view(new, n).copy_(self.flat.view(self._mean, n))
         self._mean, self._spare = new, self._mean
         self.steps += 1

@@ -118,11 +118,11 @@ class OneBitAdam(FrozenVariance):
             seed=seed,
         )  # fmt: skip
 
-    def _adapt(self, awake: list[bool], mean: Tensor | None, scale: float) -> None:
+    def _adapt(self, has_gradient: list[bool], mean: Tensor | None, scale: float) -> None:
         if mean is not None:
             self._average(self.dense, mean, lambda _: None)
         for part in self.flat.parts:
-            self._adam(part.pick(awake), mean, scale)
+            self._adam(part.pick(has_gradient), mean, scale)
 
     def _adam(self, part: Part, mean: Tensor | None, scale: float) -> None:
         """``mean``: a flat vector with the averaged gradients; None: they are in the parameters."""
@@ -139,9 +139,9 @@ class OneBitAdam(FrozenVariance):
             b1, b2, sign, rate, correction, float(group["eps"]), decay, l2,
         )  # fmt: skip
 
-    def _arrived(self, batch: Batch, awake: list[bool], new: Tensor) -> None:
+    def _arrived(self, batch: Batch, has_gradient: list[bool], new: Tensor) -> None:
         for part in batch.parts:
-            part = part.pick(awake)
+            part = part.pick(has_gradient)
             group = self.param_groups[part.group]
             if part.params:
                 ops.descend(

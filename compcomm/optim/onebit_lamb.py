@@ -20,7 +20,7 @@ from . import foreach
 from .flat import Batch
 from .frozen_variance import FrozenVariance
 from .trust import Bounds, Trust, check_numbers
-from .workspace import Sheet, sheets
+from .workspace import Workspace, workspaces
 
 SCALE = 2.0**20
 """Momentum is scaled by no more than this before it travels, and by no less than its inverse."""
@@ -137,7 +137,7 @@ class OneBitLamb(FrozenVariance):
 
     def _fit(self) -> None:
         """Makes what depends on the plan of the flat vectors."""
-        self._sheets = {sheet.numbers[0]: sheet for sheet in sheets(self.flat)}
+        self._workspaces = {workspace.numbers[0]: workspace for workspace in workspaces(self.flat)}
         self._trust = Trust(len(self.flat.params), self._coeff_beta, self._bounds)
 
     def check_group(self, group: dict[str, Any]) -> None:
@@ -165,34 +165,38 @@ class OneBitLamb(FrozenVariance):
     def _options(self, name: str, numbers: Sequence[int]) -> list[Any]:
         return [self.param_groups[self.flat.owners[n]][name] for n in numbers]
 
-    def _descend(self, sheet: Sheet, numbers: Sequence[int], updates: Sequence[Tensor], c: Sequence[float]) -> None:
+    def _descend(
+        self, workspace: Workspace, numbers: Sequence[int], updates: Sequence[Tensor], c: Sequence[float]
+    ) -> None:
         """x <- x - lr c r. Of a product and a sum each is rounded by itself, so that nothing depends on threads."""
         if not numbers:
             return
         rates = map(float, self._options("lr", numbers))
-        moves = [updates[n - sheet.numbers[0]] for n in numbers]
+        moves = [updates[n - workspace.numbers[0]] for n in numbers]
         foreach.multiply(moves, [-lr * k for lr, k in zip(rates, c, strict=True)])
         foreach.add([self.flat.params[n] for n in numbers], moves)
 
-    def _decayed(self, sheet: Sheet, weights: Sequence[Tensor]) -> None:
-        """x <- decay x, in a sheet's ``weights``."""
-        foreach.multiply(list(weights), [float(d) for d in self._options("weight_decay", sheet.numbers)])
+    def _decayed(self, workspace: Workspace, weights: Sequence[Tensor]) -> None:
+        """x <- decay x, in a workspace's ``weights``."""
+        foreach.multiply(list(weights), [float(d) for d in self._options("weight_decay", workspace.numbers)])
 
     # The warm-up: LAMB.
 
-    def _adapt(self, awake: list[bool], mean: Tensor | None, scale: float) -> None:
-        self._average(self.dense, self._mean if mean is None else mean, lambda b: self._lamb(b, awake, mean, scale))
+    def _adapt(self, has_gradient: list[bool], mean: Tensor | None, scale: float) -> None:
+        self._average(
+            self.dense, self._mean if mean is None else mean, lambda b: self._lamb(b, has_gradient, mean, scale)
+        )
 
-    def _lamb(self, batch: Batch, awake: list[bool], mean: Tensor | None, scale: float) -> None:
+    def _lamb(self, batch: Batch, has_gradient: list[bool], mean: Tensor | None, scale: float) -> None:
         """``mean``: a flat vector with the averaged gradients; None: they are in the parameters."""
-        sheet = self._sheets[batch.parts[0].numbers[0]]
-        first, numbers = sheet.numbers[0], sheet.numbers
-        updates = sheet.twos
+        workspace = self._workspaces[batch.parts[0].numbers[0]]
+        first, numbers = workspace.numbers[0], workspace.numbers
+        updates = workspace.twos
         foreach.copy(updates, self.flat.params[first : numbers.stop])
-        weights = sheet.norms(sheet.two)
-        self._decayed(sheet, updates)
+        weights = workspace.norms(workspace.two)
+        self._decayed(workspace, updates)
         for part in batch.parts:
-            part = part.pick(awake)
+            part = part.pick(has_gradient)
             if part.params:
                 group = self.param_groups[part.group]
                 grads = self._grads(part) if mean is None else self._found(part, mean)
@@ -203,19 +207,19 @@ class OneBitLamb(FrozenVariance):
                     part.lying([updates[n - first] for n in part.numbers]), grads, part.starts,
                     self._mean, self._second, b1, b2, sign, -1.0, 1.0, float(group["eps"]), 0.0, 0.0,
                 )  # fmt: skip
-        moving = [n for n in numbers if awake[n]]
-        norms, c = sheet.norms(sheet.two), list[float]()
+        moving = [n for n in numbers if has_gradient[n]]
+        norms, c = workspace.norms(workspace.two), list[float]()
         for n in moving:
             group = self.param_groups[self.flat.owners[n]]
             limits = float(group["min_coeff"]), float(group["max_coeff"])
             i = n - first
             c.append(self._trust.measure(n, weights[i], norms[i], limits) if group["adapt"] else 1.0)
-        self._descend(sheet, moving, updates, c)
+        self._descend(workspace, moving, updates, c)
 
-    def _cool(self) -> list[float]:
+    def _freeze_variance(self) -> list[float]:
         self._fresh = self._second.clone()
         self._scaling = self._scales()
-        self._floor = super()._cool()
+        self._floor = super()._freeze_variance()
         self._trust.end()
         return self._floor
 
@@ -234,46 +238,48 @@ class OneBitLamb(FrozenVariance):
         if self.exchange is not None:
             foreach.multiply(self.flat.views(new), self._scaling)
 
-    def _arrived(self, batch: Batch, awake: list[bool], new: Tensor) -> None:
-        sheet = self._sheets[batch.parts[0].numbers[0]]
-        first, numbers = sheet.numbers[0], sheet.numbers
-        moving = [n for n in numbers if awake[n] and self.flat.params[n].numel()]
+    def _arrived(self, batch: Batch, has_gradient: list[bool], new: Tensor) -> None:
+        workspace = self._workspaces[batch.parts[0].numbers[0]]
+        first, numbers = workspace.numbers[0], workspace.numbers
+        moving = [n for n in numbers if has_gradient[n] and self.flat.params[n].numel()]
         if self.exchange is not None:
-            foreach.divide(sheet.cut(new), self._scaling[first : numbers.stop])
-        factors = self._factors(sheet, moving, new)
-        torch.div(new[sheet.span], self._second[sheet.span], out=sheet.one)
+            foreach.divide(workspace.cut(new), self._scaling[first : numbers.stop])
+        factors = self._factors(workspace, moving, new)
+        torch.div(new[workspace.span], self._second[workspace.span], out=workspace.one)
         shares = [1.0] * len(numbers)
         if any(self._options("weight_decay", moving)):
-            parts = sheet.norms(sheet.one)
-            foreach.copy(sheet.twos, self.flat.params[first : numbers.stop])
-            self._decayed(sheet, sheet.twos)
-            sheet.one.add_(sheet.two)
-            wholes = sheet.norms(sheet.one)
+            parts = workspace.norms(workspace.one)
+            foreach.copy(workspace.twos, self.flat.params[first : numbers.stop])
+            self._decayed(workspace, workspace.twos)
+            workspace.one.add_(workspace.two)
+            wholes = workspace.norms(workspace.one)
             shares = [min(1.0, part / whole) if whole else 1.0 for part, whole in zip(parts, wholes, strict=True)]
         c = [
             self._trust.correct(n, factor, shares[n - first]) if adapt else 1.0
             for n, factor, adapt in zip(moving, factors, self._options("adapt", moving), strict=True)
         ]
-        self._descend(sheet, moving, sheet.ones, c)
+        self._descend(workspace, moving, workspace.ones, c)
 
-    def _factors(self, sheet: Sheet, moving: Sequence[int], new: Tensor) -> list[float]:
+    def _factors(self, workspace: Workspace, moving: Sequence[int], new: Tensor) -> list[float]:
         """Brings w up to date, and returns max(d/(sqrt w + eps)) over each of these parameters."""
-        fresh, second = self._fresh[sheet.span], self._second[sheet.span]
+        fresh, second = self._fresh[workspace.span], self._second[workspace.span]
         unread = self._flags.unread
-        momenta, variances = sheet.cut(new), sheet.cut(self._fresh)
-        gradients, ratios = sheet.one.split(sheet.sizes), sheet.two.split(sheet.sizes)
-        first, chosen = sheet.numbers[0], set(moving)
-        sheet.two.zero_()
-        for part in sheet.batch.parts:
+        momenta, variances = workspace.cut(new), workspace.cut(self._fresh)
+        gradients, ratios = workspace.one.split(workspace.sizes), workspace.two.split(workspace.sizes)
+        first, chosen = workspace.numbers[0], set(moving)
+        workspace.two.zero_()
+        for part in workspace.batch.parts:
             rows = [n - first for n in part.numbers if n in chosen]
             if not rows:
                 continue
             group = self.param_groups[part.group]
             b1, b2 = map(float, group["betas"])
-            starts = [self.flat.starts[first + i] - sheet.batch.start for i in rows]
+            starts = [self.flat.starts[first + i] - workspace.batch.start for i in rows]
             given, found = [momenta[i] for i in rows], [gradients[i] for i in rows]
             # h = (m' - b1 m)/(1 - b1) is a momentum whose beta is -b1/(1 - b1)
-            ops.momentum(given, given, starts, self._mean[sheet.span], sheet.one, -b1 / (1.0 - b1), 1.0, 0.0, unread)
+            ops.momentum(
+                given, given, starts, self._mean[workspace.span], workspace.one, -b1 / (1.0 - b1), 1.0, 0.0, unread
+            )
             if self.v_floor:
                 least = [self._floor[first + i] ** 2 / b2 for i in rows]
                 foreach.raise_to([variances[i] for i in rows], least)

@@ -24,12 +24,12 @@ class RefreshedVariance(CompressedOptimizer):
     _square: Tensor
     _denominator: Tensor
 
-    def _warm(self, scale: float, bad: bool) -> bool:
+    def _warmup_step(self, scale: float, bad: bool) -> bool:
         """A step of Adam; False: it was skipped."""
         g = self._room()
         self._gather(self._mean, g, scale, self._begin_flags(bad))
-        awake = self._awake()
-        if awake is None:
+        has_gradient = self._has_gradient()
+        if has_gradient is None:
             return False
         self.steps += 1
         interval = refresh_interval(self.refreshes, self.var_update_scaler)
@@ -37,7 +37,7 @@ class RefreshedVariance(CompressedOptimizer):
         self.refreshes += refresh
 
         def arrived(batch: Batch) -> None:
-            for part in (part.pick(awake) for part in batch.parts):
+            for part in (part.pick(has_gradient) for part in batch.parts):
                 if part.params and refresh:
                     self._adam(part, g, interval == 1)
                 elif part.params:
@@ -49,7 +49,7 @@ class RefreshedVariance(CompressedOptimizer):
         if refresh and rarely:
             self._measure()
             for part in () if interval == 1 else self.flat.parts:
-                self._descend(part.pick(awake), self._mean)
+                self._descend(part.pick(has_gradient), self._mean)
         return True
 
     def _adam(self, part: Part, g: Tensor, moves: bool) -> None:

@@ -10,11 +10,11 @@ from .gradients import Gradients
 class Skips(Gradients):
     """Every rank calls the same, in the same order."""
 
-    def _awake(self) -> list[bool] | None:
+    def _has_gradient(self) -> list[bool] | None:
         """Which parameters have a gradient on any rank; None: the step is bad on some rank, and is skipped."""
         told = self._flags.read(self.exchange)
         self._watch(told.scaled)
-        return None if told.bad else told.awake
+        return None if told.bad else told.has_gradient
 
     def _watch(self, scaled: bool) -> None:
         """Whether DDP's hook, while it leaves gradients alone, tells all ranks of an infinity."""
@@ -23,7 +23,7 @@ class Skips(Gradients):
             self._hook.alarm = self._alarm if scaled else None
             self._hook.late = self._late if scaled and self._apart else None
 
-    def _heed(self) -> None:
+    def _share_scaled(self) -> None:
         """Where no flags travel: whether a ``GradScaler`` drives any rank. Collective under DDP."""
         if self._hook is not None and self.exchange is not None:
             self._watch(not self.exchange.all(not self._driven))
@@ -52,7 +52,7 @@ class Skips(Gradients):
         if not self._apart or self.exchange is None:
             return bad
         self._begin_flags(bad)
-        if self._awake() is not None:
+        if self._has_gradient() is not None:
             return False
         if not self.exchange.all(bad):
             raise RuntimeError(

@@ -162,7 +162,7 @@ class ZeroOneAdam(RefreshedVariance):
 
         super().__init__(
             model_or_params, defaults, params=params, compressor=compressor, warmup=warmup, group=group,
-            timeout=timeout, seed=seed, listens=False, check=check,
+            timeout=timeout, seed=seed, ddp_averages=False, check=check,
             facts={**facts, "v_floor": v_floor, "bias_correction": bias_correction},
         )  # fmt: skip
         self._freeze = Freeze(freeze, 0.0)
@@ -228,30 +228,30 @@ class ZeroOneAdam(RefreshedVariance):
 
     def _advance(self, scale: float, bad: bool) -> bool:
         if self.compressed:
-            return self._walk(scale, bad)
-        if not self._warm(scale, bad):
+            return self._local_step(scale, bad)
+        if not self._warmup_step(scale, bad):
             return False
         if self._ends(self._square):
-            self._cool()
+            self._freeze_variance()
         return True
 
-    def _cool(self) -> None:
+    def _freeze_variance(self) -> None:
         """The freeze."""
         self._measure()
         self.frozen_at = self.steps
         self._update, self._square = self._square.zero_(), self.flat.nothing
         if self.exchange is not None:
             self.exchange.reset_state()
-            self._say(
+            self._announce(
                 f"variance frozen after {self.steps} steps, {self.refreshes} of them refreshes; {self._line()}, every "
                 f"1 to {self.local_step_clipper} steps"
             )
-        self._hang_up()
+        self._stop_gradient_averaging()
         self._count()
 
     # After it: steps that are gathered, and travel together.
 
-    def _walk(self, scale: float, bad: bool) -> bool:
+    def _local_step(self, scale: float, bad: bool) -> bool:
         """A step; False: nothing of this rank is in it."""
         new = self._room()
         status = self._begin_flags(bad)
@@ -272,7 +272,7 @@ class ZeroOneAdam(RefreshedVariance):
         if good:
             self._mean, self._spare = new, self._mean
         if due:
-            self._heed()
+            self._share_scaled()
             self._synchronise()
         return good
 
