@@ -43,7 +43,7 @@ def main(options: argparse.Namespace) -> int:
         if not options.measure:
             _tell(_on_paper(options, model, methods), options, model, methods)
             return 0
-        from .group import joined, measured
+        from .measured_plan import joined, measured
 
         with joined() as transport:
             _check_measured(options, transport.world)
