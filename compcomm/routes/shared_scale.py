@@ -28,7 +28,7 @@ from ..core.reducer import (
     source,
 )
 from ..core.state import State
-from ..ops.reference.shared import section
+from ..ops.reference.shared_scale import section
 from .all_reduce import fault, place
 from .base import Route, hear, settled
 

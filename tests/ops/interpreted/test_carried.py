@@ -31,7 +31,7 @@ def test_shared_scales(
     kernel_or_skip(backend, "shared_encode")
     monkeypatch.setattr(test_shared, "SIZES", (0, 1, 16, 17, 300))
     if backend == "triton":
-        module = pytest.importorskip("compcomm.ops.triton.shared")
+        module = pytest.importorskip("compcomm.ops.triton.shared_scale")
         monkeypatch.setattr(module, "NORMS", 128)
         monkeypatch.setattr(module, "TILE", 128)
     arguments = (kind, width, levels, norm2, stochastic, block, 1)

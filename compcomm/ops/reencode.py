@@ -1,7 +1,7 @@
 """The owner's step of two-phase as one op: decode what came, add the residual, encode again.
 
 On a GPU with CUDA kernels the mean between the two never reaches memory; elsewhere it is the format's decoder and its
-encoder (``reference/recode.py``).
+encoder (``reference/reencode.py``).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from . import checks
-from .reference.recode import check_rows, qsgd_recode, sign_recode
+from .reference.reencode import check_rows, qsgd_recode, sign_recode
 from .schema import register
 
 INPUT = (

@@ -1,4 +1,4 @@
-"""The ops that measure magnitudes for a fitted threshold: schema and checks; formulas in ``reference/tails.py``."""
+"""The ops that measure magnitudes for a fitted threshold; formulas are in ``reference/magnitude_stats.py``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from . import checks, native
 from .dense import INPUT
 from .native import INT, LONG, POINTER
-from .reference.tails import magnitude_stats, tail_stats
+from .reference.magnitude_stats import magnitude_stats, tail_stats
 from .schema import register
 
 

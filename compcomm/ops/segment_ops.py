@@ -1,4 +1,4 @@
-"""Ops of schemes' memory: ``blend``, ``norms``, ``alive``, ``steer``. Their meaning: ``reference/memory.py``."""
+"""Ops of schemes' memory: ``blend``, ``norms``, ``alive``, ``steer``. Their meaning: ``reference/segment_ops.py``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import checks, native
 from .native import FLOAT, LONG, POINTER
-from .reference.memory import alive, blend, norms, spans, steer
+from .reference.segment_ops import alive, blend, norms, spans, steer
 from .schema import register
 
 
