@@ -301,11 +301,9 @@ def run(options: argparse.Namespace) -> list[Row]:
             op, make = CASES[case]
             for kind in options.backend:
                 row: Row = {"op": name, "backend": kind, "dtype": str(dtype)[6:], "numel": numel}
-                try:
-                    if kind in OURS and op:
-                        gpu.find(op, kind, device)
-                except RuntimeError as error:
-                    row["skipped"] = str(error).partition(". Mend")[0]
+                found = gpu.find(op, kind, device) if kind in OURS and op else None
+                if isinstance(found, str):
+                    row["skipped"] = found
                 try:
                     made = None if "skipped" in row else _made(op, kind, name, make, tensors, b)
                     if made is None and "skipped" not in row:

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 import compcomm as cc
-from compcomm.adaptive import telemetry
+from compcomm.adaptive import measuring
 from compcomm.combine.setting import setting
 from compcomm.core import structure
 from compcomm.report.metrics import settled
@@ -55,8 +55,8 @@ def methods(task: str, every: int) -> dict[str, str]:
 def coded(text: str, layout: cc.Layout) -> int:
     """Bytes of the coded parameters in a payload."""
     part = cc.parse(text)
-    layers = telemetry.layers(s for s in layout.segments if not part.exact(s))
-    return int(telemetry.sizes(part, layers, (setting("training", part),)).sum())
+    layers = measuring.layers(s for s in layout.segments if not part.exact(s))
+    return int(measuring.sizes(part, layers, (setting("training", part),)).sum())
 
 
 def run(task: str, steps: int, every: int, world: int, seeds: int, workers: int = 2) -> list[Row]:

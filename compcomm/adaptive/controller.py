@@ -43,8 +43,9 @@ from ..core.structure import Between, Decides
 from ..core.traits import Promises, Traits, weakest
 from ..feedback import slabs
 from ..ops.work import kept
-from . import telemetry
-from .telemetry import Layer, Table, Telemetry
+from . import measuring
+from .measuring import Layer
+from .telemetry import Table, Telemetry
 
 _FAILED, _KEPT = 1.0, 2.0
 LAG = 5
@@ -235,7 +236,7 @@ class Controller(Wrapper, Decides, ABC, abstract=True):
         return done >= self.every and done % self.every == 0
 
     def between_steps(self, segments: Sequence[Segment], store: Store, ctx: Context) -> Between:
-        every = telemetry.layers(s for s in segments if s.numel and not self.exact(s))
+        every = measuring.layers(s for s in segments if s.numel and not self.exact(s))
         if not every:
             return
         if self._at(ctx.step, 0) and self.lag:
@@ -252,12 +253,12 @@ class Controller(Wrapper, Decides, ABC, abstract=True):
 
     def _measured(self, every: Sequence[Layer], store: Store, ctx: Context, event: Any = None) -> tuple[Table, Table]:
         """``event``: where the stream has come to that wrote the slots, for a thread that does not follow it."""
-        mine, gathered = telemetry.dealt(every, ctx.rank, ctx.world), self._slot("gathered")
+        mine, gathered = measuring.dealt(every, ctx.rank, ctx.world), self._slot("gathered")
         if event is not None:
             event.synchronize()
         with torch.cuda.stream(torch.cuda.Stream(store.device)) if event is not None else nullcontext():
             given = [(i, s, store.get(gathered, s).cpu()) for i in mine for s in every[i].pieces]
-        return telemetry.measure(self.core, given, len(every), self.settings if self.measures else (), ctx)
+        return measuring.measure(self.core, given, len(every), self.settings if self.measures else (), ctx)
 
     def _exchange(self, every: Sequence[Layer], store: Store, ctx: Context) -> Between:
         work, failure = store.under_way.pop(self._key(every, "measured"), None), None
@@ -293,7 +294,7 @@ class Controller(Wrapper, Decides, ABC, abstract=True):
 
     def telemetry(self, segments: Sequence[Segment], store: Store) -> Telemetry:
         """What was measured last; zeros before that. The same on every rank."""
-        return self._telemetry(telemetry.layers(s for s in segments if s.numel and not self.exact(s)), store)
+        return self._telemetry(measuring.layers(s for s in segments if s.numel and not self.exact(s)), store)
 
     def _telemetry(self, every: Sequence[Layer], store: Store) -> Telemetry:
         pieces = [layer.pieces[0] for layer in every]
@@ -309,7 +310,7 @@ class Controller(Wrapper, Decides, ABC, abstract=True):
             norms=rows[:, 1],
             before=rows[:, 0],
             errors=rows[:, 2:] if self.measures else np.full((len(every), len(settings)), np.nan),
-            sizes=telemetry.sizes(self.core, every, settings),
+            sizes=measuring.sizes(self.core, every, settings),
             current=np.array([nearest(settings, mine.get(s.name, base)) for s in pieces]),
             reference=np.array([nearest(settings, inner.get(s.name, base)) for s in pieces]),
             first=not rows[:, 0].any(),

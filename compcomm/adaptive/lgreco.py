@@ -14,7 +14,7 @@ from ..combine.setting import setting
 from ..core.compressor import Compressor
 from ..core.layout import Layout
 from ..core.reducer import Reducer
-from . import telemetry
+from . import measuring
 from .allocate import allocate, allocate_bytes
 from .controller import Controller
 from .telemetry import Telemetry
@@ -93,8 +93,8 @@ class LGreCo(Controller):
     def check(self, layout: Layout) -> None:
         super().check(layout)
         if isinstance(self.budget, int):
-            every = telemetry.layers(s for s in layout.segments if s.numel and not self.exact(s))
-            least = int(telemetry.sizes(self.core, every, self.settings).min(axis=1).sum()) if every else 0
+            every = measuring.layers(s for s in layout.segments if s.numel and not self.exact(s))
+            least = int(measuring.sizes(self.core, every, self.settings).min(axis=1).sum()) if every else 0
             if self.budget < least:
                 raise ValueError(
                     f"LGreCo(budget={self.budget}): no choice is that small: the coded parameters take {least} bytes "

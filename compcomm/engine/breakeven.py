@@ -12,7 +12,7 @@ from ..core.layout import Bucket, Layout
 from ..core.reducer import Reducer
 from ..transports.dry_run import cost
 from ..transports.simulator import Simulator
-from .sample import sample as _sample
+from .sample import sample_layout
 
 _SAMPLE = 1 << 20
 _log = logging.getLogger("compcomm")
@@ -63,7 +63,7 @@ def kernel_seconds(reducer: Reducer, layout: Layout, world: int) -> float:
     The sample takes parameters from all over the model until about 2**20 elements per rank (fewer for many ranks), so
     it lies in the cache more than a whole model does: an optimistic figure.
     """
-    sample = _sample(reducer, layout, world, max(1 << 14, _SAMPLE * 4 // max(4, world)))
+    sample = sample_layout(reducer, layout, world, max(1 << 14, _SAMPLE * 4 // max(4, world)))
     total = sum(s.numel for s in sample.segments)
     if not total:
         return 0.0

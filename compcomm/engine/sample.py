@@ -12,7 +12,7 @@ _PIECE = 1 << 16
 """Elements: smaller parameters are never cut."""
 
 
-def sample(reducer: Reducer, layout: Layout, world: int, target: int) -> Layout:
+def sample_layout(reducer: Reducer, layout: Layout, world: int, target: int) -> Layout:
     """Parameters with ``target`` elements in all or little more, whole but for the very large; coded and exact ones
     in the model's own proportion."""
     wanted = [s for s in layout.segments if s.numel]

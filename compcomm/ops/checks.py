@@ -50,6 +50,28 @@ def decode(op: str, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, *_:
         table_of(op, table)
 
 
+NOTHING = torch.empty(0, dtype=torch.uint8)
+NO_FLOATS = torch.empty(0, dtype=torch.float32)
+"""In place of arguments that an op does not have."""
+
+
+def flats(op: str, *named: tuple[str, Tensor | None, torch.dtype]) -> None:
+    """One-dimensional contiguous tensors, each of its type, or an error as of ``flat``."""
+    for name, tensor, dtype in named:
+        if tensor is not None and not (tensor.dtype is dtype and tensor.dim() == 1 and tensor.is_contiguous()):
+            flat(op, name, tensor, dtype)
+
+
+def with_gain(
+    op: str, x: Tensor | None, add: Tensor | None, wire: Tensor, table: Tensor, status: Tensor, decay: float,
+    add_scale: float, gain: Tensor, *_: object,
+) -> None:  # fmt: skip
+    """The leading arguments of every encode op, and a float for every row."""
+    encode(op, x, add, wire, table, status)
+    if not (gain.dtype is F32 and gain.dim() == 1 and gain.shape[0] == table.shape[0] and gain.is_contiguous()):
+        flat(op, "gain", gain, F32, numel=table.shape[0])
+
+
 def flat(op: str, name: str, tensor: Tensor | None, *dtypes: torch.dtype, numel: int | None = None) -> None:
     """A one-dimensional contiguous tensor of one of these types (and that length), or an error that says what to do."""
     if tensor is None:
@@ -83,7 +105,8 @@ def qsgd(op: str, bits: int, levels: int, block: int) -> None:
             f"compcomm.{op}: levels={levels} needs codes 0..{2 * levels}, which do not fit {bits} bits; "
             f"use levels <= {2 ** (bits - 1) - 1} or more bits"
         )
-    blocks(op, block)
+    if block <= 0 or block % 16:
+        blocks(op, block)
 
 
 def blocks(op: str, block: int) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import checks, native
 from .dense import INPUT, OUTPUT
-from .native import INT, LONG, POINTER
+from .native import INT, LONG
 from .reference.codebook import codebook_decode, codebook_encode
 from .schema import register
 
@@ -36,20 +36,15 @@ def _check_decode(op: str, *args: Any) -> None:
     _check(op, *args[6:10])
 
 
-def _decodes() -> native.Function | None:
-    f = native.decoder("cc_codebook_decode", POINTER, INT, INT, LONG, LONG)
-    return None if f is None else lambda *args: native.decode(f, *args[:6], args[6].data_ptr(), *args[7:])
-
-
 register(
     f"codebook_encode({INPUT}, Tensor levels, int bits, int part, bool dot, int block, int step) -> ()",
     codebook_encode,
-    native.encodes_with_gain("codebook_encode", INT, INT, INT, LONG, LONG),
+    native.encodes("codebook_encode", INT, INT, INT, LONG, LONG, tensors=1),
     _check_encode,
 )
 register(
     f"codebook_decode({OUTPUT}, Tensor levels, int bits, int part, int block, int step) -> ()",
     codebook_decode,
-    _decodes(),
+    native.decodes("codebook_decode", INT, INT, LONG, LONG, tensors=1),
     _check_decode,
 )

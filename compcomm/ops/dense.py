@@ -20,10 +20,8 @@ OUTPUT = "Tensor wires, Tensor table, Tensor skip, Tensor(a!) out, float scale, 
 
 
 def _check_qsgd_encode(op: str, *args: Any) -> None:
-    checks.encode(op, *args[:5])
-    gain, bits, levels, block = args[7], args[8], args[9], args[12]
-    checks.flat(op, "gain", gain, checks.F32, numel=args[3].shape[0])
-    checks.qsgd(op, bits, levels, block)
+    checks.with_gain(op, *args[:8])
+    checks.qsgd(op, args[8], args[9], args[12])
 
 
 def _check_qsgd_decode(op: str, *args: Any) -> None:
@@ -56,7 +54,7 @@ register(
     f"qsgd_encode({INPUT}, Tensor gain, int bits, int levels, bool norm2, bool stochastic, int block, int step, "
     "int rank) -> ()",
     qsgd_encode,
-    native.encodes_with_gain("qsgd_encode", INT, INT, INT, INT, LONG, LONG, LONG),
+    native.encodes("qsgd_encode", INT, INT, INT, INT, LONG, LONG, LONG, tensors=1),
     _check_qsgd_encode,
 )
 register(

@@ -15,10 +15,8 @@ from .schema import register
 
 
 def _check_encode(op: str, *args: Any) -> None:
-    checks.encode(op, *args[:5])
-    gain, bits, levels, block = args[7], args[8], args[9], args[12]
-    checks.flat(op, "gain", gain, checks.F32, numel=args[3].shape[0])
-    checks.qsgd(op, bits, levels, block)
+    checks.with_gain(op, *args[:8])
+    checks.qsgd(op, args[8], args[9], args[12])
 
 
 def _check_decode(op: str, *args: Any) -> None:
@@ -30,8 +28,9 @@ register(
     f"elias_encode({INPUT}, Tensor gain, int bits, int levels, bool norm2, bool stochastic, int block, int step, "
     "int rank) -> ()",
     elias_encode,
-    native.encodes_with_gain("elias_encode", INT, INT, INT, INT, LONG, LONG, LONG),
+    native.encodes("elias_encode", INT, INT, INT, INT, LONG, LONG, LONG, tensors=1),
     _check_encode,
+    serial=True,
 )
 register(
     f"elias_decode({OUTPUT}, int bits, int levels, int block) -> ()",
@@ -39,4 +38,5 @@ register(
     native.decodes("elias_decode", INT, INT, LONG),
     _check_decode,
     corrupt=corrupt,
+    serial=True,
 )

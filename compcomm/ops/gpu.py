@@ -1,6 +1,7 @@
-"""Which kernel serves an op on a GPU: CUDA C++ where there is one for it and it was built, else Triton.
+"""Which kernel serves an op on a GPU: CUDA C++ where there is one for it and it was built, else Triton, else none: then
+the torch reference runs there (or, where that goes bit by bit, the C++ kernel on copies), which is said once.
 
-Both are looked for at the first tensor that needs them, so machines without a GPU pay nothing. CPU tensors come here
+Kernels are looked for at the first tensor that needs them, so machines without a GPU pay nothing. CPU tensors come here
 only where they are asked to by ``backend("triton")`` or ``backend("cuda")``: for Triton's interpreter, or for CUDA
 kernels that were compiled for the host.
 """
@@ -8,6 +9,7 @@ kernels that were compiled for the host.
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 
 Kernel = Callable[..., Any]
+_log = logging.getLogger("compcomm")
 CURE = (
     "or run every op on torch operators, tens of times slower, with compcomm.ops.backend('reference') "
     "(COMPCOMM_BACKEND=reference)."
@@ -38,12 +41,9 @@ def _cuda() -> tuple[dict[str, Kernel], bool, str]:
     return found.KERNELS, found.EMULATED, found.missing()
 
 
-def find(op: str, wanted: str, device: str) -> Kernel:
-    """The kernel of ``op`` for tensors on ``device``; ``wanted``: "triton", "cuda", or "native" for either.
-
-    Raises:
-        RuntimeError: there is none; says why, and how to do without.
-    """
+def find(op: str, wanted: str, device: str) -> Kernel | str:
+    """The kernel of ``op`` for tensors on ``device``, or why there is none; ``wanted``: "triton", "cuda", or "native"
+    for either."""
     reasons: list[str] = []
     for name, backend in (("cuda", _cuda), ("triton", _triton)):
         if wanted not in (name, "native"):
@@ -59,17 +59,42 @@ def find(op: str, wanted: str, device: str) -> Kernel:
         reasons.append(f"{name}: {reason}")
     if device not in ("cpu", "cuda"):
         reasons = [f"kernels are there for cpu and cuda, not for {device}"]
-    raise RuntimeError(f"compcomm.{op}: no kernel for {device} tensors ({'; '.join(reasons)}). Mend that, {CURE}")
+    return "; ".join(reasons)
 
 
-def run(op: str, wanted: str, args: tuple[Any, ...]) -> Any:
-    """Finds the kernel and launches it on the device of the tensors, in its current stream."""
+def run(op: str, wanted: str, reference: Kernel, args: tuple[Any, ...]) -> Any:
+    """Launches the kernel on the device of the tensors, in its current stream; where there is none, ``reference``.
+
+    Raises:
+        RuntimeError: there is none, and nothing else was wanted, or the reference cannot run on that device.
+    """
     device = device_of(args)
     f = find(op, wanted, device.type)
+    if isinstance(f, str):
+        if wanted != "native":
+            raise RuntimeError(f"compcomm.{op}: no kernel for {device.type} tensors ({f}). Mend that, {CURE}")
+        say_once(op, device.type, f)
+        try:
+            return reference(*args)
+        except (NotImplementedError, TypeError) as error:  # an operator or a type that the device lacks
+            raise RuntimeError(
+                f"compcomm.{op}: no kernel for {device.type} tensors ({f}), and the torch reference cannot run there "
+                f"({error}). Use a compressor without this op, or keep the model on the CPU or a CUDA device."
+            ) from error
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
             return f(*args)
     return f(*args)
+
+
+@cache
+def say_once(op: str, device: str, reason: str) -> None:
+    """That an op runs without a kernel."""
+    _log.warning(
+        "compcomm: %s has no kernel for %s tensors (%s); torch operators or the host do its work, many times slower, "
+        "and the host waits for them",
+        *(op, device, reason),
+    )
 
 
 def corruption(device: torch.device) -> tuple[torch.Tensor, Callable[[int], Exception]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from . import checks, native
@@ -21,7 +20,7 @@ def _check_deal(op: str, *args: Any) -> None:
 
 
 def _check_undeal(op: str, wires: Tensor, table: Tensor, deals: Tensor, out: Tensor, scale: float, grain: int) -> None:
-    checks.decode(op, wires, table, torch.empty(0, dtype=torch.uint8), out)
+    checks.decode(op, wires, table, checks.NOTHING, out)
     if deals.dtype is not checks.I64 or deals.shape != (len(table), 3) or not deals.is_contiguous() or len(wires) != 1:
         raise ValueError(
             f"compcomm.{op}: deals is {deals.dtype} of shape {tuple(deals.shape)} for {len(table)} rows, {len(wires)} "

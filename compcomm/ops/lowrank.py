@@ -22,39 +22,40 @@ def _table(op: str, table: Tensor) -> None:
         )
 
 
-def _floats(op: str, **tensors: Tensor | None) -> None:
-    for name, tensor in tensors.items():
-        checks.flat(op, name, tensor, checks.F32)
+def _check_product(
+    op: str, residual: Tensor, gradient: Tensor | None, p: Tensor, q: Tensor, table: Tensor, status: Tensor, _: float
+) -> None:
+    f32 = checks.F32
+    checks.flats(op, ("residual", residual, f32), ("p", p, f32), ("q", q, f32), ("status", status, checks.U8))
+    if gradient is not None:
+        checks.flat(op, "gradient", gradient, *checks.FLOATS)
+    _table(op, table)
 
 
-def _check_product(op: str, *args: Any) -> None:
-    _floats(op, residual=args[0], p=args[2], q=args[3])
-    checks.flat(op, "gradient", args[1], *checks.FLOATS)
-    _table(op, args[4])
-    checks.flat(op, "status", args[5], checks.U8)
-
-
-def _check_reconstruct(op: str, *args: Any) -> None:
-    _floats(op, residual=args[0], p=args[2], q=args[3], p_sent=args[4], q_sent=args[5])
-    checks.flat(op, "out", args[1], *checks.FLOATS)
-    for name, one, other in (("p_sent", args[4], args[2]), ("q_sent", args[5], args[3])):
+def _check_reconstruct(
+    op: str, residual: Tensor, out: Tensor | None, p: Tensor, q: Tensor, p_sent: Tensor, q_sent: Tensor, table: Tensor,
+    skip: Tensor, *_: float,
+) -> None:  # fmt: skip
+    f32 = checks.F32
+    checks.flats(
+        op, ("residual", residual, f32), ("p", p, f32), ("q", q, f32), ("p_sent", p_sent, f32),
+        ("q_sent", q_sent, f32), ("skip", skip, checks.U8),
+    )  # fmt: skip
+    if out is not None:
+        checks.flat(op, "out", out, *checks.FLOATS)
+    for name, one, other in (("p_sent", p_sent, p), ("q_sent", q_sent, q)):
         if one.numel() != other.numel():
             raise ValueError(f"compcomm.{op}: {name} has {one.numel()} elements where {other.numel()} are due")
-    _table(op, args[6])
-    checks.flat(op, "skip", args[7], checks.U8)
+    _table(op, table)
 
 
 def _check_factor(op: str, *args: Any) -> None:
-    _floats(op, factor=args[0])
+    checks.flat(op, "factor", args[0], checks.F32)
     _table(op, args[1])
     if op == "lowrank_refresh":
         checks.flat(op, "quantiles", args[2], checks.F32)
         if args[2].numel() != 1 << 16:
             raise ValueError(f"compcomm.{op}: quantiles has {args[2].numel()} elements; it needs one per 16-bit number")
-
-
-def _span(tensor: Tensor | None) -> tuple[int | None, int]:
-    return (None, 0) if tensor is None else (tensor.data_ptr(), tensor.numel())
 
 
 def _product(name: str) -> Callable[..., int] | None:
@@ -65,8 +66,16 @@ def _product(name: str) -> Callable[..., int] | None:
     def call(
         residual: Tensor, gradient: Tensor | None, p: Tensor, q: Tensor, table: Tensor, status: Tensor, scale: float
     ) -> int:
-        matrices = (table.data_ptr(), table.shape[0])
-        return f(*_span(residual), *matrices, *_span(gradient), *_span(p), *_span(q), *_span(status), scale)
+        return f(
+            residual.data_ptr(),
+            residual.numel(),
+            table.data_ptr(),
+            table.shape[0],
+            None if gradient is None else gradient.data_ptr(),
+            0 if gradient is None else gradient.numel(),
+            *native.spans(p, q, status),
+            scale,
+        )
 
     return call
 
@@ -81,8 +90,22 @@ def _reconstruct() -> Callable[..., int] | None:
         residual: Tensor, out: Tensor | None, p: Tensor, q: Tensor, p_sent: Tensor, q_sent: Tensor, table: Tensor,
         skip: Tensor, scale: float, accumulate: bool, sign: float,
     ) -> int:  # fmt: skip
-        head = (*_span(residual), table.data_ptr(), table.shape[0], *_span(out), *_span(p), *_span(q))
-        return f(*head, p_sent.data_ptr(), q_sent.data_ptr(), *_span(skip), scale, accumulate, sign)
+        return f(
+            residual.data_ptr(),
+            residual.numel(),
+            table.data_ptr(),
+            table.shape[0],
+            None if out is None else out.data_ptr(),
+            0 if out is None else out.numel(),
+            *native.spans(p, q),
+            p_sent.data_ptr(),
+            q_sent.data_ptr(),
+            skip.data_ptr(),
+            skip.numel(),
+            scale,
+            accumulate,
+            sign,
+        )
 
     return call
 
@@ -93,7 +116,7 @@ def _orthonormal() -> Callable[..., int] | None:
         return None
 
     def call(factor: Tensor, table: Tensor) -> int:
-        return f(*_span(factor), table.data_ptr(), table.shape[0])
+        return f(factor.data_ptr(), factor.numel(), table.data_ptr(), table.shape[0])
 
     return call
 
@@ -104,7 +127,7 @@ def _refresh() -> Callable[..., int] | None:
         return None
 
     def call(factor: Tensor, table: Tensor, quantiles: Tensor, step: int) -> int:
-        return f(*_span(factor), table.data_ptr(), table.shape[0], quantiles.data_ptr(), step)
+        return f(factor.data_ptr(), factor.numel(), table.data_ptr(), table.shape[0], quantiles.data_ptr(), step)
 
     return call
 

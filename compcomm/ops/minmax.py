@@ -18,10 +18,8 @@ def _check(op: str, bits: int, block: int) -> None:
 
 
 def _check_encode(op: str, *args: Any) -> None:
-    checks.encode(op, *args[:5])
-    gain, bits, block = args[7], args[8], args[10]
-    checks.flat(op, "gain", gain, checks.F32, numel=args[3].shape[0])
-    _check(op, bits, block)
+    checks.with_gain(op, *args[:8])
+    _check(op, args[8], args[10])
 
 
 def _check_decode(op: str, *args: Any) -> None:
@@ -32,7 +30,7 @@ def _check_decode(op: str, *args: Any) -> None:
 register(
     f"minmax_encode({INPUT}, Tensor gain, int bits, bool stochastic, int block, int step, int rank) -> ()",
     minmax_encode,
-    native.encodes_with_gain("minmax_encode", INT, INT, LONG, LONG, LONG),
+    native.encodes("minmax_encode", INT, INT, LONG, LONG, LONG, tensors=1),
     _check_encode,
 )
 register(

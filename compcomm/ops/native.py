@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -108,92 +109,80 @@ def decoder(name: str, *argtypes: type) -> Function | None:
     return function(name, *_DECODE, *argtypes)
 
 
-def encode(
-    f: Function,
-    x: Tensor | None,
-    add: Tensor | None,
-    wire: Tensor,
-    table: Tensor,
-    status: Tensor,
-    decay: float,
-    add_scale: float,
-    *rest: float | int,
-) -> int:
-    """Call a C encoder; returns its code (0: done)."""
-    return f(
-        None if x is None else x.data_ptr(),
-        0 if x is None else x.numel(),
-        None if add is None else add.data_ptr(),
-        0 if add is None else add.numel(),
-        wire.data_ptr(),
-        wire.numel(),
-        table.data_ptr(),
-        table.shape[0],
-        status.data_ptr(),
-        status.numel(),
-        decay,
-        add_scale,
-        *rest,
-    )
+def encodes(name: str, *argtypes: type, tensors: int = 0) -> Function | None:
+    """What ``register`` takes for an encoder; None without the C function. Of its further arguments the first
+    ``tensors``, 2 at most, are tensors (the first one may be None), of which C gets the address; the rest are numbers.
+
+    It is on the way of every bucket, and so written out, in one Python call.
+    """
+    f = encoder(f"cc_{name}", *[POINTER] * tensors, *argtypes)
+    if f is None:
+        return None
+
+    def call(
+        x: Tensor | None, add: Tensor | None, wire: Tensor, table: Tensor, status: Tensor, decay: float,
+        add_scale: float, *rest: Any,
+    ) -> int:  # fmt: skip
+        if tensors:
+            first = rest[0]
+            pointers = (None if first is None else first.data_ptr(),)
+            rest = (*pointers, *rest[1:]) if tensors == 1 else (*pointers, rest[1].data_ptr(), *rest[2:])
+        return f(
+            None if x is None else x.data_ptr(),
+            0 if x is None else x.numel(),
+            None if add is None else add.data_ptr(),
+            0 if add is None else add.numel(),
+            wire.data_ptr(),
+            wire.numel(),
+            table.data_ptr(),
+            table.shape[0],
+            status.data_ptr(),
+            status.numel(),
+            decay,
+            add_scale,
+            *rest,
+        )
+
+    return call
 
 
-def decode(
-    f: Function, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, *rest: int
-) -> int:
-    """Call a C decoder; returns its code (0: done)."""
-    messages, nbytes = wires.shape
-    return f(
-        wires.data_ptr(),
-        messages,
-        wires.stride(0),
-        nbytes,
-        table.data_ptr(),
-        table.shape[0],
-        skip.data_ptr(),
-        skip.numel(),
-        out.data_ptr(),
-        out.numel(),
-        scale,
-        accumulate,
-        *rest,
-    )
+def decodes(name: str, *argtypes: type, tensors: int = 0) -> Function | None:
+    """The same for a decoder; ``tensors``: 0 or 1."""
+    f = decoder(f"cc_{name}", *[POINTER] * tensors, *argtypes)
+    if f is None:
+        return None
 
+    def call(
+        wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, *rest: Any
+    ) -> int:
+        messages, nbytes = wires.shape
+        if tensors:
+            rest = (rest[0].data_ptr(), *rest[1:])
+        return f(
+            wires.data_ptr(),
+            messages,
+            wires.stride(0),
+            nbytes,
+            table.data_ptr(),
+            table.shape[0],
+            skip.data_ptr(),
+            skip.numel(),
+            out.data_ptr(),
+            out.numel(),
+            scale,
+            accumulate,
+            *rest,
+        )
 
-def encodes(name: str, *argtypes: type) -> Function | None:
-    """What ``register`` takes for an encoder whose further arguments are numbers; None without the C function."""
-    f = encoder(f"cc_{name}", *argtypes)
-    return None if f is None else lambda *args: encode(f, *args)
-
-
-def encodes_with_gain(name: str, *argtypes: type) -> Function | None:
-    """The same where the first further argument is ``gain``, a float per row."""
-    f = encoder(f"cc_{name}", POINTER, *argtypes)
-    return None if f is None else lambda *args: encode(f, *args[:7], args[7].data_ptr(), *args[8:])
+    return call
 
 
 def spans(*tensors: Tensor) -> list[int]:
     """Address and number of elements of each, as C functions take them."""
-    return [n for t in tensors for n in (t.data_ptr(), t.numel())]
+    found: list[int] = []
+    for t in tensors:
+        found += (t.data_ptr(), t.numel())
+    return found
 
 
-def decodes(name: str, *argtypes: type) -> Function | None:
-    """What ``register`` takes for a decoder whose further arguments are numbers; None without the C function."""
-    f = decoder(f"cc_{name}", *argtypes)
-    return None if f is None else lambda *args: decode(f, *args)
-
-
-__all__ = [
-    "available",
-    "decode",
-    "decoder",
-    "decodes",
-    "encode",
-    "encoder",
-    "encodes",
-    "encodes_with_gain",
-    "function",
-    "isa",
-    "isas",
-    "set_isa",
-    "spans",
-]
+__all__ = ["available", "decoder", "decodes", "encoder", "encodes", "function", "isa", "isas", "set_isa", "spans"]

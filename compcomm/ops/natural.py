@@ -12,11 +12,6 @@ from .reference.natural_dither import natural_dither_decode, natural_dither_enco
 from .schema import register
 
 
-def _check_encode(op: str, *args: Any) -> None:
-    checks.encode(op, *args[:5])
-    checks.flat(op, "gain", args[7], checks.F32, numel=args[3].shape[0])
-
-
 def _check_parameters(op: str, bits: int, block: int) -> None:
     if not 2 <= bits <= 8:
         raise ValueError(f"compcomm.{op}: bits={bits}; codes have 2 to 8 bits")
@@ -24,7 +19,7 @@ def _check_parameters(op: str, bits: int, block: int) -> None:
 
 
 def _check_dither_encode(op: str, *args: Any) -> None:
-    _check_encode(op, *args)
+    checks.with_gain(op, *args[:8])
     _check_parameters(op, args[8], args[10])
 
 
@@ -36,14 +31,14 @@ def _check_dither_decode(op: str, *args: Any) -> None:
 register(
     f"natural_encode({INPUT}, Tensor gain, int step, int rank) -> ()",
     natural_encode,
-    native.encodes_with_gain("natural_encode", LONG, LONG),
-    _check_encode,
+    native.encodes("natural_encode", LONG, LONG, tensors=1),
+    checks.with_gain,
 )
 register(f"natural_decode({OUTPUT}) -> ()", natural_decode, native.decodes("natural_decode"), checks.decode)
 register(
     f"natural_dither_encode({INPUT}, Tensor gain, int bits, bool norm2, int block, int step, int rank) -> ()",
     natural_dither_encode,
-    native.encodes_with_gain("natural_dither_encode", INT, INT, LONG, LONG, LONG),
+    native.encodes("natural_dither_encode", INT, INT, LONG, LONG, LONG, tensors=1),
     _check_dither_encode,
 )
 register(

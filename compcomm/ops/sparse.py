@@ -23,7 +23,8 @@ from .schema import current_backend, register
 
 def _check_topk_encode(op: str, *args: Any) -> None:
     checks.encode(op, *args[:5])
-    checks.flat(op, "hint", args[7], checks.F32, numel=args[3].shape[0])
+    if args[7] is not None:
+        checks.flat(op, "hint", args[7], checks.F32, numel=args[3].shape[0])
 
 
 def _check_topk_some_encode(op: str, *args: Any) -> None:
@@ -33,35 +34,9 @@ def _check_topk_some_encode(op: str, *args: Any) -> None:
 
 
 def _check_own(op: str, wires: Tensor, table: Tensor, out: Tensor) -> None:
-    checks.decode(op, wires, table, torch.empty(0, dtype=torch.uint8), out)
+    checks.decode(op, wires, table, checks.NOTHING, out)
     if wires.shape[0] != 1:
         raise ValueError(f"compcomm.{op}: wires has {wires.shape[0]} messages; pass your own one, wire.unsqueeze(0)")
-
-
-def _check_randk_encode(op: str, *args: Any) -> None:
-    checks.encode(op, *args[:5])
-    checks.flat(op, "gain", args[7], checks.F32, numel=args[3].shape[0])
-
-
-def _check_decode(op: str, *args: Any) -> None:
-    checks.decode(op, *args[:4])
-
-
-def _topk_encode() -> Callable[..., int] | None:
-    f = native.encoder("cc_topk_encode", POINTER)
-    if f is None:
-        return None
-
-    def call(*args: Any) -> int:
-        hint: Tensor | None = args[7]
-        return native.encode(f, *args[:7], 0 if hint is None else hint.data_ptr())
-
-    return call
-
-
-def _topk_some_encode() -> Callable[..., int] | None:
-    f = native.encoder("cc_topk_some_encode", POINTER, POINTER)
-    return None if f is None else lambda *args: native.encode(f, *args[:7], args[7].data_ptr(), args[8].data_ptr())
 
 
 def _with_own(name: str) -> Callable[..., int] | None:
@@ -92,11 +67,16 @@ def _fake_indices(key: int, numel: int, k: int, offset: int, step: int) -> Tenso
     return torch.empty(k, dtype=torch.int64)
 
 
-register(f"topk_encode({INPUT}, Tensor(d!)? hint) -> ()", topk_encode, _topk_encode(), _check_topk_encode)
+register(
+    f"topk_encode({INPUT}, Tensor(d!)? hint) -> ()",
+    topk_encode,
+    native.encodes("topk_encode", tensors=1),
+    _check_topk_encode,
+)
 register(
     f"topk_some_encode({INPUT}, Tensor counts, Tensor bounds) -> ()",
     topk_some_encode,
-    _topk_some_encode(),
+    native.encodes("topk_some_encode", tensors=2),
     _check_topk_some_encode,
 )
 register(
@@ -105,15 +85,15 @@ register(
     native.encodes("topk_sampled_encode", LONG, LONG),
     checks.encode,
 )
-register(f"topk_decode({OUTPUT}) -> ()", topk_decode, native.decodes("topk_decode"), _check_decode, corrupt=corrupt)
+register(f"topk_decode({OUTPUT}) -> ()", topk_decode, native.decodes("topk_decode"), checks.decode, corrupt=corrupt)
 register("topk_zero(Tensor wires, Tensor table, Tensor(a!) out) -> ()", topk_zero, _with_own("topk_zero"), _check_own)
 register(
     f"randk_encode({INPUT}, Tensor gain, int step) -> ()",
     randk_encode,
-    native.encodes_with_gain("randk_encode", LONG),
-    _check_randk_encode,
+    native.encodes("randk_encode", LONG, tensors=1),
+    checks.with_gain,
 )
-register(f"randk_decode({OUTPUT}, int step) -> ()", randk_decode, native.decodes("randk_decode", LONG), _check_decode)
+register(f"randk_decode({OUTPUT}, int step) -> ()", randk_decode, native.decodes("randk_decode", LONG), checks.decode)
 register(
     "randk_indices(int key, int numel, int k, int offset, int step) -> Tensor",
     _randk_indices,

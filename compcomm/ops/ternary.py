@@ -13,9 +13,8 @@ from .schema import register
 
 
 def _check_encode(op: str, *args: Any) -> None:
-    checks.encode(op, *args[:5])
-    gain, clip, block = args[7:10]
-    checks.flat(op, "gain", gain, checks.F32, numel=args[3].shape[0])
+    checks.with_gain(op, *args[:8])
+    clip, block = args[8:10]
     if clip != 0 and not 1 <= clip < inf:
         raise ValueError(f"compcomm.{op}: clip={clip} is neither 0 (none) nor a finite number from 1 on")
     checks.blocks(op, block)
@@ -29,7 +28,7 @@ def _check_decode(op: str, *args: Any) -> None:
 register(
     f"ternary_encode({INPUT}, Tensor gain, float clip, int block, int step, int rank) -> ()",
     ternary_encode,
-    native.encodes_with_gain("ternary_encode", FLOAT, LONG, LONG, LONG),
+    native.encodes("ternary_encode", FLOAT, LONG, LONG, LONG, tensors=1),
     _check_encode,
 )
 register(

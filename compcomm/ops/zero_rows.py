@@ -30,7 +30,8 @@ _clear = native.function("cc_zero_rows_clear", *(POINTER, LONG) * 3)
 
 def _native_mark(x: Tensor | None, add: Tensor | None, bits: Tensor, table: Tensor) -> int:
     assert _mark is not None
-    if any(t is not None and t.dtype == torch.float64 for t in (x, add)):
+    f64 = torch.float64
+    if (x is not None and x.dtype is f64) or (add is not None and add.dtype is f64):
         zero_rows_mark(x, add, bits, table)
         return 0
     nothing = (None, 0)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.state import StateError
+from .contract import Contract
 from .flat import Flat
-
-if TYPE_CHECKING:
-    from .base import CompressedOptimizer
 
 Entries = Sequence[Mapping[str, Any]]
 
@@ -37,7 +35,7 @@ def went_on(filed: Mapping[str, Any], entries: Entries) -> bool:
 
 
 def adopt(
-    opt: CompressedOptimizer, given: Mapping[str, Any], entries: Entries, flat: Flat | None = None
+    opt: Contract, given: Mapping[str, Any], entries: Entries, flat: Flat | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What ``opt`` goes on warming up from: moments of T steps, T the most that a parameter has made.
 

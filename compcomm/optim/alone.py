@@ -31,8 +31,8 @@ class Alone:
         if not self.flat.params:
             return
         self.steps += 1
-        awake = [p.grad is not None for p in self.flat.params]
-        for part in (part.pick(awake) for part in self.flat.parts):
+        has_gradient = [p.grad is not None for p in self.flat.params]
+        for part in (part.pick(has_gradient) for part in self.flat.parts):
             if part.params:
                 group = groups[part.group]
                 rate, correction, decay, l2 = rates(group, self.steps)

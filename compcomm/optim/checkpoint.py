@@ -15,16 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .contract import Contract
 from .flat import Flat
-
-if TYPE_CHECKING:
-    from .base import CompressedOptimizer
 
 VERSION = 2
 OURS = "compcomm"
@@ -38,20 +36,20 @@ def place(world: int, group: dist.ProcessGroup | None) -> str:
     return f"rank {dist.get_rank(group) if world > 1 else 0} of {world}"
 
 
-def exact(opt: CompressedOptimizer, plain: dict[str, Any]) -> dict[str, Any]:
+def exact(opt: Contract, plain: dict[str, Any]) -> dict[str, Any]:
     """This rank's state; ``plain`` is what ``torch.optim.Optimizer`` makes of it."""
     where = place(opt.world, opt.group)
-    memory = None if opt.exchange is None else opt.exchange.attachment.state_dict()[where]
+    memory = None if opt.exchange is None else opt.exchange.state_dict()[where]
     return _document(opt, plain, where, memory)
 
 
-def portable(opt: CompressedOptimizer, plain: dict[str, Any]) -> dict[str, Any]:
+def portable(opt: Contract, plain: dict[str, Any]) -> dict[str, Any]:
     """All ranks' state, merged."""
-    memory = None if opt.exchange is None else opt.exchange.attachment.portable_state_dict()
+    memory = None if opt.exchange is None else opt.exchange.portable_state_dict()
     return _document(opt, plain, MERGED, memory)
 
 
-def _document(opt: CompressedOptimizer, plain: dict[str, Any], where: str, memory: Any) -> dict[str, Any]:
+def _document(opt: Contract, plain: dict[str, Any], where: str, memory: Any) -> dict[str, Any]:
     flat, alone = opt.flat, opt.alone
     state = _entries(flat, opt.vectors(), opt.steps)
     ours: list[dict[str, Tensor]] = [{} for _ in state]
@@ -89,7 +87,7 @@ def _entries(flat: Flat, vectors: Mapping[str, Tensor], steps: int) -> list[dict
     ]
 
 
-def identity(opt: CompressedOptimizer) -> dict[str, Any]:
+def identity(opt: Contract) -> dict[str, Any]:
     return {"version": VERSION, "optimizer": type(opt).__name__, "compressor": repr(opt.reducer)}
 
 
@@ -100,7 +98,7 @@ def numbers(flat: Flat) -> dict[str, tuple[int, int]]:
     return {f"{s.name}@{s.offset}" if s.offset else s.name: (names[s.name], s.offset) for s in pieces}
 
 
-def mark(opt: CompressedOptimizer) -> None:
+def mark(opt: Contract) -> None:
     """Names in the running optimizer what ``state_dict`` has: nobody takes it for one that has not begun, and torch
     knows what to look for in a flattened checkpoint."""
     for group in opt.param_groups:

@@ -1,8 +1,12 @@
-"""A flat vector averaged between the ranks, bucket by bucket, while the optimizer computes."""
+"""A flat vector averaged between the ranks, bucket by bucket, while the optimizer computes.
+
+What optimizers want of the engine's session they ask here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
 
@@ -14,8 +18,10 @@ from ..core.collectives import AllReduceMax
 from ..core.compressor import Compressor
 from ..core.layout import Bucket, Layout
 from ..core.reducer import Reducer
+from ..core.transport import Transport
 from ..engine.attachment import Attachment
 from ..engine.options import Options
+from ..engine.statistics import Report
 from ..hosts.joining import connect
 from .flat import Batch, Flat
 
@@ -91,6 +97,44 @@ class Exchange:
             arrived(batch)
         self.attachment.end_step()
 
+    @property
+    def transport(self) -> Transport:
+        """What small messages of the optimizer's own go by."""
+        return self.attachment.transport
+
+    @property
+    def step(self) -> int:
+        """Vectors averaged so far, those before a checkpoint too: what random numbers depend on."""
+        return self.attachment.step
+
+    def report(self) -> Report:
+        """What was sent, per step."""
+        return self.attachment.report()
+
+    def resume(self, step: int) -> None:
+        """Goes on as after so many steps; what is reported per step begins anew."""
+        self.attachment.state.resume(step)
+
+    def reset_state(self) -> None:
+        """Forgets what was not sent."""
+        self.attachment.forget()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What this rank did not send."""
+        return self.attachment.state_dict()
+
+    def portable_state_dict(self) -> dict[str, Any]:
+        """The same of all ranks, merged. Collective."""
+        return self.attachment.portable_state_dict()
+
+    def prepare(self, state: Any, merged: bool, undo: ExitStack) -> Callable[[], None]:
+        """What takes such a state; all of it is checked before anything changes."""
+        return self.attachment.state.prepare("load_state_dict", state, merged, undo)[1]
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self.attachment.detach()
+
     def check(self) -> None:
         """Raises where nothing can be averaged any more."""
         self.attachment.check()
@@ -103,7 +147,7 @@ class Exchange:
     def any(self, flags: Tensor) -> Tensor:
         """The OR of uint8 flags over the ranks, in place: one small message, between two vectors."""
         self.check()
-        self.attachment.transport.start(AllReduceMax(flags)).wait()
+        self.transport.start(AllReduceMax(flags)).wait()
         return flags
 
     def all(self, said: bool) -> bool:

@@ -11,11 +11,11 @@ from .exchange import Exchange
 
 
 class Told(NamedTuple):
-    """What was said by any rank: ``awake``: which parameters have a gradient."""
+    """What was said by any rank: ``has_gradient``: which parameters have a gradient."""
 
     bad: bool
     scaled: bool
-    awake: list[bool]
+    has_gradient: list[bool]
 
 
 class Flags:
@@ -33,9 +33,9 @@ class Flags:
         self.unread = torch.zeros(1, dtype=torch.uint8, device=device)
         """For kernels whose answer is known."""
 
-    def begin(self, bad: bool, scaled: bool, awake: list[bool]) -> Tensor:
+    def begin(self, bad: bool, scaled: bool, has_gradient: list[bool]) -> Tensor:
         """This rank's part; returns where kernels say whether the step is bad."""
-        marks = [bad, scaled, *awake]
+        marks = [bad, scaled, *has_gradient]
         if marks != self._marks:  # seldom
             self._marks = marks
             self._mine.copy_(torch.tensor(marks, dtype=torch.uint8))
@@ -45,5 +45,5 @@ class Flags:
     def read(self, exchange: Exchange | None) -> Told:
         """What any rank says; one message where there are several."""
         shared = self._shared if exchange is None else exchange.any(self._shared)
-        bad, scaled, *awake = map(bool, shared.tolist())
-        return Told(bad, scaled, awake)
+        bad, scaled, *has_gradient = map(bool, shared.tolist())
+        return Told(bad, scaled, has_gradient)

@@ -35,11 +35,11 @@ class Part(NamedTuple):
     starts: list[int]
     orders: list[Order]
 
-    def pick(self, awake: Sequence[bool] | None) -> Part:
-        """Those that are awake; None: all are."""
-        if awake is None or all(awake[n] for n in self.numbers):
+    def pick(self, has_gradient: Sequence[bool] | None) -> Part:
+        """Those that have a gradient; None: all have."""
+        if has_gradient is None or all(has_gradient[n] for n in self.numbers):
             return self
-        kept = [i for i, n in enumerate(self.numbers) if awake[n]]
+        kept = [i for i, n in enumerate(self.numbers) if has_gradient[n]]
         rows = ([row[i] for i in kept] for row in (self.numbers, self.params, self.starts))
         return Part(self.group, *rows, [self.orders[i] for i in kept] if self.orders else [])  # type: ignore[arg-type]
 

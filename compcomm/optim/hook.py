@@ -46,7 +46,7 @@ class Hook:
         self._state: DDPState | None = None
         self._registered = False
 
-    def listen(
+    def start_gradient_averaging(
         self,
         ddp: Any,  # not kept: DDP holds this object where no garbage collector looks
         warmup: Compressor | Reducer | None,
@@ -68,7 +68,7 @@ class Hook:
         """For the copy of a DDP model, which has no hook in its reducer."""
         return Hook(self._call)
 
-    def hang_up(self) -> None:
+    def stop_gradient_averaging(self) -> None:
         if self.attachment is not None:
             self.attachment.detach()
         self._state = self.attachment = None
@@ -84,13 +84,13 @@ class Hook:
         refuse_pairs(bucket)
         flat: Tensor = bucket.buffer()
         if self.alarm is not None:
-            self._listen_in(self.alarm, flat, bucket.index(), bucket.is_last())
+            self._look_at(self.alarm, flat, bucket.index(), bucket.is_last())
         made: Any = torch.futures.Future
         future: Any = made(devices=[flat.device] if flat.is_cuda else None)
         future.set_result(flat)
         return future
 
-    def _listen_in(self, alarm: Callable[[bool], bool], flat: Tensor, index: int, last: bool) -> None:
+    def _look_at(self, alarm: Callable[[bool], bool], flat: Tensor, index: int, last: bool) -> None:
         if index == 0:  # also after a backward pass that did not end
             self._flats, self._bad = [], False
         self._flats.append(flat)

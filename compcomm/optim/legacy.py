@@ -7,14 +7,12 @@ There all that is ours lay in one dictionary beside "state" and "param_groups"; 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from ..core.state import StateError
-
-if TYPE_CHECKING:
-    from .base import CompressedOptimizer
+from .contract import Contract
 
 VERSION = 1
 _RENAMED = {"exp_avg_sq": "denominator", "exp_avg_sq_fresh": "exp_avg_sq"}
@@ -22,7 +20,7 @@ Entries = list[Mapping[str, Any]]
 
 
 def read(
-    opt: CompressedOptimizer, content: Mapping[str, Any], where: str, entries: Entries
+    opt: Contract, content: Mapping[str, Any], where: str, entries: Entries
 ) -> tuple[Mapping[str, Any], Entries, dict[str, list[Any]], Any]:
     """Content, entries, a rank's own tensors and the attachment's memory, as today's reader has them."""
     memory = content["memory"]

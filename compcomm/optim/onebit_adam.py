@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -12,16 +12,13 @@ from torch import Tensor
 from ..compressors.sign import SignScale
 from ..core.compressor import Compressor, ops
 from ..core.reducer import Reducer
-from ..core.state import StateError
 from ..routes.exact import Exact
-from .base import CompressedOptimizer
 from .flat import Batch, Part
-from .freeze import Freeze, check_rule
-from .variance import check_floor, check_moments, divisor, factor, thaw
-from .variance import freeze as freeze_variance
+from .frozen_variance import FrozenVariance
+from .variance import divisor, factor, thaw
 
 
-class OneBitAdam(CompressedOptimizer):
+class OneBitAdam(FrozenVariance):
     """``optimizer = cc.optim.OneBitAdam(ddp_model, lr=1e-3)`` in place of ``torch.optim.Adam(...)``.
 
     Warm-up, g the mean gradient (averaged by DDP's backward pass through ``warmup``, or in ``step``):
@@ -110,62 +107,22 @@ class OneBitAdam(CompressedOptimizer):
         timeout: timedelta | float | None = None,
         seed: int = 0,
     ) -> None:
-        self.frozen_at: int | None = None
-        """The step after which the variance was frozen; None during the warm-up."""
-        self.steps = 0
-        """Steps that counted: bad ones do not."""
-        self.v_floor, self.bias_correction = v_floor, bias_correction
+        self.bias_correction = bias_correction
         defaults = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad,
             "maximize": maximize, "decoupled_weight_decay": decoupled_weight_decay,
         }  # fmt: skip
-
-        def check() -> None:
-            check_rule("OneBitAdam", freeze)
-            check_floor("OneBitAdam", v_floor)
-
         super().__init__(
-            model_or_params, defaults, params=params, compressor=compressor, warmup=warmup, group=group,
-            timeout=timeout, seed=seed, listens=True, check=check,
-            facts={"freeze": freeze, "v_floor": v_floor, "bias_correction": bias_correction},
+            model_or_params, defaults, freeze=freeze, v_floor=v_floor, facts={"bias_correction": bias_correction},
+            check=lambda: None, params=params, compressor=compressor, warmup=warmup, group=group, timeout=timeout,
+            seed=seed,
         )  # fmt: skip
-        self._freeze = Freeze(freeze, max(float(g["betas"][1]) for g in self.param_groups))
-        self._mean, self._second = self.flat.zeros(), self.flat.zeros()
 
-    @property
-    def compressed(self) -> bool:
-        return self.frozen_at is not None
-
-    def _advance(self, scale: float, bad: bool) -> bool:
-        if self.compressed:
-            return self._travel(scale, bad)
-        if not self._warm(scale, bad):
-            return False
-        self.steps += 1
-        if self._ends(self._second):
-            self._cool()
-        return True
-
-    # The warm-up: Adam.
-
-    def _warm(self, scale: float, bad: bool) -> bool:
-        """A step of Adam; False: it was skipped."""
-        if self.dense is None:  # gradients are averaged already
-            if self._skips(bad):
-                return False
-            awake = [p.grad is not None for p in self.flat.params]
-            for part in self.flat.parts:
-                self._adam(part.pick(awake), None, scale)
-            return True
-        mean = self._room()
-        self._gather(self._mean, mean, scale, self._begin_flags(bad))
-        awake = self._awake()
-        if awake is None:
-            return False
-        self._average(self.dense, mean, lambda _: None)
+    def _adapt(self, has_gradient: list[bool], mean: Tensor | None, scale: float) -> None:
+        if mean is not None:
+            self._average(self.dense, mean, lambda _: None)
         for part in self.flat.parts:
-            self._adam(part.pick(awake), mean, 1.0)
-        return True
+            self._adam(part.pick(has_gradient), mean, scale)
 
     def _adam(self, part: Part, mean: Tensor | None, scale: float) -> None:
         """``mean``: a flat vector with the averaged gradients; None: they are in the parameters."""
@@ -182,44 +139,15 @@ class OneBitAdam(CompressedOptimizer):
             b1, b2, sign, rate, correction, float(group["eps"]), decay, l2,
         )  # fmt: skip
 
-    def _cool(self) -> None:
-        """The warm-up ends: from here on ``_second`` holds sqrt(v) + eps."""
-        options = [(self._corrected(g, self.steps)[1], float(g["eps"])) for g in self.param_groups]
-        freeze_variance(self.flat, self._second, self.v_floor, options)
-        self.frozen_at = self.steps
-        self._hang_up()
-        if self.world > 1:
-            self._say(f"variance frozen after {self.steps} steps; {self._line()}")
-
-    # After it: momentum that travels.
-
-    def _travel(self, scale: float, bad: bool) -> bool:
-        """A step; False: it was skipped."""
-        new = self._room()
-        self._momentum(self._mean, new, scale, self._begin_flags(bad))
-        awake = self._awake()
-        if awake is None:
-            return False
-        asleep = [n for n, a in enumerate(awake) if not a]
-        for n in asleep:
-            self.flat.view(new, n).zero_()  # sent as nothing, so that their residual stays
-
-        def arrived(batch: Batch) -> None:
-            for part in batch.parts:
-                part = part.pick(awake)
-                group = self.param_groups[part.group]
-                if part.params:
-                    ops.descend(
-                        part.lying(part.params), part.starts, new, self._second,
-                        self._corrected(group, self.steps + 1)[0], self._decay(group)[0],
-                    )  # fmt: skip
-
-        self._average(self.exchange, new, arrived)
-        for n in asleep:
-            self.flat.view(new, n).copy_(self.flat.view(self._mean, n))
-        self._mean, self._spare = new, self._mean
-        self.steps += 1
-        return True
+    def _arrived(self, batch: Batch, has_gradient: list[bool], new: Tensor) -> None:
+        for part in batch.parts:
+            part = part.pick(has_gradient)
+            group = self.param_groups[part.group]
+            if part.params:
+                ops.descend(
+                    part.lying(part.params), part.starts, new, self._second,
+                    self._corrected(group, self.steps + 1)[0], self._decay(group)[0],
+                )  # fmt: skip
 
     # Checkpoints.
 
@@ -237,22 +165,8 @@ class OneBitAdam(CompressedOptimizer):
             for g in self.param_groups
         ]
 
-    def extra(self) -> dict[str, Any]:
-        return {"steps": self.steps, "frozen_at": self.frozen_at, "warmup": self._freeze.state_dict()}
-
-    def check_extra(
-        self, extra: Mapping[str, Any], vectors: Mapping[str, Tensor], own: Mapping[str, Sequence[Any]]
-    ) -> None:
-        steps, frozen, warmup = (extra.get(name) for name in ("steps", "frozen_at", "warmup"))
-        if not isinstance(steps, int) or not isinstance(frozen, int | None) or not isinstance(warmup, Mapping):
-            raise StateError(f"load_state_dict: steps={steps!r}, frozen_at={frozen!r}: the checkpoint is damaged.")
-        check_moments(vectors, frozen, ["exp_avg"])
-        Freeze("auto", 0.9).load_state_dict(warmup)
-
     def load(self, vectors: dict[str, Tensor], own: Mapping[str, list[Tensor]], extra: Mapping[str, Any]) -> None:
-        was = self.compressed
-        self.steps, self.frozen_at = extra["steps"], extra["frozen_at"]
-        self._freeze.load_state_dict(extra["warmup"])
+        was = self._take(extra)
         self._mean = vectors["exp_avg"]
         if not self.compressed:
             self._second = vectors["exp_avg_sq"]

@@ -17,19 +17,16 @@ from ..core.reducer import Reducer
 from ..core.state import StateError
 from ..routes.exact import Exact
 from . import foreach
-from .base import CompressedOptimizer
 from .flat import Batch
-from .freeze import Freeze, check_rule
+from .frozen_variance import FrozenVariance
 from .trust import Bounds, Trust, check_numbers
-from .variance import check_floor
-from .variance import freeze as freeze_variance
-from .workspace import Sheet, sheets
+from .workspace import Workspace, workspaces
 
 SCALE = 2.0**20
 """Momentum is scaled by no more than this before it travels, and by no less than its inverse."""
 
 
-class OneBitLamb(CompressedOptimizer):
+class OneBitLamb(FrozenVariance):
     """``optimizer = cc.optim.OneBitLamb(ddp_model, lr=4e-3, weight_decay=0.01)`` in place of a LAMB.
 
     Warm-up, g the mean gradient (averaged by DDP's backward pass through ``warmup``, or in ``step``), for each
@@ -85,6 +82,8 @@ class OneBitLamb(CompressedOptimizer):
     at least 2^-20, and 1 where rms(m) is 0, where it is infinite there.
     """
 
+    KEPT = ("warmup", "trust")
+
     def __init__(
         self,
         model_or_params: Any,
@@ -112,39 +111,24 @@ class OneBitLamb(CompressedOptimizer):
         timeout: timedelta | float | None = None,
         seed: int = 0,
     ) -> None:
-        self.frozen_at: int | None = None
-        """The step after which the variance was frozen; None during the warm-up."""
-        self.steps = 0
-        """Steps that counted: bad ones do not."""
-        self.v_floor = v_floor
         defaults = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad,
             "maximize": maximize, "max_coeff": max_coeff, "min_coeff": min_coeff, "adapt": True,
         }  # fmt: skip
-
-        def check() -> None:
-            check_rule("OneBitLamb", freeze)
-            check_floor("OneBitLamb", v_floor)
-            check_factors(coeff_beta, factor_max, factor_min, factor_threshold)
-
         super().__init__(
-            model_or_params, defaults, params=params, compressor=compressor, warmup=warmup, group=group,
-            timeout=timeout, seed=seed, listens=True, check=check,
+            model_or_params, defaults, freeze=freeze, v_floor=v_floor,
             facts={
-                "freeze": freeze, "v_floor": v_floor, "coeff_beta": coeff_beta, "factor_max": factor_max,
-                "factor_min": factor_min, "factor_threshold": factor_threshold,
+                "coeff_beta": coeff_beta, "factor_max": factor_max, "factor_min": factor_min,
+                "factor_threshold": factor_threshold,
             },
+            check=lambda: check_factors(coeff_beta, factor_max, factor_min, factor_threshold),
+            params=params, compressor=compressor, warmup=warmup, group=group, timeout=timeout, seed=seed,
         )  # fmt: skip
-        self._freeze = Freeze(freeze, max(float(g["betas"][1]) for g in self.param_groups))
         self._bounds, self._coeff_beta = Bounds(*map(float, (factor_min, factor_max, factor_threshold))), coeff_beta
-        self._mean, self._second, self._fresh = self.flat.zeros(), self.flat.zeros(), self.flat.nothing
+        self._fresh = self.flat.nothing
         self._floor: list[float] = []
         self._scaling: list[float] = []
         self._fit()
-
-    @property
-    def compressed(self) -> bool:
-        return self.frozen_at is not None
 
     @property
     def coefficients(self) -> dict[str, float]:
@@ -153,11 +137,11 @@ class OneBitLamb(CompressedOptimizer):
 
     def _fit(self) -> None:
         """Makes what depends on the plan of the flat vectors."""
-        self._sheets = {sheet.numbers[0]: sheet for sheet in sheets(self.flat)}
+        self._workspaces = {workspace.numbers[0]: workspace for workspace in workspaces(self.flat)}
         self._trust = Trust(len(self.flat.params), self._coeff_beta, self._bounds)
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
+    def check_group(self, group: dict[str, Any]) -> None:
+        super().check_group(group)
         low, high = float(group["min_coeff"]), float(group["max_coeff"])
         if not 0.0 < low <= high < float("inf"):
             raise ValueError(
@@ -178,88 +162,66 @@ class OneBitLamb(CompressedOptimizer):
         rate = float(group["lr"])
         return rate, 1.0, rate * float(group["weight_decay"]), 0.0
 
-    def _advance(self, scale: float, bad: bool) -> bool:
-        if self.compressed:
-            return self._travel(scale, bad)
-        if not self._warm(scale, bad):
-            return False
-        self.steps += 1
-        if self._ends(self._second):
-            self._cool()
-        return True
-
     def _options(self, name: str, numbers: Sequence[int]) -> list[Any]:
         return [self.param_groups[self.flat.owners[n]][name] for n in numbers]
 
-    def _descend(self, sheet: Sheet, numbers: Sequence[int], updates: Sequence[Tensor], c: Sequence[float]) -> None:
+    def _descend(
+        self, workspace: Workspace, numbers: Sequence[int], updates: Sequence[Tensor], c: Sequence[float]
+    ) -> None:
         """x <- x - lr c r. Of a product and a sum each is rounded by itself, so that nothing depends on threads."""
         if not numbers:
             return
         rates = map(float, self._options("lr", numbers))
-        moves = [updates[n - sheet.numbers[0]] for n in numbers]
+        moves = [updates[n - workspace.numbers[0]] for n in numbers]
         foreach.multiply(moves, [-lr * k for lr, k in zip(rates, c, strict=True)])
         foreach.add([self.flat.params[n] for n in numbers], moves)
 
-    def _decayed(self, sheet: Sheet, weights: Sequence[Tensor]) -> None:
-        """x <- decay x, in a sheet's ``weights``."""
-        foreach.multiply(list(weights), [float(d) for d in self._options("weight_decay", sheet.numbers)])
+    def _decayed(self, workspace: Workspace, weights: Sequence[Tensor]) -> None:
+        """x <- decay x, in a workspace's ``weights``."""
+        foreach.multiply(list(weights), [float(d) for d in self._options("weight_decay", workspace.numbers)])
 
     # The warm-up: LAMB.
 
-    def _warm(self, scale: float, bad: bool) -> bool:
-        """A step of LAMB; False: it was skipped."""
-        mean: Tensor | None = None
-        if self.dense is None:  # gradients are averaged already
-            awake = None if self._skips(bad) else [p.grad is not None for p in self.flat.params]
-        else:
-            mean = self._room()
-            self._gather(self._mean, mean, scale, self._begin_flags(bad))
-            awake = self._awake()
-        if awake is None:
-            return False
-        self._average(self.dense, self._mean if mean is None else mean, lambda b: self._lamb(b, awake, mean, scale))
-        return True
+    def _adapt(self, has_gradient: list[bool], mean: Tensor | None, scale: float) -> None:
+        self._average(
+            self.dense, self._mean if mean is None else mean, lambda b: self._lamb(b, has_gradient, mean, scale)
+        )
 
-    def _lamb(self, batch: Batch, awake: list[bool], mean: Tensor | None, scale: float) -> None:
+    def _lamb(self, batch: Batch, has_gradient: list[bool], mean: Tensor | None, scale: float) -> None:
         """``mean``: a flat vector with the averaged gradients; None: they are in the parameters."""
-        sheet = self._sheets[batch.parts[0].numbers[0]]
-        first, numbers = sheet.numbers[0], sheet.numbers
-        updates = sheet.twos
+        workspace = self._workspaces[batch.parts[0].numbers[0]]
+        first, numbers = workspace.numbers[0], workspace.numbers
+        updates = workspace.twos
         foreach.copy(updates, self.flat.params[first : numbers.stop])
-        weights = sheet.norms(sheet.two)
-        self._decayed(sheet, updates)
+        weights = workspace.norms(workspace.two)
+        self._decayed(workspace, updates)
         for part in batch.parts:
-            part = part.pick(awake)
+            part = part.pick(has_gradient)
             if part.params:
                 group = self.param_groups[part.group]
                 grads = self._grads(part) if mean is None else self._found(part, mean)
-                sign = 1.0 if mean is not None else -scale if group["maximize"] else scale
+                sign = -scale if group["maximize"] and mean is None else scale
                 b1, b2 = map(float, group["betas"])
                 # Adam with r in the place of the parameters, and a rate of -1: decay x becomes r
                 ops.adam(
                     part.lying([updates[n - first] for n in part.numbers]), grads, part.starts,
                     self._mean, self._second, b1, b2, sign, -1.0, 1.0, float(group["eps"]), 0.0, 0.0,
                 )  # fmt: skip
-        moving = [n for n in numbers if awake[n]]
-        norms, c = sheet.norms(sheet.two), list[float]()
+        moving = [n for n in numbers if has_gradient[n]]
+        norms, c = workspace.norms(workspace.two), list[float]()
         for n in moving:
             group = self.param_groups[self.flat.owners[n]]
             limits = float(group["min_coeff"]), float(group["max_coeff"])
             i = n - first
             c.append(self._trust.measure(n, weights[i], norms[i], limits) if group["adapt"] else 1.0)
-        self._descend(sheet, moving, updates, c)
+        self._descend(workspace, moving, updates, c)
 
-    def _cool(self) -> None:
-        """The warm-up ends: from here on ``_second`` holds d."""
+    def _freeze_variance(self) -> list[float]:
         self._fresh = self._second.clone()
-        options = [(1.0, float(g["eps"])) for g in self.param_groups]
-        self._floor = freeze_variance(self.flat, self._second, self.v_floor, options)
         self._scaling = self._scales()
+        self._floor = super()._freeze_variance()
         self._trust.end()
-        self.frozen_at = self.steps
-        self._hang_up()
-        if self.world > 1:
-            self._say(f"variance frozen after {self.steps} steps; {self._line()}")
+        return self._floor
 
     def _scales(self) -> list[float]:
         """s of all parameters."""
@@ -272,65 +234,52 @@ class OneBitLamb(CompressedOptimizer):
 
     # After it: momentum that travels.
 
-    def _travel(self, scale: float, bad: bool) -> bool:
-        """A step; False: it was skipped."""
-        new = self._room()
-        self._momentum(self._mean, new, scale, self._begin_flags(bad))
-        awake = self._awake()
-        if awake is None:
-            return False
-        asleep = [n for n, a in enumerate(awake) if not a]
-        for n in asleep:
-            self.flat.view(new, n).zero_()  # sent as nothing, so that their residual stays
+    def _departs(self, new: Tensor) -> None:
         if self.exchange is not None:
             foreach.multiply(self.flat.views(new), self._scaling)
-        self._average(self.exchange, new, lambda batch: self._arrived(batch, awake, new))
-        for n in asleep:
-            self.flat.view(new, n).copy_(self.flat.view(self._mean, n))
-        self._mean, self._spare = new, self._mean
-        self.steps += 1
-        return True
 
-    def _arrived(self, batch: Batch, awake: list[bool], new: Tensor) -> None:
-        sheet = self._sheets[batch.parts[0].numbers[0]]
-        first, numbers = sheet.numbers[0], sheet.numbers
-        moving = [n for n in numbers if awake[n] and self.flat.params[n].numel()]
+    def _arrived(self, batch: Batch, has_gradient: list[bool], new: Tensor) -> None:
+        workspace = self._workspaces[batch.parts[0].numbers[0]]
+        first, numbers = workspace.numbers[0], workspace.numbers
+        moving = [n for n in numbers if has_gradient[n] and self.flat.params[n].numel()]
         if self.exchange is not None:
-            foreach.divide(sheet.cut(new), self._scaling[first : numbers.stop])
-        factors = self._factors(sheet, moving, new)
-        torch.div(new[sheet.span], self._second[sheet.span], out=sheet.one)
+            foreach.divide(workspace.cut(new), self._scaling[first : numbers.stop])
+        factors = self._factors(workspace, moving, new)
+        torch.div(new[workspace.span], self._second[workspace.span], out=workspace.one)
         shares = [1.0] * len(numbers)
         if any(self._options("weight_decay", moving)):
-            parts = sheet.norms(sheet.one)
-            foreach.copy(sheet.twos, self.flat.params[first : numbers.stop])
-            self._decayed(sheet, sheet.twos)
-            sheet.one.add_(sheet.two)
-            wholes = sheet.norms(sheet.one)
+            parts = workspace.norms(workspace.one)
+            foreach.copy(workspace.twos, self.flat.params[first : numbers.stop])
+            self._decayed(workspace, workspace.twos)
+            workspace.one.add_(workspace.two)
+            wholes = workspace.norms(workspace.one)
             shares = [min(1.0, part / whole) if whole else 1.0 for part, whole in zip(parts, wholes, strict=True)]
         c = [
             self._trust.correct(n, factor, shares[n - first]) if adapt else 1.0
             for n, factor, adapt in zip(moving, factors, self._options("adapt", moving), strict=True)
         ]
-        self._descend(sheet, moving, sheet.ones, c)
+        self._descend(workspace, moving, workspace.ones, c)
 
-    def _factors(self, sheet: Sheet, moving: Sequence[int], new: Tensor) -> list[float]:
+    def _factors(self, workspace: Workspace, moving: Sequence[int], new: Tensor) -> list[float]:
         """Brings w up to date, and returns max(d/(sqrt w + eps)) over each of these parameters."""
-        fresh, second = self._fresh[sheet.span], self._second[sheet.span]
+        fresh, second = self._fresh[workspace.span], self._second[workspace.span]
         unread = self._flags.unread
-        momenta, variances = sheet.cut(new), sheet.cut(self._fresh)
-        gradients, ratios = sheet.one.split(sheet.sizes), sheet.two.split(sheet.sizes)
-        first, chosen = sheet.numbers[0], set(moving)
-        sheet.two.zero_()
-        for part in sheet.batch.parts:
+        momenta, variances = workspace.cut(new), workspace.cut(self._fresh)
+        gradients, ratios = workspace.one.split(workspace.sizes), workspace.two.split(workspace.sizes)
+        first, chosen = workspace.numbers[0], set(moving)
+        workspace.two.zero_()
+        for part in workspace.batch.parts:
             rows = [n - first for n in part.numbers if n in chosen]
             if not rows:
                 continue
             group = self.param_groups[part.group]
             b1, b2 = map(float, group["betas"])
-            starts = [self.flat.starts[first + i] - sheet.batch.start for i in rows]
+            starts = [self.flat.starts[first + i] - workspace.batch.start for i in rows]
             given, found = [momenta[i] for i in rows], [gradients[i] for i in rows]
             # h = (m' - b1 m)/(1 - b1) is a momentum whose beta is -b1/(1 - b1)
-            ops.momentum(given, given, starts, self._mean[sheet.span], sheet.one, -b1 / (1.0 - b1), 1.0, 0.0, unread)
+            ops.momentum(
+                given, given, starts, self._mean[workspace.span], workspace.one, -b1 / (1.0 - b1), 1.0, 0.0, unread
+            )
             if self.v_floor:
                 least = [self._floor[first + i] ** 2 / b2 for i in rows]
                 foreach.raise_to([variances[i] for i in rows], least)
@@ -349,37 +298,28 @@ class OneBitLamb(CompressedOptimizer):
         return {"exp_avg": self._mean, "exp_avg_sq": self._fresh, "denominator": self._second}
 
     def extra(self) -> dict[str, Any]:
-        return {
-            "steps": self.steps, "frozen_at": self.frozen_at, "warmup": self._freeze.state_dict(),
-            "trust": self._trust.state_dict(), "floor": list(self._floor), "scaling": list(self._scaling),
-        }  # fmt: skip
+        numbers = {"trust": self._trust.state_dict(), "floor": list(self._floor), "scaling": list(self._scaling)}
+        return {**super().extra(), **numbers}
 
     def check_extra(
         self, extra: Mapping[str, Any], vectors: Mapping[str, Tensor], own: Mapping[str, Sequence[Any]]
     ) -> None:
-        steps, frozen, warmup, trust = (extra.get(name) for name in ("steps", "frozen_at", "warmup", "trust"))
-        if (
-            not isinstance(steps, int)
-            or not isinstance(frozen, int | None)
-            or not isinstance(warmup, Mapping)
-            or not isinstance(trust, Mapping)
-        ):
-            raise StateError(f"load_state_dict: steps={steps!r}, frozen_at={frozen!r}: the checkpoint is damaged.")
-        due = [*(["denominator"] if frozen is not None else []), "exp_avg", "exp_avg_sq"]
-        if sorted(vectors) != due:
-            raise StateError(f"load_state_dict: moments {sorted(vectors)} where {due} are due.")
-        Freeze("auto", 0.9).load_state_dict(warmup)
+        super().check_extra(extra, vectors, own)
+        frozen, trust = extra["frozen_at"], extra["trust"]
         count = len(self.flat.params)
         for name in ("mean", "factor"):
             check_numbers(name, trust.get(name), count)
         for name in ("floor", "scaling"):
             check_numbers(name, extra.get(name), 0 if frozen is None else count)
 
+    def _check_vectors(self, vectors: Mapping[str, Tensor], frozen: int | None) -> None:
+        due = [*(["denominator"] if frozen is not None else []), "exp_avg", "exp_avg_sq"]
+        if sorted(vectors) != due:
+            raise StateError(f"load_state_dict: moments {sorted(vectors)} where {due} are due.")
+
     def load(self, vectors: dict[str, Tensor], own: Mapping[str, list[Tensor]], extra: Mapping[str, Any]) -> None:
-        was = self.compressed
+        was = self._take(extra)
         self._fit()
-        self.steps, self.frozen_at = extra["steps"], extra["frozen_at"]
-        self._freeze.load_state_dict(extra["warmup"])
         self._trust.load_state_dict(extra["trust"])
         self._floor, self._scaling = list(extra["floor"]), list(extra["scaling"])
         self._mean = vectors["exp_avg"]

@@ -19,7 +19,7 @@ from ..hosts.names import (
 )
 
 
-class Source(NamedTuple):
+class Parameters(NamedTuple):
     """Parameter groups with names, the DDP model whose hook is to be taken, or None, the parameters that were left
     out as they want no gradient, and the ids of those in the groups that DDP was told to ignore."""
 
@@ -29,7 +29,7 @@ class Source(NamedTuple):
     alone: set[int]
 
 
-def find(call: str, given: Any, params: Any) -> Source:
+def find(call: str, given: Any, params: Any) -> Parameters:
     """The groups of ``given`` (a model, DDP or not, compiled or not; parameters; groups), or of ``params`` within it.
 
     Raises:
@@ -43,7 +43,7 @@ def find(call: str, given: Any, params: Any) -> Source:
                 f"{call}(params=...): this is for the groups of a model; the first argument is no model but a "
                 f"{type(given).__name__}. Give the groups as the first argument."
             )
-        return Source(*_groups(call, given, {}, None), set())
+        return Parameters(*_groups(call, given, {}, None), set())
     _check_sharded(call, model)
     ddp = model if isinstance(model, nn.parallel.DistributedDataParallel) else None
     if ddp is not None:
@@ -55,7 +55,7 @@ def find(call: str, given: Any, params: Any) -> Source:
     if late:
         raise ValueError(f"{call}: {unaveraged(late)}")
     groups = _groups(call, of_model if params is None else params, names, ddp)
-    found = Source(*groups, set(names) - buckets)
+    found = Parameters(*groups, set(names) - buckets)
     if params is None:
         found.left.extend((n, p) for n, p in inner(model).named_parameters() if not p.requires_grad)
     groups = found.groups

@@ -1,4 +1,4 @@
-"""An optimizer takes a checkpoint: its own, an earlier version's, or torch's Adam's. See ``memory`` for the form."""
+"""An optimizer takes a checkpoint: its own (``checkpoint``), an earlier version's, or torch's Adam's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,10 +23,8 @@ from .checkpoint import (
     numbers,
     place,
 )
+from .contract import Contract
 from .flat import Flat
-
-if TYPE_CHECKING:
-    from .base import CompressedOptimizer
 
 Entries = list[Mapping[str, Any]]
 
@@ -44,7 +42,7 @@ class Saved(NamedTuple):
     alone_steps: int
 
 
-def load(opt: CompressedOptimizer, given: Any, load_groups: Callable[[dict[str, Any]], None]) -> None:
+def load(opt: Contract, given: Any, load_groups: Callable[[dict[str, Any]], None]) -> None:
     """Takes a document of either form, or of torch's Adam: all of it or, on any mismatch on any rank, nothing on any.
 
     Raises:
@@ -59,7 +57,7 @@ def load(opt: CompressedOptimizer, given: Any, load_groups: Callable[[dict[str, 
         except Exception as error:
             failure = error
         if opt.exchange is not None:
-            consent(opt.exchange.attachment.transport, facts, failure, "load_state_dict")
+            consent(opt.exchange.transport, facts, failure, "load_state_dict")
         elif failure is not None:
             raise failure
         take()
@@ -70,7 +68,7 @@ def _nothing() -> None:
 
 
 def _prepare(
-    opt: CompressedOptimizer, given: Any, load_groups: Callable[[dict[str, Any]], None], undo: ExitStack
+    opt: Contract, given: Any, load_groups: Callable[[dict[str, Any]], None], undo: ExitStack
 ) -> tuple[dict[str, Any], Callable[[], None]]:
     """What all ranks must agree on, and what takes it. Nothing is changed yet."""
     if not isinstance(given, Mapping) or "param_groups" not in given or "state" not in given:
@@ -84,14 +82,14 @@ def _prepare(
     owed = _residual(opt, memory) if exchange is None and memory is not None else None
     remember: Callable[[], None] = _nothing
     if exchange is not None:
-        remember = exchange.attachment.forget
+        remember = exchange.reset_state
         if memory is not None:
             found = memory if saved.merged else {place(opt.world, opt.group): memory}
-            _, remember = exchange.attachment.state.prepare("load_state_dict", found, saved.merged, undo)
+            remember = exchange.prepare(found, saved.merged, undo)
     groups = [{k: v for k, v in g.items() if k != OURS} for g in given["param_groups"]]
     groups = [{**opt.defaults, **g} for g in groups]  # another optimizer's may lack some
     for group in groups:
-        opt._check_group(group)  # pyright: ignore[reportPrivateUsage]
+        opt.check_group(group)
     facts = {"merged": saved.merged, **{k: saved.content.get(k) for k in ("steps", "frozen_at", "scaled")}}
     return facts, partial(
         _take, opt, saved, owed, remember, partial(load_groups, {"state": {}, "param_groups": groups})
@@ -99,7 +97,7 @@ def _prepare(
 
 
 def _take(
-    opt: CompressedOptimizer, saved: Saved, owed: Tensor | None, remember: Callable[[], None],
+    opt: Contract, saved: Saved, owed: Tensor | None, remember: Callable[[], None],
     load_groups: Callable[[], None],
 ) -> None:  # fmt: skip
     remember()
@@ -111,7 +109,7 @@ def _take(
         opt.absorb(owed)
 
 
-def _read(opt: CompressedOptimizer, given: Mapping[str, Any]) -> Saved:
+def _read(opt: Contract, given: Mapping[str, Any]) -> Saved:
     entries = _in_order(opt, given)
     everyone = list(chain.from_iterable(g["params"] for g in opt.param_groups))
     by_id = {id(p): e for p, e in zip(everyone, entries, strict=True)}
@@ -136,7 +134,7 @@ def _read(opt: CompressedOptimizer, given: Mapping[str, Any]) -> Saved:
     return Saved(content, memory, merged, vectors, own, *_lonely(opt, alone))
 
 
-def _slots(opt: CompressedOptimizer, mine: Entries) -> dict[str, dict[str, Any]]:
+def _slots(opt: Contract, mine: Entries) -> dict[str, dict[str, Any]]:
     """The slots of an attachment, from what lies with each parameter."""
     found: dict[str, dict[str, Any]] = {}
     for (name, _), entry in zip(opt.flat.named, mine, strict=True):
@@ -151,7 +149,7 @@ def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}  # pyright: ignore[reportUnknownVariableType]
 
 
-def _in_order(opt: CompressedOptimizer, given: Mapping[str, Any]) -> Entries:
+def _in_order(opt: Contract, given: Mapping[str, Any]) -> Entries:
     """Every parameter's entry, whatever they are filed under: numbers, or the names that torch gives them."""
     there = [len(g["params"]) for g in given["param_groups"]]
     here = [len(g["params"]) for g in opt.param_groups]
@@ -165,7 +163,7 @@ def _in_order(opt: CompressedOptimizer, given: Mapping[str, Any]) -> Entries:
     return [_mapping(state.get(key)) for key in keys]
 
 
-def _content(opt: CompressedOptimizer, filed: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+def _content(opt: Contract, filed: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
     mine = place(opt.world, opt.group)
     where = MERGED if MERGED in filed else mine
     content = filed.get(where)
@@ -213,7 +211,7 @@ def _there(value: object) -> bool:
     return value is not None and value != {} if not isinstance(value, Tensor) else True
 
 
-def _lonely(opt: CompressedOptimizer, entries: Entries) -> tuple[dict[str, Tensor], int]:
+def _lonely(opt: Contract, entries: Entries) -> tuple[dict[str, Tensor], int]:
     """The vectors and steps of the parameters that DDP ignores."""
     if not entries:
         return opt.alone.vectors(), 0
@@ -223,7 +221,7 @@ def _lonely(opt: CompressedOptimizer, entries: Entries) -> tuple[dict[str, Tenso
     return vectors, adam.steps(entries)
 
 
-def _residual(opt: CompressedOptimizer, memory: Mapping[str, Any]) -> Tensor | None:
+def _residual(opt: Contract, memory: Mapping[str, Any]) -> Tensor | None:
     """The mean residual as a flat vector, None where it is all zero: where one rank goes on alone, it is added to what
     is applied next.
 

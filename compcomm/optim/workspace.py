@@ -12,7 +12,7 @@ from ..core.strides import shaped
 from .flat import Batch, Flat
 
 
-class Sheet(NamedTuple):
+class Workspace(NamedTuple):
     """A batch with the two vectors. ``span``: where it lies in a flat vector; ``numbers``: of its parameters."""
 
     batch: Batch
@@ -36,11 +36,11 @@ class Sheet(NamedTuple):
         return list(flat[self.span].split(self.sizes))
 
 
-def sheets(flat: Flat) -> list[Sheet]:
-    """A sheet for each batch. All share the two vectors: one is in use at a time."""
+def workspaces(flat: Flat) -> list[Workspace]:
+    """A workspace for each batch. All share the two vectors: one is in use at a time."""
     longest = max((b.stop - b.start for b in flat.batches), default=0)
     room = torch.zeros(2, longest, dtype=torch.float32, device=flat.device)
-    found: list[Sheet] = []
+    found: list[Workspace] = []
     for batch in flat.batches:
         first = batch.parts[0].numbers[0]
         numbers = range(first, first + sum(len(part.numbers) for part in batch.parts))
@@ -52,5 +52,5 @@ def sheets(flat: Flat) -> list[Sheet]:
         views = [[shaped(t, s.shape, s.order) for s, t in zip(lies, v.split(sizes), strict=True)] for v in (one, two)]
         rows = torch.tensor(table, dtype=torch.int64).to(flat.device)
         span = slice(batch.start, batch.stop)
-        found.append(Sheet(batch, span, numbers, sizes, one, two, views[0], views[1], rows))
+        found.append(Workspace(batch, span, numbers, sizes, one, two, views[0], views[1], rows))
     return found

@@ -18,15 +18,16 @@ from ..core.state import StateError
 from ..engine.agreement import agree
 from ..engine.statistics import Report
 from ..routes.exact import Exact
-from . import foreach as each
-from .base import CompressedOptimizer
+from . import foreach
 from .flat import Batch, Part
 from .freeze import Freeze
+from .intervals import check_count, synchronises
+from .local_steps import LocalSteps, check_local
+from .refreshed_variance import RefreshedVariance
 from .variance import check_floor, check_moments, divisor, factor, thaw
-from .variance import freeze as freeze_variance
 
 
-class ZeroOneAdam(CompressedOptimizer):
+class ZeroOneAdam(RefreshedVariance):
     """``optimizer = cc.optim.ZeroOneAdam(ddp_model, lr=1e-3, freeze=20_000)`` in place of ``torch.optim.Adam(...)``.
 
     Gradients g_i stay local in the backward pass; all that is averaged is averaged in ``step``. Until the freeze:
@@ -142,8 +143,6 @@ class ZeroOneAdam(CompressedOptimizer):
         """Steps that counted: before the freeze bad ones do not, after it all do."""
         self.refreshes = 0
         """Steps in which the variance was measured."""
-        self.local_steps = 0
-        """Steps that this rank is away from the last synchronisation; 0: all ranks have the same parameters."""
         self.v_floor, self.bias_correction = v_floor, bias_correction
         self.var_update_scaler, self.local_step_scaler = var_update_scaler, local_step_scaler
         self.local_step_clipper = local_step_clipper
@@ -158,24 +157,28 @@ class ZeroOneAdam(CompressedOptimizer):
 
         def check() -> None:
             for name, value in facts.items():
-                _check_count(name, value)
+                check_count(name, value)
             check_floor("ZeroOneAdam", v_floor)
 
         super().__init__(
             model_or_params, defaults, params=params, compressor=compressor, warmup=warmup, group=group,
-            timeout=timeout, seed=seed, listens=False, check=check,
+            timeout=timeout, seed=seed, ddp_averages=False, check=check,
             facts={**facts, "v_floor": v_floor, "bias_correction": bias_correction},
         )  # fmt: skip
         self._freeze = Freeze(freeze, 0.0)
         self._mean, self._square, self._denominator = (self.flat.zeros() for _ in range(3))
         self._update = self.flat.nothing  # after the freeze, where the variance was
-        self._anchor: list[Tensor] = []
-        self._begin()
+        self._local = LocalSteps(len(self.param_groups))
         self._counted_from = 0
 
     @property
     def compressed(self) -> bool:
         return self.frozen_at is not None
+
+    @property
+    def local_steps(self) -> int:
+        """Steps that this rank is away from the last synchronisation; 0: all ranks have the same parameters."""
+        return self._local.count
 
     @property
     def _alike(self) -> bool:
@@ -189,8 +192,7 @@ class ZeroOneAdam(CompressedOptimizer):
             AgreementError: the ranks are not at the same step.
         """
         if self.exchange is not None:
-            a = self.exchange.attachment
-            agree(a.transport, {"steps": self.steps}, None, "synchronise")
+            agree(self.exchange.transport, {"steps": self.steps}, None, "synchronise")
         if self.local_steps:
             with torch.no_grad():
                 self._synchronise()
@@ -203,7 +205,7 @@ class ZeroOneAdam(CompressedOptimizer):
 
     def report(self) -> Report:
         """What the present phase sent and cost, per step, local steps among them."""
-        used = [e.attachment.report() for e in (self.exchange, self.dense) if e is not None]
+        used = [e.report() for e in (self.exchange, self.dense) if e is not None]
         if not used:
             return super().report()
         steps = self.steps - self._counted_from
@@ -216,8 +218,8 @@ class ZeroOneAdam(CompressedOptimizer):
             wire_seconds=per_step("wire_seconds"), exposed_seconds=per_step("exposed_seconds"),
         )  # fmt: skip
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
+    def check_group(self, group: dict[str, Any]) -> None:
+        super().check_group(group)
         if self._decay(group)[0] >= 1.0:
             raise ValueError(
                 f"ZeroOneAdam(weight_decay={group['weight_decay']!r}): at lr={group['lr']!r} a step takes the whole "
@@ -226,118 +228,42 @@ class ZeroOneAdam(CompressedOptimizer):
 
     def _advance(self, scale: float, bad: bool) -> bool:
         if self.compressed:
-            return self._walk(scale, bad)
-        if not self._warm(scale, bad):
+            return self._local_step(scale, bad)
+        if not self._warmup_step(scale, bad):
             return False
         if self._ends(self._square):
-            self._cool()
+            self._freeze_variance()
         return True
 
-    # Until the freeze: gradients that travel.
-
-    def _warm(self, scale: float, bad: bool) -> bool:
-        """A step of Adam; False: it was skipped."""
-        g = self._room()
-        self._gather(self._mean, g, scale, self._begin_flags(bad))
-        awake = self._awake()
-        if awake is None:
-            return False
-        self.steps += 1
-        plain = self._interval == 1
-        refresh = self.steps % self._interval == 0
-        self.refreshes += refresh
-
-        def arrived(batch: Batch) -> None:
-            for part in (part.pick(awake) for part in batch.parts):
-                if part.params and refresh:
-                    self._adam(part, g, plain)
-                elif part.params:
-                    self._follow(part, g)
-                    self._descend(part, self._mean)
-
-        self._average(self.dense if refresh else self.exchange, g, arrived)
-        if refresh and self._interval > 1:
-            self._measure()
-            for part in () if plain else self.flat.parts:
-                self._descend(part.pick(awake), self._mean)
-        return True
-
-    @property
-    def _interval(self) -> int:
-        """Between refreshes: 1 until the first gradient is compressed."""
-        return 1 << self.refreshes // self.var_update_scaler
-
-    def _adam(self, part: Part, g: Tensor, moves: bool) -> None:
-        """Moments from the mean gradient; and the step, unless that waits for the floor of the new variance."""
-        group = self.param_groups[part.group]
-        decay, l2 = self._decay(group)
-        rate, eps, decay = (self._rate(group), float(group["eps"]), decay) if moves else (0.0, 1.0, 0.0)
-        b1, b2 = map(float, group["betas"])
-        ops.adam(
-            part.lying(part.params), self._found(part, g), part.starts, self._mean, self._square,
-            b1, b2, 1.0, rate, self._correction(group), eps, decay, l2,
-        )  # fmt: skip
-
-    def _follow(self, part: Part, g: Tensor) -> None:
-        """m <- b1 m + (1 - b1) g."""
-        group = self.param_groups[part.group]
-        ops.momentum(
-            self._found(part, g), part.lying(part.params), part.starts, self._mean, self._mean,
-            float(group["betas"][0]), 1.0, self._decay(group)[1], self._flags.unread,
-        )  # fmt: skip
-
-    def _descend(self, part: Part, mean: Tensor) -> None:
-        """x <- x - lr (m/d + decay x)."""
-        if part.params:
-            group = self.param_groups[part.group]
-            rate, decay = self._rate(group), self._decay(group)[0]
-            ops.descend(part.lying(part.params), part.starts, mean, self._denominator, rate, decay)
-
-    def _measure(self) -> None:
-        """d of the present variance."""
-        options = [(self._correction(g), float(g["eps"])) for g in self.param_groups]
-        freeze_variance(self.flat, self._denominator.copy_(self._square), self.v_floor, options)
-
-    def _rate(self, group: Mapping[str, Any]) -> float:
-        return self._corrected(group, self.steps)[0]
-
-    def _correction(self, group: Mapping[str, Any]) -> float:
-        return self._corrected(group, self.refreshes)[1]
-
-    def _cool(self) -> None:
+    def _freeze_variance(self) -> None:
         """The freeze."""
         self._measure()
         self.frozen_at = self.steps
         self._update, self._square = self._square.zero_(), self.flat.nothing
         if self.exchange is not None:
-            self.exchange.attachment.forget()
-            self._say(
+            self.exchange.reset_state()
+            self._announce(
                 f"variance frozen after {self.steps} steps, {self.refreshes} of them refreshes; {self._line()}, every "
                 f"1 to {self.local_step_clipper} steps"
             )
-        self._hang_up()
+        self._stop_gradient_averaging()
         self._count()
 
     # After it: steps that are gathered, and travel together.
 
-    def _walk(self, scale: float, bad: bool) -> bool:
+    def _local_step(self, scale: float, bad: bool) -> bool:
         """A step; False: nothing of this rank is in it."""
         new = self._room()
         status = self._begin_flags(bad)
         self._momentum(self._mean, new, scale, status)
         good = not bool(status)
         self.steps += 1
-        due = self._due()
+        due = synchronises(self.steps - (self.frozen_at or 0), self.local_step_scaler, self.local_step_clipper)
         if not due:
-            if not self.local_steps:
-                self._keep()
-            self.local_steps += 1
+            self._local.leave(self.flat.params)
         for part in self.flat.parts:
-            group, g = self.param_groups[part.group], part.group
-            rate, decay = self._rate(group), self._decay(group)[0]
-            self._shrunk[g] *= 1.0 - decay
-            weight = rate / self._shrunk[g]
-            self._travelled[g] += weight
+            group = self.param_groups[part.group]
+            weight = self._local.weigh(part.group, self._rate(group), self._decay(group)[0])
             if good and part.params:
                 span = _span(part)
                 self._update[span].add_(new[span], alpha=weight)
@@ -346,27 +272,15 @@ class ZeroOneAdam(CompressedOptimizer):
         if good:
             self._mean, self._spare = new, self._mean
         if due:
-            self._heed()
+            self._share_scaled()
             self._synchronise()
         return good
-
-    def _due(self) -> bool:
-        """Whether the ranks synchronise in this step."""
-        k = self.steps - (self.frozen_at or 0)
-        doublings = min((k - 1) // self.local_step_scaler, self.local_step_clipper.bit_length())
-        return k % min(self.local_step_clipper, 1 << doublings) == 0
-
-    def _keep(self) -> None:
-        """x_sync <- x."""
-        if not self._anchor:
-            self._anchor = [torch.empty_like(p) for p in self.flat.params]
-        each.copy(self._anchor, self.flat.params)
 
     def _synchronise(self) -> None:
         mean = self._update
         for part in self.flat.parts:
             if part.params:
-                span, s = _span(part), self._travelled[part.group]
+                span, s = _span(part), self._local.travelled[part.group]
                 if s > 0.0:
                     mean[span].mul_(1.0 / s)
                 else:  # no step weighs the momenta: the last one then
@@ -374,26 +288,21 @@ class ZeroOneAdam(CompressedOptimizer):
 
         def arrived(batch: Batch) -> None:
             for part in batch.parts:
-                s, shrunk = self._travelled[part.group], self._shrunk[part.group]
+                s, shrunk = self._local.travelled[part.group], self._local.shrunk[part.group]
                 if self.local_steps:
-                    each.copy(part.params, [self._anchor[n] for n in part.numbers])
+                    foreach.copy(part.params, [self._local.anchor[n] for n in part.numbers])
                 params = part.lying(part.params)
                 ops.descend(params, part.starts, mean, self._denominator, shrunk * s, 1.0 - shrunk)
 
         self._average(self.exchange, mean, arrived)
         self._mean, self._update = mean, self._mean.zero_()
-        self._begin()
-
-    def _begin(self) -> None:
-        """An interval between two synchronisations begins."""
-        self.local_steps = 0
-        self._travelled, self._shrunk = [0.0] * len(self.param_groups), [1.0] * len(self.param_groups)
+        self._local.begin(len(self.param_groups))
 
     def _count(self) -> None:
         """What is reported per step begins anew."""
         self._counted_from = self.steps
         if self.exchange is not None:
-            self.exchange.attachment.state.resume(self.exchange.attachment.step)
+            self.exchange.resume(self.exchange.step)
 
     # Checkpoints.
 
@@ -415,15 +324,13 @@ class ZeroOneAdam(CompressedOptimizer):
         if not self.local_steps:
             return {}
         mean, update = self.flat.views(self._mean), self.flat.views(self._update)
-        return dict(zip(self.OWN, (mean, update, self._anchor), strict=True))
+        return dict(zip(self.OWN, (mean, update, self._local.anchor), strict=True))
 
     def extra(self) -> dict[str, Any]:
-        local = {
-            "steps": self.local_steps, "travelled": list(self._travelled), "shrunk": list(self._shrunk),
-        } if self.local_steps else None  # fmt: skip
         return {
             "steps": self.steps, "refreshes": self.refreshes, "frozen_at": self.frozen_at,
-            "warmup": self._freeze.state_dict(), "scaled": self.compressed and self._scaled, "local": local,
+            "warmup": self._freeze.state_dict(), "scaled": self.compressed and self._scaled,
+            "local": self._local.extra(),
         }  # fmt: skip
 
     def check_extra(
@@ -441,24 +348,8 @@ class ZeroOneAdam(CompressedOptimizer):
         check_moments(vectors, frozen, [] if local else ["exp_avg"])
         Freeze(1, 0.0).load_state_dict(warmup)
         if local is not None:
-            self._check_local(local, own)
-
-    def _check_local(self, local: Mapping[str, Any], own: Mapping[str, Sequence[Any]]) -> None:
-        shapes, groups = [p.shape for p in self.flat.params], len(self.param_groups)
-        for name in self.OWN:
-            found = [
-                t.shape if isinstance(t, Tensor) and t.dtype.is_floating_point else None for t in own.get(name, ())
-            ]
-            if found != shapes:
-                raise StateError(
-                    f"load_state_dict: this rank's {name!r}, of its steps since the last synchronisation, is missing "
-                    f"or of others."
-                )
-        if not isinstance(local.get("steps"), int) or local["steps"] < 1:
-            raise StateError(f"load_state_dict: {local.get('steps')!r} local steps. Use an older checkpoint.")
-        for name in ("travelled", "shrunk"):
-            if not isinstance(local.get(name), list) or len(local[name]) != groups:
-                raise StateError(f"load_state_dict: {name}={local.get(name)!r} where {groups} numbers are due.")
+            tensors = {name: own.get(name, ()) for name in self.OWN}
+            check_local(local, tensors, self.flat.params, len(self.param_groups))
 
     def load(self, vectors: dict[str, Tensor], own: Mapping[str, list[Tensor]], extra: Mapping[str, Any]) -> None:
         was, local = self.compressed, extra["local"]
@@ -473,15 +364,12 @@ class ZeroOneAdam(CompressedOptimizer):
         else:
             self._square, self._denominator = vectors["exp_avg_sq"], self.flat.zeros()
             self._measure()
-        self._anchor = []
-        self._begin()
+        self._local = LocalSteps(len(self.param_groups))
         if local is not None:
             mean, update, anchor = (own[name] for name in self.OWN)
-            each.copy(self.flat.views(self._mean), mean)
-            each.copy(self.flat.views(self._update), update)
-            self._anchor = [torch.empty_like(p).copy_(t) for p, t in zip(self.flat.params, anchor, strict=True)]
-            self._travelled, self._shrunk = list(local["travelled"]), list(local["shrunk"])
-            self.local_steps = local["steps"]
+            foreach.copy(self.flat.views(self._mean), mean)
+            foreach.copy(self.flat.views(self._update), update)
+            self._local.load(local, anchor, self.flat.params)
         self._go_on(was, extra["averaged"])
         if self.compressed:
             self._watch(bool(extra.get("scaled")))
@@ -498,16 +386,3 @@ class ZeroOneAdam(CompressedOptimizer):
 def _span(part: Part) -> slice:
     """The elements of a whole group: its parameters lie end to end."""
     return slice(part.starts[0], part.starts[-1] + part.params[-1].numel())
-
-
-def _check_count(name: str, value: object) -> None:
-    """Raises ValueError for what is no number of steps."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        what = {
-            "freeze": "the number of steps before the variance is frozen; its growth, which 'auto' would follow, says "
-            "little once it is refreshed rarely",
-            "var_update_scaler": "refreshes before their interval doubles, such as 16",
-            "local_step_scaler": "steps before the interval between synchronisations doubles, such as 1000",
-            "local_step_clipper": "steps from one synchronisation to the next at most, such as 16",
-        }[name]
-        raise ValueError(f"ZeroOneAdam({name}={value!r}): an integer, 1 or more: {what}.")

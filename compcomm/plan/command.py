@@ -15,7 +15,8 @@ from pathlib import Path
 from . import units
 from .methods import Method, default, method
 from .models import Model, find
-from .planner import Plan, plan
+from .planner import plan
+from .result import Plan
 from .table import show
 
 
@@ -42,7 +43,7 @@ def main(options: argparse.Namespace) -> int:
         if not options.measure:
             _tell(_on_paper(options, model, methods), options, model, methods)
             return 0
-        from .group import joined, measured
+        from .measured_plan import joined, measured
 
         with joined() as transport:
             _check_measured(options, transport.world)

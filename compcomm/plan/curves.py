@@ -14,7 +14,7 @@ from .buckets import cut
 from .kernels import MANY, Kernels, calibrate, grown
 from .methods import PLAIN, Method
 from .models import Model
-from .planner import Plan
+from .result import Plan
 from .step import predict
 
 WORKERS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)

@@ -18,7 +18,7 @@ from ..core.layout import Bucket, Layout
 from ..core.reducer import Flow, Reducer, flow
 from ..core.state import State, Store
 from ..core.transport import Pending, Transport
-from ..engine.sample import sample
+from ..engine.sample import sample_layout
 from ..transports.simulator import perform
 from . import cost
 from .cost import collectives
@@ -113,7 +113,7 @@ def calibrate(
     if transport is not None:
         return _real(reducer, whole, transport, link)
     few = min(world, FEW)
-    small = sample(reducer, whole, few, SAMPLE)
+    small = sample_layout(reducer, whole, few, SAMPLE)
     (seconds,) = _rounds([_bench(reducer, small, few)])
     return grown(Kernels(_stages(reducer, small, few, seconds)), reducer, layouts)
 
@@ -124,7 +124,7 @@ def grown(kernels: Kernels, reducer: Reducer | None, layouts: Sequence[Layout]) 
     if kernels.measured is None or kernels.growth or reducer is None:
         return kernels
     whole = Layout.of((s.name, s.shape) for layout in layouts for s in layout.segments if s.whole)
-    small = sample(reducer, whole, MANY, SAMPLE // 4)
+    small = sample_layout(reducer, whole, MANY, SAMPLE // 4)
     received = [[p.nbytes for p in collectives(reducer, small, world)] for world in (FEW, MANY)]
     more = [b - a if b >= 1.2 * a else 0 for a, b in zip(*received, strict=True)]
     if not any(more):
@@ -154,7 +154,7 @@ def _copying() -> float:
 def _real(reducer: Reducer, whole: Layout, transport: Transport, link: Link | None) -> Kernels:
     """Both buckets together are as large as the sample of one process."""
     world = transport.world
-    layout = sample(reducer, whole, world, SAMPLE // 2)
+    layout = sample_layout(reducer, whole, world, SAMPLE // 2)
     pair = [_Rank(reducer, layout, transport.rank, world, bucket=b) for b in range(2)]
     _side_by_side(pair, transport)  # memory is touched
     once = torch.tensor([_side_by_side(pair, transport)[-1]], dtype=torch.float64)

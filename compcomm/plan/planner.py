@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any
 
 from torch import nn
 
@@ -18,68 +17,12 @@ from .kernels import Kernels, calibrate
 from .link import Link
 from .methods import UNCOMPRESSED, Method, default, method
 from .models import Model, find
-from .recommend import Recommendation, choose
+from .recommend import choose
+from .result import Plan, Row
 from .step import FORWARD, Prediction, predict
 
 _SLOWEST, _FASTEST, _POINTS = 1e4, 1e13, 37
 """Bits per second between which break-evens are looked for, first at so many rates: four for each factor of ten."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A method's prediction. ``pays``: where its step is shorter than the best uncompressed one's, as (lowest, highest)
-    bits per second, 0 and infinity for no bound; none: on no link. It need not begin at 0: fewer rounds may win where
-    latency counts, and more bytes lose below. None: it is uncompressed itself. ``over_fp32`` and ``over_bf16``: the
-    step's speed-up (None where that is not in the plan)."""
-
-    short: str
-    prediction: Prediction
-    pays: tuple[tuple[float, float], ...] | None
-    over_fp32: float | None
-    over_bf16: float | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """All of it, ready for JSON: None stands for no bound."""
-        pays = self.pays and [[low, None if high == float("inf") else high] for low, high in self.pays]
-        more = {
-            "pays_bits_per_second": pays,
-            "speedup_over_fp32": self.over_fp32,
-            "speedup_over_bf16": self.over_bf16,
-        }
-        return {**self.prediction.as_dict(), **more}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What ``plan`` found; ``rows`` go from the method that loses least to the one that loses most."""
-
-    model: str
-    numel: int
-    world: int
-    link: Link
-    compute: float
-    buckets: tuple[int, ...]
-    rows: tuple[Row, ...]
-    recommendation: Recommendation
-    kernels: Mapping[str, Kernels]
-
-    def as_dict(self) -> dict[str, Any]:
-        """All of it, ready for JSON."""
-        return {
-            "model": self.model,
-            "numel": self.numel,
-            "workers": self.world,
-            "link": self.link.as_dict(),
-            "compute_seconds": self.compute,
-            "bucket_elements": list(self.buckets),
-            "rows": [row.as_dict() for row in self.rows],
-            "recommendation": self.recommendation._asdict(),
-        }
-
-    def __str__(self) -> str:
-        from .table import text
-
-        return text(self)
 
 
 def plan(

@@ -26,7 +26,7 @@ from ..core.reducer import Flow, Reducer
 from ..core.source import Source, Target
 from ..core.state import State
 from ..core.traits import Promises
-from ..ops.reference.shared import section
+from ..ops.reference.shared_scale import section
 from .all_reduce import fault, place
 from .base import Delivery, Route, override_status
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import compcomm as cc
-from compcomm.adaptive import telemetry
+from compcomm.adaptive import measuring
 from compcomm.adaptive.controller import Controller
 from compcomm.adaptive.telemetry import Telemetry
 from compcomm.combine.candidates import numbers
@@ -41,7 +41,7 @@ def gathered_model(seed: int = 3) -> list[tuple[int, cc.Segment, torch.Tensor]]:
 
 def measured(part: Any, settings: tuple[float, ...]) -> tuple[Any, list[tuple[int, cc.Segment, torch.Tensor]]]:
     given = gathered_model()
-    return telemetry.measure(cc.settle(part, 2), given, len(given), settings, Context(step=5, seed=1))[0], given
+    return measuring.measure(cc.settle(part, 2), given, len(given), settings, Context(step=5, seed=1))[0], given
 
 
 def test_the_error_of_top_k_is_the_tail_of_the_sorted_gradient() -> None:
@@ -70,7 +70,7 @@ def test_the_tail_of_a_large_matrix_comes_from_power_iterations() -> None:
     spectrum = 1.0 / torch.arange(1, 201) ** 0.7
     (segment,) = cc.Layout.of([("w", (300, 400))]).segments
     given = [(0, segment, (left * spectrum @ right.T).reshape(-1).contiguous())]
-    found = telemetry.measure(cc.PowerSGD(4), given, 1, (1, 4, 16), Context())[0][0]
+    found = measuring.measure(cc.PowerSGD(4), given, 1, (1, 4, 16), Context())[0][0]
     for j, rank in enumerate((1, 4, 16)):
         assert found[1 + j] == pytest.approx(float(spectrum[rank:].square().sum()), rel=0.01)
 
@@ -87,9 +87,9 @@ def test_other_errors_are_those_of_coding(part: cc.Compressor) -> None:
 
 
 def test_every_layer_is_measured_by_one_rank() -> None:
-    layers = telemetry.layers(model_layout().segments)
+    layers = measuring.layers(model_layout().segments)
     for world in (1, 2, 3, 9):
-        shares = [telemetry.dealt(layers, rank, world) for rank in range(world)]
+        shares = [measuring.dealt(layers, rank, world) for rank in range(world)]
         assert sorted(i for share in shares for i in share) == list(range(len(layers)))
         load = [sum(layers[i].numel for i in share) for share in shares]
         assert max(load) <= max(sum(load) / world + max(layer.numel for layer in layers), 0)

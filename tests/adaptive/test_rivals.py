@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import compcomm as cc
-from compcomm.adaptive.telemetry import Telemetry, measure
+from compcomm.adaptive.measuring import measure
+from compcomm.adaptive.telemetry import Telemetry
 from compcomm.core import structure
 from compcomm.core.context import Context
 from compcomm.transports.dry_run import plan

@@ -34,8 +34,6 @@ EQUAL = [
     "DGC(TopK(ratio=0.05), momentum=0.9, warmup=0)",
     with_full("DGC(TopK(ratio=0.05), momentum=0.9, clip=1.0, nesterov=True, warmup=0)"),
     "ErrorFeedback(SparseAllReduce(TopK(ratio=0.05)))",
-    with_full("ErrorFeedback(Threshold(ratio=0.05))"),
-    with_full("AllGather(QSGD(bits=4, coding='elias'))"),
     "Partition({'a': ErrorFeedback(TopK(k=9)), '*': TwoPhase(SignScale())})",
 ]
 CLOSE = [  # sums of other orders; rotated messages are turned back one by one where rows may be zero

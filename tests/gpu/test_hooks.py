@@ -209,12 +209,17 @@ def parts(described: Any) -> Iterator[Any]:
                 yield from parts(inner)
 
 
+RARE = (cc.Sketch, cc.TernGrad, cc.Threshold, cc.TwoMeans)
+
+
 def waits(reducer: cc.Reducer) -> str:
     """Why a step of it waits for the device, by its documentation; "": it does not."""
     if reducer.traits.variable:
         return "the length of its messages must be known"
     if any(isinstance(part, cc.SparseAllReduce) for part in parts(reducer)):
         return "SparseAllReduce cuts its tables on the host"
+    if any(isinstance(part, RARE) for part in parts(reducer)):
+        return "its ops have no kernels for GPUs"
     return "its controller reviews steps" if next(controllers(reducer), None) is not None else ""
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +23,12 @@ OPS = torch.ops.compcomm
 ROOT = Path(__file__).parents[2]
 WITHOUT = {"randk_indices"}
 """Ops without a tensor among their arguments: they run on the host."""
+RARE = {
+    *("elias_encode", "elias_decode", "squeeze", "spread", "count_encode", "count_decode", "gauss_encode"),
+    *("gauss_decode", "magnitude_stats", "tail_stats", "ternary_encode", "ternary_decode", "two_means_encode"),
+    "two_means_decode",
+}
+"""Ops of rare formats, without kernels for GPUs."""
 SHARED = {"sm_90": 227 << 10, "sm_80": 163 << 10}
 """Bytes of shared memory that a program may have."""
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: nothing is interpreted")
@@ -37,11 +45,11 @@ def registered() -> list[str]:
     return sorted({op.partition(".")[0] for space, _, op in names if space == "compcomm"} - WITHOUT)
 
 
-def test_every_op_has_a_triton_kernel() -> None:
-    """Whatever the CPU can do, a GPU can do without falling back to torch operators."""
+def test_every_op_but_rare_ones_has_a_triton_kernel() -> None:
+    """What a GPU does on torch operators is chosen, and not forgotten."""
     from compcomm.ops.triton import KERNELS
 
-    assert sorted(set(registered()) - KERNELS.keys()) == []
+    assert set(registered()) - KERNELS.keys() == RARE
     assert sorted(KERNELS.keys() - set(registered())) == [], "kernels of ops that do not exist"
 
 
@@ -75,25 +83,71 @@ def test_triton_alone_runs_interpreted() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_without_triton_the_error_says_how_to_do_without() -> None:
+def test_without_triton_it_says_how_to_get_it() -> None:
     """CUDA tensors where Triton cannot be imported."""
     done = python(
         "import sys\n"
         "for name in [n for n in sys.modules if n.partition('.')[0] == 'triton']: del sys.modules[name]\n"
         "sys.modules['triton'] = None\n"
         "from compcomm.ops import gpu\n"
-        "gpu.find('natural_encode', 'native', 'cuda')\n"
+        "print(gpu.find('natural_encode', 'native', 'cuda'))\n"
     )
-    assert done.returncode != 0
-    assert "Triton cannot be imported" in done.stderr and "install triton" in done.stderr
-    assert "compcomm.ops.backend('reference')" in done.stderr and "COMPCOMM_BACKEND=reference" in done.stderr
+    assert "Triton cannot be imported" in done.stdout and "install triton" in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("device", ["xpu", "mps"])
-def test_other_devices_are_refused_with_a_way_out(device: str) -> None:
-    with pytest.raises(RuntimeError, match=f"kernels are there for cpu and cuda, not for {device}") as raised:
-        gpu.find("sign_encode", "native", device)
-    assert "compcomm.ops.backend('reference')" in str(raised.value)
+def elsewhere(op: str, args: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    """The op as the dispatcher calls it for tensors on ``device``, which these are said to be."""
+    monkeypatch.setattr(gpu, "device_of", lambda _: torch.device(device))
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    getattr(OPS, op).default.redispatch(keys, *args)
+
+
+@pytest.mark.parametrize("device", ["cuda", "xpu"])
+def test_where_there_is_no_kernel_the_reference_runs_and_says_so_once(
+    device: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    make = next(make for op, make in calls() if op == "sign_encode")
+    monkeypatch.setattr(gpu, "_triton", lambda: ({}, False, "Triton has no kernel for it"))
+    monkeypatch.setattr(gpu, "_cuda", lambda: ({}, False, "CUDA C++ has no kernel for it"))
+    gpu.say_once.cache_clear()
+    due, found = make(), make()
+    with using("reference"):
+        OPS.sign_encode(*due)
+    with caplog.at_level(logging.WARNING, "compcomm"):
+        elsewhere("sign_encode", found, monkeypatch, device)
+        elsewhere("sign_encode", make(), monkeypatch, device)
+    assert all(torch.equal(a, b) for a, b in zip(due, found, strict=True) if isinstance(a, Tensor))
+    (said,) = [r.getMessage() for r in caplog.records]
+    assert f"sign_encode has no kernel for {device} tensors" in said and "torch operators" in said
+
+
+def test_what_goes_bit_by_bit_is_done_on_copies_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elias codes: their reference is a loop over bits."""
+    for op in ("elias_encode", "elias_decode"):
+        make = next(make for name, make in calls() if name == op)
+        due, found = make(), make()
+        getattr(OPS, op)(*due)
+        elsewhere(op, found, monkeypatch, "cuda")
+        pairs = [(a, b) for a, b in zip(due, found, strict=True) if isinstance(a, Tensor)]
+        assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs)
+        assert any(not torch.equal(a, b) for a, b in zip(found, make(), strict=True) if isinstance(a, Tensor))
+
+
+def test_what_the_reference_cannot_do_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    make = next(make for op, make in calls() if op == "sign_encode")
+
+    def refuses(*_: Any) -> None:
+        raise NotImplementedError("float64 is not there")
+
+    with pytest.raises(RuntimeError, match=r"compcomm.sign_encode: no kernel for xpu tensors .*float64 is not there"):
+        monkeypatch.setattr(gpu, "device_of", lambda _: torch.device("xpu"))
+        gpu.run("sign_encode", "native", refuses, make())
+
+
+def test_wrong_arguments_are_refused_there_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, *rest = next(make for op, make in calls() if op == "sign_encode")()
+    with pytest.raises(TypeError, match=r"compcomm.sign_encode: x is torch.float64"):
+        elsewhere("sign_encode", (x.double(), *rest), monkeypatch, "xpu")
 
 
 def test_meta_tensors_are_not_computed_on() -> None:
@@ -170,5 +224,5 @@ def test_kernels_compile(architecture: str, ops: tuple[str, ...]) -> None:
     assert [name for name, _, fused in found if fused] == []
     assert [name for name, shared, _ in found if shared > SHARED[architecture]] == []
     assert {line for line in lines if line.isidentifier()} == (
-        set(ops) or {op for op, _ in calls()} & set(registered())
+        set(ops) or {op for op, _ in calls()} & set(registered()) - RARE
     )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from compcomm.ops import native
-from compcomm.ops.reference.shared import section
+from compcomm.ops.reference.shared_scale import section
 from tests.ops.sparse_case import KINDS, make, using
 
 OPS = torch.ops.compcomm

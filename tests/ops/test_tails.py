@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compcomm.ops import native
-from compcomm.ops.reference.tails import log2
+from compcomm.ops.reference.magnitude_stats import log2
 from tests.ops.sparse_case import IMPLEMENTATIONS, KINDS, elements, make, same, table_of, using
 
 OPS = torch.ops.compcomm

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 # Importing a module registers its kernels.
 from . import dense as dense
-from . import recode as recode
+from . import reencode as reencode
 from . import topk as topk
 from .library import EMULATED as EMULATED
 from .library import KERNELS as KERNELS

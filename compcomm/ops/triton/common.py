@@ -256,16 +256,6 @@ def nearest_even(t):
 
 
 @triton.jit
-def room_for(first, numel, BITS: tl.constexpr, NB: tl.constexpr, BLOCK: tl.constexpr):
-    """Bytes that codes may take from that of a tile's ``first`` element on: to the end of the section, or of the block
-    where a program has one alone."""
-    room = (numel * BITS + 31) // 32 * 4 - first // 8 * BITS
-    if NB == 1:
-        room = tl.where(numel - first > BLOCK, BLOCK // 8 * BITS, room)
-    return room
-
-
-@triton.jit
 def put_columns(wire, at, codes, c0, room, BITS: tl.constexpr, BLOCK: tl.constexpr):
     """Writes the codes (int32 [NB, C]) of the columns from ``c0`` on of NB blocks of ``BLOCK`` elements.
 

@@ -1,4 +1,5 @@
-"""``norms``: sums of squares in fp64, added one after the other in sixteen lanes. Formula: ``ops/reference/memory.py``.
+"""``norms``: sums of squares in fp64, added one after the other in sixteen lanes. The formula:
+``ops/reference/segment_ops.py``.
 
 The reference's order leaves a long row only sixteen chains of additions. They are cut into chunks whose effect is found
 in parallel, to the bit. While the running sum s stays between two powers of two, it is a multiple of its unit u (that
@@ -26,8 +27,8 @@ from ..scratch import scratch
 from . import work
 from .common import finite
 from .launch import launch
-from .memory import check, double, wide
 from .registry import kernel
+from .segment_ops import check, double, wide
 
 STEPS = 256  # of a lane in a chunk
 SHORT = 4  # chunks of a row that is only walked

@@ -1,11 +1,11 @@
-"""Shared scales, dealt blocks, and sections of variable length on GPU kernels: the reference's bits and refusals."""
+"""Shared scales and dealt blocks on GPU kernels: the reference's bits and refusals."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from tests.ops import test_interleave, test_shared, test_variable
+from tests.ops import test_interleave, test_shared
 from tests.ops.interpreted.agreement import BACKENDS, kernel_or_skip
 from tests.ops.sparse_case import same
 
@@ -31,7 +31,7 @@ def test_shared_scales(
     kernel_or_skip(backend, "shared_encode")
     monkeypatch.setattr(test_shared, "SIZES", (0, 1, 16, 17, 300))
     if backend == "triton":
-        module = pytest.importorskip("compcomm.ops.triton.shared")
+        module = pytest.importorskip("compcomm.ops.triton.shared_scale")
         monkeypatch.setattr(module, "NORMS", 128)
         monkeypatch.setattr(module, "TILE", 128)
     arguments = (kind, width, levels, norm2, stochastic, block, 1)
@@ -100,58 +100,3 @@ def test_deal_refuses(backend: str) -> None:
         bad[0, column] = value
         with test_interleave.using(backend), pytest.raises(ValueError, match="row 0"):
             OPS.deal(x, None, z, bad, status, 1.0, 1.0, 16)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-class TestVariable:
-    """The cases of ``test_variable``: the reference says what a fault is, and nothing is written."""
-
-    def test_there_and_back(self, backend: str) -> None:
-        kernel_or_skip(backend, "squeeze")
-        test_variable.test_there_and_back(backend)
-
-    @pytest.mark.parametrize("length", [0, 3, 6, 40, 0x80000000, 0xFFFFFFFC])
-    def test_a_corrupt_length(self, backend: str, length: int) -> None:
-        kernel_or_skip(backend, "squeeze")
-        test_variable.test_a_corrupt_length_names_the_message_and_the_row(backend, length)
-
-    @pytest.mark.parametrize(("by", "reason"), [(4, "left over"), (-4, "0 are there"), (-48, "exact part")])
-    def test_a_body_of_another_size(self, backend: str, by: int, reason: str) -> None:
-        kernel_or_skip(backend, "spread")
-        test_variable.test_a_body_of_another_size_is_corrupt(backend, by, reason)
-
-    def test_arguments(self, backend: str) -> None:
-        kernel_or_skip(backend, "squeeze")
-        test_variable.test_arguments(backend)
-
-    def test_any_bytes_are_safe(self, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Every byte of the lengths, and both ends of every body, each wrong by itself."""
-        kernel_or_skip(backend, "spread")
-        for place in range(12, 24, 5):
-            for value in (0, 8, 255):
-                c = test_variable.make([[(3, 2), (2, 1)], [(1, 1)]])
-                bodies = c.bodies
-                bodies[place] = value
-                found = []
-                for name in ("reference", backend):
-                    around, error = torch.full((c.wire.numel() + 64,), 0xA5, dtype=torch.uint8), ""
-                    with test_variable.using(name):
-                        try:
-                            OPS.spread(bodies, c.places, c.table, c.spans, around[32:-32])
-                        except RuntimeError as e:
-                            error = str(e)
-                    found.append((around, error))
-                assert torch.equal(found[0][0], found[1][0]) and found[0][1] == found[1][1]
-
-    def test_several_tiles(self, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Sections longer than a program copies, and more parts than are measured at a time."""
-        kernel_or_skip(backend, "squeeze")
-        if backend == "triton":
-            monkeypatch.setattr(pytest.importorskip("compcomm.ops.triton.variable"), "TILE", 2048)
-        c = test_variable.make([[(1500, 1300), (2, 1)], [(1, 1)] * 5], before=8)
-        bodies, sizes = test_variable.squeeze(backend, c)
-        assert torch.equal(bodies, c.bodies) and sizes.tolist() == c.places[:, 1].tolist()
-        wires = torch.full_like(c.wire, 0xEE)
-        with test_variable.using(backend):
-            OPS.spread(bodies, c.places, c.table, c.spans, wires)
-        assert torch.equal(wires, c.wire)

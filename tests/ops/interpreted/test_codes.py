@@ -1,4 +1,4 @@
-"""Ternary, two means and codebooks on GPU kernels answer to the reference bit for bit.
+"""Codebooks on GPU kernels answer to the reference bit for bit.
 
 Programs are made small here, so that short rows have several tiles, and blocks several pieces: Triton's interpreter is
 slow.
@@ -10,15 +10,10 @@ import pytest
 import torch
 
 from tests.ops.dense_case import GAP, case, decode, encode, gaps, same
-from tests.ops.formats import Coded, codebook, ternary, two_means
+from tests.ops.formats import Coded, codebook
 from tests.ops.interpreted.agreement import BACKENDS, SCALES, kernel_or_skip
 
 SMALL = [
-    (ternary._form(0.0, 16), 0, 0),
-    (ternary._form(2.1, 48), 0, 0),
-    (two_means._form(16), 32, 0),
-    (two_means._form(48), 128, 32),
-    (two_means._form(48), 32, 0),
     (codebook._coded(4, block=48), 128, 32),
     (codebook._coded(8, dot=True, block=48), 32, 0),
     (codebook._coded(3, grid=True, block=48), 128, 0),
@@ -27,13 +22,12 @@ SMALL = [
     (codebook._coded(0, 1, block=16), 32, 0),
     (codebook._coded(7, 65535, block=32), 64, 0),
 ]
-MODULES = ("codebook", "ternary", "two_means")
 
 
 def _programs(backend: str, tile: int, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """About ``tile`` elements to a program and ``piece`` at a time, where that is not 0; ternary has 640 and more."""
-    for name in MODULES if backend == "triton" else ():
-        module = pytest.importorskip(f"compcomm.ops.triton.{name}")
+    """About ``tile`` elements to a program and ``piece`` at a time, where that is not 0."""
+    if backend == "triton":
+        module = pytest.importorskip("compcomm.ops.triton.codebook")
         for constant, value in (("ENCODE", tile), ("DECODE", tile), ("PIECE", piece)):
             if value:
                 monkeypatch.setattr(module, constant, value)
@@ -59,7 +53,7 @@ def test_encode(backend: str, form: Coded, tile: int, piece: int, monkeypatch: p
     """Rows of no element, one, almost a block, a block, more and several tiles, at odd addresses."""
     _programs(backend, tile, piece, monkeypatch)
     block = form.block
-    several = 645 if form.name == "ternary" else 4 * block + 5
+    several = 4 * block + 5
     _check(backend, form, "nonfinite", (0, 1, block - 1, block, block + 1, several))
     _check(backend, form, "normal", (17, several), add=False)
 
@@ -88,34 +82,24 @@ def test_decode(backend: str, form: Coded, tile: int, piece: int, monkeypatch: p
     assert torch.equal(narrow[~outside], expected[~outside].bfloat16()), form
 
 
-@pytest.mark.parametrize(
-    "form", [ternary._form(2.1, 48), two_means._form(48), codebook._coded(2, 9000, block=48)], ids=str
-)
+@pytest.mark.parametrize("form", [codebook._coded(2, 9000, block=48)], ids=str)
 @pytest.mark.parametrize("kind", ["denormal", "huge", "negative zero", "one"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_all_kinds_of_numbers(backend: str, form: Coded, kind: str) -> None:
     _check(backend, form, kind, (100,))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_ternary_dithers_of_aligned_rows(backend: str) -> None:
-    """Where rows begin at superblocks of their parameter, one Philox call serves eight elements."""
-    _check(backend, ternary._form(0.0, 128), "normal", (1, 700), aligned=True)
-
-
-LONG = [ternary._form(0.0, 2048), two_means._form(4112)]
+LONG = [codebook._coded(4, block=4112)]
 
 
 @pytest.mark.parametrize("form", LONG, ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_long_blocks(backend: str, form: Coded) -> None:
-    """With programs as they are: a block alone, in pieces; ten thousand ternary elements to a program."""
+    """With programs as they are: a block alone, in pieces."""
     _check(backend, form, "normal", (4200,), aligned=True)
 
 
-@pytest.mark.parametrize(
-    "form", [ternary._form(2.1, 48), two_means._form(48), codebook._coded(3, 9000, block=48)], ids=str
-)
+@pytest.mark.parametrize("form", [codebook._coded(3, 9000, block=48)], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_half_precision(backend: str, form: Coded) -> None:
     """Residuals in bfloat16 and gradients in float16 are read as they are; residuals are rounded once."""

@@ -1,4 +1,5 @@
-"""``blend``, ``steer`` and ``alive``: what schemes do to their memory. Formulas and table: ``ops/reference/memory.py``.
+"""``blend``, ``steer`` and ``alive``: what schemes do to their memory. Formulas and table:
+``ops/reference/segment_ops.py``.
 
 Tensors of fp32, bfloat16, float16 (computed in fp32) or, all of them, fp64. Rows that meet, where a later one must find
 what an earlier one left, are launched one after the other; all others at once.
@@ -15,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference.memory import spans
+from ..reference.segment_ops import spans
 from . import work
 from .common import finite, flag, store
 from .launch import launch

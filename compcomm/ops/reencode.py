@@ -1,7 +1,7 @@
 """The owner's step of two-phase as one op: decode what came, add the residual, encode again.
 
 On a GPU with CUDA kernels the mean between the two never reaches memory; elsewhere it is the format's decoder and its
-encoder (``reference/recode.py``).
+encoder (``reference/reencode.py``).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from . import checks
-from .reference.recode import check_rows, qsgd_recode, sign_recode
+from .reference.reencode import check_rows, qsgd_recode, sign_recode
 from .schema import register
 
 INPUT = (
@@ -23,7 +23,7 @@ INPUT = (
 def _check(op: str, x: Tensor | None, wires: Tensor, table_in: Tensor, skip: Tensor, wire: Tensor, *rest: Any) -> None:
     table_out, status = rest[0], rest[1]
     checks.encode(op, x, None, wire, table_out, status)
-    checks.decode(op, wires, table_in, skip, wire.new_empty(0, dtype=checks.F32))
+    checks.decode(op, wires, table_in, skip, checks.NO_FLOATS)
     check_rows(op, table_in, table_out)
 
 

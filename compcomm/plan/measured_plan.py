@@ -20,7 +20,8 @@ from .kernels import Kernels, calibrate
 from .measure import measure
 from .methods import Method
 from .models import Model
-from .planner import Plan, made
+from .planner import made
+from .result import Plan
 
 
 def measured(model: Model, methods: Sequence[Method], compute: str | float | None, transport: Transport) -> Plan:

@@ -1,7 +1,7 @@
 """The ops that carry sections of variable length: squeeze them together before sending, spread them on arrival.
 
-The layout of messages and bodies is described in ``reference/variable.py``; here each op gets its schema, its checks
-and its C function.
+The layout of messages and bodies is described in ``reference/variable_length.py``; here each op gets its schema, its
+checks and its C function.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import checks, native
 from .native import LONG, POINTER
-from .reference.variable import spread, squeeze
+from .reference.variable_length import spread, squeeze
 from .schema import register
 
 

@@ -1,4 +1,4 @@
-"""The ops that measure magnitudes for a fitted threshold: schema and checks; formulas in ``reference/tails.py``."""
+"""The ops that measure magnitudes for a fitted threshold; formulas are in ``reference/magnitude_stats.py``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from . import checks, native
 from .dense import INPUT
 from .native import INT, LONG, POINTER
-from .reference.tails import magnitude_stats, tail_stats
+from .reference.magnitude_stats import magnitude_stats, tail_stats
 from .schema import register
 
 
@@ -31,14 +31,9 @@ def _check_magnitude_stats(op: str, *args: Any) -> None:
 def _check_tail_stats(
     op: str, x: Tensor, list: Tensor, table: Tensor, threshold: Tensor, stats: Tensor, *_: Any
 ) -> None:
-    checks.encode(op, x, list, torch.empty(0, dtype=torch.uint8), table, torch.empty(0, dtype=torch.uint8))
+    checks.encode(op, x, list, checks.NOTHING, table, checks.NOTHING)
     checks.flat(op, "threshold", threshold, checks.F32, numel=table.shape[0])
     _stats(op, stats, table.shape[0])
-
-
-def _magnitude_stats() -> Callable[..., int] | None:
-    f = native.encoder("cc_magnitude_stats", POINTER, INT, INT)
-    return None if f is None else lambda *args: native.encode(f, *args[:7], args[7].data_ptr(), *args[8:])
 
 
 def _tail_stats() -> Callable[..., int] | None:
@@ -60,7 +55,7 @@ def _tail_stats() -> Callable[..., int] | None:
 register(
     f"magnitude_stats({INPUT}, Tensor(d!) stats, bool squares, bool logs) -> ()",
     magnitude_stats,
-    _magnitude_stats(),
+    native.encodes("magnitude_stats", INT, INT, tensors=1),
     _check_magnitude_stats,
 )
 register(

@@ -1,4 +1,4 @@
-"""The ops of integer all-reduce under a scale that all ranks share: see ``reference/shared.py``."""
+"""The ops of integer all-reduce under a scale that all ranks share: see ``reference/shared_scale.py``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from . import checks, native
 from .dense import INPUT
 from .native import FLOAT, INT, LONG, POINTER
-from .reference.shared import shared_decode, shared_encode, shared_norms
+from .reference.shared_scale import shared_decode, shared_encode, shared_norms
 from .schema import register
 
 

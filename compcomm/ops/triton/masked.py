@@ -1,4 +1,4 @@
-"""Rows chosen by a mark on the device. Formulas: ``ops/reference/marked.py``."""
+"""Rows chosen by a mark on the device. Formulas: ``ops/reference/masked.py``."""
 
 from __future__ import annotations
 

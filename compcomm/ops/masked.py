@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .reference.marked import blend_marked, fill_marked
+from .reference.masked import blend_marked, fill_marked
 from .schema import register
 
 

@@ -1,5 +1,5 @@
 """Shared scale: norms, words of codes that may be summed, and the mean from sums. Formulas and layout:
-``ops/reference/shared.py``.
+``ops/reference/shared_scale.py``.
 
 Words hold elements 16 apart, so a program treats units of lcm(8, lanes) vectors of 16: whole words and, of aligned
 parameters, whole superblocks of dithers. A thread makes the words of its lane from its own codes.
@@ -15,7 +15,7 @@ from torch import Tensor
 from triton import next_power_of_2
 
 from ..reference.rows import ceil_div
-from ..reference.shared import _check, lanes
+from ..reference.shared_scale import _check, lanes
 from . import work
 from .blocks import pieces
 from .common import (

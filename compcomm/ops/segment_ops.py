@@ -1,4 +1,4 @@
-"""Ops of schemes' memory: ``blend``, ``norms``, ``alive``, ``steer``. Their meaning: ``reference/memory.py``."""
+"""Ops of schemes' memory: ``blend``, ``norms``, ``alive``, ``steer``. Their meaning: ``reference/segment_ops.py``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import checks, native
 from .native import FLOAT, LONG, POINTER
-from .reference.memory import alive, blend, norms, spans, steer
+from .reference.segment_ops import alive, blend, norms, spans, steer
 from .schema import register
 
 
@@ -19,15 +19,14 @@ def _table(op: str, table: Tensor) -> None:
         )
 
 
-def _alike(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
-    """What goes with a tensor of this type: half precision is computed in fp32, so those three mix; others do not."""
-    return (dtype, *(d for d in checks.FLOATS if d is not dtype)) if dtype in checks.FLOATS else (dtype,)
+_ALIKE = {dtype: (dtype, *(other for other in checks.FLOATS if other is not dtype)) for dtype in checks.FLOATS}
+"""What goes with a tensor of this type: half precision is computed in fp32, so those three mix; others do not."""
 
 
 def _check_blend(
     op: str, to: Tensor, source: Tensor, table: Tensor, beta: Tensor, status: Tensor, alpha: float
 ) -> None:
-    alike = _alike(source.dtype)
+    alike = _ALIKE.get(source.dtype, (source.dtype,))
     checks.flat(op, "to", to, *alike)
     checks.flat(op, "source", source, source.dtype)
     checks.flat(op, "status", status, checks.U8)
@@ -50,7 +49,7 @@ def _check_norms(op: str, source: Tensor, table: Tensor, out: Tensor) -> None:
 def _check_steer(
     op: str, x: Tensor, error: Tensor, estimate: Tensor, table: Tensor, status: Tensor, eta: float, scale: float
 ) -> None:
-    alike = _alike(error.dtype)
+    alike = _ALIKE.get(error.dtype, (error.dtype,))
     checks.flat(op, "x", x, *alike)
     checks.flat(op, "error", error, error.dtype)
     checks.flat(op, "estimate", estimate, *alike, numel=error.numel())

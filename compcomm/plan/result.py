@@ -1,0 +1,119 @@
+"""What a plan says: a row for every method, and which one to use; as text, and ready for JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from . import units
+from .kernels import Kernels
+from .link import Link
+from .recommend import Recommendation
+from .step import Prediction
+
+COLUMNS = ("method", "ms/step", "exposed", "kernels", "wire", "MB/rank", "ratio", "pays", "vs fp32", "vs bf16")
+TIME_ALONE = "(time per step alone: how many steps a loss takes with each method is not predicted)"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method's prediction. ``pays``: where its step is shorter than the best uncompressed one's, as (lowest, highest)
+    bits per second, 0 and infinity for no bound; none: on no link. It need not begin at 0: fewer rounds may win where
+    latency counts, and more bytes lose below. None: it is uncompressed itself. ``over_fp32`` and ``over_bf16``: the
+    step's speed-up (None where that is not in the plan)."""
+
+    short: str
+    prediction: Prediction
+    pays: tuple[tuple[float, float], ...] | None
+    over_fp32: float | None
+    over_bf16: float | None
+
+    def cells(self) -> tuple[str, ...]:
+        """One line of a table: times in milliseconds, bytes in megabytes that a rank sends."""
+        p = self.prediction
+        return (
+            self.short,
+            *(f"{1e3 * value:.1f}" for value in (p.seconds, p.exposed, p.kernels, p.wire)),
+            f"{p.sent / 1e6:.2f}",
+            f"{p.ratio:.1f}x",
+            "-" if self.pays is None else ", ".join(span(*bounds) for bounds in self.pays) or "no link",
+            *("-" if gain is None else f"{gain:.2f}x" for gain in (self.over_fp32, self.over_bf16)),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, ready for JSON: None stands for no bound."""
+        pays = self.pays and [[low, None if high == float("inf") else high] for low, high in self.pays]
+        more = {
+            "pays_bits_per_second": pays,
+            "speedup_over_fp32": self.over_fp32,
+            "speedup_over_bf16": self.over_bf16,
+        }
+        return {**self.prediction.as_dict(), **more}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``plan`` found; ``rows`` go from the method that loses least to the one that loses most."""
+
+    model: str
+    numel: int
+    world: int
+    link: Link
+    compute: float
+    buckets: tuple[int, ...]
+    rows: tuple[Row, ...]
+    recommendation: Recommendation
+    kernels: Mapping[str, Kernels]
+
+    @property
+    def title(self) -> str:
+        """What was planned, in one line."""
+        return (
+            f"{self.model}: {self.numel:,} elements in {len(self.buckets)} bucket{'s' * (len(self.buckets) != 1)}, "
+            f"{self.world} workers, {self.link}, {units.duration(self.compute)} of computation; kernels on "
+            "this machine's CPU"
+        )
+
+    @property
+    def advice(self) -> str:
+        """What to do, and why."""
+        found = self.recommendation
+        return f"{found.line}\n  ({found.reason})\n  {TIME_ALONE}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, ready for JSON."""
+        return {
+            "model": self.model,
+            "numel": self.numel,
+            "workers": self.world,
+            "link": self.link.as_dict(),
+            "compute_seconds": self.compute,
+            "bucket_elements": list(self.buckets),
+            "rows": [row.as_dict() for row in self.rows],
+            "recommendation": self.recommendation._asdict(),
+        }
+
+    def __str__(self) -> str:
+        lines = [COLUMNS, *(row.cells() for row in self.rows)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
+        body = [
+            "  ".join(
+                cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+            )
+            for line in lines
+        ]
+        return "\n".join([self.title, "", *(line.rstrip() for line in body), "", self.advice])
+
+
+def span(low: float, high: float) -> str:
+    """Between which rates a method pays.
+
+    >>> span(0.0, 3e9), span(2e9, float("inf")), span(1e6, 2e6), span(0.0, float("inf"))
+    ('< 3 Gbit/s', '> 2 Gbit/s', '1 to 2 Mbit/s', 'any link')
+    """
+    if high == float("inf"):
+        return f"> {units.rate(low)}" if low else "any link"
+    number, unit = units.rate(low).split(" ", 1)
+    first = number if units.rate(high).endswith(f" {unit}") else units.rate(low)
+    return f"{first} to {units.rate(high)}" if low else f"< {units.rate(high)}"
