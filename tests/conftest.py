@@ -10,6 +10,7 @@ another: each of those wants the cores for itself.
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import Any
 
@@ -18,6 +19,8 @@ import torch
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.interpreter import hasten
+
 settings.register_profile(
     "compcomm", deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -25,6 +28,7 @@ settings.load_profile("compcomm")
 GPU = torch.cuda.is_available()
 if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"
+    hasten()
 torch.set_num_threads(1)
 
 collect_ignore = [] if GPU else ["gpu"]
@@ -61,3 +65,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if len(kept) < len(items):
         config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
     items[:] = sorted(kept, key=lambda item: item.nodeid.startswith(PROCESSES), reverse=hasattr(config, "workerinput"))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Ten thousand items and torch's modules stay to the end: the garbage collector need not look at them each time."""
+    gc.collect()
+    gc.freeze()

@@ -24,7 +24,7 @@ def with_full(reducer: str) -> object:
 EQUAL = [
     with_full("Exact()"),
     with_full("QSGD(bits=4)"),
-    "ErrorFeedback(TopK(ratio=0.05))",
+    with_full("ErrorFeedback(TopK(ratio=0.05))"),
     "ErrorFeedback(TwoPhase(QSGD(bits=4, rounding='nearest')), dtype=int8, average=0.5)",
     with_full("AllReduce(RandK(ratio=0.1))"),
     "SharedScale(QSGD(bits=4))",

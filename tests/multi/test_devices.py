@@ -17,6 +17,7 @@ from compcomm.engine import session as module
 from compcomm.engine.options import Options
 from compcomm.ops import backend
 from compcomm.transports.process_group import ProcessGroup
+from tests.interpreter import hasten
 
 from . import models
 from .harness import Workers
@@ -54,6 +55,8 @@ def flattened(slots: Any) -> dict[Any, torch.Tensor]:
 
 def exchange(rank: int, world: int, reducer: str, path: str, dtype: torch.dtype = torch.float32) -> Any:
     """The means of four steps, the state after them, and how many steps were counted."""
+    if path == "triton":
+        hasten()
     before = module.ProcessGroup
     module.ProcessGroup = partial(ProcessGroup, staged=path != "native")  # type: ignore[assignment,misc]
     try:

@@ -11,7 +11,7 @@ from tests.ops import test_elias
 from tests.ops import test_sketch as sketch
 from tests.ops.dense_case import case, encode, gaps, same
 from tests.ops.formats import Coded, elias
-from tests.ops.interpreted.agreement import BACKENDS, check_decode, kernel_or_skip
+from tests.ops.interpreted.agreement import backends, check_decode, full, of
 from tests.ops.sparse_case import elements, make, table_of, using
 from tests.ops.sparse_case import same as equal
 from tests.ops.test_hadamard import NUMBERS, SKIP, forward, inverse
@@ -21,11 +21,10 @@ ROWS = {16: (0, 1, 17, 4096, 4097), 512: (513, 5000), 2048: (4096 + 2047,), 4096
 LARGE = {1 << 15: (70_001, 100), 1 << 16: (4097, (1 << 16) + 4099), 1 << 20: (5000, 4096 * 5 + 9)}
 
 
-@pytest.mark.parametrize("block", [*ROWS, *LARGE])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("block", [*ROWS, 1 << 15, full(1 << 16), 1 << 20])
+@pytest.mark.parametrize("backend", backends("hadamard_forward", "hadamard_inverse"))
 def test_hadamard(backend: str, block: int) -> None:
     """Every kind of number; rows at odd places, and at multiples of 32 of their parameters; skipped and absent rows."""
-    kernel_or_skip(backend, "hadamard_forward")
     sizes = (ROWS | LARGE)[block]
     for seed, kind in enumerate(("normal", "denormal", "huge", "nonfinite") if block == 512 else ("nonfinite",)):
         c = case(NUMBERS, kind, sizes, seed)
@@ -48,9 +47,8 @@ def test_hadamard(backend: str, block: int) -> None:
             )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", backends("hadamard_forward", "hadamard_inverse"))
 def test_hadamard_in_half_precision(backend: str) -> None:
-    kernel_or_skip(backend, "hadamard_forward")
     c = case(NUMBERS, "normal", (4096 + 33, 600))
     x, add = c.x.bfloat16(), c.add.half()
     wide = c._replace(x=x.float(), add=add.float())
@@ -61,15 +59,17 @@ def test_hadamard_in_half_precision(backend: str) -> None:
 
 
 @pytest.mark.parametrize("sizes", [(1, 16, 511, 512, 1100), (15, 17, 0, 513, 16_900)], ids=str)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", backends("tail_stats"))
 def test_tails(backend: str, sizes: tuple[int, ...]) -> None:
-    kernel_or_skip(backend, "tail_stats")
     table = table_of([(n, 0) for n in sizes])
     limits = torch.tensor([[0.3], [1.0]]).repeat(1, len(table)).contiguous()
     limits[0, 0], limits[1, 1], limits[1, 3] = 1e9, torch.nan, 0.0
-    for kind in ("nonfinite",) if max(sizes) > 16384 else ("denormal", "huge", "nonfinite"):
+    with_add, alone = (True, (False, True)), (False, (True, False))
+    turns = {"nonfinite": (with_add, alone), "denormal": (with_add,), "huge": (alone,)}
+    for kind in ("nonfinite",) if max(sizes) > 16384 else turns:
         x, add = make("normal", elements(table), 1), make(kind, elements(table), 2)
-        for gradient, flags in ((add, (False, True)), (None, (True, False))):
+        for given, flags in turns[kind]:
+            gradient = add if given else None
             start = add if gradient is None else x
             due = measure("reference", start, gradient, table, limits, *flags)
             found = measure(backend, start, gradient, table, limits, *flags)
@@ -80,10 +80,9 @@ SKETCHED = {"count": (0, 1, 15, 1100, 513, 63), "gauss": (0, 1, 17, 129)}
 
 
 @pytest.mark.parametrize("name", list(SKETCHED))
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", backends("count_encode", "gauss_encode"))
 def test_sketches(backend: str, name: str) -> None:
     """Encoded and decoded, with a row that is refused and one of a single sum."""
-    kernel_or_skip(backend, f"{name}_encode")
     wires = []
     for seed, kind in enumerate(("normal", "huge", "denormal", "nonfinite")):
         c = sketch.sketched(name, kind, seed, SKETCHED[name])
@@ -98,20 +97,17 @@ def test_sketches(backend: str, name: str) -> None:
         assert same(sketch.decode(backend, name, *arguments), sketch.decode("reference", name, *arguments))
 
 
-@pytest.mark.parametrize("form", [*(elias.FORMATS[i] for i in (3, 4, 6)), elias.form(4, 7, block=1 << 20)], ids=str)
-@pytest.mark.parametrize("backend", BACKENDS)
+@of("encode", [*(elias.FORMATS[i] for i in (3, 4, 6)), full(elias.form(4, 7, block=1 << 20))])
 def test_elias_encode(backend: str, form: Coded) -> None:
-    kernel_or_skip(backend, "elias_encode")
     for seed, kind in enumerate(("nonfinite", "one")):
         c = case(form, kind, (0, 1, 16, 65), seed)
         due, found = (encode(name, form, c, 0.75, 1.3, seed != 1) for name in ("reference", backend))
         assert all(same(found[name], due[name]) for name in due), kind
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", backends("elias_encode"))
 def test_elias_encode_of_whole_blocks(backend: str) -> None:
     """Blocks in each of the forms, one after the other, as random and rare numbers make them."""
-    kernel_or_skip(backend, "elias_encode")
     form = elias.form(4, 7, block=64)
     c = case(form, "normal", (64 * 21, 64 * 3 + 1))
     block = torch.arange(c.x.numel()) // 64
@@ -123,16 +119,14 @@ def test_elias_encode_of_whole_blocks(backend: str) -> None:
     assert all(same(found[name], due[name]) for name in due)
 
 
-@pytest.mark.parametrize("form", [elias.FORMATS[i] for i in (3, 4)], ids=str)
-@pytest.mark.parametrize("backend", BACKENDS)
+@of("decode", [elias.FORMATS[i] for i in (3, 4)])
 def test_elias_decode(backend: str, form: Coded) -> None:
     check_decode(backend, form)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", backends("elias_decode"))
 def test_elias_streams_that_cannot_be(backend: str) -> None:
     """Whatever the bits: the reference's error, or its numbers; and nothing is written where there was an error."""
-    kernel_or_skip(backend, "elias_decode")
     wires, g = torch.stack([test_elias.message(seed) for seed in range(3)]), torch.Generator().manual_seed(1)
     errors = 0
     for _ in range(8):
