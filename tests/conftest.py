@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.fresh import Programs
 from tests.interpreter import hasten
 
 settings.register_profile(
@@ -33,6 +35,14 @@ torch.set_num_threads(1)
 
 collect_ignore = [] if GPU else ["gpu"]
 PROCESSES = ("tests/multi/", "tests/launch/")
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
+    """Runs code in interpreters that have imported torch, and not the package."""
+    made = Programs(tmp_path_factory.mktemp("programs"))
+    yield made
+    made.stop()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

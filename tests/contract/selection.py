@@ -1,6 +1,7 @@
 """Which case runs which check. A class's first case runs all of them. Every further case stands for one mode (a bit
 width, a norm, a way of rounding, a composition) and runs the cheap checks and some of the costly ones by turns, so that
-``turns`` modes of a class have met every check between them; ``--full`` runs the whole square."""
+``turns`` modes of a class have met every check between them. With ``--quick`` the cheap checks run alone; ``--full`` runs
+the whole square."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ def pairs(
         for number, case in enumerate(alike):
             for check in checks:
                 marks = []
-                if check in place and number:
-                    marks = [pytest.mark.slow if (number + place[check]) % turns == 0 else pytest.mark.full]
+                if check in place:
+                    its_turn = number == 0 or (number + place[check]) % turns == 0
+                    marks = [pytest.mark.slow if its_turn else pytest.mark.full]
                 found.append(pytest.param(case, check, id=f"{case!r}-{check.__name__}", marks=marks))
     return found

@@ -79,6 +79,7 @@ def test_a_section_of_another_length_is_explained() -> None:
         short.encode_(cc.Bucket(torch.ones(10), layout), cc.Rng())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "route",
     [
@@ -197,6 +198,7 @@ def _reducer(**methods: object) -> cc.Reducer:
     return dataclass(frozen=True, repr=False)(kind)()
 
 
+@pytest.mark.slow
 def test_an_honest_reducer_passes() -> None:
     check_reducer(_reducer())
 

@@ -70,6 +70,7 @@ def bits(tensors: list[Tensor]) -> list[Tensor]:
     return [t.contiguous().view(torch.uint8) for t in tensors]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reducer", EQUAL)
 def test_equals_the_path_of_cpus(reducer: str) -> None:
     means, bad, memory = train(reducer, "native")
@@ -79,6 +80,7 @@ def test_equals_the_path_of_cpus(reducer: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(bits(memory), bits(found[2]), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reducer", CLOSE)
 def test_is_close_where_sums_have_another_order(reducer: str) -> None:
     means, bad, memory = train(reducer, "native")

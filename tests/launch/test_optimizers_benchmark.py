@@ -139,6 +139,7 @@ def test_throughput(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch)
     assert pictures.where(found) == "2 ranks\nloopback"
 
 
+@pytest.mark.slow
 def test_arithmetic(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "optimizers-arithmetic.json"
     optimizers("arithmetic", f"--model={tiny}", "--repeats=2", f"--json={file}", alone=True)
@@ -152,6 +153,7 @@ def test_arithmetic(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch)
     assert all(f"| {call} |" in readme.optimizers() for call in calls)
 
 
+@pytest.mark.slow
 def test_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Adam's all-reduce is that of the ring's formula, and the paper's figures are of the order of the model's."""
     file = tmp_path / "optimizers-model.json"

@@ -1,62 +1,29 @@
-"""The end of a program: no hang, no abort, whether or not the user cleans up, and after an error too.
-
-What is tested is the interpreter's own end, so each rank is a program of its own. They are forks of one process that
-has imported torch and done nothing else, since fifteen imports take longer than everything that happens here: a fork
-goes on in the main script and ends as any program does.
-"""
+"""The end of a program: no hang, no abort, whether or not the user cleans up, and after an error too."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.multi, pytest.mark.timeout(300)]
+from tests.fresh import Programs
 
-FORKS = """
-import os, signal, sys, threading, time
-import torch, torch.distributed as dist
-import torch.nn.parallel
-import compcomm as cc
-assert threading.active_count() == 1, threading.enumerate()
-
-def fork(count, folder):
-    "Number of a fork, whose output goes into files; the process that forks waits for all, and writes how they end."
-    children = {}
-    for number in range(count):
-        child = os.fork()
-        if child == 0:
-            for stream, name in ((1, "out"), (2, "err")):
-                os.dup2(os.open(f"{folder}/{number}.{name}", os.O_WRONLY | os.O_CREAT), stream)
-            return number
-        children[child] = number
-    late = time.monotonic() + 100
-    while children and time.monotonic() < late:
-        child, status = os.waitpid(-1, os.WNOHANG)
-        if child:
-            open(f"{folder}/{children.pop(child)}.code", "w").write(str(os.waitstatus_to_exitcode(status)))
-        else:
-            time.sleep(0.02)
-    for child in children:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    os._exit(len(children))
-"""
+pytestmark = pytest.mark.multi
 
 RANKS = """
-folder, how = sys.argv[1], sys.argv[2]
-rank = fork(3, folder)
+import sys
+import torch, torch.distributed as dist
+import compcomm as cc
+rank, path, how = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=3)
+dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=3)
 model = torch.nn.parallel.DistributedDataParallel(torch.nn.Sequential(*[torch.nn.Linear(64, 64) for _ in range(3)]))
 reducer = "ErrorFeedback(TwoPhase(SignScale()))" if how != "measures" else "LGreCo(PowerSGD(2), every=12, window=2)"
 attachment = cc.attach(model, cc.parse(reducer), timeout=10)
 for _ in range(12 if how == "measures" else 3):  # the last step's review measures in the background
     model(torch.randn(4, 64)).sum().backward()
 if how == "drops":
-    import gc
+    import gc, threading
     before = threading.active_count()
     del attachment, model
     gc.collect()
@@ -71,6 +38,10 @@ print("the end", flush=True)
 """
 
 BUSY = """
+import threading, time
+import torch
+from compcomm.core.background import Background
+
 def busy():
     end = time.monotonic() + 1.0
     while time.monotonic() < end:
@@ -78,17 +49,13 @@ def busy():
 """
 
 MEASURES = """
-from compcomm.core.background import Background
-fork(1, sys.argv[1])
 scheduler = threading.Thread(target=lambda: Background(lambda: (busy(), print("measured", flush=True))), daemon=True)
 scheduler.start()
 scheduler.join()
 """
 
 LATE = """
-from compcomm.core.background import Background
 from compcomm.transports.worker import Worker
-fork(3, sys.argv[1])
 class Owner: pass
 owner = Owner()
 def review():
@@ -98,24 +65,10 @@ Worker(owner, "scheduler").do(review)
 """
 
 
-def run(folder: Path, program: str, *arguments: str) -> list[tuple[int, str, str]]:
-    """How each fork of the program ended: code, output, errors."""
-    script = folder / "program.py"
-    script.write_text(program)
-    done = subprocess.run(
-        [sys.executable, str(script), str(folder), *arguments], capture_output=True, text=True, timeout=200
-    )
-    found = [
-        (int(code.read_text()), code.with_suffix(".out").read_text(), code.with_suffix(".err").read_text())
-        for code in sorted(folder.glob("*.code"))
-    ]
-    assert done.returncode == 0, f"{done.returncode} programs hung\n{done.stderr}\n{found}"
-    return found
-
-
 @pytest.mark.parametrize("how", ["cleans", "drops", "raises", "leaves", "measures"])
-def test_programs_end(tmp_path: Path, how: str) -> None:
-    for rank, (code, out, err) in enumerate(run(tmp_path, FORKS + RANKS, how)):
+def test_programs_end(programs: Programs, tmp_path: Path, how: str) -> None:
+    begun = [programs.start(RANKS, str(rank), str(tmp_path / "meet"), how) for rank in range(3)]
+    for rank, (code, out, err) in enumerate([programs.wait(program) for program in begun]):
         if how == "raises":
             assert code == (7 if rank == 1 else 1), err
             assert "the end" not in out
@@ -126,13 +79,14 @@ def test_programs_end(tmp_path: Path, how: str) -> None:
             assert code == 0 or how == "leaves", err
 
 
-def test_a_program_that_ends_while_a_controller_measures_lets_it_finish(tmp_path: Path) -> None:
+def test_a_program_that_ends_while_a_controller_measures_lets_it_finish(programs: Programs) -> None:
     """The scheduler's thread, which starts it, is a daemon; a daemon that runs torch when the interpreter goes down
     aborts the process."""
-    ((code, out, err),) = run(tmp_path, FORKS + BUSY + MEASURES)
+    code, out, err = programs.run(BUSY + MEASURES)
     assert (code, out) == (0, "measured\n"), err
 
 
-def test_a_program_that_ends_before_a_controller_measures_is_not_held_up(tmp_path: Path) -> None:
-    for code, _, err in run(tmp_path, FORKS + BUSY + LATE):
+def test_a_program_that_ends_before_a_controller_measures_is_not_held_up(programs: Programs) -> None:
+    for program in [programs.start(BUSY + LATE) for _ in range(3)]:
+        code, _, err = programs.wait(program)
         assert code == 0, err

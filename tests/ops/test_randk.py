@@ -30,6 +30,7 @@ def encode(
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("numel", [*range(1, 71), 1000, 65536, 65537])
 def test_the_permutation_is_a_bijection(numel: int) -> None:
     everything = torch.arange(numel)
@@ -59,6 +60,7 @@ def masks(numel: int, k: int, draws: int, over: str) -> Tensor:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not native.available(), reason="20,000 draws of the reference take too long")
 @pytest.mark.parametrize(
     ("over", "numel", "k"),

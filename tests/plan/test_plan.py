@@ -17,6 +17,7 @@ from compcomm.plan.planner import Plan, breakeven, plan
 from compcomm.plan.recommend import choose
 from compcomm.plan.step import Prediction
 from compcomm.plan.table import text
+from tests.fresh import Programs
 
 # Milliseconds per stage for 6.5 million elements, rounded from a calibration on one core; an all-gather of selections
 # at 4 and at 8 ranks. Fixed, so that what is recommended does not depend on the machine that runs the tests.
@@ -155,15 +156,17 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_command_in_a_process_of_its_own(here: Path) -> None:
-    given = [sys.executable, "-m", "compcomm", "plan", *SMALL, "--reducer", "TopK(ratio=0.001)", "--json", "p.json"]
-    done = subprocess.run(given, capture_output=True, text=True, timeout=100)
+def test_the_command_in_a_process_of_its_own(here: Path, programs: Programs) -> None:
+    code = f"import os, runpy; os.chdir({str(here)!r}); runpy.run_module('compcomm', run_name='__main__')"
+    done = programs.run(code, "plan", *SMALL, "--reducer", "TopK(ratio=0.001)", "--json", "p.json")
     assert done.returncode == 0, done.stderr
     assert "method" in done.stdout and "TopK(ratio=0.001)" in done.stdout and "written: p.json" in done.stdout
     found = json.loads((here / "p.json").read_text())
     assert len(found["rows"]) == 9 and found["workers"] == 8 and found["numel"] == 360_500
 
 
+@pytest.mark.slow
+@pytest.mark.multi
 def test_measured_between_ranks(here: Path) -> None:
     """The link, the kernels and the computation of a module, by two ranks over loopback."""
     (here / "mlp.py").write_text(
@@ -182,6 +185,7 @@ def test_measured_between_ranks(here: Path) -> None:
     assert all(row["kernels"] > 0 for row in found["rows"][1:])
 
 
+@pytest.mark.slow
 def test_the_curves(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", *SMALL, "--png", "p.png"]) == 0
     assert (here / "p.png").read_bytes()[:4] == b"\x89PNG"
@@ -204,6 +208,7 @@ def test_bad_options_end_with_one_line_and_code_2(here: Path, capsys: pytest.Cap
     assert "--bandwidth is missing" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_methods_are_descriptions_and_the_first_is_ddp_as_it_is() -> None:
     assert next(iter(default())).reducer is None and all(m.settled(8) is not None for m in default()[1:])
     assert method(cc.TopK(0.5)).text == method("TopK(0.5)").text == "TopK(ratio=0.5)"
