@@ -14,6 +14,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -115,6 +116,25 @@ class Programs:
 
     def run(self, code: str, *arguments: str, timeout: float = 60, **environment: str) -> Ended:
         return self.wait(self.start(code, *arguments, **environment), timeout)
+
+    def ranks(self, world: int, script: str | Path, *arguments: str, timeout: float = 100, **environment: str) -> str:
+        """What the ranks of a script say, started with what torchrun tells them; each must end well. ``script``: a
+        path, or the name of a module."""
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = str(free.getsockname()[1])
+        given = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
+                 "MASTER_PORT": port, "OMP_NUM_THREADS": "1", **environment}  # fmt: skip
+        code = (
+            f"import os, runpy, sys; os.chdir({os.getcwd()!r}); sys.path[0] = {str(Path(script).parent)!r}\n"
+            f"runpy.run_path({str(script)!r}, run_name='__main__')"
+            if isinstance(script, Path)
+            else f"import os, runpy; os.chdir({os.getcwd()!r}); runpy.run_module({script!r}, run_name='__main__')"
+        )
+        begun = [self.start(code, *arguments, RANK=str(r), LOCAL_RANK=str(r), **given) for r in range(world)]
+        ended = [self.wait(program, timeout) for program in begun]
+        said = "".join(out + err for _, out, err in ended)
+        assert not any(code for code, *_ in ended), said
+        return said
 
     def stop(self) -> None:
         if self._server is not None:

@@ -1,7 +1,7 @@
 """Which case runs which check. A class's first case runs all of them. Every further case stands for one mode (a bit
 width, a norm, a way of rounding, a composition) and runs the cheap checks and some of the costly ones by turns, so that
-``turns`` modes of a class have met every check between them. With ``--quick`` the cheap checks run alone; ``--full`` runs
-the whole square."""
+``turns`` modes of a class have met every check between them. With ``--quick`` the cheap checks run alone; ``--full``
+runs the whole square."""
 
 from __future__ import annotations
 

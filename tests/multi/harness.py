@@ -1,4 +1,4 @@
-"""Real worker processes over Gloo that stay alive between tests, so that torch is imported once per process.
+"""Real worker processes over Gloo that stay alive between tests; torch is imported once, and they are its forks.
 
 A scenario is a top-level function ``scenario(rank, world, **arguments)``; what it returns comes back, one value per
 rank; what it raises is raised here, with the ranks' tracebacks. Ranks meet through a file, so no port is taken.
@@ -31,7 +31,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 _READY = "ready"
-_SPAWN = multiprocessing.get_context("spawn")
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["torch", "torch.distributed", "torch.nn.parallel"])  # imported once for all processes
 
 
 class WorkerError(AssertionError):
@@ -56,8 +57,8 @@ class Crew:
         """Of the first ``world`` ranks, which have started."""
         begun = [rank for rank in range(world) if rank not in self.processes]
         for rank in begun:
-            here, there = _SPAWN.Pipe()
-            process = _SPAWN.Process(target=_serve, args=(rank, self._backend, there), daemon=True)
+            here, there = _FORKS.Pipe()
+            process = _FORKS.Process(target=_serve, args=(rank, self._backend, there), daemon=True)
             process.start()
             there.close()
             self.processes[rank], self._pipes[rank] = process, here

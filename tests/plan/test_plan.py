@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -167,18 +165,15 @@ def test_the_command_in_a_process_of_its_own(here: Path, programs: Programs) -> 
 
 @pytest.mark.slow
 @pytest.mark.multi
-def test_measured_between_ranks(here: Path) -> None:
+def test_measured_between_ranks(here: Path, programs: Programs) -> None:
     """The link, the kernels and the computation of a module, by two ranks over loopback."""
     (here / "mlp.py").write_text(
         "import torch\nfrom torch import nn\n"
         "class Net(nn.Sequential):\n    def example(self): return (torch.randn(8, 300),)\n"
         "def model(): return Net(nn.Linear(300, 500), nn.ReLU(), nn.Linear(500, 10))\n"
     )
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    given = [*start, "-m", "compcomm", "plan", "--measure", "--model", "mlp.py", "--json", "m.json"]
-    done = subprocess.run(given, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("vs bf16") == 1, "rank 0 alone prints"
+    said = programs.ranks(2, "compcomm", "plan", "--measure", "--model", "mlp.py", "--json", "m.json")
+    assert said.count("vs bf16") == 1, "rank 0 alone prints"
     found = json.loads((here / "m.json").read_text())
     assert found["workers"] == 2 and set(found["link"]["speeds"]) == {"AllReduce", "AllGather", "AllToAll"}
     assert 0 < found["compute_seconds"] < 1
