@@ -22,6 +22,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests.fresh import Programs
 from tests.interpreter import hasten
+from tests.patience import patience
 
 settings.register_profile(
     "compcomm", deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
@@ -48,6 +49,12 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="leave out tests that are slow or start processes")
     parser.addoption("--full", action="store_true", help="with the tests that are marked full")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """On a busy machine tests have more time to end."""
+    if config.getoption("timeout", None) is None:
+        config.option.timeout = patience(float(config.getini("timeout") or 120))
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:

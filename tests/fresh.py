@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.patience import patience
+
 ROOT = Path(__file__).resolve().parents[1]
 SERVER = """
 import gc, json, os, select, sys
@@ -90,7 +92,7 @@ class Programs:
         self._server.stdin.write(json.dumps(job).encode() + b"\n")
         self._server.stdin.flush()
         while True:
-            pid, code_of = self._read(60)
+            pid, code_of = self._read(patience(60))
             if code_of is None:
                 self._files[pid] = out, err
                 return pid
@@ -103,7 +105,7 @@ class Programs:
 
     def wait(self, pid: int, timeout: float = 60) -> Ended:
         """Its end; a program that takes longer is killed, and that is a failure."""
-        late = time.monotonic() + timeout
+        late = time.monotonic() + patience(timeout)
         while pid not in self._ended:
             try:
                 found, code = self._read(late - time.monotonic())

@@ -61,7 +61,8 @@ def test_the_main_job_in_small(programs: Programs, tmp_path: Path) -> None:
     assert len(reducers) == 5
     programs.ranks(
         2,
-        BENCHMARKS / "train.py", "--task=charlm", "--steps=3", f"--json={tmp_path / 'c.json'}", f"--plot={tmp_path / 'c.png'}",
+        BENCHMARKS / "train.py", "--task=charlm", "--steps=3", f"--json={tmp_path / 'c.json'}",
+        f"--plot={tmp_path / 'c.png'}",
         "--reducer", *reducers,
     )  # fmt: skip
     found = rows(tmp_path / "c.json", "train")
@@ -81,8 +82,8 @@ def test_exchange_measures_reducers_and_peers(programs: Programs, tmp_path: Path
     model.write_text("def shapes():\n    return [('a', (300, 1000)), ('b', (7,)), ('c', (500, 1000))]\n")
     programs.ranks(
         2,
-        BENCHMARKS / "exchange.py", f"--model={model}", "--repeats=2", f"--json={tmp_path / 'b.json'}", "--reducer=Exact()",
-        f"--reducer={FEEDBACK}",
+        BENCHMARKS / "exchange.py", f"--model={model}", "--repeats=2", f"--json={tmp_path / 'b.json'}",
+        "--reducer=Exact()", f"--reducer={FEEDBACK}",
     )  # fmt: skip
     exact, cold, warm, *peers = rows(tmp_path / "b.json", "exchange")
     assert exact["relative_error"] < 1e-6 and exact["speedup"] == 1 and not exact["cold"]

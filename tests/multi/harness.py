@@ -30,6 +30,8 @@ from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import Any
 
+from tests.patience import patience
+
 _READY = "ready"
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["torch", "torch.distributed", "torch.nn.parallel"])  # imported once for all processes
@@ -63,7 +65,7 @@ class Crew:
             there.close()
             self.processes[rank], self._pipes[rank] = process, here
         for rank in begun:  # how long a start takes is the machine's affair, and no test's
-            if not self._pipes[rank].poll(100) or self._pipes[rank].recv() != _READY:
+            if not self._pipes[rank].poll(patience(100)) or self._pipes[rank].recv() != _READY:
                 self.stop()
                 raise WorkerError(f"rank {rank}: not started within 100 s")
         return [self._pipes[rank] for rank in range(world)]
@@ -99,7 +101,7 @@ class Workers:
         pipes, meet = self.crew.pipes(self.world), self.crew.meeting()
         for pipe in pipes:
             pipe.send((scenario, arguments, self.world, meet))
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + patience(timeout)
         results: list[Any] = [None] * self.world
         failures: list[str] = []
         for rank, pipe in enumerate(pipes):
@@ -145,7 +147,7 @@ def _serve(rank: int, backend: str, pipe: Connection) -> None:
             scenario, arguments, world, meet = pipe.recv()
             dist.init_process_group(
                 init_method=f"file://{meet}", backend=backend, rank=rank, world_size=world,
-                timeout=timedelta(seconds=40), **options,
+                timeout=timedelta(seconds=patience(40)), **options,
             )  # fmt: skip
             try:
                 answer = (True, scenario(rank, world, **arguments))
