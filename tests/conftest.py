@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,6 +69,17 @@ class Groups(LoadScopeScheduling):
         return "processes" if nodeid.startswith(PROCESSES) else nodeid.partition("::")[0]
 
 
+def _by_turns(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Of tests marked ``turns``, every so manieth case: other tests of the same code meet the rest."""
+    seen, kept = Counter[str](), list[pytest.Item]()
+    for item in items:
+        mark, test = item.get_closest_marker("turns"), item.nodeid.partition("[")[0]
+        if mark is None or (seen[test] - mark.kwargs.get("first", 0)) % mark.args[0] == 0:
+            kept.append(item)
+        seen[test] += 1
+    return kept
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Groups(config, log) if config.getoption("dist") == "loadfile" else None
@@ -79,6 +91,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("quick"):
         left_out |= {"multi", "slow"}
     kept = [item for item in items if not any(item.get_closest_marker(mark) for mark in left_out)]
+    if not config.getoption("full"):
+        kept = _by_turns(kept)
     if len(kept) < len(items):
         config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
     items[:] = sorted(kept, key=lambda item: item.nodeid.startswith(PROCESSES), reverse=hasattr(config, "workerinput"))

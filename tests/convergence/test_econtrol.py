@@ -20,6 +20,7 @@ def _finite(g: Tensor) -> Tensor:
     return torch.where(g.isfinite(), g, 0.0).double()
 
 
+@pytest.mark.turns(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("start", [True, False])
 @pytest.mark.parametrize("coder", CODERS, ids=repr)
@@ -110,7 +111,7 @@ def test_less_noise_than_ef21() -> None:
     assert controlled < 5 * plain
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_too_strong_feedback_diverges() -> None:
     assert not _distance(cc.EControl(TOP, eta=1.0, dtype=DOUBLE), 10.0, 0.0, 0.02, 600) < 10.0
 

@@ -94,6 +94,7 @@ WEIGHTS = cc.smoothness_weights(Problem().features, "least-squares")
 SOME: Any = lambda t: None if t == 0 else [r for r in range(WORLD) if (t * 7 + r * 3) % 5 < 3]  # noqa: E731
 
 
+@pytest.mark.turns(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
@@ -236,6 +237,7 @@ def test_the_path_to_the_last_digit() -> None:
     assert gap(ends[0], ends[1]) < 1e-12 and gap(ends[0], ends[2]) < 1e-13
 
 
+@pytest.mark.turns(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "inner", [cc.Natural(dense_below=0), cc.MinMax(3, "nearest", block=16, dense_below=0)], ids=repr

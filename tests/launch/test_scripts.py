@@ -225,6 +225,7 @@ def test_results_keep_what_they_had_when_a_step_fails(checkout: Path) -> None:
     }
 
 
+@pytest.mark.turns(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(("bits", "lives", "code"), [("same", 2, 0), ("other", 2, 1), ("same", 1, 1)])
 def test_elastic_compares_the_ends_of_its_runs(checkout: Path, bits: str, lives: int, code: int) -> None:

@@ -38,6 +38,7 @@ def cast(given: Named) -> Named:
     return {n: g.to(DTYPES.get(n, g.dtype)).float() for n, g in given.items()}
 
 
+@pytest.mark.turns(3)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_parameters_of_any_dtype(two: Workers, scheme: str) -> None:
     """bfloat16, float64 and float32 side by side: fp32 inside, and the mean rounded once, to the gradient's type."""
@@ -84,6 +85,7 @@ def overflows(rank: int, world: int, scheme: str) -> Any:
     return scaler.scale, applied, models.slots(attachment)
 
 
+@pytest.mark.turns(3, first=1)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_mean_that_does_not_fit_float16(two: Workers, scheme: str) -> None:
     results = two.run(overflows, scheme=scheme)
@@ -180,6 +182,7 @@ ROUNDS = {"EControl, two-phase": 2, "DGC, unmasked": 2, "EF, two-phase": 2, "EF2
 """Collectives per bucket, where it is not one."""
 
 
+@pytest.mark.turns(3, first=2)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_scheme_that_raises_on_one_rank(three: Workers, scheme: str) -> None:
     for after in range(ROUNDS.get(scheme, 1)):
@@ -230,6 +233,7 @@ def resumes(rank: int, world: int, scheme: str) -> Any:
     return on, again, models.slots(attachment), models.slots(other), other.step
 
 
+@pytest.mark.turns(3, first=1)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_run_resumes_bit_for_bit(two: Workers, scheme: str) -> None:
     results = two.run(resumes, scheme=scheme)
