@@ -43,6 +43,8 @@ class Kind(NamedTuple):
     group: dict[str, Any]
     script_steps: int
     ends: float
+    scheduled: bool = False
+    """Whether its training script lets the rate fall in every case."""
     tilt: float = 1.0
     """Parameter i's gradients are so many times as large as those of the one before."""
 
@@ -53,7 +55,7 @@ KINDS = {
         4, 12, {}, {"lr": 0.003, "betas": (0.9, 0.95), "freeze": 20}, {"lr": 0.005}, 60, 0.45
     ),
     "OneBitLamb": Kind(
-        4, 12, {"betas": (0.9, 0.95)}, {"lr": 0.05, "freeze": 8}, {"lr": 0.005, "adapt": False}, 40, 0.5, tilt=10.0
+        4, 12, {"betas": (0.9, 0.95)}, {"lr": 0.05, "freeze": 8}, {"lr": 0.005, "adapt": False}, 40, 0.5, True, tilt=10.0
     ),
     "ZeroOneAdam": Kind(
         6, 18, SCHEDULES,

@@ -237,7 +237,7 @@ def lives(rank: int, world: int, kind: str, how: str, **options: Any) -> Any:
         if how == "clipped":
             nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         own.step()
-        if how == "scheduled":
+        if how == "scheduled" or told.scheduled:
             schedule.step()
     alone = apart(own)
     if alone:
