@@ -10,13 +10,20 @@ another: each of those wants the cores for itself.
 
 from __future__ import annotations
 
+import gc
 import os
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
+
+from tests.fresh import Programs
+from tests.interpreter import hasten
+from tests.patience import patience
 
 settings.register_profile(
     "compcomm", deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
@@ -25,15 +32,30 @@ settings.load_profile("compcomm")
 GPU = torch.cuda.is_available()
 if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"
+    hasten()
 torch.set_num_threads(1)
 
 collect_ignore = [] if GPU else ["gpu"]
 PROCESSES = ("tests/multi/", "tests/launch/")
 
 
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
+    """Runs code in interpreters that have imported torch, and not the package."""
+    made = Programs(tmp_path_factory.mktemp("programs"))
+    yield made
+    made.stop()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="leave out tests that are slow or start processes")
     parser.addoption("--full", action="store_true", help="with the tests that are marked full")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """On a busy machine tests have more time to end."""
+    if config.getoption("timeout", None) is None:
+        config.option.timeout = patience(float(config.getini("timeout") or 120))
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -47,6 +69,17 @@ class Groups(LoadScopeScheduling):
         return "processes" if nodeid.startswith(PROCESSES) else nodeid.partition("::")[0]
 
 
+def _by_turns(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Of tests marked ``turns``, every so manieth case: other tests of the same code meet the rest."""
+    seen, kept = Counter[str](), list[pytest.Item]()
+    for item in items:
+        mark, test = item.get_closest_marker("turns"), item.nodeid.partition("[")[0]
+        if mark is None or (seen[test] - mark.kwargs.get("first", 0)) % mark.args[0] == 0:
+            kept.append(item)
+        seen[test] += 1
+    return kept
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Groups(config, log) if config.getoption("dist") == "loadfile" else None
@@ -58,6 +91,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("quick"):
         left_out |= {"multi", "slow"}
     kept = [item for item in items if not any(item.get_closest_marker(mark) for mark in left_out)]
+    if not config.getoption("full"):
+        kept = _by_turns(kept)
     if len(kept) < len(items):
         config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
     items[:] = sorted(kept, key=lambda item: item.nodeid.startswith(PROCESSES), reverse=hasattr(config, "workerinput"))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Ten thousand items and torch's modules stay to the end: the garbage collector need not look at them each time."""
+    gc.collect()
+    gc.freeze()

@@ -71,6 +71,7 @@ def problems(draw: st.DrawFn) -> tuple[Any, Any, Any]:
     return errors, sizes.reshape(m, options), reference
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(problems(), st.sampled_from([1, 7, 1000]))
 def test_never_over_the_limit_and_never_worse_than_the_reference(problem: tuple[Any, Any, Any], buckets: int) -> None:

@@ -186,6 +186,7 @@ def test_bytes_follow_the_decision_and_so_does_what_a_failed_rank_sends() -> Non
     assert [op.signature for op in outlined] == [p[:3] for p in plan(now, model_layout(), 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [7, 8, 10, 11, 13, 14, 16])
 @pytest.mark.parametrize("part", ["ErrorFeedback(TopK(ratio=0.05))", "QSGD(bits=4)", "RandK(ratio=0.05)"])
 def test_a_run_goes_on_bit_for_bit_wherever_it_was_interrupted(at: int, part: str) -> None:

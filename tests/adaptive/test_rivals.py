@@ -198,6 +198,7 @@ RIVALS: list[Any] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [1, 5, 6, 7, 9])
 @pytest.mark.parametrize("reducer", RIVALS, ids=repr)
 def test_a_run_goes_on_in_the_middle_of_a_period(reducer: cc.Reducer, at: int) -> None:

@@ -1,6 +1,7 @@
 """Which case runs which check. A class's first case runs all of them. Every further case stands for one mode (a bit
-width, a norm, a way of rounding, a composition) and runs the cheap checks and one in three of the costly ones by turns,
-so that three modes of a class have met every check between them; ``--full`` runs the whole square."""
+width, a norm, a way of rounding, a composition) and runs the cheap checks and some of the costly ones by turns, so that
+``turns`` modes of a class have met every check between them. With ``--quick`` the cheap checks run alone; ``--full``
+runs the whole square."""
 
 from __future__ import annotations
 
@@ -9,22 +10,22 @@ from typing import Any
 
 import pytest
 
-TURNS = 3
-
 
 def pairs(
     cases: Mapping[type, Sequence[Any]],
     checks: Iterable[Callable[[Any], None]],
     costly: Iterable[Callable[[Any], None]],
+    turns: int,
 ) -> list[Any]:
     """``pytest.param(case, check)`` of every pair, with the mark that says in which size of the suite it runs."""
-    turns = {check: i for i, check in enumerate(costly)}
+    place = {check: i for i, check in enumerate(costly)}
     found: list[Any] = []
     for alike in cases.values():
         for number, case in enumerate(alike):
             for check in checks:
                 marks = []
-                if check in turns and number:
-                    marks = [pytest.mark.slow if (number + turns[check]) % TURNS == 0 else pytest.mark.full]
+                if check in place:
+                    its_turn = number == 0 or (number + place[check]) % turns == 0
+                    marks = [pytest.mark.slow if its_turn else pytest.mark.full]
                 found.append(pytest.param(case, check, id=f"{case!r}-{check.__name__}", marks=marks))
     return found

@@ -7,15 +7,22 @@ from collections.abc import Callable
 import pytest
 
 import compcomm as cc
-from compcomm.testing import COMPRESSOR_CHECKS, payload, properties
+from compcomm.testing import COMPRESSOR_CHECKS, backends, payload, properties
 
 from .cases import COMPRESSORS
 from .selection import pairs
 
-# What every mode has a kernel or a formula of its own for (backends, delta and omega) every case runs.
-COSTLY = (properties.is_unbiased_as_declared, payload.keeps_non_finite_values_out, payload.decodes_many_at_once)
+# What every mode has a formula of its own for (delta and omega) every case runs. Kernels against the reference have
+# tests of their own, mode by mode, in tests/ops: here by turns.
+COSTLY = (
+    backends.gives_the_same_bits_on_every_backend,
+    properties.is_unbiased_as_declared,
+    payload.keeps_non_finite_values_out,
+    payload.decodes_many_at_once,
+)
+TURNS = 4
 
 
-@pytest.mark.parametrize(("compressor", "check"), pairs(COMPRESSORS, COMPRESSOR_CHECKS, COSTLY))
+@pytest.mark.parametrize(("compressor", "check"), pairs(COMPRESSORS, COMPRESSOR_CHECKS, COSTLY, TURNS))
 def test_contract(compressor: cc.Compressor, check: Callable[[cc.Compressor], None]) -> None:
     check(compressor)

@@ -9,6 +9,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -69,6 +70,7 @@ def lives(reducer: cc.Reducer | cc.Compressor) -> Any:
     return means, [store.state_dict() for store in simulator.stores]
 
 
+@pytest.mark.slow
 def test_no_reducer_depends_on_it() -> None:
     """Integers divided by integers, or times a Python number, are of the default dtype, and no reader sees that."""
     wrong: list[str] = []

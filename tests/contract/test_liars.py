@@ -16,7 +16,19 @@ from compcomm.core.reducer import Flow
 from compcomm.core.source import Source, Target
 from compcomm.core.state import State
 from compcomm.core.traits import Promises, Traits
-from compcomm.testing import ContractError, check_compressor, check_reducer
+from compcomm.testing import (
+    COMPRESSOR_CHECKS,
+    REDUCER_CHECKS,
+    ContractError,
+    buckets,
+    check_compressor,
+    check_reducer,
+    conservation,
+    payload,
+    properties,
+    state,
+    worlds,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +81,7 @@ def test_a_section_of_another_length_is_explained() -> None:
         short.encode_(cc.Bucket(torch.ones(10), layout), cc.Rng())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "route",
     [
@@ -118,33 +131,43 @@ def _square(self: cc.Compressor, *rest: object) -> Tensor:
     return y * y.abs()
 
 
-COMPRESSORS = {
-    "depend on the bucket": {"encode_rows": _looks_at_its_neighbours},
-    "bytes outside": {"encode_rows": _writes_a_header},
-    "not every byte": {"section": lambda s, n: 2 * n + 4, "decode": lambda s, c, at, *a: torch.zeros(at.numel),
-                       "encode_rows": _leaves_bytes},
-    "delta": {"delta": lambda s, n: 1.0},
-    "is not in": {"delta": lambda s, n: 1.5},
-    "was not seen to be": {"encode": lambda s, y, *a: y.view(torch.uint8), "section": lambda s, n: 4 * n,
-                           "decode": lambda s, c, at, *a: c.clone().view(torch.float32)},
-    "draws the same": {"unbiased": True, "omega": lambda s, n: 1.0, "delta": lambda s, n: None},
-    "off by": {"unbiased": True, "omega": lambda s, n: 1.0, "delta": lambda s, n: None,
-               "encode": _biased_noise},
-    "omega": {"omega": lambda s, n: 1.0},
-    "do not decode to their sum": {"linear": True, "dtype": torch.bfloat16, "delta": lambda s, n: 0.9,
-                                   "encode": _root, "decode": _square},
-    "to NaN": {"decode": lambda s, c, at, *a: 1 / Thirds.decode(s, c, at, *a)},
-    "decodes zeros": {"decode": lambda s, c, at, *a: Thirds.decode(s, c, at, *a) + 1},
-    "zero_": {"zero_rows": lambda s, *a: None},
-    "a row of zeros comes as": {"keeps_zeros": True, "delta": lambda s, n: None, "encode": _shifts},
-    "names no cure": {"delta": lambda s, n: None, "hint": ""},
+COMPRESSORS: dict[str, tuple[Callable[[cc.Compressor], None], dict[str, object]]] = {
+    "depend on the bucket": (buckets.treats_a_bucket_as_a_loop, {"encode_rows": _looks_at_its_neighbours}),
+    "bytes outside": (payload.sends_the_bytes_it_declares, {"encode_rows": _writes_a_header}),
+    "not every byte": (payload.sends_the_bytes_it_declares, {
+        "section": lambda s, n: 2 * n + 4, "encode_rows": _leaves_bytes,
+        "decode": lambda s, c, at, *a: torch.zeros(at.numel)}),
+    "delta": (properties.never_exceeds_delta_or_omega, {"delta": lambda s, n: 1.0}),
+    "is not in": (properties.never_exceeds_delta_or_omega, {"delta": lambda s, n: 1.5}),
+    "was not seen to be": (properties.is_unbiased_as_declared, {
+        "encode": lambda s, y, *a: y.view(torch.uint8), "section": lambda s, n: 4 * n,
+        "decode": lambda s, c, at, *a: c.clone().view(torch.float32)}),
+    "draws the same": (buckets.repeats_itself, {
+        "unbiased": True, "omega": lambda s, n: 1.0, "delta": lambda s, n: None}),
+    "off by": (properties.is_unbiased_as_declared, {
+        "unbiased": True, "omega": lambda s, n: 1.0, "delta": lambda s, n: None, "encode": _biased_noise}),
+    "omega": (properties.never_exceeds_delta_or_omega, {"omega": lambda s, n: 1.0}),
+    "do not decode to their sum": (properties.is_linear_as_declared, {
+        "linear": True, "dtype": torch.bfloat16, "delta": lambda s, n: 0.9, "encode": _root,
+        "decode": _square}),
+    "to NaN": (payload.keeps_what_it_did_not_send, {
+        "decode": lambda s, c, at, *a: 1 / Thirds.decode(s, c, at, *a)}),
+    "decodes zeros": (payload.keeps_what_it_did_not_send, {
+        "decode": lambda s, c, at, *a: Thirds.decode(s, c, at, *a) + 1}),
+    "zero_": (payload.can_clear_what_it_sent, {"zero_rows": lambda s, *a: None}),
+    "a row of zeros comes as": (properties.keeps_rows_of_zeros, {
+        "keeps_zeros": True, "delta": lambda s, n: None, "encode": _shifts}),
+    "names no cure": (properties.settles_what_feedback_asks, {"delta": lambda s, n: None, "hint": ""}),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", COMPRESSORS)
 def test_a_compressor_that_lies_is_caught(fault: str) -> None:
+    """By the check that is there for it, which is one of those that certify."""
+    check, methods = COMPRESSORS[fault]
+    assert check in COMPRESSOR_CHECKS
     with pytest.raises(ContractError, match=fault):
-        check_compressor(_compressor(**COMPRESSORS[fault]))
+        check(_compressor(**methods))
 
 
 def test_a_compressor_that_is_no_value_is_caught() -> None:
@@ -185,6 +208,7 @@ def _reducer(**methods: object) -> cc.Reducer:
     return dataclass(frozen=True, repr=False)(kind)()
 
 
+@pytest.mark.slow
 def test_an_honest_reducer_passes() -> None:
     check_reducer(_reducer())
 
@@ -238,22 +262,25 @@ def _moves_everything(self: Wrapped, source: Source, target: Target, state: Stat
     return result
 
 
-REDUCERS = {
-    "holds another mean": {"reduce": _rank_specific},
-    "miss the sum": {"reduce": _forgets_to_undo},
-    "miss the sum .* after 12": {"reduce": _drops_a_residual},
-    "some ranks are done|different collectives|where the dry run": {"reduce": _talks_when_it_likes},
-    "when buckets are": {"reduce": _depends_on_the_bucket},
-    "continues differently|when buckets are": {"reduce": _remembers_elsewhere},
-    "without a gradient move": {"reduce": _moves_everything},
-    "is bad: True": {"reduce": _hides_overflow},
-    "is called exact": {"exact": lambda self, segment: True},
-    "loses": {"promises": lambda self, segment: Promises(0.99),
-              "_inner": lambda self: cc.AllGather(cc.TopK(ratio=0.1))},
+REDUCERS: dict[str, tuple[Callable[[cc.Reducer], None], dict[str, object]]] = {
+    "holds another mean": (worlds.gives_every_rank_the_same_mean, {"reduce": _rank_specific}),
+    "miss the sum": (conservation.applies_nothing_of_a_bad_step, {"reduce": _forgets_to_undo}),
+    "miss the sum .* after 12": (conservation.loses_nothing_over_many_steps, {"reduce": _drops_a_residual}),
+    "some ranks are done|different collectives|where the dry run": (
+        conservation.applies_nothing_of_a_bad_step, {"reduce": _talks_when_it_likes}),
+    "when buckets are": (worlds.does_not_depend_on_how_buckets_are_cut, {"reduce": _depends_on_the_bucket}),
+    "continues differently": (state.resumes_bit_for_bit, {"reduce": _remembers_elsewhere}),
+    "without a gradient move": (worlds.leaves_rows_of_zeros, {"reduce": _moves_everything}),
+    "is bad: True": (conservation.applies_nothing_of_a_bad_step, {"reduce": _hides_overflow}),
+    "is called exact": (worlds.averages_what_it_can_send_whole, {"exact": lambda self, segment: True}),
+    "loses": (worlds.loses_no_more_than_it_says, {
+        "promises": lambda self, segment: Promises(0.99), "_inner": lambda self: cc.AllGather(cc.TopK(ratio=0.1))}),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", REDUCERS)
 def test_a_reducer_that_lies_is_caught(fault: str) -> None:
+    check, methods = REDUCERS[fault]
+    assert check in REDUCER_CHECKS
     with pytest.raises((ContractError, RuntimeError), match=fault):
-        check_reducer(_reducer(**REDUCERS[fault]))
+        check(_reducer(**methods))

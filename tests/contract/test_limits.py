@@ -137,6 +137,7 @@ REDUCERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reducer", REDUCERS, ids=repr)
 @given(shapes=names, world=st.integers(1, 5), seed=st.integers(0, 2**20))
 def test_any_shapes(

@@ -24,7 +24,7 @@ def with_full(reducer: str) -> object:
 EQUAL = [
     with_full("Exact()"),
     with_full("QSGD(bits=4)"),
-    "ErrorFeedback(TopK(ratio=0.05))",
+    with_full("ErrorFeedback(TopK(ratio=0.05))"),
     "ErrorFeedback(TwoPhase(QSGD(bits=4, rounding='nearest')), dtype=int8, average=0.5)",
     with_full("AllReduce(RandK(ratio=0.1))"),
     "SharedScale(QSGD(bits=4))",
@@ -68,6 +68,7 @@ def bits(tensors: list[Tensor]) -> list[Tensor]:
     return [t.contiguous().view(torch.uint8) for t in tensors]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reducer", EQUAL)
 def test_equals_the_path_of_cpus(reducer: str) -> None:
     means, bad, memory = train(reducer, "native")
@@ -77,6 +78,7 @@ def test_equals_the_path_of_cpus(reducer: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(bits(memory), bits(found[2]), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reducer", CLOSE)
 def test_is_close_where_sums_have_another_order(reducer: str) -> None:
     means, bad, memory = train(reducer, "native")

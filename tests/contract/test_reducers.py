@@ -25,9 +25,13 @@ COSTLY = (
     state.can_take_a_step_back,
     worlds.averages_what_it_can_send_whole,
     traffic.keeps_to_one_sequence_of_collectives,
+    worlds.leaves_rows_of_zeros,
+    state.can_change_its_buckets_at_any_step,
+    state.declares_its_slots,
 )
+TURNS = 6  # of 15: a further case runs two or three of them
 
 
-@pytest.mark.parametrize(("reducer", "check"), pairs(REDUCERS, REDUCER_CHECKS, COSTLY))
+@pytest.mark.parametrize(("reducer", "check"), pairs(REDUCERS, REDUCER_CHECKS, COSTLY, TURNS))
 def test_contract(reducer: cc.Reducer, check: Callable[[cc.Reducer], None]) -> None:
     check(reducer)

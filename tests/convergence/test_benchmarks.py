@@ -18,6 +18,7 @@ import three_workers  # noqa: E402
 import compcomm as cc  # noqa: E402
 
 
+@pytest.mark.full
 def test_three_workers() -> None:
     rows = {(r["method"], r["multiple"]): r for r in three_workers.measure(500)}
     assert three_workers.rate() == pytest.approx(5.8591e-3, rel=1e-4)
@@ -33,6 +34,8 @@ def test_a_missing_file_says_where_it_is_to_be_had(tmp_path: Path) -> None:
         libsvm.load(tmp_path, "phishing", 20)
 
 
+@pytest.mark.turns(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["EF14", "EF21"])
 @pytest.mark.parametrize("c", lyapunov.contractions()[::6], ids=repr)
 def test_the_tight_rate(c: cc.Compressor, scheme: str) -> None:

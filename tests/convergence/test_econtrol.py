@@ -20,6 +20,8 @@ def _finite(g: Tensor) -> Tensor:
     return torch.where(g.isfinite(), g, 0.0).double()
 
 
+@pytest.mark.turns(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [True, False])
 @pytest.mark.parametrize("coder", CODERS, ids=repr)
 @pytest.mark.parametrize("bad", [(), (0, 3, 4), (5,)], ids=str)
@@ -92,6 +94,7 @@ TOP = cc.TopK(k=6, dense_below=1)
 DOUBLE = torch.float64
 
 
+@pytest.mark.slow
 def test_exact_between_unlike_ranks() -> None:
     """Without noise it reaches the optimum, where error feedback stalls in proportion to the step's square."""
     assert _distance(cc.EControl(TOP, eta=0.1, dtype=DOUBLE), 10.0, 0.0, 0.02, 500) < 1e-12
@@ -99,6 +102,7 @@ def test_exact_between_unlike_ranks() -> None:
     assert _distance(cc.EF21(TOP, dtype=DOUBLE), 10.0, 0.0, 0.02, 500) < 1e-12
 
 
+@pytest.mark.slow
 def test_less_noise_than_ef21() -> None:
     plain, controlled, estimated = (
         _distance(scheme, 10.0, 5.0, 0.02, 600) for scheme in (cc.Exact(), cc.EControl(TOP, eta=0.1), cc.EF21(TOP))
@@ -107,6 +111,7 @@ def test_less_noise_than_ef21() -> None:
     assert controlled < 5 * plain
 
 
+@pytest.mark.full
 def test_too_strong_feedback_diverges() -> None:
     assert not _distance(cc.EControl(TOP, eta=1.0, dtype=DOUBLE), 10.0, 0.0, 0.02, 600) < 10.0
 

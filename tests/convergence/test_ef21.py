@@ -94,6 +94,8 @@ WEIGHTS = cc.smoothness_weights(Problem().features, "least-squares")
 SOME: Any = lambda t: None if t == 0 else [r for r in range(WORLD) if (t * 7 + r * 3) % 5 < 3]  # noqa: E731
 
 
+@pytest.mark.turns(2)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{}, {"start": False}, {"momentum": 0.2}, {"weights": WEIGHTS}, {"weights": WEIGHTS, "momentum": 0.5}],
@@ -131,6 +133,7 @@ def test_sending_everything_is_gradient_descent_whatever_the_weights() -> None:
         assert gap(found[-1:], torch.stack(due[-1:])) < 1e-9, options
 
 
+@pytest.mark.slow
 def test_it_converges_to_the_optimum_where_error_feedback_cannot() -> None:
     problem = Problem()
     best = torch.linalg.solve(problem.h.mean(0), problem.c.mean(0))
@@ -138,6 +141,7 @@ def test_it_converges_to_the_optimum_where_error_feedback_cannot() -> None:
     assert float((found[-1] - best).norm()) < 1e-9 * float(best.norm())
 
 
+@pytest.mark.slow
 def test_momentum_one_is_none_and_with_everything_sent_it_is_a_moving_average() -> None:
     assert gap(path(ef21(momentum=1.0))[0], path(ef21())[0]) == 0.0
     problem, v, x = Problem(), torch.zeros(D, dtype=F64), torch.zeros(D, dtype=F64)
@@ -149,6 +153,7 @@ def test_momentum_one_is_none_and_with_everything_sent_it_is_a_moving_average() 
         assert gap(found[t], x) < 1e-7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [0.0, 0.5])
 def test_heavy_ball_is_the_optimizer_s(beta: float) -> None:
     """EF21-HB: v <- beta v + m; 0 is EF21, and with everything sent it is gradient descent with momentum."""
@@ -169,6 +174,7 @@ def test_heavy_ball_is_the_optimizer_s(beta: float) -> None:
     assert gap(ends[1], x) < 1e-7
 
 
+@pytest.mark.slow
 def test_owners_that_lose_nothing_change_nothing_and_others_still_converge() -> None:
     """EF21-BC is EF21 on the way back too; rounding of fp32 payloads is all that the identity leaves."""
     assert gap(path(ef21(cc.TwoPhase(ALL, server=cc.EF21)), 60)[0], path(ef21(ALL), 60)[0]) < 1e-6
@@ -193,6 +199,7 @@ def test_who_is_away_sends_nothing_and_keeps_its_estimate() -> None:
         x = x - 0.1 * problem.rate(2 / D) * m
 
 
+@pytest.mark.slow
 def test_everyone_present_is_ef21_and_half_of_them_converge() -> None:
     assert gap(path(ef21(), present=lambda t: range(WORLD))[0], path(ef21())[0]) == 0.0
     rng, problem = np.random.default_rng(0), Problem()
@@ -217,6 +224,7 @@ def test_weights_leave_the_path_of_a_homogeneous_compressor_alone() -> None:
     assert gap(h, k) < 1e-5
 
 
+@pytest.mark.slow
 def test_the_path_to_the_last_digit() -> None:
     """Four workers, weights 1/2, 1/4, 1/8, 1/8: W w are powers of two, and the paths agree to 1e-12."""
     problem, weights = Problem(1, 4), (0.5, 0.25, 0.125, 0.125)
@@ -229,6 +237,8 @@ def test_the_path_to_the_last_digit() -> None:
     assert gap(ends[0], ends[1]) < 1e-12 and gap(ends[0], ends[2]) < 1e-13
 
 
+@pytest.mark.turns(2)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "inner", [cc.Natural(dense_below=0), cc.MinMax(3, "nearest", block=16, dense_below=0)], ids=repr
 )

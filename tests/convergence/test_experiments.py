@@ -26,6 +26,7 @@ def _script(name: str) -> Any:
     return module
 
 
+@pytest.mark.slow
 def test_digits() -> None:
     """In 250 steps DGC (with 16 times fewer bytes) and PowerSGD (15 times) come near momentum SGD."""
     script = _script("digits")

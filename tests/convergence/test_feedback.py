@@ -29,6 +29,7 @@ def _mean(simulator: cc.Simulator, gradients: list[Tensor]) -> Tensor:
     return simulator.mean([{"w": g.float().view(1, -1)} for g in gradients])[0]["w"].double().view(-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 3, 4])
 @pytest.mark.parametrize("compressor", CONTRACTIONS, ids=repr)
 def test_virtual_iterate(compressor: cc.Compressor, world: int) -> None:
@@ -64,6 +65,7 @@ def test_rates_by_hand() -> None:
     assert _rate(0.1, 1.0, 0.9) == pytest.approx((0.04788, 0.99047), abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("d", "compressor"), [*((10, c) for c in CONTRACTIONS), (20, cc.TopK(k=2, dense_below=1))])
 def test_tight_rate_holds_at_every_step(d: int, compressor: cc.Compressor, seed: int) -> None:

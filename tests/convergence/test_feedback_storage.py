@@ -63,6 +63,7 @@ def _loss(reducer: cc.Reducer, world: int = 2, steps: int = 250) -> float:
     return float((x - best).square().sum() / best.square().sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compressor", [cc.TopK(ratio=0.1, dense_below=1), NEAREST], ids=repr)
 def test_coded_residuals_train_as_well(compressor: cc.Compressor) -> None:
     full = _loss(cc.ErrorFeedback(compressor))

@@ -65,6 +65,8 @@ def test_extremes_and_constants_are_exact(bits: int, rounding: str) -> None:
             assert torch.equal(t.value, t.y) and not t.error.any()
 
 
+@pytest.mark.turns(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["reference", "baseline", "avx2", "avx512"])
 @pytest.mark.parametrize("rounding", ["stochastic", "nearest"])
 @pytest.mark.parametrize("bits", range(1, 9))

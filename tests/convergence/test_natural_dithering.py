@@ -106,6 +106,7 @@ def test_l2_norm_omega_is_nearly_attained(bits: int, n: int) -> None:
     assert 0.85 * omega < best <= omega
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", [2, inf])
 @pytest.mark.parametrize("bits", [2, 3, 4, 5])
 def test_no_search_exceeds_omega(bits: int, norm: float) -> None:

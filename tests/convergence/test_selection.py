@@ -140,6 +140,7 @@ def test_where_a_fit_is_wrong_stages_help(kind: str, due: dict[int, float]) -> N
         assert achieved(c, x, stages) == pytest.approx(value, rel=0.08, abs=0.003)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fit", "ratio", "first"),
     [

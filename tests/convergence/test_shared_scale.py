@@ -19,6 +19,7 @@ def given(world: int, seed: int = 0) -> list[torch.Tensor]:
     return [torch.randn(SHAPE, generator=g) * 100.0 ** (r / max(1, world - 1)) for r in range(world)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", [2, inf])
 @pytest.mark.parametrize("world", [1, 2, 5])
 def test_the_mean_is_unbiased_with_the_variance_of_the_shared_step(world: int, norm: float) -> None:

@@ -18,6 +18,7 @@ def _sketch(kind: str, size: int = S) -> cc.Sketch:
     return cc.Sketch(size, kind=kind, block=D, dense_below=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "omega"), FORMULAS.items())
 @pytest.mark.parametrize("name", ["gaussian", "lognormal", "1-sparse", "constant"])
 def test_variance_is_that_of_the_formula(kind: str, omega: float, name: str) -> None:

@@ -53,6 +53,8 @@ def test_shares_select_nearly_what_one_would(kind: str, world: int) -> None:
         assert energy(cut) < 0.9 * energy(dealt)
 
 
+@pytest.mark.turns(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2, 5])
 def test_nothing_is_lost(world: int) -> None:
     """sum of outs + mean residual + owners' = sum of mean inputs, with bad steps in between."""

@@ -9,6 +9,8 @@ import compcomm as cc
 from compcomm.testing.conservation import remembered
 
 
+@pytest.mark.turns(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 3, 4])
 @pytest.mark.parametrize(
     "compressor",

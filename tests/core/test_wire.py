@@ -167,3 +167,17 @@ def test_corrupted_indices_of_a_peer_are_no_addresses() -> None:
         with pytest.raises(RuntimeError, match="corrupt"):
             c.decode_(wire[None], out, cc.Rng(), payload.packing)
         assert not out.flat.any(), "nothing of a corrupt message is applied"
+
+
+@pytest.mark.parametrize("length", [0, 23, 101, 2**31, 2**32 - 1])
+def test_a_length_that_no_message_has_is_refused_before_it_is_used(length: int) -> None:
+    """Of a message of variable length the header comes first, and says how much is to be received: never more than the
+    room that there is, nor less than the header itself."""
+    heads = torch.zeros(2, 24, dtype=torch.uint8)
+    for rank, claim in enumerate((60, length)):
+        ctx = cc.Context(rank=rank, world=2, step=5, bucket=1)
+        write_header(heads[rank], torch.ones(4, dtype=torch.uint8), ctx, length=claim)
+    with pytest.raises(cc.PeerError, match=f"rank 1 sent .*{length}"):
+        read_headers(heads, 3, cc.Context(world=2, step=5, bucket=1), (100, 100), shorter=True)
+    write_header(heads[1], torch.ones(4, dtype=torch.uint8), cc.Context(rank=1, world=2, step=5, bucket=1), length=100)
+    assert read_headers(heads, 3, cc.Context(world=2, step=5, bucket=1), (100, 100), shorter=True).lengths == (60, 100)

@@ -47,6 +47,7 @@ def test_an_unclear_error_and_a_difference_are_failures(monkeypatch: pytest.Monk
         observe("reference", lambda: [])
 
 
+@pytest.mark.slow
 def test_the_command_names_the_case_that_ended_the_process(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,7 @@ def read(file: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_gains_and_rivals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row per family that is never worse than uniform; rules at equal error; both in the README."""
     where = ["--model", "digits", f"--recorded={tmp_path}", "--quick"]
@@ -90,6 +91,7 @@ def test_gpt2_is_recorded_with_its_own_names_and_most_words_untouched(tmp_path: 
     assert len(rows) == 50257
 
 
+@pytest.mark.slow
 def test_training_allocation_and_phases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twenty steps of every method; the same bytes are the same bytes; a picture, and the README's tables."""
     monkeypatch.setattr(training, "POINTS", 4)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -14,32 +13,14 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+BENCHMARKS = ROOT / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
 
 import common  # noqa: E402
 
+from tests.fresh import Programs  # noqa: E402
+
 FEEDBACK = "ErrorFeedback(TopK(ratio=0.05))"
-
-
-def torchrun(script: str, *arguments: str) -> str:
-    """What two ranks of a benchmark print."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    job = subprocess.Popen(
-        [*command, str(ROOT / "benchmarks" / script), *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        said, _ = job.communicate(timeout=100)
-    except subprocess.TimeoutExpired:
-        job.terminate()  # torchrun ends its ranks
-        said, _ = job.communicate(timeout=15)
-        pytest.fail(f"{script} took too long:\n{said}")
-    assert job.returncode == 0, said
-    return said
 
 
 def rows(file: Path, benchmark: str) -> list[dict[str, Any]]:
@@ -50,10 +31,11 @@ def rows(file: Path, benchmark: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.multi
-def test_train_compares_reducers(tmp_path: Path) -> None:
+def test_train_compares_reducers(programs: Programs, tmp_path: Path) -> None:
     """DDP itself and `Exact()` learn alike, top-k sends less; table, JSON, plot and predictions are there."""
-    said = torchrun(
-        "train.py", "--task=digits", "--steps=60", "--link=100mbit", f"--json={tmp_path / 'a.json'}",
+    said = programs.ranks(
+        2,
+        BENCHMARKS / "train.py", "--task=digits", "--steps=60", "--link=100mbit", f"--json={tmp_path / 'a.json'}",
         f"--plot={tmp_path / 'a.png'}", "--reducer", "Exact()", "None", f"--reducer={FEEDBACK}",
     )  # fmt: skip
     assert "speedup" in said and "ErrorFeedback(" in said
@@ -72,13 +54,15 @@ def test_train_compares_reducers(tmp_path: Path) -> None:
 
 
 @pytest.mark.multi
-def test_the_main_job_in_small(tmp_path: Path) -> None:
+def test_the_main_job_in_small(programs: Programs, tmp_path: Path) -> None:
     """The quickstart's transformer on its text, three steps for each of its reducers."""
     script = (ROOT / "launch" / "quickstart.sh").read_text()
     reducers = re.findall(r'--reducer "(.*)"', script)
     assert len(reducers) == 5
-    torchrun(
-        "train.py", "--task=charlm", "--steps=3", f"--json={tmp_path / 'c.json'}", f"--plot={tmp_path / 'c.png'}",
+    programs.ranks(
+        2,
+        BENCHMARKS / "train.py", "--task=charlm", "--steps=3", f"--json={tmp_path / 'c.json'}",
+        f"--plot={tmp_path / 'c.png'}",
         "--reducer", *reducers,
     )  # fmt: skip
     found = rows(tmp_path / "c.json", "train")
@@ -92,13 +76,14 @@ def test_the_main_job_in_small(tmp_path: Path) -> None:
 
 
 @pytest.mark.multi
-def test_exchange_measures_reducers_and_peers(tmp_path: Path) -> None:
+def test_exchange_measures_reducers_and_peers(programs: Programs, tmp_path: Path) -> None:
     """`Exact()` has no error but rounding; top-k has a cold and a warm row; PyTorch's hooks stand beside them."""
     model = tmp_path / "model.py"
     model.write_text("def shapes():\n    return [('a', (300, 1000)), ('b', (7,)), ('c', (500, 1000))]\n")
-    torchrun(
-        "exchange.py", f"--model={model}", "--repeats=2", f"--json={tmp_path / 'b.json'}", "--reducer=Exact()",
-        f"--reducer={FEEDBACK}",
+    programs.ranks(
+        2,
+        BENCHMARKS / "exchange.py", f"--model={model}", "--repeats=2", f"--json={tmp_path / 'b.json'}",
+        "--reducer=Exact()", f"--reducer={FEEDBACK}",
     )  # fmt: skip
     exact, cold, warm, *peers = rows(tmp_path / "b.json", "exchange")
     assert exact["relative_error"] < 1e-6 and exact["speedup"] == 1 and not exact["cold"]
@@ -137,8 +122,10 @@ def test_a_commit_is_marked_where_code_differs_and_not_where_results_do(tmp_path
 
 @pytest.mark.multi
 @pytest.mark.full
-def test_memory_measures_state_and_merging_it(tmp_path: Path) -> None:
-    torchrun("memory.py", "--width=128", "--layers=2", "--words=5000", f"--json={tmp_path / 'm.json'}")
+def test_memory_measures_state_and_merging_it(programs: Programs, tmp_path: Path) -> None:
+    programs.ranks(
+        2, BENCHMARKS / "memory.py", "--width=128", "--layers=2", "--words=5000", f"--json={tmp_path / 'm.json'}"
+    )
     top, eight, quantised, sparse = rows(tmp_path / "m.json", "memory")
     assert eight["slot_bytes"]["residual"] <= 1.07 * eight["parameters"]
     for row in (top, quantised, sparse):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import doctest
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,28 +20,9 @@ import readme  # noqa: E402
 from momentum import convergence, extrapolation, methods, pictures, training  # noqa: E402
 from tasks import load  # noqa: E402
 
-RUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+from tests.fresh import Programs  # noqa: E402
 
-
-def optimizers(*arguments: str, alone: bool = False) -> str:
-    """What two ranks say, or one process."""
-    command = [*([sys.executable] if alone else RUN), str(ROOT / "benchmarks" / "optimizers.py"), *arguments]
-    job = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        said, _ = job.communicate(timeout=200)
-    except subprocess.TimeoutExpired:
-        job.terminate()  # torchrun ends its ranks
-        said, _ = job.communicate(timeout=15)
-        pytest.fail(f"{arguments[0]} took too long:\n{said}")
-    assert job.returncode == 0, said
-    return said
+SCRIPT = ROOT / "benchmarks" / "optimizers.py"
 
 
 def read(file: Path, benchmark: str) -> dict[str, Any]:
@@ -61,11 +40,19 @@ def tiny(tmp_path: Path) -> Path:
 
 @pytest.mark.multi
 @pytest.mark.timeout(240)
-def test_convergence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_convergence(programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """40 steps of each on the digits: phases follow the schedule, and bytes fall with them."""
     file, plot = tmp_path / "optimizers-convergence-digits.json", tmp_path / "a.png"
-    said = optimizers(
-        "convergence", "--task=digits", "--steps=40", "--seeds=2", "--local-steps=2", f"--json={file}", f"--plot={plot}"
+    said = programs.ranks(
+        2,
+        SCRIPT,
+        "convergence",
+        "--task=digits",
+        "--steps=40",
+        "--seeds=2",
+        "--local-steps=2",
+        f"--json={file}",
+        f"--plot={plot}",
     )
     assert "0/1 Adam" in said and plot.read_bytes().startswith(b"\x89PNG")
     found = read(file, "optimizers-convergence")
@@ -115,9 +102,10 @@ def test_convergence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.multi
 @pytest.mark.full
-def test_throughput(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_throughput(programs: Programs, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "optimizers-throughput-tiny.json"
-    optimizers(
+    programs.ranks(
+        2, SCRIPT,
         "throughput", f"--model={tiny}", "--wait=0.01", "--local-steps=4", "--repeats=1", f"--json={file}"
     )  # fmt: skip
     found = read(file, "optimizers-throughput")
@@ -134,14 +122,15 @@ def test_throughput(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch)
     assert rows["0/1 Adam"]["interval"] == 4 and rows["0/1 Adam"]["bytes_sent"] > 0
     monkeypatch.setattr(readme, "RESULTS", tmp_path)
     assert "| tiny, loopback | " in readme.optimizers()
-    optimizers("plot", f"--results={tmp_path}", f"--plot={tmp_path / 'bars.png'}", alone=True)
+    programs.ranks(1, SCRIPT, "plot", f"--results={tmp_path}", f"--plot={tmp_path / 'bars.png'}")
     assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
     assert pictures.where(found) == "2 ranks\nloopback"
 
 
-def test_arithmetic(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_arithmetic(programs: Programs, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "optimizers-arithmetic.json"
-    optimizers("arithmetic", f"--model={tiny}", "--repeats=2", f"--json={file}", alone=True)
+    programs.ranks(1, SCRIPT, "arithmetic", f"--model={tiny}", "--repeats=2", f"--json={file}")
     rows = read(file, "optimizers-arithmetic")["rows"]
     calls = [r["call"] for r in rows]
     assert {"memcpy", "AdamW(foreach=True)", "OneBitAdam, warm-up", "OneBitAdam, compressed phase"} < set(calls)
@@ -152,10 +141,11 @@ def test_arithmetic(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch)
     assert all(f"| {call} |" in readme.optimizers() for call in calls)
 
 
-def test_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_model(programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Adam's all-reduce is that of the ring's formula, and the paper's figures are of the order of the model's."""
     file = tmp_path / "optimizers-model.json"
-    said = optimizers("model", f"--json={file}", alone=True)
+    said = programs.ranks(1, SCRIPT, "model", f"--json={file}")
     assert "predicted, not measured" in said
     found = read(file, "optimizers-model")
     assert found["numel"] == 336_226_108

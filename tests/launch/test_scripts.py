@@ -167,6 +167,7 @@ def test_quickstart_runs_in_a_lab_or_says_that_there_is_none(checkout: Path, lab
     assert ("no shaped links here" in said and "refused" in said) is not lab
 
 
+@pytest.mark.slow
 def test_results_keep_what_they_had_when_a_step_fails(checkout: Path) -> None:
     """Every step writes its JSON; one that fails ends the script under its name, and its old file stays."""
     (checkout / "benchmarks").mkdir()
@@ -224,6 +225,8 @@ def test_results_keep_what_they_had_when_a_step_fails(checkout: Path) -> None:
     }
 
 
+@pytest.mark.turns(2)
+@pytest.mark.slow
 @pytest.mark.parametrize(("bits", "lives", "code"), [("same", 2, 0), ("other", 2, 1), ("same", 1, 1)])
 def test_elastic_compares_the_ends_of_its_runs(checkout: Path, bits: str, lives: int, code: int) -> None:
     """Four runs; the one with a killed worker must have had two lives, and have ended as the unbroken one did."""

@@ -25,6 +25,7 @@ def test_text_is_taken_from_the_named_folder(tmp_path: Path, monkeypatch: pytest
     assert text.load() == ("To be", "tinyshakespeare.txt")
 
 
+@pytest.mark.slow
 def test_text_falls_back_to_what_python_brings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COMPCOMM_DATA", raising=False)
     monkeypatch.setattr(text, "_BESIDE", tmp_path)

@@ -1,4 +1,4 @@
-"""Processes are started once for the whole folder, and again after a test that kills them."""
+"""Processes are started once for the whole folder, for pools of all sizes, and again after a test that kills them."""
 
 from __future__ import annotations
 
@@ -6,25 +6,26 @@ from collections.abc import Iterator
 
 import pytest
 
-from .harness import Workers
-
-
-def _pool(world: int) -> Iterator[Workers]:
-    workers = Workers(world)
-    yield workers
-    workers.stop()
+from .harness import Crew, Workers
 
 
 @pytest.fixture(scope="session")
-def two() -> Iterator[Workers]:
-    yield from _pool(2)
+def crew() -> Iterator[Crew]:
+    made = Crew()
+    yield made
+    made.stop()
 
 
 @pytest.fixture(scope="session")
-def three() -> Iterator[Workers]:
-    yield from _pool(3)
+def two(crew: Crew) -> Workers:
+    return Workers(2, crew=crew)
 
 
 @pytest.fixture(scope="session")
-def four() -> Iterator[Workers]:
-    yield from _pool(4)
+def three(crew: Crew) -> Workers:
+    return Workers(3, crew=crew)
+
+
+@pytest.fixture(scope="session")
+def four(crew: Crew) -> Workers:
+    return Workers(4, crew=crew)

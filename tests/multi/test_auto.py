@@ -20,7 +20,7 @@ from compcomm.plan.link import Link
 from compcomm.plan.step import predict
 
 from . import models
-from .harness import Workers
+from .harness import Crew, Workers
 
 pytestmark = pytest.mark.multi
 
@@ -210,12 +210,8 @@ def alone(rank: int, world: int) -> Any:
     return attachment.step
 
 
-def test_one_rank_has_nothing_to_pick() -> None:
-    workers = Workers(1)
-    try:
-        assert workers.run(alone) == [8]
-    finally:
-        workers.stop()
+def test_one_rank_has_nothing_to_pick(crew: Crew) -> None:
+    assert Workers(1, crew=crew).run(alone) == [8]
 
 
 @pytest.mark.parametrize(

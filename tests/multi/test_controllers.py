@@ -43,6 +43,7 @@ def runs(rank: int, world: int, reducer: str) -> Any:
     return found, attachment.choices(), cut(attachment)
 
 
+@pytest.mark.turns(2)
 @pytest.mark.parametrize("name", REDUCERS)
 def test_processes_decide_what_the_simulator_decides(three: Workers, name: str) -> None:
     reducer = cc.parse(REDUCERS[name])

@@ -17,6 +17,7 @@ from compcomm.engine.options import Options
 from compcomm.hosts.joining import connect
 from compcomm.ops import backend
 from compcomm.transports.process_group import ProcessGroup
+from tests.interpreter import hasten
 
 from . import models
 from .harness import Workers
@@ -54,6 +55,8 @@ def flattened(slots: Any) -> dict[Any, torch.Tensor]:
 
 def exchange(rank: int, world: int, reducer: str, path: str, dtype: torch.dtype = torch.float32) -> Any:
     """The means of four steps, the state after them, and how many steps were counted."""
+    if path == "triton":
+        hasten()
     with backend("triton") if path == "triton" else nullcontext():
         parameters: Any = [(n, torch.nn.Parameter(torch.empty(s))) for n, s in SHAPES]
         transport = ProcessGroup.over(None, "cpu", timedelta(seconds=60), staged=path != "native")

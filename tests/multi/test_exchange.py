@@ -61,6 +61,7 @@ REDUCERS = [
 ]
 
 
+@pytest.mark.turns(2)
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("reducer", REDUCERS)
 def test_processes_equal_the_simulator(request: Any, world: int, reducer: str) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.multi, pytest.mark.timeout(120)]
+from tests.fresh import Programs
 
-SCRIPT = """
+pytestmark = pytest.mark.multi
+
+RANKS = """
 import sys
 import torch, torch.distributed as dist
 import compcomm as cc
@@ -37,81 +37,56 @@ if how != "leaves":
 print("the end", flush=True)
 """
 
-
-@pytest.mark.parametrize("how", ["cleans", "drops", "raises", "leaves", "measures"])
-def test_programs_end(tmp_path: Path, how: str) -> None:
-    script = tmp_path / "program.py"
-    script.write_text(SCRIPT)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(rank), str(tmp_path / "meet"), how],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(3)
-    ]  # fmt: skip
-    try:
-        for rank, process in enumerate(processes):
-            out, err = process.communicate(timeout=60)
-            if how == "raises":
-                assert process.returncode == (7 if rank == 1 else 1), err
-                assert "the end" not in out
-                if rank != 1:
-                    assert "TransportError" in err
-            else:
-                assert "the end" in out, err
-                # Without destroy_process_group() torch itself aborts now and then; it must not hang.
-                assert process.returncode == 0 or how == "leaves", err
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
-
-
-MEASURES = """
+BUSY = """
 import threading, time
 import torch
 from compcomm.core.background import Background
-def work():
+
+def busy():
     end = time.monotonic() + 1.0
     while time.monotonic() < end:
         torch.cat([torch.ones(1000)] * 1000).square().sum()
-    print("measured", flush=True)
-scheduler = threading.Thread(target=lambda: Background(work), daemon=True)
+"""
+
+MEASURES = """
+scheduler = threading.Thread(target=lambda: Background(lambda: (busy(), print("measured", flush=True))), daemon=True)
 scheduler.start()
 scheduler.join()
 """
 
-
-def test_a_program_that_ends_while_a_controller_measures_lets_it_finish(tmp_path: Path) -> None:
-    """The scheduler's thread, which starts it, is a daemon; a daemon that runs torch when the interpreter goes down
-    aborts the process."""
-    script = tmp_path / "program.py"
-    script.write_text(MEASURES)
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (0, "measured\n"), done.stderr
-
-
 LATE = """
-import time
-import torch
-from compcomm.core.background import Background
 from compcomm.transports.worker import Worker
 class Owner: pass
 owner = Owner()
 def review():
     time.sleep(0.5)  # the program has ended by now, and waits for the worker
-    end = time.monotonic() + 1.0
-    def work():
-        while time.monotonic() < end:
-            torch.cat([torch.ones(1000)] * 1000).square().sum()
-    Background(work)
+    Background(busy)
 Worker(owner, "scheduler").do(review)
 """
 
 
-def test_a_program_that_ends_before_a_controller_measures_is_not_held_up(tmp_path: Path) -> None:
-    script = tmp_path / "program.py"
-    script.write_text(LATE)
-    for _ in range(3):
-        done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("how", ["cleans", "drops", "raises", "leaves", "measures"])
+def test_programs_end(programs: Programs, tmp_path: Path, how: str) -> None:
+    begun = [programs.start(RANKS, str(rank), str(tmp_path / "meet"), how) for rank in range(3)]
+    for rank, (code, out, err) in enumerate([programs.wait(program) for program in begun]):
+        if how == "raises":
+            assert code == (7 if rank == 1 else 1), err
+            assert "the end" not in out
+            assert rank == 1 or "TransportError" in err
+        else:
+            assert "the end" in out, err
+            # Without destroy_process_group() torch itself aborts now and then; it must not hang.
+            assert code == 0 or how == "leaves", err
+
+
+def test_a_program_that_ends_while_a_controller_measures_lets_it_finish(programs: Programs) -> None:
+    """The scheduler's thread, which starts it, is a daemon; a daemon that runs torch when the interpreter goes down
+    aborts the process."""
+    code, out, err = programs.run(BUSY + MEASURES)
+    assert (code, out) == (0, "measured\n"), err
+
+
+def test_a_program_that_ends_before_a_controller_measures_is_not_held_up(programs: Programs) -> None:
+    for program in [programs.start(BUSY + LATE) for _ in range(3)]:
+        code, _, err = programs.wait(program)
+        assert code == 0, err

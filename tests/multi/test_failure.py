@@ -138,9 +138,8 @@ def dies(rank: int, world: int, reducer: str) -> Any:
 
 
 @pytest.mark.parametrize("reducer", ["Exact()", "ErrorFeedback(TopK(ratio=0.1))", "TwoPhase(SignScale())"])
-def test_a_worker_that_dies_in_the_middle_of_a_step(reducer: str) -> None:
-    workers = Workers(3)
-    results = workers.run(dies, reducer=reducer, dead=(1,), timeout=60)
+def test_a_worker_that_dies_in_the_middle_of_a_step(three: Workers, reducer: str) -> None:
+    results = three.run(dies, reducer=reducer, dead=(1,), timeout=60)
     for rank in (0, 2):
         first, second, seconds = results[rank]
         assert first[0] == "TransportError"

@@ -117,7 +117,7 @@ def test_the_hook_of_pytorch_aborts_where_ours_does_not() -> None:
     workers = Workers(2)
     try:
         workers.run(ready)
-        processes = list(workers._processes)
+        processes = list(workers.crew.processes.values())
         workers.run(power, steps=20, timeout=60)
     except WorkerError as error:
         ends = {process.exitcode for process in processes}

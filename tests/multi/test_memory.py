@@ -82,6 +82,7 @@ def remembered(reducer: str, slots: list[Any], name: str) -> Tensor:
     return total.view(SHAPES[name])
 
 
+@pytest.mark.turns(2, first=1)
 @pytest.mark.parametrize("reducer", [EF, QUANTISED, SPARSE, PARTS, VELOCITY, "PowerSGD(2)"])
 def test_four_workers_then_two_then_three_lose_nothing(
     two: Workers, three: Workers, four: Workers, tmp_path: Path, reducer: str

@@ -83,6 +83,7 @@ def alone(name: str, means: list[Named]) -> tuple[Tensor, Tensor]:
     return models.flat(model), torch.stack(norms)
 
 
+@pytest.mark.turns(3)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_any_optimizer_after_clipping(two: Workers, scheme: str) -> None:
     """Parameters and norms to the bit those of one process that is given the means."""
@@ -151,6 +152,7 @@ def summed(rank: int, step: int) -> Named:
     return {n: parts[0][n] + parts[1][n] + parts[2][n] for n in SHAPES}
 
 
+@pytest.mark.turns(3, first=1)
 @pytest.mark.parametrize("option", ["", "gradient_as_bucket_view"])
 @pytest.mark.parametrize("scheme", ["Exact()", *SCHEMES])
 def test_accumulation_is_one_big_batch(two: Workers, scheme: str, option: str) -> None:

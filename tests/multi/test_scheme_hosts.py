@@ -38,6 +38,7 @@ def cast(given: Named) -> Named:
     return {n: g.to(DTYPES.get(n, g.dtype)).float() for n, g in given.items()}
 
 
+@pytest.mark.turns(3)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_parameters_of_any_dtype(two: Workers, scheme: str) -> None:
     """bfloat16, float64 and float32 side by side: fp32 inside, and the mean rounded once, to the gradient's type."""
@@ -84,6 +85,7 @@ def overflows(rank: int, world: int, scheme: str) -> Any:
     return scaler.scale, applied, models.slots(attachment)
 
 
+@pytest.mark.turns(3, first=1)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_mean_that_does_not_fit_float16(two: Workers, scheme: str) -> None:
     results = two.run(overflows, scheme=scheme)
@@ -180,6 +182,7 @@ ROUNDS = {"EControl, two-phase": 2, "DGC, unmasked": 2, "EF, two-phase": 2, "EF2
 """Collectives per bucket, where it is not one."""
 
 
+@pytest.mark.turns(3, first=2)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_scheme_that_raises_on_one_rank(three: Workers, scheme: str) -> None:
     for after in range(ROUNDS.get(scheme, 1)):
@@ -230,6 +233,7 @@ def resumes(rank: int, world: int, scheme: str) -> Any:
     return on, again, models.slots(attachment), models.slots(other), other.step
 
 
+@pytest.mark.turns(3, first=1)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_run_resumes_bit_for_bit(two: Workers, scheme: str) -> None:
     results = two.run(resumes, scheme=scheme)
@@ -263,25 +267,29 @@ def data(rank: int) -> tuple[Tensor, Tensor]:
     return x, x @ truth + 1.0
 
 
-def trains(rank: int, world: int, reducer: str, steps: int) -> Any:
-    model, _ = hooked(Regression(), reducer)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.015 if reducer == SCHEMES["DGC"] else 0.15)
-    x, y = data(rank)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        (model(x) - y).square().sum(1).mean().div(2).backward()
-        optimizer.step()
-    with torch.no_grad():
-        losses = [float((model.module(x) - y).square().sum(1).mean() / 2) for x, y in map(data, range(world))]
-    return sum(losses) / world, models.flat(model)
+def trains(rank: int, world: int, runs: dict[str, tuple[str, int]]) -> Any:
+    """Each run's loss over all ranks' data and its parameters; a run is a reducer and a number of steps."""
+    found: dict[str, tuple[float, Tensor]] = {}
+    for name, (reducer, steps) in runs.items():
+        model, attachment = hooked(Regression(), reducer)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.015 if reducer == SCHEMES["DGC"] else 0.15)
+        x, y = data(rank)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            (model(x) - y).square().sum(1).mean().div(2).backward()
+            optimizer.step()
+        attachment.detach()
+        with torch.no_grad():
+            losses = [float((model.module(x) - y).square().sum(1).mean() / 2) for x, y in map(data, range(world))]
+        found[name] = sum(losses) / world, models.flat(model)
+    return found
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_training_comes_near_the_exact_mean(two: Workers, scheme: str) -> None:
+def test_training_comes_near_the_exact_mean(two: Workers) -> None:
     """The excess over the minimum, as a part of what it was at the beginning."""
-    start = two.run(trains, reducer="Exact()", steps=0)[0][0]
-    best = two.run(trains, reducer="Exact()", steps=300)[0][0]
-    results = two.run(trains, reducer=SCHEMES[scheme], steps=300)
-    assert torch.equal(results[0][1], results[1][1])
-    left = (results[0][0] - best) / (start - best)
-    assert -1e-3 < left < 0.1
+    runs = {"start": ("Exact()", 0), "best": ("Exact()", 200)} | {name: (text, 200) for name, text in SCHEMES.items()}
+    one, other = two.run(trains, runs=runs, timeout=100)
+    start, best = one.pop("start")[0], one.pop("best")[0]
+    for name, (loss, x) in one.items():
+        assert torch.equal(x, other[name][1]), name
+        assert -1e-3 < (loss - best) / (start - best) < 0.1, name

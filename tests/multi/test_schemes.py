@@ -143,6 +143,7 @@ def conserves(results: list[Any], simulator: Any, slot: str, momentum: float) ->
     return checked
 
 
+@pytest.mark.turns(3)
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_life_with_everything_in_it(request: Any, scheme: str, world: int) -> None:

@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from compcomm.ops import native
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_every_case(tmp_path: Path) -> None:
     file = tmp_path / "kernels.json"
     options = ["--numel", "3000", "--repeats", "3", "--budget", "0", "--json", str(file)]

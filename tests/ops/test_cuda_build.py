@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.fresh import Programs
 from tests.ops.emulated import CSRC, ROOT, sources
 
 NVCC = shutil.which("nvcc")
@@ -150,14 +151,10 @@ def test_auto_builds_the_rest_where_nvcc_fails(tmp_path: Path) -> None:
         assert ("nvcc failed" in done.stdout) == (wanted == "auto")
 
 
-def test_without_the_library_nothing_is_registered_and_the_reason_said() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", "from compcomm.ops import cuda; print(cuda.KERNELS, cuda.EMULATED, cuda.missing())"],
-        cwd=ROOT,
-        env={**os.environ, "COMPCOMM_CUDA_LIBRARY": "/nowhere/libcompcomm_cuda.so"},
-        capture_output=True,
-        text=True,
-        timeout=60,
+def test_without_the_library_nothing_is_registered_and_the_reason_said(programs: Programs) -> None:
+    done = programs.run(
+        "from compcomm.ops import cuda; print(cuda.KERNELS, cuda.EMULATED, cuda.missing())",
+        COMPCOMM_CUDA_LIBRARY="/nowhere/libcompcomm_cuda.so",
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("{} False /nowhere/libcompcomm_cuda.so cannot be loaded")

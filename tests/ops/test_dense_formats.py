@@ -13,6 +13,7 @@ BACKENDS = ("reference", *native.isas())
 SCALES = {"zero": (1.0, 1.0), "huge": (1.0, 1.0), "nonfinite": (0.9, 1.0)}  # else: both differ from one
 
 
+@pytest.mark.turns(2)
 @pytest.mark.parametrize("form", FORMATS, ids=str)
 def test_encode_equals_the_reference(form: Format) -> None:
     for seed, kind in enumerate(KINDS):
@@ -49,6 +50,7 @@ def test_encode_writes_only_its_rows(form: Format, backend: str) -> None:
     assert (found["wire"][outside] == 0xA5).all()
 
 
+@pytest.mark.turns(2, first=1)
 @pytest.mark.parametrize("form", FORMATS, ids=str)
 def test_decode_equals_the_reference(form: Format) -> None:
     """W = 1..5 and 9 messages in strided buffers, added or written, with skipped and absent rows."""

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from compcomm.ops import current_backend, gpu
+from tests.fresh import Programs
 from tests.ops.calls import calls
 from tests.ops.dense_case import Format
 from tests.ops.sparse_case import using
-from tests.ops.test_registration import python
 
 OPS = torch.ops.compcomm
 ROOT = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ SHARED = {"sm_90": 227 << 10, "sm_80": 163 << 10}
 """Bytes of shared memory that a program may have."""
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: nothing is interpreted")
 ENCODE = (
-    "import torch\n"
+    "import torch\nimport compcomm.ops as ops\n"
     "x, wire = torch.ones(600), torch.zeros(700, dtype=torch.uint8)\n"
     "table, status = torch.tensor([[0, -1, 600, 0, 0, 0, 0, 0]]), torch.zeros(2, dtype=torch.uint8)\n"
     "encode = lambda: torch.ops.compcomm.sign_encode(x, None, wire, table, status, 1.0, 1.0, 0, 512)\n"
@@ -65,16 +65,16 @@ def test_calls_are_valid(op: str) -> None:
             getattr(OPS, op)(*make())
 
 
-def test_triton_alone_on_cpu_tensors_says_what_it_needs() -> None:
-    done = python(ENCODE + "ops.backend('triton')\nencode()\n", TRITON_INTERPRET="0")
+def test_triton_alone_on_cpu_tensors_says_what_it_needs(programs: Programs) -> None:
+    done = programs.run(ENCODE + "ops.backend('triton')\nencode()\n", TRITON_INTERPRET="0")
     assert done.returncode != 0
     assert "compcomm.sign_encode: no kernel for cpu tensors" in done.stderr
     assert "TRITON_INTERPRET=1" in done.stderr and "compcomm.ops.backend('reference')" in done.stderr
 
 
-def test_triton_alone_runs_interpreted() -> None:
+def test_triton_alone_runs_interpreted(programs: Programs) -> None:
     """The other way round: with the variable set, CPU tensors are served."""
-    done = python(
+    done = programs.run(
         ENCODE + "with ops.backend('triton'): encode()\n"
         "assert ops.current_backend() != 'triton'\n"
         "assert wire[:4].view(torch.float32).item() == 1.0 and not x.any()\n",
@@ -83,9 +83,9 @@ def test_triton_alone_runs_interpreted() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_without_triton_it_says_how_to_get_it() -> None:
+def test_without_triton_it_says_how_to_get_it(programs: Programs) -> None:
     """CUDA tensors where Triton cannot be imported."""
-    done = python(
+    done = programs.run(
         "import sys\n"
         "for name in [n for n in sys.modules if n.partition('.')[0] == 'triton']: del sys.modules[name]\n"
         "sys.modules['triton'] = None\n"
@@ -171,6 +171,7 @@ CHECKED = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @no_gpu
 @pytest.mark.parametrize("op", [op for op in CHECKED if op in {name for name, _ in calls()}])
 def test_opcheck_of_interpreted_kernels(op: str) -> None:

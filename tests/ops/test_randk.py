@@ -30,6 +30,7 @@ def encode(
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("numel", [*range(1, 71), 1000, 65536, 65537])
 def test_the_permutation_is_a_bijection(numel: int) -> None:
     everything = torch.arange(numel)
@@ -59,6 +60,8 @@ def masks(numel: int, k: int, draws: int, over: str) -> Tensor:
     return result
 
 
+@pytest.mark.turns(2)
+@pytest.mark.slow
 @pytest.mark.skipif(not native.available(), reason="20,000 draws of the reference take too long")
 @pytest.mark.parametrize(
     ("over", "numel", "k"),
@@ -80,6 +83,7 @@ def test_every_element_and_every_pair_is_as_likely_as_any_other(over: str, numel
     assert ((after - p * p) / math.sqrt(p * p * (1 - p * p) / draws)).abs().max() < 4.5
 
 
+@pytest.mark.turns(2, first=1)
 @pytest.mark.parametrize("kind", ["normal", "nonfinite", "huge", "zero", "denormal"])
 def test_kernels_equal_the_reference(kind: str) -> None:
     for n in (1, 2, 15, 17, 255, 256, 257, 1000, 65537, 200_001):

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from compcomm.ops import native
+from tests.fresh import Programs
 from tests.ops.dense_case import Format, case
 from tests.ops.sparse_case import using
 
@@ -32,21 +28,9 @@ def test_opcheck(form: Format, backend: str) -> None:
         torch.library.opcheck(decode, (wire.unsqueeze(0), c.table, skip, out, 0.5, True, *form.decode_tail()))
 
 
-def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A fresh interpreter: the library is chosen when the package is imported."""
-    return subprocess.run(
-        [sys.executable, "-c", f"import compcomm.ops as ops\n{code}"],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
-def test_without_a_library_the_reference_works_and_says_so_once() -> None:
-    done = python(
-        "import torch\n"
+def test_without_a_library_the_reference_works_and_says_so_once(programs: Programs) -> None:
+    done = programs.run(
+        "import torch\nimport compcomm.ops as ops\n"
         "assert ops.current_backend() == 'reference' and ops.native.isa() == 'none'\n"
         "x, wire = torch.ones(3), torch.zeros(12, dtype=torch.uint8)\n"
         "table, status = torch.tensor([[0, -1, 3, 0, 0, 0, 0, 0]]), torch.zeros(2, dtype=torch.uint8)\n"
@@ -63,9 +47,9 @@ def test_without_a_library_the_reference_works_and_says_so_once() -> None:
 
 
 @pytest.mark.skipif(not native.available(), reason="no native library")
-def test_the_environment_chooses() -> None:
-    show = "print(ops.native.isa(), ops.current_backend())"
-    done = python(show, COMPCOMM_CPU="baseline", COMPCOMM_BACKEND="reference")
+def test_the_environment_chooses(programs: Programs) -> None:
+    show = "import compcomm.ops as ops; print(ops.native.isa(), ops.current_backend())"
+    done = programs.run(show, COMPCOMM_CPU="baseline", COMPCOMM_BACKEND="reference")
     assert done.stdout.split() == ["baseline", "reference"], done.stderr
-    done = python("", COMPCOMM_CPU="quantum")
+    done = programs.run("import compcomm.ops", COMPCOMM_CPU="quantum")
     assert done.returncode != 0 and "COMPCOMM_CPU='quantum': this machine has baseline" in done.stderr

@@ -61,6 +61,7 @@ def test_a_sample_that_misleads(n: int, k: int) -> None:
                 agree("topk_sampled_encode", y, None, table, 1.0, 1.0, step, 0)
 
 
+@pytest.mark.slow
 def test_the_sample_is_as_large_as_it_must_be() -> None:
     for n in (1, 3, 100, 101, 1000, 12_345, 1_000_000, 25_600_000):
         for k in {1, 2, 3, 10, max(1, n // 1000), max(1, n // 100), max(1, n // 3), n} & set(range(1, n + 1)):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from compcomm.__main__ import main
-from compcomm.plan import command, group
+from compcomm.plan import command, measured_plan
 
 GIVEN = ["plan", "--model", "resnet50", "--compute", "0.2"]
 PAPER = [*GIVEN, "--workers", "8", "--bandwidth", "1gbit"]
@@ -34,8 +34,8 @@ def two(monkeypatch: pytest.MonkeyPatch) -> None:
     def measured(*_: object) -> None:
         raise ValueError("they measure")
 
-    monkeypatch.setattr(group, "joined", joined)
-    monkeypatch.setattr(group, "measured", measured)
+    monkeypatch.setattr(measured_plan, "joined", joined)
+    monkeypatch.setattr(measured_plan, "measured", measured)
 
 
 @pytest.mark.parametrize(

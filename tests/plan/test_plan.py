@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from compcomm.plan.methods import PLAIN, default, method
 from compcomm.plan.planner import Plan, breakeven, plan
 from compcomm.plan.recommend import choose
 from compcomm.plan.step import Prediction
+from tests.fresh import Programs
 
 # Milliseconds per stage for 6.5 million elements, rounded from a calibration on one core; an all-gather of selections
 # at 4 and at 8 ranks. Fixed, so that what is recommended does not depend on the machine that runs the tests.
@@ -154,33 +153,33 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_command_in_a_process_of_its_own(here: Path) -> None:
-    given = [sys.executable, "-m", "compcomm", "plan", *SMALL, "--reducer", "TopK(ratio=0.001)", "--json", "p.json"]
-    done = subprocess.run(given, capture_output=True, text=True, timeout=100)
+def test_the_command_in_a_process_of_its_own(here: Path, programs: Programs) -> None:
+    code = f"import os, runpy; os.chdir({str(here)!r}); runpy.run_module('compcomm', run_name='__main__')"
+    done = programs.run(code, "plan", *SMALL, "--reducer", "TopK(ratio=0.001)", "--json", "p.json")
     assert done.returncode == 0, done.stderr
     assert "method" in done.stdout and "TopK(ratio=0.001)" in done.stdout and "written: p.json" in done.stdout
     found = json.loads((here / "p.json").read_text())
     assert len(found["rows"]) == 9 and found["workers"] == 8 and found["numel"] == 360_500
 
 
-def test_measured_between_ranks(here: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.multi
+def test_measured_between_ranks(here: Path, programs: Programs) -> None:
     """The link, the kernels and the computation of a module, by two ranks over loopback."""
     (here / "mlp.py").write_text(
         "import torch\nfrom torch import nn\n"
         "class Net(nn.Sequential):\n    def example(self): return (torch.randn(8, 300),)\n"
         "def model(): return Net(nn.Linear(300, 500), nn.ReLU(), nn.Linear(500, 10))\n"
     )
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    given = [*start, "-m", "compcomm", "plan", "--measure", "--model", "mlp.py", "--json", "m.json"]
-    done = subprocess.run(given, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("vs bf16") == 1, "rank 0 alone prints"
+    said = programs.ranks(2, "compcomm", "plan", "--measure", "--model", "mlp.py", "--json", "m.json")
+    assert said.count("vs bf16") == 1, "rank 0 alone prints"
     found = json.loads((here / "m.json").read_text())
     assert found["workers"] == 2 and set(found["link"]["speeds"]) == {"AllReduce", "AllGather", "AllToAll"}
     assert 0 < found["compute_seconds"] < 1
     assert all(row["kernels"] > 0 for row in found["rows"][1:])
 
 
+@pytest.mark.slow
 def test_the_curves(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", *SMALL, "--png", "p.png"]) == 0
     assert (here / "p.png").read_bytes()[:4] == b"\x89PNG"
@@ -203,6 +202,7 @@ def test_bad_options_end_with_one_line_and_code_2(here: Path, capsys: pytest.Cap
     assert "--bandwidth is missing" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_methods_are_descriptions_and_the_first_is_ddp_as_it_is() -> None:
     assert next(iter(default())).reducer is None and all(m.settled(8) is not None for m in default()[1:])
     assert method(cc.TopK(0.5)).text == method("TopK(0.5)").text == "TopK(ratio=0.5)"

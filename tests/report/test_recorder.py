@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +14,7 @@ import torch
 import compcomm as cc
 from compcomm.engine.statistics import Counters
 from compcomm.report.totals import Sums
+from tests.fresh import Programs
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -195,12 +195,12 @@ def test_without_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         cc.report.Recorder(tmp_path, tensorboard=True)
 
 
-def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
+def test_nothing_heavy_is_imported_before_it_is_needed(programs: Programs) -> None:
     code = (
         "import sys, compcomm as cc; cc.report.Recorder; "
         "print([m for m in ('matplotlib', 'tensorboard', 'rich') if m in sys.modules])"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    said = programs.run(code)
     assert said.stdout.strip() == "[]", said.stderr
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from compcomm.core import optional
 from compcomm.report import (
     metrics,
-    optional,
     plots,
     tables,
 )

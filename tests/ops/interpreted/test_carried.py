@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from tests.ops import test_interleave, test_shared
-from tests.ops.interpreted.agreement import BACKENDS, kernel_or_skip
+from tests.ops.interpreted.agreement import backends, full
 from tests.ops.sparse_case import same
 
 OPS = torch.ops.compcomm
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", backends("shared_encode", "shared_decode"))
 @pytest.mark.parametrize(
     ("width", "levels", "norm2", "stochastic", "block", "kind"),
     [
@@ -20,15 +20,14 @@ OPS = torch.ops.compcomm
         (5, 7, False, True, 48, "normal"),
         (12, 127, False, False, 4112, "huge"),
         (31, 1, True, True, 16, "denormal"),
-        (6, 3, False, False, 256, "ties"),
-        (3, 3, False, False, 16, "zero"),
+        full(6, 3, False, False, 256, "ties"),
+        full(3, 3, False, False, 16, "zero"),
     ],
 )
 def test_shared_scales(
     backend: str, width: int, levels: int, norm2: bool, stochastic: bool, block: int, kind: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    kernel_or_skip(backend, "shared_encode")
     monkeypatch.setattr(test_shared, "SIZES", (0, 1, 16, 17, 300))
     if backend == "triton":
         module = pytest.importorskip("compcomm.ops.triton.shared_scale")
@@ -40,11 +39,10 @@ def test_shared_scales(
         assert same(found[name], truth), name
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", backends("shared_encode", "shared_decode"))
 @pytest.mark.parametrize("width", [4, 5])
 def test_shared_dithers_of_aligned_rows(backend: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One Philox call serves eight elements; the words of three ranks are summed."""
-    kernel_or_skip(backend, "shared_encode")
     tables = test_shared.tables
 
     def aligned(*args: int) -> tuple[torch.Tensor, torch.Tensor, int, int, int]:
@@ -59,25 +57,22 @@ def test_shared_dithers_of_aligned_rows(backend: str, width: int, monkeypatch: p
     assert all(same(found[name], truth) for name, truth in due.items())
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", backends("shared_encode", "shared_decode"))
 def test_shared_refuses_tables_that_do_not_fit(backend: str) -> None:
-    kernel_or_skip(backend, "shared_encode")
     test_shared.test_tables_that_do_not_fit_are_refused(backend)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", backends("deal"))
 @pytest.mark.parametrize("kind", ["normal", "nonfinite", "denormal"])
 @pytest.mark.parametrize("ways", [1, 3, 64])
 def test_deal(backend: str, ways: int, kind: str) -> None:
-    kernel_or_skip(backend, "deal")
     due, found = test_interleave.dealt("reference", ways, kind), test_interleave.dealt(backend, ways, kind)
     assert all(same(a, b) for a, b in zip(found, due, strict=True))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", backends("deal"))
 def test_deal_in_other_blocks(backend: str) -> None:
     """Blocks of 48, that tiles cut; half-precision gradients and no x."""
-    kernel_or_skip(backend, "deal")
     table, numel, nbytes = test_interleave.tables(5)
     table[:, 0], table[:, 1] = -1, table[:, 0].clamp(min=3)
     table[2, 1] = 50
@@ -91,9 +86,8 @@ def test_deal_in_other_blocks(backend: str) -> None:
     assert all(same(a, b) for a, b in zip(*found, strict=True))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", backends("deal"))
 def test_deal_refuses(backend: str) -> None:
-    kernel_or_skip(backend, "deal")
     x, z, status = torch.zeros(100), torch.zeros(400, dtype=torch.uint8), torch.zeros(2, dtype=torch.uint8)
     for column, value in ((0, 20), (3, 44), (6, 0), (7, 3)):
         bad = torch.tensor([[0, -1, 90, 0, 0, 0, 2, 0]])

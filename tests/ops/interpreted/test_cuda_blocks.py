@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from tests.ops.dense_case import OPS, Format, case, decode, encode, same
-from tests.ops.interpreted.agreement import kernel_or_skip
 from tests.ops.sparse_case import using
 
 SIZES = (1, 700, 4200)
@@ -21,7 +20,6 @@ FORMS = [
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_blocks(form: Format) -> None:
-    kernel_or_skip("cuda", f"{form.name}_encode")
     for aligned in (False, True):
         c = case(form, "nonfinite" if aligned else "normal", SIZES)
         if aligned:
@@ -39,7 +37,6 @@ def test_blocks(form: Format) -> None:
 def test_wires_where_words_and_sixteen_bytes_are_aligned() -> None:
     """The fast ways out: what other cases have at odd addresses."""
     for form in (Format("sign"), Format("qsgd"), Format("qsgd", bits=8), Format("qsgd", bits=5, stochastic=True)):
-        kernel_or_skip("cuda", f"{form.name}_encode")
         table = torch.tensor([[0, 0, 4096, 0, 0, 5, 0, 0], [4096, 4096, 1000, form.section(4096), 4096, 5, 0, 1]])
         g = torch.Generator().manual_seed(1)
         x, add = torch.randn(5096, generator=g), torch.randn(5096, generator=g)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from tests.ops.dense_case import OPS
-from tests.ops.interpreted.agreement import kernel_or_skip
 from tests.ops.sparse_case import KINDS, elements, make, nbytes, same, table_of, using
 
 SHAPES = ((4096, 41), (65_536, 1), (65_537, 6554), (200_001, 2000), (16_000, 2000), (16_000, 2001), (5000, 5000))
@@ -19,7 +18,6 @@ def agree(
     x: Tensor, add: Tensor | None, table: Tensor, decay: float = 1.0, add_scale: float = 1.0, odd: int = 0
 ) -> None:
     """All that one call writes, from copies of its inputs into poisoned buffers."""
-    kernel_or_skip("cuda", "topk_encode")
     results: list[tuple[Tensor, ...]] = []
     for backend in ("reference", "cuda"):
         left, hint = x.clone(), torch.full((len(table),), 7.0)
@@ -70,7 +68,6 @@ def test_many_calls_leave_nothing_behind() -> None:
 
 
 def test_rows_without_hint() -> None:
-    kernel_or_skip("cuda", "topk_encode")
     table = table_of([(300, 3)])
     x, wire = make("normal", elements(table)), torch.zeros(nbytes(table), dtype=torch.uint8)
     kept = x.clone()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.ops.dense_case import Format
-from tests.ops.interpreted.agreement import BACKENDS, check_decode, check_encode
+from tests.ops.interpreted.agreement import check_decode, check_encode, full, of
 
 FORMATS = [
     Format("dense"),
@@ -13,18 +11,16 @@ FORMATS = [
     Format("cast", flag=True),
     Format("sign"),
     Format("sign", flag=True),
-    Format("sign", block=16),
+    full(Format("sign", block=16)),
     Format("sign", block=48),
 ]
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=str)
-@pytest.mark.parametrize("backend", BACKENDS)
+@of("encode", FORMATS)
 def test_encode(backend: str, form: Format) -> None:
     check_encode(backend, form)
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=str)
-@pytest.mark.parametrize("backend", BACKENDS)
+@of("decode", FORMATS)
 def test_decode(backend: str, form: Format) -> None:
     check_decode(backend, form)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.ops.dense_case import same
-from tests.ops.interpreted.agreement import BACKENDS, kernel_or_skip
+from tests.ops.interpreted.agreement import backends
 from tests.ops.sparse_case import using
 from tests.ops.test_memory_spans import Case, case, status
 
@@ -34,7 +34,6 @@ def run(backend: str, op: str, *args: Any) -> list[Tensor]:
 
 
 def agree(backend: str, op: str, *args: Any) -> list[Tensor]:
-    kernel_or_skip(backend, op)
     found, due = run(backend, op, *args), run("reference", op, *args)
     for i, (x, y) in enumerate(zip(found, due, strict=True)):
         assert same(x, y), (op, i)
@@ -42,7 +41,7 @@ def agree(backend: str, op: str, *args: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", backends("blend", "steer", "alive"))
 def test_blend(backend: str, kind: str) -> None:
     for dtype, alpha in ((F32, 0.0), (F32, 0.7), (F64, 0.7)):
         c = spoilt(case(kind, dtype, SIZES))
@@ -51,7 +50,7 @@ def test_blend(backend: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("mix", [(BF16, F32), (F32, BF16), (F16, F32), (F32, F16), (BF16, BF16)], ids=str)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", backends("blend", "steer", "alive"))
 def test_half_precision(backend: str, mix: Mix) -> None:
     """Computed in fp32, stored to the nearest."""
     c = spoilt(case("nonfinite", sizes=SIZES))
@@ -65,7 +64,7 @@ def test_half_precision(backend: str, mix: Mix) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [F32, F64])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", backends("blend", "steer", "alive"))
 def test_steer(backend: str, dtype: torch.dtype, kind: str) -> None:
     c, other = spoilt(case(kind, dtype, SIZES)), case("normal", dtype, SIZES)
     rows = c.table[:, [1, 0, 2, 3]].contiguous()  # the spoilt side is written
@@ -74,13 +73,13 @@ def test_steer(backend: str, dtype: torch.dtype, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", (*KINDS, "one"))
 @pytest.mark.parametrize("dtype", [F32, F64])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", backends("blend", "steer", "alive"))
 def test_alive(backend: str, dtype: torch.dtype, kind: str) -> None:
     c = case(kind, dtype, (*SIZES, 20_000))
     agree(backend, "alive", c.source, c.table, status(c) + 6)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", backends("blend", "steer", "alive"))
 def test_aligned_rows(backend: str) -> None:
     table = torch.tensor([[4, 8, 4096, 0], [4104, 4104, 4, 2], [4112, 4112, 5000, 1]])
     x, y, z = torch.randn(3, 9120)
@@ -89,7 +88,7 @@ def test_aligned_rows(backend: str) -> None:
     agree(backend, "alive", x, table, torch.zeros(4, dtype=torch.uint8))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", backends("blend", "steer", "alive"))
 def test_rows_that_meet_and_rows_in_place(backend: str) -> None:
     """A row finds what an earlier one left, where they meet; a slab may be blended into itself."""
     flat, beta = torch.randn(9001), torch.tensor([0.5, 2.0, -1.0])
@@ -98,7 +97,6 @@ def test_rows_that_meet_and_rows_in_place(backend: str) -> None:
     agree(backend, "blend", flat, torch.randn(6000), meeting, beta, told, 0.5)
     apart = torch.tensor([[0, 0, 5000, 0], [5000, 5000, 4000, 1], [3, 4, 0, 2]])
     reading = torch.tensor([[0, 0, 5000, 0], [5000, 100, 4000, 1], [3, 4, 0, 2]])
-    kernel_or_skip(backend, "blend")
     for table in (apart, reading):
         results: list[Tensor] = []
         for name in (backend, "reference"):
@@ -108,10 +106,9 @@ def test_rows_that_meet_and_rows_in_place(backend: str) -> None:
         assert same(*results)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", backends("blend", "steer", "alive"))
 def test_wrong_rows(backend: str) -> None:
     c = case(sizes=(40, 60))
-    kernel_or_skip(backend, "blend")
     for column, value, reason in ((0, 10**6, "are written"), (1, -1, "are read"), (3, 2, "index")):
         table = c.table.clone()
         table[1, column] = value

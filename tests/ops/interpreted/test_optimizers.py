@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from tests.ops.interpreted.agreement import BACKENDS, kernel_or_skip
+from tests.ops.interpreted.agreement import backends
 from tests.ops.sparse_case import make, using
 from tests.ops.test_adam import BF16, F16, F32, F64, PAIRS, Case, agree, bits, call, case, transposed
 
@@ -18,9 +18,8 @@ KINDS = ("zero", "negative zero", "denormal", "huge", "nonfinite")
 
 
 @pytest.mark.parametrize(("param", "grad"), PAIRS)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", backends("adam", "momentum", "descend"))
 def test_pairs(backend: str, param: torch.dtype, grad: torch.dtype) -> None:
-    kernel_or_skip(backend, "adam")
     c = case(param, grad, shapes=SMALL)
     for l2, decay in ((0.0, 0.0), (0.03, 0.02)):
         agree(backend, "adam", c, l2=l2, decay=decay)
@@ -28,17 +27,15 @@ def test_pairs(backend: str, param: torch.dtype, grad: torch.dtype) -> None:
         agree(backend, "descend", c, decay=decay)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", backends("adam", "momentum", "descend"))
 def test_shapes(backend: str) -> None:
-    kernel_or_skip(backend, "adam")
     for op in ("adam", "momentum", "descend"):
         agree(backend, op, case(BF16, F32, shapes=SHAPES), l2=0.03, decay=0.02)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", backends("adam", "momentum", "descend"))
 def test_kinds(backend: str, kind: str) -> None:
-    kernel_or_skip(backend, "adam")
     for dtype in (F32, BF16, F16):
         c = case(dtype, dtype, kind, shapes=SMALL)
         c = c._replace(params=c.grads)
@@ -47,10 +44,9 @@ def test_kinds(backend: str, kind: str) -> None:
             agree(backend, op, other, decay=0.02, l2=0.0)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", backends("adam", "momentum", "descend"))
 def test_what_the_table_cannot_describe(backend: str) -> None:
     """fp64 and other strides beside the rest, gradients that are missing, terms that are not read."""
-    kernel_or_skip(backend, "adam")
     parts = [case(*pair, shapes=SMALL) for pair in ((F32, F32), (F64, BF16), (BF16, F16))]
     parts.append(case(F16, F32, shapes=SMALL, change=transposed))
     n = len(parts[0].flats[0])
@@ -69,10 +65,9 @@ def test_what_the_table_cannot_describe(backend: str) -> None:
     agree(backend, "adam", spoilt, l2=1e-60)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", backends("adam", "momentum", "descend"))
 def test_addresses_that_change(backend: str) -> None:
     """Other gradients, and other types at the same places, are met as they are."""
-    kernel_or_skip(backend, "adam")
     c = case(F32, F32, shapes=SMALL)
     room = torch.randn(3000)
     for _ in range(2):
@@ -83,9 +78,8 @@ def test_addresses_that_change(backend: str) -> None:
         agree(backend, "adam", c._replace(grads=[half[:3], half[8:2258].view(50, 45)]))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", backends("adam", "momentum", "descend"))
 def test_aligned_tables(backend: str) -> None:
-    kernel_or_skip(backend, "adam")
     room = torch.randn(2, 4096 + 64)
     p, g = (r[-r.data_ptr() // 4 % 16 :] for r in room)
     c = Case([p[:4096], p[4096:4100]], [g[:4096], g[4096:4100]], [0, 4096], [make("normal", 4100, 7).abs()] * 3)
@@ -94,9 +88,8 @@ def test_aligned_tables(backend: str) -> None:
         assert all(torch.equal(bits(x), bits(y)) for x, y in zip(found, due, strict=True))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", backends("adam", "momentum", "descend"))
 def test_status_versions_and_errors(backend: str) -> None:
-    kernel_or_skip(backend, "adam")
     c, told = case(shapes=SMALL), torch.full((1,), 6, dtype=torch.uint8)
     c.grads[1][3, 2] = -torch.inf
     p = torch.nn.Parameter(torch.ones(3))

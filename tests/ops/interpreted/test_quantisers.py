@@ -9,7 +9,7 @@ import torch
 
 from tests.ops.dense_case import OPS, Format, case, encode, same
 from tests.ops.formats import Coded, float8, minmax, natural
-from tests.ops.interpreted.agreement import BACKENDS, check_decode, check_encode, kernel_or_skip
+from tests.ops.interpreted.agreement import check_decode, check_encode, of
 from tests.ops.sparse_case import make, using
 
 Form = Any
@@ -44,14 +44,12 @@ VARIED: list[Form] = [
 LONG: list[Form] = [Format("qsgd", block=1 << 17), Format("qsgd", bits=5, stochastic=True, block=6160)]
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=str)
-@pytest.mark.parametrize("backend", BACKENDS)
+@of("encode", FORMATS)
 def test_encode(backend: str, form: Form) -> None:
     check_encode(backend, form)
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=str)
-@pytest.mark.parametrize("backend", BACKENDS)
+@of("decode", FORMATS)
 def test_decode(backend: str, form: Form) -> None:
     check_decode(backend, form)
 
@@ -75,11 +73,9 @@ def _agree(backend: str, form: Form, table: torch.Tensor, x: torch.Tensor, add: 
 
 
 @pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "unaligned"])
-@pytest.mark.parametrize("form", [*FORMATS, *VARIED], ids=str)
-@pytest.mark.parametrize("backend", BACKENDS)
+@of("encode", [*FORMATS, *VARIED])
 def test_words(backend: str, form: Form, aligned: bool) -> None:
     """Messages of words, with rows, and without, that begin and end where vectors and runs of dithers do."""
-    kernel_or_skip(backend, f"{form.name}_encode")
     block = getattr(form, "block", 512)
     sizes = (block, 4, 2 * block + 20, 640) if aligned else (block - 1, 3, 2 * block + 17)
     lines, at, byte = [], 4, 4
@@ -91,10 +87,8 @@ def test_words(backend: str, form: Form, aligned: bool) -> None:
     _agree(backend, form, torch.tensor(lines), x, add, torch.tensor([0.8, 1.0, 0.5, 1.0][: len(sizes)]))
 
 
-@pytest.mark.parametrize("form", LONG, ids=str)
-@pytest.mark.parametrize("backend", BACKENDS)
+@of("encode", LONG)
 def test_blocks_longer_than_a_tile(backend: str, form: Form) -> None:
-    kernel_or_skip(backend, f"{form.name}_encode")
     c = case(form, "normal", (6160 + 2049, 12319))
     expected, found = encode("reference", form, c, 0.75, 1.3), encode(backend, form, c, 0.75, 1.3)
     for name, tensor in expected.items():

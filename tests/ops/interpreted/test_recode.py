@@ -11,7 +11,7 @@ from torch import Tensor
 from compcomm.ops import current_backend, native
 from tests.ops.calls.recode import recode as arguments
 from tests.ops.dense_case import OPS, Case, Format, case, encode, gaps, same
-from tests.ops.interpreted.agreement import BACKENDS, kernel_or_skip
+from tests.ops.interpreted.agreement import backends, in_cuda
 from tests.ops.sparse_case import using
 
 SIZES = (0, 1, 17, 512, 513, 1100)
@@ -55,17 +55,18 @@ def step(
     return found
 
 
-EACH = [*BACKENDS, *(["native"] if native.available() else [])]
-
-
 # Triton does it by the format's own two kernels, which have their tests, and is slow here.
 @pytest.mark.parametrize(
-    ("backend", "form"), [(b, f) for b in EACH for f in FORMS if b != "triton" or f.block == 48], ids=str
+    ("backend", "form"),
+    [
+        (backend, form)
+        for form in FORMS
+        for backend in (*backends(f"{form.name}_recode", f"{form.name}_encode"), *["native"] * native.available())
+        if backend != "triton" or form.block == 48
+    ],
+    ids=str,
 )
 def test_recode(backend: str, form: Format) -> None:
-    if backend != "native":
-        kernel_or_skip(backend, f"{form.name}_recode")
-        kernel_or_skip(backend, f"{form.name}_encode")
     name = {"native": native.isa()}.get(backend, backend)
     for messages, kind, add_scale in ((1, "normal", 1.0), (3, "nonfinite", 1.3), (2, "negative zero", -0.5)):
         c = case(form, kind, SIZES)
@@ -81,21 +82,19 @@ def test_recode(backend: str, form: Format) -> None:
     assert (found["wire"][outside] == 0xA5).all()
 
 
-def test_a_residual_of_half_precision() -> None:
+@pytest.mark.parametrize("other", ["cuda"] if in_cuda() else [])
+def test_a_residual_of_half_precision(other: str) -> None:
     form = Format("qsgd")
-    kernel_or_skip("cuda", "qsgd_recode")
     c = case(form, "normal", SIZES)
     wires, table = received(form, c, 2)
     x = c.x.bfloat16()
-    expected, found = (step(backend, form, c, wires, table, x, 1.0) for backend in ("reference", "cuda"))
+    expected, found = (step(backend, form, c, wires, table, x, 1.0) for backend in ("reference", other))
     assert all(same(found[what], tensor) for what, tensor in expected.items())
 
 
 def test_a_mean_that_is_not_finite_stays_out_of_the_residual() -> None:
     form = Format("sign")
-    for backend in ("reference", "cuda"):
-        if backend == "cuda":
-            kernel_or_skip(backend, "sign_recode")
+    for backend in ("reference", *["cuda"] * bool(in_cuda())):
         c = case(form, "normal", (16,))
         wires, table = torch.zeros(1, c.nbytes, dtype=torch.uint8), c.table.clone()
         wires[0, int(table[0, 3]) :][:4] = torch.tensor([torch.inf]).view(torch.uint8)
@@ -112,14 +111,12 @@ def test_opcheck(residual: bool) -> None:
         torch.library.opcheck(getattr(OPS, f"{form.name}_recode").default, arguments(form, residual))
 
 
-@pytest.mark.parametrize("backend", ["reference", "cuda"])
+@pytest.mark.parametrize("backend", ["reference", *["cuda"] * bool(in_cuda())])
 @pytest.mark.parametrize(
     ("column", "value", "words"),
     [(2, 41, "same rows"), (3, 10**6, "outside the wire"), (0, 10**6, "outside x"), (7, 9, "index")],
 )
 def test_tables_that_do_not_fit_are_explained(backend: str, column: int, value: int, words: str) -> None:
-    if backend == "cuda":
-        kernel_or_skip(backend, "sign_recode")
     call: list[Any] = list(arguments(Format("sign"), True))
     call[5] = call[5].clone()
     call[5][1, column] = value

@@ -21,19 +21,17 @@ from compcomm.ops.scratch import scratch
 from compcomm.ops.triton import faults, topk_select
 from compcomm.ops.triton.launch import launch
 from compcomm.ops.triton.randk import permuted
-from tests.ops.interpreted.agreement import BACKENDS, kernel_or_skip
+from tests.ops.interpreted.agreement import backends
 from tests.ops.sparse_case import elements, make, nbytes, same, table_of, using
 
 OPS = torch.ops.compcomm
 BF16 = torch.bfloat16
 CPU = torch.device("cpu")
 LISTED = (20_000, 100)  # long enough for a list of candidates
-every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
 def call(backend: str, op: str, *args: Any) -> list[Any]:
     """The arguments after one call on copies of them."""
-    kernel_or_skip(backend if backend != "reference" else "triton", op)
     args = tuple(a.clone() if isinstance(a, Tensor) else a for a in args)
     with using(backend):
         getattr(OPS, op)(*args)
@@ -60,7 +58,7 @@ def state(table: Tensor, row: int) -> tuple[int, int, int]:
 
 
 @pytest.mark.parametrize("kind", ["normal", "ties", "equal", "negative zero", "denormal", "huge", "one", "nonfinite"])
-@every_backend
+@pytest.mark.parametrize("backend", backends("topk_encode"))
 def test_topk_equals_the_reference(backend: str, kind: str) -> None:
     table = table_of([(1, 1), (0, 0), (63, 31), (4097, 40)])
     x, add = make("nonfinite" if kind == "ties" else "normal", elements(table), 1), make(kind, elements(table), 2)
@@ -71,7 +69,7 @@ def test_topk_equals_the_reference(backend: str, kind: str) -> None:
         agree(backend, "topk_encode", *arguments(table, make(kind, elements(table), 2), None, None, decay=0.5))
 
 
-@every_backend
+@pytest.mark.parametrize("backend", backends("topk_encode"))
 def test_topk_of_several_blocks_with_candidates_and_without(backend: str) -> None:
     """One row keeps a hundredth of five stretches and two blocks, one half of three tiles."""
     table = table_of([(70_000, 700), (9000, 4501), (65_536, 65)])
@@ -84,7 +82,7 @@ def test_topk_of_several_blocks_with_candidates_and_without(backend: str) -> Non
         assert state(table, 1)[2] == 0, "no list pays for half of the elements"
 
 
-@every_backend
+@pytest.mark.parametrize("backend", backends("topk_encode"))
 def test_a_guess_that_misleads(backend: str) -> None:
     """Large elements where the sample looks, or small ones: the list is too short or too long, the result is right."""
     n, k = LISTED
@@ -108,7 +106,7 @@ def test_a_guess_that_misleads(backend: str) -> None:
         assert outcomes == {"long", "right"} and state(table, 0)[0] < k
 
 
-@every_backend
+@pytest.mark.parametrize("backend", backends("topk_encode", "topk_sampled_encode", "randk_encode"))
 def test_half_precision_and_odd_addresses(backend: str) -> None:
     """A residual of half precision cannot hold y, which is compared and sent in fp32 all the same."""
     add = make("normal", 24_000, 2)
@@ -129,7 +127,7 @@ def test_half_precision_and_odd_addresses(backend: str) -> None:
         assert same(found[0][0], found[1][0]) and same(found[0][1], found[1][1]), op
 
 
-@every_backend
+@pytest.mark.parametrize("backend", backends("topk_some_encode"))
 def test_a_count_chosen_by_the_caller(backend: str) -> None:
     table = table_of([(5000, 51), LISTED, (40, 40), (9, 0), (0, 0)])
     x, add = make("normal", elements(table), 1), make("ties", elements(table), 2)
@@ -142,14 +140,14 @@ def test_a_count_chosen_by_the_caller(backend: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["normal", "ties", "zero"])
-@every_backend
+@pytest.mark.parametrize("backend", backends("topk_sampled_encode"))
 def test_a_sampled_threshold_equals_the_reference(backend: str, kind: str) -> None:
     table = table_of([(1, 1), (300, 250), (50, 0), (0, 0), LISTED])
     x, add = make("normal", elements(table), 1), make(kind, elements(table), 2)
     agree(backend, "topk_sampled_encode", *arguments(table, x, add, 2**33 + 7, 2, decay=0.1, add_scale=-0.5))
 
 
-@every_backend
+@pytest.mark.parametrize("backend", backends("topk_sampled_encode"))
 def test_a_sample_that_misleads(backend: str) -> None:
     """Large elements where the sample looks, or small ones: the threshold is far too high or far too low."""
     n, k = 20_000, 1000
@@ -169,8 +167,14 @@ def test_a_sample_that_misleads(backend: str) -> None:
     assert backend != "triton" or outcomes == {"short", "long", "right", "fewer", "all"}
 
 
-@every_backend
-@pytest.mark.parametrize("op", ["topk_encode", "topk_some_encode", "topk_sampled_encode", "randk_encode"])
+@pytest.mark.parametrize(
+    ("backend", "op"),
+    [
+        (b, op)
+        for op in ("topk_encode", "topk_some_encode", "topk_sampled_encode", "randk_encode")
+        for b in backends(op)
+    ],
+)
 def test_a_table_that_does_not_fit_is_explained(backend: str, op: str) -> None:
     tails = {"topk_encode": (None,), "topk_some_encode": (torch.zeros(1).long(), torch.zeros(1))}
     tail = tails.get(op, (1, 2) if op == "topk_sampled_encode" else (torch.ones(1), 1))
@@ -197,7 +201,7 @@ def messages(table: Tensor, count: int, *, odd: bool = False) -> Tensor:
     return wires[:, : nbytes(table)]
 
 
-@every_backend
+@pytest.mark.parametrize("backend", backends("topk_decode"))
 def test_decoding_equals_the_reference(backend: str) -> None:
     table = table_of(DECODED)
     wires, before = messages(table, 5), make("normal", elements(table), 99)
@@ -221,14 +225,13 @@ def refusal(name: str, f: Callable[[], Any]) -> str:
     return str(error.value)
 
 
-@every_backend
+@pytest.mark.parametrize("backend", backends("topk_decode"))
 @pytest.mark.parametrize(
     "damage",
     [{0: 31}, {3: 0x80}, {0: 0xFF, 1: 0xFF, 2: 0xFF, 3: 0xFF}, {6: None}, {62: 0xFF, 63: 3}, {62: 0xFF, 63: 0xFF}],
     ids=["one too many", "far too many", "minus one", "repeated", "outside", "far outside"],
 )
 def test_a_corrupt_message_is_refused_whole(backend: str, damage: dict[int, int | None]) -> None:
-    kernel_or_skip(backend, "topk_decode")
     table = table_of([(50, 50), (1000, 30)])
     wires = messages(table, 4)
     wires[1] = wires[3]
@@ -250,9 +253,8 @@ def test_a_corrupt_message_is_refused_whole(backend: str, damage: dict[int, int 
     agree(backend, "topk_decode", wires, table, skip, out, 1.0, True)
 
 
-@every_backend
+@pytest.mark.parametrize("backend", backends("topk_decode"))
 def test_the_first_fault_in_the_order_of_the_reference(backend: str) -> None:
-    kernel_or_skip(backend, "topk_decode")
     table = table_of([(50, 5), (1000, 30)])
     wires = messages(table, 3)
     wires[2, int(table[0, 3])] = wires[0, int(table[1, 3])] = 99
@@ -263,7 +265,6 @@ def test_the_first_fault_in_the_order_of_the_reference(backend: str) -> None:
 
 def test_a_device_remembers_its_first_fault() -> None:
     """On GPUs nobody looks in the call: the sticky word keeps the first until somebody raises it."""
-    kernel_or_skip("triton", "topk_decode")
     word = faults.sticky(CPU)
     number = faults.source(lambda message, row: f"message {message}, row {row}")
     for row, message in ((70_000, 1023), (2, 1)):
@@ -282,9 +283,8 @@ def _note(word, sticky, number, message, row):
         faults.remember(word, sticky)
 
 
-@every_backend
+@pytest.mark.parametrize("backend", backends("topk_decode"))
 def test_random_corruption_never_leaves_the_row(backend: str) -> None:
-    kernel_or_skip(backend, "topk_decode")
     table = table_of([(1000, 5), (65_600, 6)])
     good, refused, tries = messages(table, 2), 0, 25
     g = torch.Generator().manual_seed(5)
@@ -309,7 +309,7 @@ def test_random_corruption_never_leaves_the_row(backend: str) -> None:
 
 
 @pytest.mark.parametrize("ways", [1, 2, 5])
-@every_backend
+@pytest.mark.parametrize("backend", backends("topk_undeal"))
 def test_selections_come_back_to_their_places(backend: str, ways: int) -> None:
     lines, deals, byte = [], [], 4
     for n, at in ((1000, 5), (4099, 1010)):
@@ -350,7 +350,6 @@ def _indices(out, numel, key, offset, step, k, WIDE: tl.constexpr):
 
 
 def test_the_permutation_equals_the_reference() -> None:
-    kernel_or_skip("triton", "randk_encode")
     for numel in (1, 256, 257, 65_537, 2**32, 2**38 + 1, 2**40):
         for key, offset, step in ((0, 0, 0), (-5, 2**33 + 7, 2**40 + 1))[: 1 + (numel > 256)]:
             k = min(numel, 32)
@@ -361,7 +360,7 @@ def test_the_permutation_equals_the_reference() -> None:
 
 
 @pytest.mark.parametrize("kind", ["normal", "nonfinite", "huge"])
-@every_backend
+@pytest.mark.parametrize("backend", backends("randk_encode"))
 def test_randk_encoding_equals_the_reference(backend: str, kind: str) -> None:
     table = table_of([(1, 1), (0, 0), (257, 257), (5000, 1030)])
     x, add, gain = make("normal", elements(table), 1), make(kind, elements(table), 2), torch.tensor([1e30, 1, 1, 5.0])
@@ -370,7 +369,7 @@ def test_randk_encoding_equals_the_reference(backend: str, kind: str) -> None:
         agree(backend, "randk_encode", *arguments(table, add, None, gain, 2**33 + 1, decay=0.9))
 
 
-@every_backend
+@pytest.mark.parametrize("backend", backends("randk_decode"))
 def test_randk_decoding_equals_the_reference(backend: str) -> None:
     table = table_of([(1, 1), (0, 0), (257, 257), (3000, 1030)])
     x = make("normal", elements(table), 1)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import torch
 
 import compcomm as cc
 from compcomm.state import checkpoint
+from tests.fresh import Programs
 
 STATE = {"hook": {"rank 0 of 1": {"step": 3, "slots": {"residual": {"w": torch.arange(5000.0)}}}}, "epoch": 2}
 
@@ -38,24 +37,23 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["state.pt"], "nothing is left beside it"
 
 
-def test_a_kill_in_the_middle_of_writing_leaves_the_old_file(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_kill_in_the_middle_of_writing_leaves_the_old_file(programs: Programs, tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     cut = 0
     for attempt in range(3):
-        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
-        assert writer.stdout is not None
-        for _ in range(1 + attempt):
-            last = int(writer.stdout.readline())
-        part, deadline = tmp_path / f".state.pt.{writer.pid}.part", time.monotonic() + 30
+        writer, deadline = programs.start(WRITER, str(path)), time.monotonic() + 60
+        while len(said := programs.output(writer).split()) <= attempt and time.monotonic() < deadline:
+            time.sleep(0.01)
+        last, part = int(said[-1]), tmp_path / f".state.pt.{writer}.part"
         while time.monotonic() < deadline:
             try:
                 if 0 < part.stat().st_size < 30_000_000:
                     break
             except FileNotFoundError:
                 pass
-        os.kill(writer.pid, signal.SIGKILL)
-        assert writer.wait() == -signal.SIGKILL
-        writer.stdout.close()
+        os.kill(writer, signal.SIGKILL)
+        assert programs.wait(writer).returncode == -signal.SIGKILL
         if part.exists():
             cut += part.stat().st_size < 32_000_000
             with pytest.raises(cc.StateError, match=r"cut short or damaged|it is empty"):

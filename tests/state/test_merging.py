@@ -208,6 +208,7 @@ def test_slots_that_make_no_sense() -> None:
         cc.Slot(cc.Merge.SHARDED, numel=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["QSGD(bits=4, rounding='nearest')", "SparseAllReduce(TopK(ratio=0.05))"])
 @pytest.mark.parametrize(("old", "new"), [(4, 2), (3, 4)])
 def test_ef21s_mean_is_again_the_mean_of_its_estimates(text: str, old: int, new: int) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 import compcomm as cc
 from compcomm.core.compressor import Inputs
-from compcomm.engine.breakeven import Breakeven, _sample, breakeven
+from compcomm.engine.breakeven import Breakeven, breakeven
+from compcomm.engine.sample import sample_layout
 from compcomm.hosts.attach import announce
 from compcomm.plan.shapes import resnet50
 
@@ -47,7 +48,7 @@ def test_a_fixed_k_is_sampled_where_it_fits() -> None:
     for k in (10_000, 300_000):
         reducer, layout = matrices(f"TopK(k={k})", ("w", (20_000, 50)), ("big", (5_000, 1_000)))
         assert breakeven(reducer, layout, 2).seconds > 0
-        sample = _sample(reducer, layout, 2, 1 << 18)
+        sample = sample_layout(reducer, layout, 2, 1 << 18)
         assert all(k <= s.numel for s in sample.segments)
 
 
@@ -58,7 +59,7 @@ def test_a_sample_codes_what_the_model_codes(text: str) -> None:
     reducer, layout = matrices(text, *((f"{i}.{n}", s) for i in range(500) for n, s in
                                (("w", (64, 64)), ("b", (64,)), ("deep", (1_000, 3, 100)))))  # fmt: skip
     whole = {s.name: s for s in layout.segments}
-    sample = _sample(reducer, layout, 2, 1 << 18)
+    sample = sample_layout(reducer, layout, 2, 1 << 18)
     assert (1 << 18) * 0.9 < sample.numel < (1 << 18) * 1.5
     for s in sample.segments:
         assert reducer.exact(s) == reducer.exact(whole[s.name])

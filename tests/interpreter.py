@@ -1,0 +1,68 @@
+"""Triton's interpreter, asked the same question once: half of a small kernel's time went into what to patch.
+
+For each launch, and for each call of a device function within one, the interpreter searches ``triton.language`` for
+its builtins and puts its own in their place; for each operation it builds the table of numpy's types anew. The
+builtins of a module do not change, within a launch they are in place already, and the table is a table. What a kernel
+computes is computed as before: nothing here stands in for an operation.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+
+def hasten() -> None:
+    """Where Triton is there and has the interpreter we know; a second call changes nothing."""
+    try:
+        from triton.runtime import interpreter
+    except ImportError:
+        return
+    known = ("_patch_lang", "_patch_builtin", "_patch_attr", "_get_np_dtype", "_LangPatchScope", "tl")
+    if hasattr(interpreter, "hastened") or not all(hasattr(interpreter, name) for name in known):
+        return
+    tl, patch_lang, np_dtype = interpreter.tl, interpreter._patch_lang, interpreter._get_np_dtype
+    patched: set[ModuleType] = set()
+
+    @cache
+    def builtins(package: Any) -> tuple[str, ...]:
+        return tuple(name for name, member in inspect.getmembers(package) if tl.core.is_builtin(member))
+
+    def patch_builtin(package: Any, builder: Any, scope: Any) -> None:
+        for name in builtins(package):
+            member = getattr(package, name)
+            if tl.core.is_builtin(member):  # not yet another's in its place
+                interpreter._patch_attr(package, name, member, builder, scope)
+
+    @cache
+    def languages(function: Any) -> frozenset[ModuleType]:
+        return frozenset(v for v in function.__globals__.values() if inspect.ismodule(v) and v in (tl, tl.core))
+
+    class Scope(interpreter._LangPatchScope):
+        def restore(self) -> None:
+            super().restore()
+            patched.clear()
+
+    def patch(function: Any) -> Any:
+        wanted = languages(function)
+        if patched and wanted <= patched:  # a device function, called by a kernel that runs
+            return interpreter._LangPatchScope()
+        outermost = not patched
+        found = patch_lang(function)
+        patched.update(wanted)
+        if outermost:
+            found.__class__ = Scope
+        return found
+
+    @cache
+    def of_scalar(name: str) -> Any:
+        return np_dtype(interpreter.tl.dtype(name))
+
+    def get_np_dtype(kind: Any) -> Any:
+        scalar = kind.scalar
+        return np_dtype(kind) if isinstance(scalar, tl.pointer_type) else of_scalar(scalar.name)
+
+    interpreter._patch_builtin, interpreter._patch_lang = patch_builtin, patch
+    interpreter._get_np_dtype, interpreter.hastened = get_np_dtype, True
