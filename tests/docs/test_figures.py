@@ -50,7 +50,8 @@ def test_the_line_that_attach_says() -> None:
 
 def test_the_quickstart_of_the_readme() -> None:
     due = [
-        [r["reducer"], f"{r['seconds_to_target']:.1f}", _size(r["bytes_per_step"])] for r in result("quickstart")["rows"]
+        [r["reducer"], f"{r['seconds_to_target']:.1f}", _size(r["bytes_per_step"])]
+        for r in result("quickstart")["rows"]
     ]
     assert rows(README, "| reducer |") == due
 
@@ -79,7 +80,7 @@ def test_the_plan_of_the_readme() -> None:
         first = line.partition("  ")[0]
         short = inner.replace("()", "").replace("ratio=", "").replace(", rounding='nearest'", "")
         assert first == ("DDP without a hook" if row["method"] == "DDP" else short)
-    assert f"hook = cc.attach(model, cc.{found['recommended']})" in shown
+    assert f"{found['recommendation']['line']}\n  ({found['recommendation']['reason']})\n" in shown
 
 
 def test_the_bytes_that_the_text_quotes() -> None:
@@ -147,3 +148,5 @@ def test_the_trainings_that_the_text_quotes() -> None:
     slow, fast = (sooner[rate]["1-bit Adam"]["speedup"] for rate in ("100mbit", "1gbit"))
     assert f"{slow:.1f} times sooner than the fp16 hook with Adam between two hosts at 100 Mbit/s" in text
     assert f"{fast:.1f} times at 1 Gbit/s" in text
+    run = {r["method"]: r["ratio"] for r in result("optimizers-convergence-digits")["summary"]}
+    assert f"sends {run['1-bit Adam']:.1f} times less over a run" in text

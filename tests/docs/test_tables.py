@@ -104,7 +104,7 @@ def test_the_table_of_what_to_try_where() -> None:
 
 
 def test_the_choice_of_routes() -> None:
-    """"Chosen for" on the routes' page, for every kind of compressor."""
+    """ "Chosen for" on the routes' page, for every kind of compressor."""
     for example, world, route in (
         (cc.RandK(0.01), 8, cc.AllReduce),
         (cc.Sketch(ratio=0.1), 2, cc.AllReduce),

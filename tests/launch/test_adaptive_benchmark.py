@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import adaptive  # noqa: E402
-import results_page  # noqa: E402
 import record  # noqa: E402
+import results_page  # noqa: E402
 from adapting import gains, rivals, steps, training  # noqa: E402
 
 from compcomm.plan import shapes  # noqa: E402

@@ -20,8 +20,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import errors  # noqa: E402
 import methods  # noqa: E402
-import results_page  # noqa: E402
 import record  # noqa: E402
+import results_page  # noqa: E402
 import volume  # noqa: E402
 
 EXPORTED = [v for v in map(vars(cc).get, cc.__all__) if isinstance(v, type) and issubclass(v, cc.Compressor)]
@@ -104,5 +104,7 @@ def test_the_benchmark_runs_end_to_end(tmp_path: Path, monkeypatch: pytest.Monke
         assert "note" in row or (row["encode_memcpy_ratio"] > 0 and row["decode_memcpy_ratio"] > 0)
     assert {r["world_size"] for r in found["volume"]} == {2, 4}
     monkeypatch.setattr(results_page, "RESULTS", tmp_path)
-    assert all(f"`{r['compressor']}`" in results_page.compressors() for r in found["speed"] if "(" in r.get("compressor", ""))
+    assert all(
+        f"`{r['compressor']}`" in results_page.compressors() for r in found["speed"] if "(" in r.get("compressor", "")
+    )
     assert all(f"| `{kind}(" in results_page.volume() for kind in ("SparseAllReduce", "AllGather", "TwoPhase"))

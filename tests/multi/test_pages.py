@@ -1,7 +1,7 @@
 """The code on the pages runs, page by page, among two workers.
 
-Beside what a page shows, it has the names that ``docs/index.md`` lists. Before a block that makes a host, ``model`` is a new
-DDP model: one takes one hook for good.
+Beside what a page shows, it has the names that ``docs/index.md`` lists. Before a block that makes a host, ``model`` is
+a new DDP model: one takes one hook for good.
 """
 
 from __future__ import annotations
