@@ -8,7 +8,7 @@ import re
 
 import compcomm as cc
 import compcomm.hosts.lightning
-import compcomm.testing  # noqa: F401
+import compcomm.testing
 
 from .pages import DOCS, PAGES, blocks, read
 
