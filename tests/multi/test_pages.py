@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import traceback
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from types import ModuleType
@@ -24,6 +25,7 @@ import compcomm as cc
 
 from ..docs.pages import PAGES, code, read
 from .harness import Workers
+from .test_frameworks import launched
 
 pytestmark = pytest.mark.multi
 
@@ -53,7 +55,9 @@ def run(rank: int, world: int, pages: dict[str, list[str]], folder: str) -> dict
     try:
         for path, blocks in pages.items():
             try:
-                run_page(rank, blocks)
+                frameworks = any(re.search(r"^from (lightning|accelerate)", text, re.MULTILINE) for text in blocks)
+                with launched(rank, world) if frameworks else nullcontext():
+                    run_page(rank, blocks)
             except Exception:
                 failed[path] = traceback.format_exc()
     finally:
