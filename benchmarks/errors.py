@@ -10,6 +10,7 @@ from torch import Tensor
 
 import compcomm as cc
 from compcomm.core.packing import Packing, pack
+from compcomm.core.source import Source
 from compcomm.core.state import State
 
 DRAWS = 3
@@ -46,7 +47,7 @@ class Trip:
         self.hints = {name: state[name].flat for name in names}
 
     def encode(self, x: cc.Bucket, rng: cc.Rng, add: cc.Bucket | None = None) -> None:
-        self.compressor.encode_(x, rng, add=add, hints=self.hints, wire=self.wire, packing=self.packing)
+        self.compressor.encode_(Source(x, add), rng, hints=self.hints, wire=self.wire, packing=self.packing)
 
     def decode(self, out: cc.Bucket, rng: cc.Rng) -> None:
         self.compressor.decode_(self.wire.unsqueeze(0), out, rng, self.packing)

@@ -48,6 +48,7 @@ from .core.reducer import (
 )
 from .core.renamed import install as _install
 from .core.renamed import moved as __getattr__  # noqa: F401
+from .core.source import Source, Target
 from .core.state import (
     Merge,
     Slot,
@@ -120,10 +121,12 @@ __all__ = [
     "Simulator",
     "Sketch",
     "Slot",
+    "Source",
     "SparseAllReduce",
     "StateError",
     "Steps",
     "Store",
+    "Target",
     "TernGrad",
     "Threshold",
     "TopK",

@@ -18,13 +18,13 @@ from ..combine.setting import (
 )
 from ..combine.wrapper import Around
 from ..core.compressor import Compressor
-from ..core.layout import Bucket, Layout, Segment
+from ..core.layout import Layout, Segment
 from ..core.reducer import (
     Context,
     Flow,
     Reducer,
-    source,
 )
+from ..core.source import Source, Target
 from ..core.state import Slot, State
 
 
@@ -103,26 +103,9 @@ class Legacy(Around):
         found = [tuned(self.inner, value).delta(segment) for value in self.settings]
         return None if None in found else min(d for d in found if d is not None)
 
-    def reduce(
-        self,
-        x: Bucket,
-        out: Bucket,
-        state: State,
-        ctx: Context,
-        *,
-        add: Bucket | None = None,
-        decay: float = 1.0,
-        add_scale: float = 1.0,
-        out_scale: float = 1.0,
-        accumulate: bool = False,
-    ) -> Flow:
-        inner = _sorted(self, source(x, add), ctx.step < self.steps)
-        return (
-            yield from inner.reduce(
-                x, out, state, ctx,
-                add=add, decay=decay, add_scale=add_scale, out_scale=out_scale, accumulate=accumulate,
-            )
-        )  # fmt: skip
+    def reduce(self, source: Source, target: Target, state: State, ctx: Context) -> Flow:
+        inner = _sorted(self, source.layout, ctx.step < self.steps)
+        return (yield from inner.reduce(source, target, state, ctx))
 
 
 @lru_cache(maxsize=4096)

@@ -28,7 +28,7 @@ from ..combine.setting import (
 from ..combine.wrapper import Around
 from ..core.background import Background
 from ..core.collectives import AllReduce, Broadcast
-from ..core.layout import Bucket, Layout, Segment
+from ..core.layout import Layout, Segment
 from ..core.packing import PeerError
 from ..core.reducer import (
     Context,
@@ -36,6 +36,7 @@ from ..core.reducer import (
     Reducer,
     Review,
 )
+from ..core.source import Source, Target
 from ..core.state import (
     Merge,
     Slot,
@@ -204,32 +205,14 @@ class Controller(Around, ABC, abstract=True):
 
     # A step.
 
-    def reduce(
-        self,
-        x: Bucket,
-        out: Bucket,
-        state: State,
-        ctx: Context,
-        *,
-        add: Bucket | None = None,
-        decay: float = 1.0,
-        add_scale: float = 1.0,
-        out_scale: float = 1.0,
-        accumulate: bool = False,
-    ) -> Flow:
-        self._gather(x, state, ctx, add, decay, add_scale)
-        return (
-            yield from self.now(state).reduce(
-                x, out, state, ctx,
-                add=add, decay=decay, add_scale=add_scale, out_scale=out_scale, accumulate=accumulate,
-            )
-        )  # fmt: skip
+    def reduce(self, source: Source, target: Target, state: State, ctx: Context) -> Flow:
+        self._gather(source, state, ctx)
+        return (yield from self.now(state).reduce(source, target, state, ctx))
 
-    def _gather(
-        self, x: Bucket, state: State, ctx: Context, add: Bucket | None, decay: float, add_scale: float
-    ) -> None:
+    def _gather(self, source: Source, state: State, ctx: Context) -> None:
         if isinstance(self.reducer, Controller):
-            self.reducer._gather(x, state, ctx, add, decay, add_scale)
+            self.reducer._gather(source, state, ctx)
+        x, add, decay, add_scale = source
         at = ctx.step % self.every - (self.every - self.gathers)
         if at < 0 or x.flat.is_meta:
             return

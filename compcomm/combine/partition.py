@@ -23,6 +23,7 @@ from ..core.reducer import (
     Update,
     settle,
 )
+from ..core.source import Source, Target
 from ..core.state import Slot, State, Store
 
 
@@ -151,37 +152,23 @@ class Partition(Reducer):
     def delta(self, segment: Segment) -> float | None:
         return self.part(segment).delta(segment)
 
-    def reduce(
-        self,
-        x: Bucket,
-        out: Bucket,
-        state: State,
-        ctx: Context,
-        *,
-        add: Bucket | None = None,
-        decay: float = 1.0,
-        add_scale: float = 1.0,
-        out_scale: float = 1.0,
-        accumulate: bool = False,
-    ) -> Flow:
+    def reduce(self, source: Source, target: Target, state: State, ctx: Context) -> Flow:
         results: list[Reduced] = []
         outer = ctx.tag
-        for pattern, layout in _selections(self, (add or x).layout):
+        x, add, out = source.x, source.add, target.out
+        whole = x.layout if add is None else add.layout
+        for pattern, layout in _selections(self, whole):
             part = self.parts[pattern]
             assert isinstance(part, Reducer)
             ctx.tag = f"{outer}{pattern}/"
+            own = Source(Bucket(x.flat, layout)) if add is None else Source(x, Bucket(add.flat, layout))
             results.append(
                 (
                     yield from part.reduce(
-                        Bucket(x.flat, layout) if add is None else x,
-                        out if out.layout != (add or x).layout else Bucket(out.flat, layout),
+                        own._replace(decay=source.decay, add_scale=source.add_scale),
+                        target if out.layout != whole else target._replace(out=Bucket(out.flat, layout)),
                         state.on(layout),
                         ctx,
-                        add=None if add is None else Bucket(add.flat, layout),
-                        decay=decay,
-                        add_scale=add_scale,
-                        out_scale=out_scale,
-                        accumulate=accumulate,
                     )
                 )
             )

@@ -16,13 +16,14 @@ from math import isfinite
 from typing import Any
 
 from ..core.compressor import Compressor
-from ..core.layout import Bucket, Segment
+from ..core.layout import Segment
 from ..core.reducer import (
     Context,
     Flow,
     Reducer,
     settle,
 )
+from ..core.source import Source, Target
 from ..core.state import Slot, State
 from ..routes.powersgd import PowerSGD
 from .candidates import roomy
@@ -91,25 +92,8 @@ class Schedule(Around, ABC, abstract=True):
         """What is inside, as it runs in a step."""
         return _staged(self, self.at(step))
 
-    def reduce(
-        self,
-        x: Bucket,
-        out: Bucket,
-        state: State,
-        ctx: Context,
-        *,
-        add: Bucket | None = None,
-        decay: float = 1.0,
-        add_scale: float = 1.0,
-        out_scale: float = 1.0,
-        accumulate: bool = False,
-    ) -> Flow:
-        return (
-            yield from self.now_at(ctx.step).reduce(
-                x, out, state, ctx,
-                add=add, decay=decay, add_scale=add_scale, out_scale=out_scale, accumulate=accumulate,
-            )
-        )  # fmt: skip
+    def reduce(self, source: Source, target: Target, state: State, ctx: Context) -> Flow:
+        return (yield from self.now_at(ctx.step).reduce(source, target, state, ctx))
 
 
 @dataclass(frozen=True, repr=False)

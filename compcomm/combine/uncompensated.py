@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..core.compressor import Compressor
-from ..core.layout import Bucket, Segment
+from ..core.layout import Segment
 from ..core.reducer import (
     Context,
     Flow,
     Reducer,
     settle,
 )
+from ..core.source import Source, Target
 from ..core.state import Slot, State
 from ..feedback.base import Scheme
 from ..routes.powersgd import PowerSGD
@@ -85,22 +86,5 @@ class Uncompensated(Reducer):
     def in_order(self, slot: str, segment: Segment, joined: Tensor) -> Tensor:
         return self._inner.in_order(slot, segment, joined)
 
-    def reduce(
-        self,
-        x: Bucket,
-        out: Bucket,
-        state: State,
-        ctx: Context,
-        *,
-        add: Bucket | None = None,
-        decay: float = 1.0,
-        add_scale: float = 1.0,
-        out_scale: float = 1.0,
-        accumulate: bool = False,
-    ) -> Flow:
-        return (
-            yield from self._inner.reduce(
-                x, out, state, ctx,
-                add=add, decay=decay, add_scale=add_scale, out_scale=out_scale, accumulate=accumulate,
-            )
-        )  # fmt: skip
+    def reduce(self, source: Source, target: Target, state: State, ctx: Context) -> Flow:
+        return (yield from self._inner.reduce(source, target, state, ctx))

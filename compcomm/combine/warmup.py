@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.compressor import Compressor
-from ..core.layout import Bucket
 from ..core.reducer import Context, Flow, Reducer
+from ..core.source import Source, Target
 from ..core.state import State
 from ..routes.base import Route
 from ..routes.exact import Exact
@@ -41,23 +41,6 @@ class Warmup(Around):
     def native(self, step: int) -> bool:
         return step < self.steps or self.inner.native(step)
 
-    def reduce(
-        self,
-        x: Bucket,
-        out: Bucket,
-        state: State,
-        ctx: Context,
-        *,
-        add: Bucket | None = None,
-        decay: float = 1.0,
-        add_scale: float = 1.0,
-        out_scale: float = 1.0,
-        accumulate: bool = False,
-    ) -> Flow:
+    def reduce(self, source: Source, target: Target, state: State, ctx: Context) -> Flow:
         reducer = Exact() if ctx.step < self.steps else self.inner
-        return (
-            yield from reducer.reduce(
-                x, out, state, ctx,
-                add=add, decay=decay, add_scale=add_scale, out_scale=out_scale, accumulate=accumulate,
-            )
-        )  # fmt: skip
+        return (yield from reducer.reduce(source, target, state, ctx))

@@ -24,6 +24,7 @@ from .description import Described
 from .layout import Bucket, Layout, Segment
 from .packing import Packing, pack
 from .random import Rng
+from .source import Source, Target
 from .zero_rows import Split
 
 if TYPE_CHECKING:
@@ -245,12 +246,9 @@ class Compressor(Described, ABC, abstract=True):
 
     def encode_(
         self,
-        x: Bucket,
+        source: Source | Bucket,
         rng: Rng,
         *,
-        add: Bucket | None = None,
-        decay: float = 1.0,
-        add_scale: float = 1.0,
         hints: Mapping[str, Tensor] | None = None,
         wire: Tensor | None = None,
         packing: Packing | None = None,
@@ -261,17 +259,19 @@ class Compressor(Described, ABC, abstract=True):
         """Codes ``y = decay*x + add_scale*add`` and leaves in ``x`` what was not sent.
 
         Args:
-            x: holds the error on return. fp32; float64 is coded in fp32, at the price of several passes more.
-            add: of the same dtype, read only. One of the two may lack the exact segments.
+            source: fp32; float64 is coded in fp32, at the price of several passes more. A bucket alone: its ``x``.
             wire: uint8 buffer to write into (its header bytes are left alone).
             packing, message: how the payload is cut, and which message alone to write; default: one message.
             received: where the coded rows' mean, which ``add`` (or ``x``) has room for, comes from.
             status: uint8 memory for the payload's, 1 + segments long; default: fresh memory.
         """
-        source = _widest(x, add)
-        packing = packing or pack(self, source.layout)
+        if isinstance(source, Bucket):
+            source = Source(source)
+        x, add, decay, add_scale = source
+        wide = _widest(x, add)
+        packing = packing or pack(self, wide.layout)
         size = packing.nbytes if message is None else packing.splits[message]
-        device = source.flat.device
+        device = wide.flat.device
         if wire is None:
             wire = torch.zeros(size, dtype=torch.uint8, device=device)
         if status is None:
@@ -282,7 +282,7 @@ class Compressor(Described, ABC, abstract=True):
         if wire.is_meta:
             return payload
         if x.flat.dtype == torch.float64:
-            y = _sum_of(x, add, decay, add_scale, source.layout)
+            y = _sum_of(x, add, decay, add_scale, wide.layout)
             single = Bucket(y.flat.float(), y.layout)
             coded = self.encode_(single, rng, hints=hints, wire=wire, packing=packing, message=message)
             _leave(x, y, coded)
@@ -309,21 +309,20 @@ class Compressor(Described, ABC, abstract=True):
     def decode_(
         self,
         wires: Tensor,
-        out: Bucket,
+        target: Target | Bucket,
         rng: Rng,
         packing: Packing,
         *,
-        scale: float = 1.0,
         skip: Tensor | None = None,
-        accumulate: bool = False,
         message: int | None = None,
         stride: int | None = None,
         weights: Sequence[float] | None = None,
         bits: Tensor | None = None,
     ) -> None:
-        """out = (out if accumulate) + scale * sum of the W messages in ``wires`` [W, bytes]; segments that ``out``
-        lacks are passed over, those in ``skip`` count as zero. ``weights``: one factor per message. ``bits``: which
-        rows are zero, where that is not in the messages (``Packing.apart``)."""
+        """target.out = (out if accumulate) + scale * sum of the W messages in ``wires`` [W, bytes]; segments that
+        ``out`` lacks are passed over, those in ``skip`` count as zero. A bucket alone is written anew. ``weights``: one
+        factor per message. ``bits``: which rows are zero, where that is not in the messages (``Packing.apart``)."""
+        out, scale, accumulate = Target(target) if isinstance(target, Bucket) else target
         if wires.is_meta:
             return
         if skip is None:
@@ -333,10 +332,8 @@ class Compressor(Described, ABC, abstract=True):
             return
         if weights is not None:
             for i, weight in enumerate(weights):
-                self.decode_(
-                    wires[i : i + 1], out, rng, packing, scale=scale * weight, skip=skip,
-                    accumulate=accumulate or i > 0, message=message, stride=stride, bits=bits,
-                )  # fmt: skip
+                one = Target(out, scale * weight, accumulate or i > 0)
+                self.decode_(wires[i : i + 1], one, rng, packing, skip=skip, message=message, stride=stride, bits=bits)
             return
         table = packing.table(False, out.layout, seed=rng.seed, message=message, stride=stride)
         if len(table):
@@ -464,8 +461,8 @@ class Payload(NamedTuple):
     def decode_add_(self, into: Bucket, scale: float = 1.0, *, skip: Tensor | None = None) -> None:
         """into += scale * decode(payload), where ``into`` has the segment and ``skip`` does not rule it out."""
         self.compressor.decode_(
-            self.wire.unsqueeze(0), into, self.rng, self.packing,
-            scale=scale, skip=skip, accumulate=True, message=self.message, bits=self.bits,
+            self.wire.unsqueeze(0), Target(into, scale, True), self.rng, self.packing,
+            skip=skip, message=self.message, bits=self.bits,
         )  # fmt: skip
 
     def zero_(self, into: Bucket, *, skip: Tensor | None = None) -> None:

@@ -20,6 +20,7 @@ from .deferred import Fault, Truth
 from .description import Described
 from .layout import Bucket, Layout, Segment
 from .random import Rng
+from .source import Source, Target
 from .state import Slot, State, Store
 
 if TYPE_CHECKING:
@@ -345,36 +346,13 @@ class Reducer(Described, ABC, abstract=True):
         return False
 
     @abstractmethod
-    def reduce(
-        self,
-        x: Bucket,
-        out: Bucket,
-        state: State,
-        ctx: Context,
-        *,
-        add: Bucket | None = None,
-        decay: float = 1.0,
-        add_scale: float = 1.0,
-        out_scale: float = 1.0,
-        accumulate: bool = False,
-    ) -> Flow:
-        """out = (out if accumulate) + out_scale * mean over the ranks of y, y = decay*x + add_scale*add.
+    def reduce(self, source: Source, target: Target, state: State, ctx: Context) -> Flow:
+        """target.out = (out if accumulate) + scale * mean over the ranks of y, y = decay*x + add_scale*add.
 
-        On return x holds y minus what was sent. ``out`` may be ``add``, and may be ``x`` where nobody needs the error.
-        ``out.layout`` says what is wanted: all of it, or only this rank's row of a sharded host's buffer. One of ``x``
-        and ``add`` may lack the segments that travel exact. Where a rank met a non-finite value, ``out`` is NaN; where
+        On return ``source.x`` holds y minus what was sent. Where a rank met a non-finite value, ``out`` is NaN; where
         it accumulates, the finite part is added, and ``Reduced.undo`` takes it back.
         """
         raise NotImplementedError
-
-
-def source(x: Bucket, add: Bucket | None) -> Layout:
-    """All segments of what is averaged: one of the two has them all. Where both have, the longer buffer's: a sharded
-    host's has padding, which says where rows end, and memory has none."""
-    if add is None:
-        return x.layout
-    a, b = x.layout, add.layout
-    return a if (len(a.segments), a.numel) > (len(b.segments), b.numel) else b
 
 
 def settle(reducer: Reducer | Compressor, world: int, scheme: type[Reducer] | None = None) -> Reducer:
@@ -406,7 +384,7 @@ def settle(reducer: Reducer | Compressor, world: int, scheme: type[Reducer] | No
 
 def flow(reducer: Reducer, bucket: Bucket, state: State, ctx: Context, out: Bucket | None = None) -> Flow:
     """The whole life of a bucket in a step: reduce, then Commit, then keep or, where the step was bad, undo."""
-    result = yield from reducer.reduce(bucket, out or bucket, state, ctx)
+    result = yield from reducer.reduce(Source(bucket), Target(out or bucket), state, ctx)
     if (yield Commit()):
         result.undo()
     else:

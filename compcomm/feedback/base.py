@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from ..core.compressor import Compressor
-from ..core.layout import Bucket, Layout, Segment
+from ..core.layout import Layout, Segment
 from ..core.reducer import (
     Context,
     Flow,
     Reducer,
     settle,
 )
+from ..core.source import Source, Target
 from ..core.state import Merge, Slot, State
 
 
@@ -97,29 +98,16 @@ class Scheme(Reducer, ABC, abstract=True):
         """The scheme's own slots."""
 
     @abstractmethod
-    def step(
-        self, x: Bucket, out: Bucket, state: State, ctx: Context, scale: float, out_scale: float, accumulate: bool
-    ) -> Flow:
-        """out = (out if accumulate) + out_scale * the estimate of the mean gradient; ``scale * x`` is the unscaled
-        gradient, and x may be overwritten."""
+    def step(self, source: Source, target: Target, state: State, ctx: Context) -> Flow:
+        """target.out = (out if accumulate) + scale * the estimate of the mean gradient; ``source.decay * source.x`` is
+        the unscaled gradient, there is no ``source.add``, and x may be overwritten."""
 
-    def reduce(
-        self,
-        x: Bucket,
-        out: Bucket,
-        state: State,
-        ctx: Context,
-        *,
-        add: Bucket | None = None,
-        decay: float = 1.0,
-        add_scale: float = 1.0,
-        out_scale: float = 1.0,
-        accumulate: bool = False,
-    ) -> Flow:
-        if add is not None or decay != 1.0:
-            raise TypeError(f"{self!r} holds its own memory: it takes a gradient, not add= or decay=.")
+    def reduce(self, source: Source, target: Target, state: State, ctx: Context) -> Flow:
+        if source.add is not None:
+            raise TypeError(f"{self!r} holds its own memory: it takes a gradient, not Source(..., add=).")
         unscale, ctx.unscale = ctx.unscale, 1.0  # what is inside sees unscaled numbers
+        given = Source(source.x, decay=source.decay * unscale)
         try:
-            return (yield from self.step(x, out, state, ctx, add_scale * unscale, out_scale / unscale, accumulate))
+            return (yield from self.step(given, target._replace(scale=target.scale / unscale), state, ctx))
         finally:
             ctx.unscale, ctx.status, ctx.weights = unscale, None, None

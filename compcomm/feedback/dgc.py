@@ -25,6 +25,7 @@ from ..core.reducer import (
     Reduced,
     Reducer,
 )
+from ..core.source import Source, Target
 from ..core.state import Merge, Slot, State
 from . import slabs
 from .base import Scheme, is_number
@@ -156,10 +157,8 @@ class DGC(Scheme):
         except ValueError as error:
             raise ValueError(f"{self!r}: its compressor has no form of density {density:.3g}: {error}") from None
 
-    def step(
-        self, x: Bucket, out: Bucket, state: State, ctx: Context, scale: float, out_scale: float, accumulate: bool
-    ) -> Flow:
-        u, v = state["momentum"], state["velocity"]
+    def step(self, source: Source, target: Target, state: State, ctx: Context) -> Flow:
+        u, v, x, scale = state["momentum"], state["velocity"], source.x, source.decay
         if x.flat.dtype != torch.float32:
             raise TypeError(f"{self!r}: gradients are {x.flat.dtype} here, and its memory is float32. Convert them.")
         x = Bucket(x.flat, slabs.filled(x.layout))  # segments are now numbered as in u
@@ -174,7 +173,7 @@ class DGC(Scheme):
         velocity = x if self.nesterov else u
         ctx.status = status
         inner: Reducer = self._thinned(ctx.step) if ctx.step < self.warmup else self.inner
-        result = yield from inner.reduce(v, out, state, ctx, add=velocity, out_scale=out_scale, accumulate=accumulate)
+        result = yield from inner.reduce(Source(v, velocity), target, state, ctx)
         self._rest(u, v, result.dead)
 
         def undo() -> None:

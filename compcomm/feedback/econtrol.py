@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..core.layout import Bucket, Segment
+from ..core.layout import Segment
 from ..core.reducer import (
     Context,
     Flow,
     Reduced,
     Reducer,
 )
+from ..core.source import Source, Target
 from ..core.state import Merge, Slot, State
 from . import slabs
 from .base import is_number
@@ -86,26 +87,24 @@ class EControl(Estimates):
         }
         return {**own, **mean}
 
-    def step(
-        self, x: Bucket, out: Bucket, state: State, ctx: Context, scale: float, out_scale: float, accumulate: bool
-    ) -> Flow:
+    def step(self, source: Source, target: Target, state: State, ctx: Context) -> Flow:
         assert self.eta is not None
-        estimate, error, mean = state["estimate"], state["error"], state["mean"]
+        estimate, error, mean, x = state["estimate"], state["error"], state["mean"], source.x
         self.same_dtype(x)
         if self.start and ctx.step == 0:
             tracked = [(estimate, 1.0)]
-            begun = yield from self.begin(tracked, mean, x, out, state, ctx, scale, out_scale, accumulate)
+            begun = yield from self.begin(tracked, mean, source, target, state, ctx)
             return begun.after(lambda: slabs.blend(error, estimate, slabs.fresh(ctx, estimate.layout, "unheard")))
         status = slabs.fresh(ctx, x.layout)
         slabs.alive(x, status)
-        slabs.steer(x, error, estimate, status, eta=self.eta, scale=1.0 / scale)
+        slabs.steer(x, error, estimate, status, eta=self.eta, scale=1.0 / source.decay)
         ctx.status = status
-        result = yield from self.inner.reduce(x, wanted(mean, out), state, ctx, decay=scale, accumulate=True)
+        result = yield from self.inner.reduce(source, Target(wanted(mean, target.out), accumulate=True), state, ctx)
         if result.sent is not None:
             result.sent.add_(estimate)
         slabs.blend_living(error, x, x.layout, result.dead, ctx, alpha=1.0 - self.eta)
         exact = lacking(mean, estimate)
-        self.deliver(result, x, out, mean, exact, ctx, out_scale, accumulate)
+        self.deliver(result, x.layout, mean, exact, target, ctx)
 
         def undo() -> None:
             result.undo()

@@ -8,13 +8,14 @@ from math import fsum
 
 import torch
 
-from ..core.layout import Bucket, Segment
+from ..core.layout import Segment
 from ..core.reducer import (
     Context,
     Flow,
     Reduced,
     Reducer,
 )
+from ..core.source import Source, Target
 from ..core.state import Merge, Slot, State
 from . import slabs
 from .base import is_number
@@ -99,17 +100,15 @@ class EF21(Estimates):
             own["momentum"] = Slot(Merge.MEAN, dtype=self.dtype)
         return {**own, **mean}
 
-    def step(
-        self, x: Bucket, out: Bucket, state: State, ctx: Context, scale: float, out_scale: float, accumulate: bool
-    ) -> Flow:
-        estimate, mean = state["estimate"], state["mean"]
+    def step(self, source: Source, target: Target, state: State, ctx: Context) -> Flow:
+        estimate, mean, x, scale = state["estimate"], state["mean"], source.x, source.decay
         self.same_dtype(x)
         share = 1.0 if self.weights is None else ctx.world * self.weights[ctx.rank]
         if self.start and ctx.step == 0:
             tracked = [(estimate, 1.0 / share)]
             if self.momentum < 1.0:
                 tracked.append((state["momentum"], 1.0))
-            return (yield from self.begin(tracked, mean, x, out, state, ctx, scale, out_scale, accumulate))
+            return (yield from self.begin(tracked, mean, source, target, state, ctx))
         status = slabs.fresh(ctx, x.layout)
         slabs.alive(x, status)
         here = 1.0 if ctx.participating else 0.0
@@ -119,15 +118,14 @@ class EF21(Estimates):
                 slabs.blend(v, x, status, alpha=1.0 - self.momentum, beta=self.momentum * scale)
             slabs.blend(x, v, slabs.fresh(ctx, v.layout, "unheard"), beta=1.0 / scale)
         ctx.weights, ctx.status = self.weights, status
-        result = yield from self.inner.reduce(
-            x, wanted(mean, out), state, ctx, add=estimate, decay=here * scale / share, add_scale=-here, accumulate=True
-        )
+        change = Source(x, estimate, decay=here * scale / share, add_scale=-here)
+        result = yield from self.inner.reduce(change, Target(wanted(mean, target.out), accumulate=True), state, ctx)
         if result.sent is not None:
             result.sent.add_(estimate)
         exact = lacking(mean, estimate)
         if ctx.present is not None and ctx.present:  # what travels exact is the mean of those who are there
             slabs.blend(exact, exact, slabs.fresh(ctx, exact.layout, "unheard"), beta=ctx.world / ctx.present)
-        self.deliver(result, x, out, mean, exact, ctx, out_scale, accumulate)
+        self.deliver(result, x.layout, mean, exact, target, ctx)
 
         def undo() -> None:
             result.undo()

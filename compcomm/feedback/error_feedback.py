@@ -13,6 +13,7 @@ from ..compressors.qsgd import QSGD
 from ..core.compressor import Compressor
 from ..core.layout import Bucket, Layout, Segment
 from ..core.reducer import Context, Flow
+from ..core.source import Source, Target
 from ..core.state import Merge, Slot, State
 from ..ops.checks import FLOATS
 from ..state import quantized
@@ -96,9 +97,8 @@ class ErrorFeedback(Scheme):
         dtype = self.dtype if self._codec is None else torch.uint8
         return {"residual": Slot(Merge.MEAN, dtype=dtype, codec=self._codec, pending=True)}
 
-    def step(
-        self, x: Bucket, out: Bucket, state: State, ctx: Context, scale: float, out_scale: float, accumulate: bool
-    ) -> Flow:
+    def step(self, source: Source, target: Target, state: State, ctx: Context) -> Flow:
+        x = source.x
         due = torch.float64 if self.dtype == torch.float64 else torch.float32
         if x.flat.dtype != due and not (due == torch.float32 and x.flat.dtype in FLOATS):
             raise TypeError(f"{self!r}: gradients are {x.flat.dtype} here. Use dtype={str(x.flat.dtype)[6:]}.")
@@ -107,10 +107,7 @@ class ErrorFeedback(Scheme):
             residual.flat.zero_()
         plain = self._codec is None and self.average == 1.0
         held = residual if plain else self._read(residual, x.layout, ctx)
-        result = yield from self.inner.reduce(
-            held, out, state, ctx,
-            add=x, decay=self.decay, add_scale=scale, out_scale=out_scale, accumulate=accumulate,
-        )  # fmt: skip
+        result = yield from self.inner.reduce(Source(held, x, self.decay, source.decay), target, state, ctx)
         if not plain:
             self._store(residual, held, ctx, self.average)
 

@@ -11,6 +11,7 @@ import torch
 from ..core.deferred import either, poison
 from ..core.layout import Bucket, Layout, Segment
 from ..core.reducer import Context, Flow, Reduced
+from ..core.source import Source, Target
 from ..core.state import State
 from ..routes.exact import Exact
 from . import slabs
@@ -49,36 +50,37 @@ class Estimates(Scheme, ABC, abstract=True):
             raise TypeError(f"{self!r}: gradients are {x.flat.dtype} here. Use dtype={str(x.flat.dtype)[6:]}.")
 
     def deliver(
-        self, result: Reduced, x: Bucket, out: Bucket, mean: Bucket, exact: Bucket, ctx: Context, scale: float,
-        accumulate: bool,
-    ) -> None:  # fmt: skip
-        """out = (out if accumulate) + scale * mean: zero where every rank's gradient ``x`` is, NaN on a bad step. Then
-        clears ``exact``, the part of ``mean`` that travelled exact."""
+        self, result: Reduced, layout: Layout, mean: Bucket, exact: Bucket, target: Target, ctx: Context
+    ) -> None:
+        """out = (out if accumulate) + scale * mean: zero where every rank's gradient, of ``layout``, is, NaN on a bad
+        step. Then clears ``exact``, the part of ``mean`` that travelled uncompressed."""
+        out, scale, accumulate = target
         if out.layout == mean.layout and out.layout.covers and not accumulate:
             torch.mul(mean.flat, scale, out=out.flat)
         else:
             slabs.deliver(out, mean, ctx, scale, accumulate)
         if not accumulate:
-            slabs.clear(out, x.layout, result.dead)
+            slabs.clear(out, layout, result.dead)
         exact.fill_(0.0)
         ctx.bad = either(ctx.bad, result.bad)
         if not accumulate:
             poison(out, result.bad)
 
     def begin(
-        self, tracked: Sequence[tuple[Bucket, float]], mean: Bucket, x: Bucket, out: Bucket, state: State, ctx: Context,
-        scale: float, out_scale: float, accumulate: bool,
+        self, tracked: Sequence[tuple[Bucket, float]], mean: Bucket, source: Source, target: Target, state: State,
+        ctx: Context,
     ) -> Flow:  # fmt: skip
         """The dense first step: m = mean of g, and every slab, given with a factor, that times g. Undone: all zero."""
+        x, scale = source.x, source.decay
         status = slabs.fresh(ctx, x.layout)
         for slab, factor in tracked:
             slabs.blend(slab, x, status, beta=scale * factor)
         dtype, ctx.dtype = ctx.dtype, None  # m is to be the mean of h for good, and no rounded one
-        result = yield from Exact().reduce(x, x, state, ctx)
+        result = yield from Exact().reduce(Source(x), Target(x), state, ctx)
         ctx.dtype = dtype
         slabs.blend(mean, x, slabs.fresh(ctx, x.layout, "unheard"), beta=scale)
         exact = lacking(mean, tracked[0][0])
-        self.deliver(result, x, out, mean, exact, ctx, out_scale, accumulate)
+        self.deliver(result, x.layout, mean, exact, target, ctx)
 
         def undo() -> None:
             mean.flat.zero_()

@@ -7,16 +7,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ..core.compressor import Compressor
-from ..core.layout import Bucket, Layout, Segment
+from ..core.layout import Layout, Segment
 from ..core.packing import pack
-from ..core.reducer import Context, Flow, source
+from ..core.reducer import Context, Flow
+from ..core.source import Source, Target
 from ..core.state import Slot, State
-from .base import (
-    Route,
-    adder,
-    finish,
-    hear,
-)
+from .base import RoundTrip, Route
 from .rounds import to_all
 
 
@@ -44,31 +40,12 @@ class AllGather(Route):
     def slots(self, segment: Segment, world: int) -> Mapping[str, Slot]:
         return {} if self.exact(segment) else self.compressor.slots(segment)
 
-    def reduce(
-        self,
-        x: Bucket,
-        out: Bucket,
-        state: State,
-        ctx: Context,
-        *,
-        add: Bucket | None = None,
-        decay: float = 1.0,
-        add_scale: float = 1.0,
-        out_scale: float = 1.0,
-        accumulate: bool = False,
-    ) -> Flow:
-        layout = source(x, add)
-        packing = pack(self.compressor, layout)
-        hints = {name: state[name].flat for name in _hints(self.compressor, layout)}
-        payload = self.compressor.encode_(
-            x, ctx.rng, add=add, decay=decay, add_scale=add_scale, hints=hints,
-            wire=ctx.buffer("sent", packing.nbytes), packing=packing,
-            status=ctx.buffer("sent status", 1 + packing.count),
-        )  # fmt: skip
-        hear(payload.status, ctx)
-        wires, flags = yield from to_all(payload, ctx, "gathered")
-        decode = adder(self.compressor, wires, out, ctx, packing, out_scale / ctx.world, flags.skip)
-        return finish(payload, flags, x, out, ctx, decode, accumulate)
+    def reduce(self, source: Source, target: Target, state: State, ctx: Context) -> Flow:
+        layout = source.layout
+        trip = RoundTrip(self.compressor, pack(self.compressor, layout), source, target, ctx)
+        payload = trip.encode({name: state[name].flat for name in _hints(self.compressor, layout)})
+        trip.wires, trip.flags = yield from to_all(payload, ctx, "gathered")
+        return trip.deliver(payload)
 
 
 @lru_cache(maxsize=4096)

@@ -17,17 +17,17 @@ from ..core.deferred import (
     either,
     not_finite,
 )
-from ..core.layout import Bucket
 from ..core.packing import (
     Flags,
     PeerError,
     ops,
     pack,
 )
-from ..core.reducer import Context, Flow, source
+from ..core.reducer import Context, Flow
+from ..core.source import Source, Target
 from ..core.state import State
 from ..ops.work import on
-from .base import Route, finish, hear
+from .base import RoundTrip, Route
 
 
 @dataclass(frozen=True, repr=False)
@@ -61,30 +61,14 @@ class AllReduce(Route):
                 f"RandK(...), whose indices are shared."
             )
 
-    def reduce(
-        self,
-        x: Bucket,
-        out: Bucket,
-        state: State,
-        ctx: Context,
-        *,
-        add: Bucket | None = None,
-        decay: float = 1.0,
-        add_scale: float = 1.0,
-        out_scale: float = 1.0,
-        accumulate: bool = False,
-    ) -> Flow:
-        packing = pack(self.compressor, source(x, add), apart=True)
-        lines = packing.lines(x.layout, None if add is None else add.layout)
+    def reduce(self, source: Source, target: Target, state: State, ctx: Context) -> Flow:
+        c, x, packing = self.compressor, source.x, pack(self.compressor, source.layout, apart=True)
+        lines = packing.lines(*source.layouts)
         zero = ctx.buffer("zero rows", packing.apart)
         if lines is not None:
-            ops.zero_rows_mark(x.flat, None if add is None else add.flat, zero, lines.table)
-        payload = self.compressor.encode_(
-            x, ctx.rng, add=add, decay=decay, add_scale=add_scale,
-            wire=ctx.buffer("sent", packing.nbytes), packing=packing,
-            status=ctx.buffer("sent status", 1 + packing.count),
-        )  # fmt: skip
-        hear(payload.status, ctx)
+            ops.zero_rows_mark(x.flat, None if source.add is None else source.add.flat, zero, lines.table)
+        trip = _Summed(c, packing, source, target, ctx)
+        payload = trip.encode()
         digits = digits_of(ctx.world, packing.apart)
         counts = 2 + packing.count + digits.count
         front = max(4 * counts, packing.header)  # the sums, seen from the header's place on, are a message to decode
@@ -93,7 +77,7 @@ class AllReduce(Route):
         flags, body = total[: 4 * counts].view(torch.float32), total[4 * counts :]
         body.copy_(payload.wire[packing.header :])
         split = 4 * counts + sum(4 * r.segment.numel for r in packing.exact)
-        exact, coded = total[:split].view(torch.float32), total[split:].view(self.compressor.dtype)
+        exact, coded = total[:split].view(torch.float32), total[split:].view(c.dtype)
         if ctx.weights is not None:  # numbers, so the payload of w*y is w times that of y
             exact.mul_(ctx.weights[ctx.rank] * ctx.world)
             coded.mul_(ctx.weights[ctx.rank] * ctx.world)
@@ -101,7 +85,7 @@ class AllReduce(Route):
         flags[1:2], flags[2 : 2 + packing.count] = payload.status[:1], payload.status[1:]
         if digits.count:
             digits.write(zero, flags[2 + packing.count :])
-        if self.compressor.dtype == torch.float32:
+        if c.dtype == torch.float32:
             yield Sum(total.view(torch.float32))
         else:
             yield Sum(exact)
@@ -119,15 +103,21 @@ class AllReduce(Route):
                 lost = either(not_finite(exact), not_finite(coded))
             found = found._replace(bad=either(found.bad, lost))
             clear(body, lost)  # what accumulates must not take in an infinity
+        trip.wires, trip.bits, trip.flags = message.unsqueeze(0), payload.bits, found
+        return trip.deliver(payload)
 
-        def decode(sign: float, accumulate: bool) -> None:
-            self.compressor.decode_(
-                message.unsqueeze(0), out, ctx.rng, packing,
-                scale=sign * out_scale / ctx.world, skip=found.skip, accumulate=accumulate,
-                bits=payload.bits,
-            )  # fmt: skip
 
-        return finish(payload, found, x, out, ctx, decode, accumulate)
+class _Summed(RoundTrip):
+    """One message, the sum of all ranks': weights are in it already, and ``bits`` of its zero rows lie apart."""
+
+    bits: Tensor | None = None
+
+    def decode(self, sign: float, accumulate: bool) -> None:
+        scale = sign * self.target.scale / self.ctx.world
+        self.compressor.decode_(
+            self.wires, Target(self.target.out, scale, accumulate), self.rng, self.packing,
+            skip=self.flags.skip, bits=self.bits,
+        )  # fmt: skip
 
 
 class Digits:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,6 +26,7 @@ from ..core.reducer import (
     Sent,
     Update,
 )
+from ..core.source import Source, Target
 from ..ops.gpu import corruption
 
 
@@ -49,6 +50,90 @@ class Route(Reducer, ABC, abstract=True):
         return replace(self, compressor=self.compressor.contractive(scheme))
 
 
+class Delivery:
+    """The end of a bucket's way: the mean is written, bad steps and parameters without a gradient are dealt with.
+
+    To use one, give ``decode``; set ``flags`` when the headers are there, then ``finish``.
+    """
+
+    flags: Flags
+
+    def __init__(self, source: Source, target: Target, ctx: Context) -> None:
+        self.source, self.target, self.ctx = source, target, ctx
+        self.rng, self.weights = ctx.rng, ctx.weights  # now: a scheme may change them before this is undone
+
+    def decode(self, sign: float, accumulate: bool) -> None:
+        """out = (out if accumulate) + sign * scale * the mean."""
+        raise NotImplementedError
+
+    def finish(self, sent: Update) -> Reduced:
+        """What ``reduce`` returns once ``out`` is written: NaN there on a bad step."""
+        bad, accumulate = self.flags.bad, self.target.accumulate
+        self.ctx.bad = either(self.ctx.bad, bad)
+        if not accumulate:
+            poison(self.target.out, bad)
+        skipped = self.flags.skip if self.flags.zero else None
+        if accumulate:
+            return Reduced(sent, self.source.x, self.undo, bad=bad, dead=skipped)
+        return Reduced(sent, self.source.x, bad=bad, dead=skipped)
+
+    def undo(self) -> None:
+        """Takes the mean out of an ``out`` that accumulates."""
+        self.decode(-1.0, True)
+
+
+class RoundTrip(Delivery):
+    """A bucket's way through a route: encoded, exchanged (``rounds.to_all``, ``to_owners``), decoded, accounted for.
+
+    ``wires``: the messages ``[W, bytes]`` that the mean is decoded from, the ``message`` of ``packing`` alone where it
+    is given. ``scale``: what makes the mean of their sum.
+    """
+
+    wires: Tensor
+
+    def __init__(
+        self, compressor: Compressor, packing: Packing, source: Source, target: Target, ctx: Context,
+        message: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(source, target, ctx)
+        self.compressor, self.packing, self.message = compressor, packing, message
+        # A scheme's weights replace the mean by a weighted sum.
+        self.scale = target.scale / ctx.world if self.weights is None else target.scale
+
+    def encode(self, hints: Mapping[str, Tensor] | None = None, status: Tensor | None = None) -> Payload:
+        """This rank's payload; ``status``: what is said of the gradient, where the source's ``x`` is not it."""
+        ctx, packing = self.ctx, self.packing
+        payload = self.compressor.encode_(
+            self.source, self.rng, hints=hints, wire=ctx.buffer("sent", packing.nbytes), packing=packing,
+            status=ctx.buffer("sent status", 1 + packing.count),
+        )  # fmt: skip
+        if status is not None:
+            payload = payload._replace(status=status)
+        override_status(payload.status, ctx)
+        return payload
+
+    def decode(self, sign: float, accumulate: bool) -> None:
+        self.compressor.decode_(
+            self.wires, Target(self.target.out, sign * self.scale, accumulate), self.rng, self.packing,
+            skip=self.flags.skip, message=self.message, weights=self.weights,
+        )  # fmt: skip
+
+    def deliver(self, payload: Payload) -> Reduced:
+        """Decodes the mean, gives back what was sent of parameters without a gradient, and finishes."""
+        self.decode(1.0, self.target.accumulate)
+        out = self.target.out.flat
+        if (self.compressor.sparse or self.compressor.variable) and deferred(out):
+            self.flags = self.flags._replace(bad=either(self.flags.bad, corrupt(out, self.ctx)))
+        return self.finish(Sent(payload, give_back(payload, self.flags, self.source.x)))
+
+
+def override_status(status: Tensor, ctx: Context) -> None:
+    """Puts what a scheme says of the gradient in place of what the kernels saw, where they coded something else."""
+    if ctx.status is not None:
+        status[:1] |= ctx.status[:1]
+        status[1:] = ctx.status[1:]
+
+
 def give_back(payload: Payload, flags: Flags, x: Bucket) -> Tensor | None:
     """Returns to ``x`` what was sent of segments whose gradient is zero on every rank, and says which others to skip.
 
@@ -60,25 +145,6 @@ def give_back(payload: Payload, flags: Flags, x: Bucket) -> Tensor | None:
     return flags.skip
 
 
-def hear(status: Tensor, ctx: Context) -> None:
-    """Puts what a scheme says of the gradient in place of what the kernels saw, where they coded something else."""
-    if ctx.status is not None:
-        status[:1] |= ctx.status[:1]
-        status[1:] = ctx.status[1:]
-
-
-def finish(
-    payload: Payload, flags: Flags, x: Bucket, out: Bucket, ctx: Context, decode: Callable[[float, bool], None],
-    accumulate: bool,
-) -> Reduced:  # fmt: skip
-    """The mean by ``decode(sign, accumulate)``, NaN on a bad step, and the payloads of dead segments given back."""
-    decode(1.0, accumulate)
-    if (payload.compressor.sparse or payload.compressor.variable) and deferred(out.flat):
-        flags = flags._replace(bad=either(flags.bad, corrupt(out.flat, ctx)))
-    skip = give_back(payload, flags, x)
-    return settled(Sent(payload, skip), flags, x, out, ctx, decode, accumulate)
-
-
 def corrupt(out: Tensor, ctx: Context) -> Truth:
     """Whether kernels found a message that they could not decode, so that ``out`` is not the mean."""
     sticky, explain = corruption(out.device)
@@ -86,38 +152,3 @@ def corrupt(out: Tensor, ctx: Context) -> Truth:
     sticky.zero_()  # another step, or attachment, begins without it
     ctx.faults.append(Fault(word, explain))
     return (word != 0).to(torch.uint8)
-
-
-def settled(
-    sent: Update, flags: Flags, x: Bucket, out: Bucket, ctx: Context, decode: Callable[[float, bool], None],
-    accumulate: bool,
-) -> Reduced:  # fmt: skip
-    """What ``reduce`` returns once ``out`` is written."""
-    ctx.bad = either(ctx.bad, flags.bad)
-    if not accumulate:
-        poison(out, flags.bad)
-
-    def undo() -> None:
-        if accumulate:
-            decode(-1.0, True)
-
-    return Reduced(sent, x, undo, bad=flags.bad, dead=flags.skip if flags.zero else None)
-
-
-def adder(
-    c: Compressor, wires: Tensor, out: Bucket, ctx: Context, packing: Packing, scale: float, skip: Tensor,
-    message: int | None = None,
-) -> Callable[[float, bool], None]:  # fmt: skip
-    """``decode(sign, accumulate)``: out = (out if accumulate) + sign * scale * the sum of all ranks' messages, weighted
-    where a scheme gives weights."""
-    rng, weights = ctx.rng, ctx.weights
-    if weights is not None:
-        scale *= ctx.world
-
-    def decode(sign: float, accumulate: bool) -> None:
-        c.decode_(
-            wires, out, rng, packing, scale=sign * scale, skip=skip, accumulate=accumulate, message=message,
-            weights=weights,
-        )  # fmt: skip
-
-    return decode

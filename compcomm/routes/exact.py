@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,13 +11,8 @@ from torch import Tensor
 from ..core.collectives import AllReduce, ReduceScatter
 from ..core.deferred import clear, either, not_finite
 from ..core.layout import Bucket, Layout, Segment
-from ..core.reducer import (
-    Context,
-    Flow,
-    Reduced,
-    Reducer,
-    source,
-)
+from ..core.reducer import Context, Flow, Reduced, Reducer
+from ..core.source import Source, Target
 from ..core.state import State
 
 
@@ -42,64 +38,64 @@ class Exact(Reducer):
     def native(self, step: int) -> bool:
         return True
 
-    def reduce(
-        self,
-        x: Bucket,
-        out: Bucket,
-        state: State,
-        ctx: Context,
-        *,
-        add: Bucket | None = None,
-        decay: float = 1.0,
-        add_scale: float = 1.0,
-        out_scale: float = 1.0,
-        accumulate: bool = False,
-    ) -> Flow:
-        layout = source(x, add)
-        in_place = out.flat is (add or x).flat and layout.covers and out.layout == layout and not accumulate
-        plain = decay == 1.0 if add is None else (add_scale == 1.0 and not x.layout.segments)
-        dtype = (add or x).flat.dtype
-        if ctx.dtype is not None and plain and not accumulate:
+    def reduce(self, source: Source, target: Target, state: State, ctx: Context) -> Flow:
+        given = source.x if source.add is None else source.add
+        layout, out, world = source.layout, target.out, ctx.world
+        in_place = out.flat is given.flat and layout.covers and out.layout == layout and not target.accumulate
+        plain = (
+            source.decay == 1.0 if source.add is None else (source.add_scale == 1.0 and not source.x.layout.segments)
+        )
+        dtype = given.flat.dtype
+        if ctx.dtype is not None and plain and not target.accumulate:
             dtype, in_place = ctx.dtype, False  # the copy is wider than what it holds
         if in_place and plain:
             y = out.flat
         else:
             y = out.flat if in_place else ctx.buffer("exact", sum(s.numel for s in layout.segments), dtype)
-            _gather(y, layout, x, add, decay, add_scale)
-        scale = out_scale / ctx.world
+            _gather(y, layout, source)
+        scale = target.scale / world
         if scale != 1.0 and not y.is_meta:
             y.mul_(scale)  # before the sum, as DDP does: half-precision sums then fit
-        rows = layout.rows(ctx.world) if layout.covers and out.layout != layout else None
-        if rows is not None and sum(s.numel for s in out.layout.segments) * ctx.world == layout.numel:
-            part = ctx.buffer("row", layout.numel // ctx.world, dtype)
+        rows = layout.rows(world) if layout.covers and out.layout != layout else None
+        if rows is not None and sum(s.numel for s in out.layout.segments) * world == layout.numel:
+            part = ctx.buffer("row", layout.numel // world, dtype)
             yield ReduceScatter(y, part)
-            total, where = part, Layout(rows[ctx.rank].segments, layout.numel).packed()
+            delivery = _Mean(out, part, Layout(rows[ctx.rank].segments, layout.numel).packed(), target.accumulate)
         else:
             yield AllReduce(y)
-            total, where = y, layout.packed()
-        bad = not_finite(total) if ctx.watch else False
+            delivery = _Mean(out, y, layout.packed(), target.accumulate)
+        bad = not_finite(delivery.mean) if ctx.watch else False
         ctx.bad = either(ctx.bad, bad)
-        if accumulate:  # what accumulates must not take in an infinity
-            clear(total, bad)
-
-        def add_to_out(sign: float) -> None:
-            for s in where.segments:
-                at = out.layout.position(s)
-                if at >= 0:
-                    part, mean = out.flat[at : at + s.numel], total[s.start : s.stop]
-                    part.copy_(torch.add(part, mean, alpha=sign) if accumulate else mean)
-
-        def undo() -> None:
-            if accumulate:
-                add_to_out(-1.0)
-
+        if target.accumulate:  # what accumulates must not take in an infinity
+            clear(delivery.mean, bad)
         if not in_place:
-            add_to_out(1.0)
-        return Reduced(undo=undo, bad=bad)
+            delivery.add(1.0)
+        return Reduced(undo=delivery.undo, bad=bad)
 
 
-def _gather(y: Tensor, layout: Layout, x: Bucket, add: Bucket | None, decay: float, add_scale: float) -> None:
+class _Mean(NamedTuple):
+    """The mean, packed as ``where`` says, on its way to ``out``."""
+
+    out: Bucket
+    mean: Tensor
+    where: Layout
+    accumulate: bool
+
+    def add(self, sign: float) -> None:
+        for s in self.where.segments:
+            at = self.out.layout.position(s)
+            if at >= 0:
+                part, mean = self.out.flat[at : at + s.numel], self.mean[s.start : s.stop]
+                part.copy_(torch.add(part, mean, alpha=sign) if self.accumulate else mean)
+
+    def undo(self) -> None:
+        if self.accumulate:
+            self.add(-1.0)
+
+
+def _gather(y: Tensor, layout: Layout, source: Source) -> None:
     """y = decay*x + add_scale*add, packed; x keeps nothing."""
+    x, add, decay, add_scale = source
     for s, to in zip(layout.segments, layout.packed().segments, strict=True):
         part = y[to.start : to.stop]
         at = x.layout.position(s)

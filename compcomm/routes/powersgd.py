@@ -31,6 +31,7 @@ from ..core.reducer import (
     Reduced,
     Reducer,
 )
+from ..core.source import Source, Target
 from ..core.state import Merge, Slot, State
 from ..ops.work import on
 from .all_reduce import Digits, fault, place, read_flags, unpacked
@@ -148,26 +149,14 @@ class PowerSGD(Reducer):
             slots["p"] = Slot(Merge.REPLICATED, n * r)
         return slots
 
-    def reduce(
-        self,
-        x: Bucket,
-        out: Bucket,
-        state: State,
-        ctx: Context,
-        *,
-        add: Bucket | None = None,
-        decay: float = 1.0,
-        add_scale: float = 1.0,
-        out_scale: float = 1.0,
-        accumulate: bool = False,
-    ) -> Flow:
-        if add is not None or decay != 1.0:
-            raise TypeError(f"{self!r} holds its own memory: it takes a gradient, not add= or decay=.")
-        work = _Work(self, x, state, ctx, add_scale)
+    def reduce(self, source: Source, target: Target, state: State, ctx: Context) -> Flow:
+        if source.add is not None:
+            raise TypeError(f"{self!r} holds its own memory: it takes a gradient, not Source(..., add=).")
+        work, out, accumulate = _Work(self, source, state, ctx), target.out, target.accumulate
         factors = yield from (work.one() if self.alternate else work.both())
         if not work.real:
             return Reduced()
-        exact, scale = work.form.exact(out.layout), out_scale / ctx.world
+        exact, scale = work.form.exact(out.layout), target.scale / ctx.world
         message = work.first.view(torch.uint8).unsqueeze(0)
         ops.dense_decode(message, exact, work.skip, out.flat, scale, accumulate)
         ctx.bad = either(ctx.bad, work.bad)
@@ -175,7 +164,7 @@ class PowerSGD(Reducer):
             out.fill_(float("nan"))
             return Reduced()
         table = work.form.matrices(work.residual.layout, out.layout)
-        scale = out_scale / ctx.unscale
+        scale = target.scale / ctx.unscale
         ops.lowrank_reconstruct(work.residual.flat, out.flat, *factors, table, work.skip, scale, accumulate, 1.0)
         poison(out, work.bad)
         sent = _Sent(work.form, factors, work.skip)
@@ -218,8 +207,10 @@ class _Work:
     skipped (``mark``): nothing leaves the residual.
     """
 
-    def __init__(self, reducer: PowerSGD, x: Bucket, state: State, ctx: Context, add_scale: float) -> None:
-        self.reducer, self.x, self.state, self.ctx, self.add_scale = reducer, x, state, ctx, add_scale
+    def __init__(self, reducer: PowerSGD, source: Source, state: State, ctx: Context) -> None:
+        self.reducer, self.state, self.ctx = reducer, state, ctx
+        x, self.add_scale = source.x, source.decay
+        self.x = x
         self.form = _form(reducer, x.layout, ctx.world, ctx.seed, str(x.flat.device))
         self.residual = state["residual"]
         self.table = self.form.matrices(self.residual.layout, x.layout)

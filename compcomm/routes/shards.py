@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,20 +15,11 @@ from ..core.collectives import Collective
 from ..core.compressor import Compressor, Payload, Received
 from ..core.deferred import deferred, either
 from ..core.layout import Bucket, Layout, Segment
-from ..core.packing import (
-    Flags,
-    Packing,
-    ops,
-    pack_shares,
-)
-from ..core.reducer import Context, Reducer, Sent
+from ..core.packing import Packing, ops
+from ..core.reducer import Context, Reduced, Reducer, Sent, Update
+from ..core.source import Source, Target
 from ..core.state import Merge, Slot
-from .base import (
-    Route,
-    adder,
-    corrupt,
-    hear,
-)
+from .base import RoundTrip, Route, corrupt
 from .rounds import to_all, to_owners
 
 
@@ -89,83 +80,83 @@ class Owners(Route, ABC, abstract=True):
         return {"server": Slot(Merge.SHARDED, grain=self.compressor.grain, pending=True)}
 
 
-class Phases(NamedTuple):
-    """What both rounds end with: this rank's payload, all owners' messages ``[W, stride]`` and what scales them."""
-
-    payload: Payload
-    gathered: Tensor
-    flags: Flags
-    scale: float
-    undo: Callable[[], None]
-
-
-def phases(
-    c: Compressor,
-    x: Bucket,
-    server: Bucket | None,
-    ctx: Context,
-    layout: Layout,
-    *,
-    add: Bucket | None = None,
-    decay: float = 1.0,
-    add_scale: float = 1.0,
-    status: Tensor | None = None,
-) -> Generator[Collective, bool, Phases]:
+class TwoRounds(RoundTrip):
     """Shares to their owners, means, and the owners' encodings of them to all ranks.
 
-    ``server``: the owners' residual, None where none is kept. ``status``: what is said of the gradient, where ``x`` is
-    not it.
+    ``server``: the owners' residual, None where none is kept. Owners' messages are ``wires``, one ``[W, stride]``.
     """
-    world, packing = ctx.world, pack_shares(c, layout, ctx.world)
-    payload = c.encode_(
-        x, ctx.rng, add=add, decay=decay, add_scale=add_scale,
-        wire=ctx.buffer("sent", packing.nbytes), packing=packing,
-        status=ctx.buffer("sent status", 1 + packing.count),
-    )  # fmt: skip
-    if status is not None:
-        payload = payload._replace(status=status)
-    hear(payload.status, ctx)
-    wires, flags = yield from to_owners(payload, ctx, "received")
-    owned = _owned(packing, ctx.rank)
-    mean = Bucket(ctx.buffer("mean", owned.numel, torch.float32), owned)
-    decode = adder(c, wires, mean, ctx, packing, 1.0 / world, flags.skip, message=ctx.rank)
-    received = _recoded(c, wires, mean, ctx, packing, flags.skip)
-    if received is None:
-        decode(1.0, False)
-    noise = ctx.rng._replace(rank=-1 - ctx.rank)  # not that of the first encoding
-    held, unscale = (mean, 1.0) if server is None else (server, ctx.unscale)
-    rested = None if server is None else packing.lines(server.layout, message=ctx.rank)
-    empty = ctx.buffer("rows that rested", packing.splits[ctx.rank] if rested is not None else 0)
-    if server is not None and rested is not None:
-        ops.zero_rows_mark(server.flat, None, empty, rested.table)
-    second = c.encode_(
-        held, noise, add=None if server is None else mean, add_scale=unscale,
-        wire=ctx.buffer("owned", max(packing.splits)), packing=packing, message=ctx.rank, received=received,
-        status=ctx.buffer("owned status", 1 + packing.count),
-    )  # fmt: skip
-    if (c.sparse or c.variable) and deferred(wires):  # what the owner alone could not decode, all must hear of
-        second.status[:1] |= corrupt(mean.flat, ctx)
-    gathered, again = yield from to_all(second, ctx, "gathered")
-    flags = flags._replace(bad=either(flags.bad, again.bad))
-    kept = Sent(second, flags.skip if flags.zero else None)
-    if server is not None and flags.zero:
-        second.decode_add_(server, skip=1 - flags.skip)
 
-    def undo() -> None:
-        if server is None:
-            return
-        # The workers take their payloads back, so the owner keeps neither their mean nor what it sent of it.
-        if received is not None:
-            decode(1.0, False)
-        kept.add_(server)
+    server: Bucket | None = None
+
+    def run(self, server: Bucket | None, status: Tensor | None = None) -> Generator[Collective, bool, Payload]:
+        """Both rounds; this rank's first payload. ``status``: what is said of the gradient, where ``x`` is not it."""
+        c, ctx, packing = self.compressor, self.ctx, self.packing
+        payload = self.encode(status=status)
+        received, self.flags = yield from to_owners(payload, ctx, "received")
+        self.owned = owned = _owned(packing, ctx.rank)
+        self.mean = mean = Bucket(ctx.buffer("mean", owned.numel, torch.float32), owned)
+        self.received, self.server = received, server
+        self.unscale = 1.0 if server is None else ctx.unscale
+        self.coded = _recoded(c, received, mean, ctx, packing, self.flags.skip)
+        if self.coded is None:
+            self._decode_mean()
+        # Rows of the residual that are zero stay so, also where the step is undone: else what rounding leaves of
+        # m - c + c - m would move them for ever.
+        self.rested = None if server is None else packing.lines(server.layout, message=ctx.rank)
+        self.empty = ctx.buffer("rows that rested", packing.splits[ctx.rank] if self.rested is not None else 0)
+        if server is not None and self.rested is not None:
+            ops.zero_rows_mark(server.flat, None, self.empty, self.rested.table)
+        noise = self.rng._replace(rank=-1 - ctx.rank)  # not that of the first encoding
+        second = c.encode_(
+            Source(mean) if server is None else Source(server, mean, add_scale=self.unscale), noise,
+            wire=ctx.buffer("owned", max(packing.splits)), packing=packing, message=ctx.rank, received=self.coded,
+            status=ctx.buffer("owned status", 1 + packing.count),
+        )  # fmt: skip
+        if (c.sparse or c.variable) and deferred(received):  # what the owner alone could not decode, all must hear of
+            second.status[:1] |= corrupt(mean.flat, ctx)
+        self.wires, again = yield from to_all(second, ctx, "gathered")
+        flags = self.flags = self.flags._replace(bad=either(self.flags.bad, again.bad))
+        self.kept = Sent(second, flags.skip if flags.zero else None)
+        if server is not None and flags.zero:
+            second.decode_add_(server, skip=1 - flags.skip)
+        return payload
+
+    def _decode_mean(self) -> None:
+        """The mean of this rank's share, from what all ranks sent for it."""
+        scale = 1.0 if self.weights is not None else 1.0 / self.ctx.world
+        self.compressor.decode_(
+            self.received, Target(self.mean, scale), self.rng, self.packing,
+            skip=self.flags.skip, message=self.ctx.rank, weights=self.weights,
+        )  # fmt: skip
+
+    @property
+    def factor(self) -> float:
+        """What makes the mean of the owners' messages, which hold unscaled numbers where a residual is added."""
+        return self.target.scale / self.unscale
+
+    def decode(self, sign: float, accumulate: bool) -> None:
+        self.compressor.decode_(
+            self.wires.view(1, -1), Target(self.target.out, sign * self.factor, accumulate), self.rng, self.packing,
+            skip=self.flags.skip, stride=self.wires.shape[1],
+        )  # fmt: skip
+
+    def finish(self, sent: Update) -> Reduced:
+        found = super().finish(sent)
+        return found if self.server is None else found.after(self._restore)
+
+    def _restore(self) -> None:
+        """The workers take their payloads back, so the owner keeps neither their mean nor what it sent of it."""
+        server = self.server
+        assert server is not None
+        if self.coded is not None:
+            self._decode_mean()
+        self.kept.add_(server)
         for s in server.layout.segments:
-            at = owned.position(s)
-            m = mean.flat[at : at + s.numel] * unscale
+            at = self.owned.position(s)
+            m = self.mean.flat[at : at + s.numel] * self.unscale
             server.flat[s.start : s.stop] -= torch.where(torch.isfinite(m), m, 0.0)  # infinities never entered
-        if rested is not None:  # else what rounding leaves of m - c + c - m would move a row of zeros for ever
-            ops.zero_rows_clear(server.flat, empty, rested.table)
-
-    return Phases(payload, gathered, flags, 1.0 / unscale, undo)
+        if self.rested is not None:
+            ops.zero_rows_clear(server.flat, self.empty, self.rested.table)
 
 
 def _recoded(

@@ -21,16 +21,12 @@ from ..core.deferred import (
 from ..core.layout import Bucket, Layout, Segment
 from ..core.packing import Flags
 from ..core.random import key
-from ..core.reducer import (
-    Context,
-    Flow,
-    Reducer,
-    source,
-)
+from ..core.reducer import Context, Flow, Reducer
+from ..core.source import Source, Target
 from ..core.state import State
 from ..ops.reference.shared import section
 from .all_reduce import fault, place
-from .base import Route, hear, settled
+from .base import Delivery, Route, override_status
 
 
 @dataclass(frozen=True, repr=False)
@@ -78,20 +74,9 @@ class SharedScale(Route):
             )
         return self
 
-    def reduce(
-        self,
-        x: Bucket,
-        out: Bucket,
-        state: State,
-        ctx: Context,
-        *,
-        add: Bucket | None = None,
-        decay: float = 1.0,
-        add_scale: float = 1.0,
-        out_scale: float = 1.0,
-        accumulate: bool = False,
-    ) -> Flow:
-        layout, u, rng = source(x, add), self.uniform, ctx.rng
+    def reduce(self, source: Source, target: Target, state: State, ctx: Context) -> Flow:
+        layout, u, rng = source.layout, self.uniform, ctx.rng
+        x, add, decay, add_scale = source
         form = _form(self.compressor, layout, ctx.world, ctx.seed)
         flat, at = (None, None) if add is None else add
         status = ctx.buffer("sent status", 1 + form.count).zero_()
@@ -103,7 +88,7 @@ class SharedScale(Route):
             ops.dense_encode(x.flat, flat, sent, form.exact(x.layout, at), status, decay, add_scale)
             inputs = (x.flat, flat, norms, form.scaled(x.layout, at), status, decay, add_scale)
             ops.shared_norms(*inputs, u.levels, u.norm2, u.block)
-            hear(status, ctx)
+            override_status(status, ctx)
             peaks[:1].fill_(place(ctx))
             peaks[1:2].fill_(-place(ctx))
             peaks[2:3], peaks[3 : 3 + form.count] = status[:1], status[1:]
@@ -126,17 +111,24 @@ class SharedScale(Route):
             lost = not_finite(exact)
             flags = flags._replace(bad=either(flags.bad, lost))
             clear(exact, lost)  # what accumulates must not take in an infinity
-        mine = _Sent(form, u, sent, norms, flags.skip)
-
-        def decode(sign: float, accumulate: bool) -> None:
-            if real:
-                scale = sign * out_scale / ctx.world
-                _decode(form, u, total, norms, out, flags.skip, scale, accumulate, ctx.world)
-
-        decode(1.0, accumulate)
+        delivery = _Shared(source, target, ctx)
+        delivery.flags, delivery.parts = flags, (form, u, total, norms)
+        delivery.decode(1.0, target.accumulate)
         if flags.zero:  # given back: the host throws these segments' means away
             _decode(form, u, sent, norms, x, 1 - flags.skip, 1.0, True, 1)
-        return settled(mine, flags, x, out, ctx, decode, accumulate)
+        return delivery.finish(_Sent(form, u, sent, norms, flags.skip))
+
+
+class _Shared(Delivery):
+    """The sum of all ranks' codes, under the shared norms."""
+
+    parts: tuple[_Form, Uniform, Tensor, Tensor]
+
+    def decode(self, sign: float, accumulate: bool) -> None:
+        out, world = self.target.out, self.ctx.world
+        if not out.flat.is_meta:
+            scale = sign * self.target.scale / world
+            _decode(*self.parts, out, self.flags.skip, scale, accumulate, world)
 
 
 def _flags(peaks: Tensor, count: int, ctx: Context) -> Flags:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -11,11 +11,11 @@ from torch import Tensor
 from ..core.compressor import Compressor, ops
 from ..core.layout import Bucket, Layout, Segment
 from ..core.packing import pack_shares
-from ..core.reducer import Context, Flow, source
+from ..core.reducer import Context, Flow
+from ..core.source import Source, Target
 from ..core.state import State
 from ..ops.reference.interleave import cards_dealt, hands
-from .base import settled
-from .shards import Owners, phases
+from .shards import Owners, TwoRounds
 from .two_phase import TwoPhase
 
 GRAIN = 16
@@ -66,50 +66,40 @@ class SparseAllReduce(Owners):
         natural[full * GRAIN :] = joined[full * GRAIN :]  # a short card stays last
         return natural
 
-    def reduce(
-        self,
-        x: Bucket,
-        out: Bucket,
-        state: State,
-        ctx: Context,
-        *,
-        add: Bucket | None = None,
-        decay: float = 1.0,
-        add_scale: float = 1.0,
-        out_scale: float = 1.0,
-        accumulate: bool = False,
-    ) -> Flow:
-        layout, c = source(x, add), self.compressor
-        if out.layout != layout and not all(out.layout.position(s) >= 0 for s in layout.segments if s.numel):
-            # a sharded host wants its row of the mean: one round, and no second selection
-            return (
-                yield from TwoPhase(c, server=False).reduce(
-                    x, out, state, ctx,
-                    add=add, decay=decay, add_scale=add_scale, out_scale=out_scale, accumulate=accumulate,
-                )
-            )  # fmt: skip
+    def reduce(self, source: Source, target: Target, state: State, ctx: Context) -> Flow:
+        layout, c = source.layout, self.compressor
+        if target.rows(layout, ctx.world) is not None:  # one round, and no second selection
+            return (yield from TwoPhase(c, server=False).reduce(source, target, state, ctx))
         deal = _deal(c, layout, ctx.world, ctx.seed)
         z = Bucket(ctx.buffer("dealt", deal.whole.numel, torch.float32), deal.whole)
         status = ctx.buffer("dealt status", 1 + len(layout.segments)).zero_()
-        if not z.flat.is_meta:
-            flat, at = (None, None) if add is None else add
-            table = deal.rows(x.layout, at)
+        real = not z.flat.is_meta
+        if real:
+            (x, add, decay, add_scale), table = source, deal.rows(*source.layouts)
+            flat = None if add is None else add.flat
             ops.deal(x.flat, flat, z.flat.view(torch.uint8), table, status, decay, add_scale, GRAIN)
-        server = state["server"] if self.keeps else None
-        done = yield from phases(c, z, server, ctx, deal.whole, status=status)
-        sent = _Sent(done.payload.wire, deal, done.flags.skip if done.flags.zero else None)
+        rounds = _Dealt(c, deal.packing, Source(z), target, ctx)
+        rounds.deal = deal
+        payload = yield from rounds.run(state["server"] if self.keeps else None, status)
+        sent = _Sent(payload.wire, deal, rounds.flags.skip if rounds.flags.zero else None)
+        if real:
+            sent.add_(source.x, -1.0)
+        rounds.decode(1.0, target.accumulate)
+        return replace(rounds.finish(sent), error=source.x)
 
-        def decode(sign: float, accumulate: bool) -> None:
-            if not z.flat.is_meta:
-                if not accumulate:
-                    out.fill_(0.0)  # out may be x
-                scale = sign * out_scale * done.scale
-                deal.add(done.gathered.view(-1), out, scale, done.flags.skip, done.gathered.shape[1])
 
-        if not z.flat.is_meta:
-            sent.add_(x, -1.0)
-        decode(1.0, accumulate)
-        return settled(sent, done.flags, x, out, ctx, decode, accumulate).after(done.undo)
+class _Dealt(TwoRounds):
+    """Owners' messages over dealt shares, decoded into natural order."""
+
+    deal: _Deal
+
+    def decode(self, sign: float, accumulate: bool) -> None:
+        out = self.target.out
+        if out.flat.is_meta:
+            return
+        if not accumulate:
+            out.fill_(0.0)  # out may be x
+        self.deal.add(self.wires.view(-1), out, sign * self.factor, self.flags.skip, self.wires.shape[1])
 
 
 class _Deal:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..core.layout import Bucket
-from ..core.packing import pack_rows
-from ..core.reducer import Context, Flow, source
+from ..core.packing import pack_rows, pack_shares
+from ..core.reducer import Context, Flow
+from ..core.source import Source, Target
 from ..core.state import State
-from .base import adder, finish, hear
+from .base import RoundTrip
 from .rounds import to_owners
-from .shards import Owners, phases
+from .shards import Owners, TwoRounds
 
 
 @dataclass(frozen=True, repr=False)
@@ -36,39 +36,13 @@ class TwoPhase(Owners):
     def narrow(self) -> bool:
         return True
 
-    def reduce(
-        self,
-        x: Bucket,
-        out: Bucket,
-        state: State,
-        ctx: Context,
-        *,
-        add: Bucket | None = None,
-        decay: float = 1.0,
-        add_scale: float = 1.0,
-        out_scale: float = 1.0,
-        accumulate: bool = False,
-    ) -> Flow:
-        layout, c, world = source(x, add), self.compressor, ctx.world
-        if out.layout != layout and not all(out.layout.position(s) >= 0 for s in layout.segments if s.numel):
-            packing = pack_rows(c, layout, world)
-            payload = c.encode_(
-                x, ctx.rng, add=add, decay=decay, add_scale=add_scale,
-                wire=ctx.buffer("sent", packing.nbytes), packing=packing,
-                status=ctx.buffer("sent status", 1 + packing.count),
-            )  # fmt: skip
-            hear(payload.status, ctx)
-            wires, flags = yield from to_owners(payload, ctx, "received")
-            decode_row = adder(c, wires, out, ctx, packing, out_scale / world, flags.skip, message=ctx.rank)
-            return finish(payload, flags, x, out, ctx, decode_row, accumulate)
-        server = state["server"] if self.keeps else None
-        done = yield from phases(c, x, server, ctx, layout, add=add, decay=decay, add_scale=add_scale)
-
-        def decode(sign: float, accumulate: bool) -> None:
-            c.decode_(
-                done.gathered.view(1, -1), out, ctx.rng, done.payload.packing, scale=sign * out_scale * done.scale,
-                skip=done.flags.skip, accumulate=accumulate, stride=done.gathered.shape[1],
-            )  # fmt: skip
-
-        result = finish(done.payload, done.flags, x, out, ctx, decode, accumulate)
-        return result.after(done.undo)
+    def reduce(self, source: Source, target: Target, state: State, ctx: Context) -> Flow:
+        layout, c = source.layout, self.compressor
+        if target.rows(layout, ctx.world) is not None:  # a sharded host's row: one round, and no second loss
+            trip = RoundTrip(c, pack_rows(c, layout, ctx.world), source, target, ctx, message=ctx.rank)
+            payload = trip.encode()
+            trip.wires, trip.flags = yield from to_owners(payload, ctx, "received")
+            return trip.deliver(payload)
+        rounds = TwoRounds(c, pack_shares(c, layout, ctx.world), source, target, ctx)
+        payload = yield from rounds.run(state["server"] if self.keeps else None)
+        return rounds.deliver(payload)

@@ -19,6 +19,7 @@ from ..core.compressor import Compressor
 from ..core.layout import Bucket, Layout, Segment
 from ..core.packing import PIECE, bare_bytes, pack_bare
 from ..core.random import Rng
+from ..core.source import Source, Target
 
 _RNG = Rng(0, 0, 0)
 """Codecs of memory round to nearest: they draw nothing."""
@@ -36,7 +37,7 @@ def decode_(
     """
     packing = pack_bare(codec, layout)
     _check("decode_", slab, packing.nbytes, layout, codec)
-    codec.decode_(slab.unsqueeze(0), out, _RNG, packing, scale=scale, accumulate=accumulate)
+    codec.decode_(slab.unsqueeze(0), Target(out, scale, accumulate), _RNG, packing)
 
 
 def decode_add_(slab: Tensor, layout: Layout, codec: Compressor, into: Bucket, scale: float = 1.0) -> None:
@@ -69,7 +70,7 @@ def encode_(
     layout = layout or x.layout
     packing = pack_bare(codec, layout)
     _check("encode_", slab, packing.nbytes, layout, codec)
-    payload = codec.encode_(x, _RNG, add=add, decay=decay, add_scale=add_scale, wire=slab, packing=packing)
+    payload = codec.encode_(Source(x, add, decay, add_scale), _RNG, wire=slab, packing=packing)
     return payload.status
 
 

@@ -8,6 +8,7 @@ from .. import ops
 from ..core.compressor import Compressor
 from ..core.layout import Bucket, Layout
 from ..core.random import Rng
+from ..core.source import Source, Target
 from .errors import demand, same_bits
 from .inputs import coding, vectors
 from .round_trip import accepts
@@ -27,9 +28,9 @@ def gives_the_same_bits_on_every_backend(c: Compressor) -> None:
             for backend in ("reference", "native"):
                 with ops.backend(backend):
                     held = Bucket(x.clone(), layout)
-                    sent = c.encode_(held, rng, add=Bucket(g, layout), decay=0.75, add_scale=0.3)
+                    sent = c.encode_(Source(held, Bucket(g, layout), 0.75, 0.3), rng)
                     out = sent.dense(layout)
-                    c.decode_(torch.stack((sent.wire, sent.wire)), out, rng, sent.packing, scale=0.7, accumulate=True)
+                    c.decode_(torch.stack((sent.wire, sent.wire)), Target(out, 0.7, True), rng, sent.packing)
                 results.append((sent.wire, held.flat, out.flat, sent.status))
             for what, truth, found in zip(("bytes", "error", "value", "status"), *results, strict=True):
                 demand(same_bits(truth, found), c, f"native {what} is wrong on {name} of {n} elements.")

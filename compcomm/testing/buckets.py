@@ -8,6 +8,7 @@ from ..core.compressor import Compressor
 from ..core.layout import Bucket, Layout, Segment
 from ..core.packing import pack_shares
 from ..core.random import Rng
+from ..core.source import Source
 from .errors import demand, same_bits
 from .inputs import SIZES, coding, vectors
 from .round_trip import accepts, trip
@@ -65,7 +66,7 @@ def needs_no_room_for_exact_segments(c: Compressor) -> None:
     held = layout.select(lambda s: not c.exact(s)).packed()
     flat = _numbers(layout)
     x = Bucket(torch.zeros(held.numel, dtype=torch.float32), held)
-    payload = c.encode_(x, SEED, add=Bucket(flat, layout))
+    payload = c.encode_(Source(x, Bucket(flat, layout)), SEED)
     whole = Bucket(flat.clone(), layout)
     other = c.encode_(whole, SEED)
     demand(same_bits(payload.dense(layout).flat, other.dense(layout).flat), c, "a partial x changes what is sent.")

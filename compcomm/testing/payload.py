@@ -8,6 +8,7 @@ from ..core.compressor import Compressor
 from ..core.layout import Bucket, Layout, Segment
 from ..core.packing import pack
 from ..core.random import Rng
+from ..core.source import Source, Target
 from .errors import demand, same_bits
 from .inputs import SIZES, coding, vectors
 from .round_trip import accepts, nothing_skipped, trip
@@ -61,7 +62,7 @@ def adds_the_gradient_on_the_way(c: Compressor) -> None:
             flat = torch.zeros(n + 8, dtype=torch.float32)
             flat[5 : 5 + n] = g
             held, given = Bucket(x.clone(), layout), flat.clone()
-            payload = c.encode_(held, SEED, add=Bucket(given, at), decay=decay, add_scale=scale)
+            payload = c.encode_(Source(held, Bucket(given, at), decay, scale), SEED)
             y = x * decay + g * scale
             alone = trip(c, y, SEED)
             demand(same_bits(held.flat, alone.error), c, f"encode(x, add, {decay=}, {scale=}) is not encode(y).")
@@ -80,7 +81,7 @@ def keeps_non_finite_values_out(c: Compressor) -> None:
             x = vectors(n, 1)["gaussian"]
             added, alone = Bucket(x.clone(), layout), Bucket(g.clone(), layout)
             clean = {"add": torch.where(g.isfinite(), x + g, x), "x": torch.where(g.isfinite(), g, 0.0)}
-            sent = {"add": c.encode_(added, SEED, add=Bucket(g, layout)), "x": c.encode_(alone, SEED)}
+            sent = {"add": c.encode_(Source(added, Bucket(g, layout)), SEED), "x": c.encode_(alone, SEED)}
             for name, held in (("add", added), ("x", alone)):
                 payload, value = sent[name], sent[name].dense(layout).flat
                 demand(payload.status[0] != 0, c, f"{bad} in {name} is not flagged.")
@@ -107,13 +108,13 @@ def decodes_many_at_once(c: Compressor) -> None:
             bound = total.abs().sum(0).max() * world * 2.0**-22 + 1e-30  # the largest's: transforms mix elements
             for accumulate in (False, True):
                 out = Bucket(torch.full((layout.numel,), 7.0, dtype=torch.float32), layout)
-                c.decode_(wires, out, SEED, sent[0].packing, scale=0.3, accumulate=accumulate)
+                c.decode_(wires, Target(out, 0.3, accumulate), SEED, sent[0].packing)
                 due = total.sum(0) * 0.3 + 7.0 * accumulate
                 demand(((out.flat - due).abs() <= bound + 2e-6 * accumulate).all(), c, f"decode_ of {world} is no sum.")
                 skip = nothing_skipped(sent[0])
                 skip[0] = skip[2] = 1
                 again = Bucket(torch.full((layout.numel,), 7.0, dtype=torch.float32), layout)
-                c.decode_(wires, again, SEED, sent[0].packing, scale=0.3, accumulate=accumulate, skip=skip)
+                c.decode_(wires, Target(again, 0.3, accumulate), SEED, sent[0].packing, skip=skip)
                 views = again.views()
                 for name in ("a", "c"):
                     demand((views[name] == 7.0 * accumulate).all(), c, f"skip does not silence ({accumulate=}).")

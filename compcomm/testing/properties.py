@@ -16,6 +16,7 @@ from ..core.compressor import Compressor
 from ..core.layout import Bucket, Layout
 from ..core.packing import pack
 from ..core.random import Rng
+from ..core.source import Source, Target
 from .errors import ContractError, demand, same_bits
 from .inputs import coding, vectors
 from .round_trip import accepts, draws, trip
@@ -169,13 +170,13 @@ def keeps_rows_of_zeros(c: Compressor) -> None:
     y[::3] = 0.0
     for add, seed in ((False, 5), (True, 5), (False, 6)):
         x = Bucket(torch.zeros_like(y) if add else y.clone(), layout)
-        payload = c.encode_(x, Rng(seed, 1, 0), add=Bucket(y, layout) if add else None)
+        payload = c.encode_(Source(x, Bucket(y, layout) if add else None), Rng(seed, 1, 0))
         found = payload.dense(layout).flat
         demand(not found[rows].any(), c, f"a row of zeros comes as {found[rows].abs().max():.3g}.")
         demand(not x.flat[rows].any(), c, "something is left of a row of zeros.")
         demand(same_bits(x.flat, y - found), c, f"x is not y - decode(payload) where rows are zero, with seed {seed}.")
         both = torch.zeros_like(y)
         wires = payload.wire.repeat(2, 1)
-        c.decode_(wires, Bucket(both, layout), payload.rng, payload.packing, scale=0.5)
+        c.decode_(wires, Target(Bucket(both, layout), 0.5), payload.rng, payload.packing)
         demand(torch.equal(both, found), c, "two equal messages with rows of zeros are not their mean.")
     demand(not c.keeps_zeros or not found[y == 0].any(), c, "keeps_zeros is True, and zeros are moved.")

@@ -16,6 +16,7 @@ from ..core.reducer import (
     Reducer,
     settle,
 )
+from ..core.source import Source, Target
 from ..core.state import State, Store
 from ..transports.dry_run import cost, plan
 from ..transports.simulator import Simulator, perform
@@ -61,12 +62,8 @@ def lockstep(
         contexts.append(ctx)
         state = State(store, x.layout)
         given_too = None if add is None else add[rank]
-        flows.append(
-            reducer.reduce(
-                x, out, state, ctx,
-                add=given_too, decay=decay, add_scale=add_scale, out_scale=out_scale, accumulate=accumulate,
-            )
-        )  # fmt: skip
+        source, target = Source(x, given_too, decay, add_scale), Target(out, out_scale, accumulate)
+        flows.append(reducer.reduce(source, target, state, ctx))
         outs.append(out)
     seen: list[list[Signature]] = [[] for _ in range(world)]
     done: list[Reduced] = []

@@ -13,6 +13,7 @@ import compcomm as cc
 from compcomm.core.compressor import Inputs
 from compcomm.core.description import Described
 from compcomm.core.reducer import Flow
+from compcomm.core.source import Source, Target
 from compcomm.core.state import State
 from compcomm.testing import ContractError, check_compressor, check_reducer
 
@@ -166,8 +167,8 @@ class Wrapped(cc.Reducer):
     def slots(self, segment: cc.Segment, world: int) -> Mapping[str, cc.Slot]:
         return self._inner().slots(segment, world)
 
-    def reduce(self, x: cc.Bucket, out: cc.Bucket, state: State, ctx: cc.Context, **options: object) -> Flow:
-        return (yield from self._inner().reduce(x, out, state, ctx, **options))  # type: ignore[arg-type]
+    def reduce(self, source: Source, target: Target, state: State, ctx: cc.Context) -> Flow:
+        return (yield from self._inner().reduce(source, target, state, ctx))
 
 
 def _reducer(**methods: object) -> cc.Reducer:
@@ -179,58 +180,52 @@ def test_an_honest_reducer_passes() -> None:
     check_reducer(_reducer())
 
 
-def _rank_specific(self: Wrapped, x: cc.Bucket, out: cc.Bucket, state: State, ctx: cc.Context, **o: object) -> Flow:
-    result = yield from Wrapped.reduce(self, x, out, state, ctx, **o)
-    if ctx.rank == 1 and out.flat.numel():
-        out.flat[0] += 1e-7
+def _rank_specific(self: Wrapped, source: Source, target: Target, state: State, ctx: cc.Context) -> Flow:
+    result = yield from Wrapped.reduce(self, source, target, state, ctx)
+    if ctx.rank == 1 and target.out.flat.numel():
+        target.out.flat[0] += 1e-7
     return result
 
 
-def _forgets_to_undo(self: Wrapped, x: cc.Bucket, out: cc.Bucket, state: State, ctx: cc.Context, **o: object) -> Flow:
-    result = yield from Wrapped.reduce(self, x, out, state, ctx, **o)
+def _forgets_to_undo(self: Wrapped, source: Source, target: Target, state: State, ctx: cc.Context) -> Flow:
+    result = yield from Wrapped.reduce(self, source, target, state, ctx)
     return cc.Reduced(result.sent, result.error)
 
 
-def _drops_a_residual(self: Wrapped, x: cc.Bucket, out: cc.Bucket, state: State, ctx: cc.Context, **o: object) -> Flow:
-    result = yield from Wrapped.reduce(self, x, out, state, ctx, **o)
+def _drops_a_residual(self: Wrapped, source: Source, target: Target, state: State, ctx: cc.Context) -> Flow:
+    result = yield from Wrapped.reduce(self, source, target, state, ctx)
     residual = state["residual"].flat
     if ctx.step == 3 and residual.numel():
         residual[0] = 0
     return result
 
 
-def _talks_when_it_likes(
-    self: Wrapped, x: cc.Bucket, out: cc.Bucket, state: State, ctx: cc.Context, **o: object
-) -> Flow:
-    if not x.flat.is_meta and not x.flat.isfinite().all():
-        yield from cc.Exact().reduce(x, cc.Bucket(x.flat.clone(), x.layout), state, ctx)
-    return (yield from Wrapped.reduce(self, x, out, state, ctx, **o))
+def _talks_when_it_likes(self: Wrapped, source: Source, target: Target, state: State, ctx: cc.Context) -> Flow:
+    if not source.x.flat.is_meta and not source.x.flat.isfinite().all():
+        yield from cc.Exact().reduce(source, Target(cc.Bucket(source.x.flat.clone(), source.layout)), state, ctx)
+    return (yield from Wrapped.reduce(self, source, target, state, ctx))
 
 
-def _depends_on_the_bucket(
-    self: Wrapped, x: cc.Bucket, out: cc.Bucket, state: State, ctx: cc.Context, **o: object
-) -> Flow:
-    x.flat.mul_(1 + ctx.bucket * 1e-3)
-    return (yield from Wrapped.reduce(self, x, out, state, ctx, **o))
+def _depends_on_the_bucket(self: Wrapped, source: Source, target: Target, state: State, ctx: cc.Context) -> Flow:
+    source.x.flat.mul_(1 + ctx.bucket * 1e-3)
+    return (yield from Wrapped.reduce(self, source, target, state, ctx))
 
 
-def _remembers_elsewhere(
-    self: Wrapped, x: cc.Bucket, out: cc.Bucket, state: State, ctx: cc.Context, **o: object
-) -> Flow:
-    memory = ctx.buffer("memory", x.flat.numel(), torch.float32)
-    memory += x.flat
-    x.flat.add_(memory, alpha=1e-3)
-    return (yield from Wrapped.reduce(self, x, out, state, ctx, **o))
+def _remembers_elsewhere(self: Wrapped, source: Source, target: Target, state: State, ctx: cc.Context) -> Flow:
+    memory = ctx.buffer("memory", source.x.flat.numel(), torch.float32)
+    memory += source.x.flat
+    source.x.flat.add_(memory, alpha=1e-3)
+    return (yield from Wrapped.reduce(self, source, target, state, ctx))
 
 
-def _hides_overflow(self: Wrapped, x: cc.Bucket, out: cc.Bucket, state: State, ctx: cc.Context, **o: object) -> Flow:
-    x.flat.nan_to_num_(0.0, 0.0, 0.0)
-    return (yield from Wrapped.reduce(self, x, out, state, ctx, **o))
+def _hides_overflow(self: Wrapped, source: Source, target: Target, state: State, ctx: cc.Context) -> Flow:
+    source.x.flat.nan_to_num_(0.0, 0.0, 0.0)
+    return (yield from Wrapped.reduce(self, source, target, state, ctx))
 
 
-def _moves_everything(self: Wrapped, x: cc.Bucket, out: cc.Bucket, state: State, ctx: cc.Context, **o: object) -> Flow:
-    result = yield from Wrapped.reduce(self, x, out, state, ctx, **o)
-    out.flat.add_(1e-12)
+def _moves_everything(self: Wrapped, source: Source, target: Target, state: State, ctx: cc.Context) -> Flow:
+    result = yield from Wrapped.reduce(self, source, target, state, ctx)
+    target.out.flat.add_(1e-12)
     return result
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import compcomm as cc
+from compcomm.core.source import Source
 from compcomm.ops.reference.elias import stream_at
 from compcomm.testing.round_trip import trip
 from tests.reference import elias
@@ -134,7 +135,7 @@ def test_works_under_error_feedback() -> None:
     g = torch.randn(1000, generator=torch.Generator().manual_seed(1))
     residual, sent = torch.zeros(1000), torch.zeros(1000, dtype=torch.float64)
     for step in range(50):
-        payload = c.encode_(cc.Bucket(residual, layout), cc.Rng(step=step), add=cc.Bucket(g, layout))
+        payload = c.encode_(Source(cc.Bucket(residual, layout), cc.Bucket(g, layout)), cc.Rng(step=step))
         sent += payload.dense(layout).flat.double()
     assert float(residual.norm()) < 2 * float(g.norm())
     assert torch.allclose(sent + residual, 50 * g.double(), rtol=1e-4, atol=1e-3)

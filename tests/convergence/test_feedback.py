@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import compcomm as cc
+from compcomm.core.source import Source
 
 CONTRACTIONS = [
     cc.TopK(k=3, dense_below=1),
@@ -104,7 +105,7 @@ def test_why_feedback_asks_for_a_contraction() -> None:
     sizes: list[float] = []
     for t in range(40):
         gradient = torch.randn(layout.numel, generator=g)
-        c.encode_(plain, cc.Rng(step=t), add=cc.Bucket(gradient, layout))
+        c.encode_(Source(plain, cc.Bucket(gradient, layout)), cc.Rng(step=t))
         sizes.append(float(plain.flat.norm() / gradient.norm()))
         for simulator in (nearest, shrunk):
             simulator.mean([{"w": gradient.view(8, 512)}])

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import compcomm as cc
+from compcomm.core.source import Source, Target
 from compcomm.core.state import State
 
 CASES: list[tuple[Callable[[], object], list[str]]] = [
@@ -149,7 +150,7 @@ def test_feedback_takes_gradients_only() -> None:
     layout = cc.Layout.of([("w", (2, 2))])
     reducer = cc.settle(cc.ErrorFeedback(cc.TopK(ratio=0.5)), 1)
     x = cc.Bucket(torch.zeros(4), layout)
-    flow = reducer.reduce(x, x, State(cc.Store(reducer), layout), cc.Context(), add=x)
+    flow = reducer.reduce(Source(x, x), Target(x), State(cc.Store(reducer), layout), cc.Context())
     with pytest.raises(TypeError, match="holds its own memory"):
         next(flow)
 

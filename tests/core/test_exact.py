@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -44,8 +46,9 @@ def test_adds_scales_and_leaves_no_error() -> None:
         assert (out.flat[12:14] == 1.0).all() and out.flat[19] == 1.0, "padding is left alone"
 
 
-def _alone(x: cc.Bucket, out: cc.Bucket, **options: object) -> None:
-    flow = cc.Exact().reduce(x, out, State(cc.Store(cc.Exact()), x.layout), cc.Context(), **options)  # type: ignore[arg-type]
+def _alone(x: cc.Bucket, out: cc.Bucket, **options: Any) -> None:
+    state = State(cc.Store(cc.Exact()), x.layout)
+    flow = cc.Exact().reduce(cc.Source(x, **options), cc.Target(out), state, cc.Context())
     for _ in flow:
         pass
 

@@ -179,8 +179,8 @@ class _Ownerless(Scheme):
     def memory(self, segment: cc.Segment) -> dict[str, cc.Slot]:
         return {}
 
-    def step(self, x, out, state, ctx, scale, out_scale, accumulate):  # type: ignore[no-untyped-def]
-        yield from self.inner.reduce(x, out, state, ctx, out_scale=out_scale * scale, accumulate=accumulate)
+    def step(self, source, target, state, ctx):  # type: ignore[no-untyped-def]
+        return (yield from self.inner.reduce(source, target, state, ctx))
 
 
 def test_a_scheme_that_names_no_owner() -> None:

@@ -11,6 +11,7 @@ from compcomm.core.compressor import Compressor, Payload
 from compcomm.core.layout import Bucket, Layout
 from compcomm.core.packing import Packing, pack
 from compcomm.core.random import Rng
+from compcomm.core.source import Target
 from compcomm.testing.inputs import coding, vectors
 from compcomm.testing.round_trip import accepts
 from tests.fuzz.damage import damage
@@ -49,7 +50,7 @@ def case(described: Compressor, random: Random) -> str:
             if clear:
                 Payload(c, packing, room[0], torch.zeros(0), rng).zero_(out)
             else:
-                c.decode_(room, out, rng, packing, scale=0.5, skip=kept, accumulate=accumulate)
+                c.decode_(room, Target(out, 0.5, accumulate), rng, packing, skip=kept)
         finally:
             if (torch.cat((around[:GUARD], around[-GUARD:])) != 7.0).any():
                 raise Failure("a byte beside the result was written.")
