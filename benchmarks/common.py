@@ -48,7 +48,7 @@ def versions() -> dict[str, str]:
 
 
 ROOT = Path(__file__).resolve().parents[1]
-OUTPUT = ("benchmarks/results", "README.md", "runs")
+OUTPUT = ("benchmarks/results", "benchmarks/RESULTS.md", "runs")
 """What benchmarks write: changes there do not change what is measured."""
 
 

@@ -1,4 +1,4 @@
-"""What the kernels should reach on a GPU, and the README's part on it: nothing here needs a GPU, or torch.
+"""What the kernels should reach on a GPU, and the results page's part on it: nothing here needs a GPU, or torch.
 
 A target belongs to a row of ``gpu_kernels.py``: an op in one type. Most are shares of the bandwidth of a copy of as
 many elements of that type in the same run; bytes that must move are counted, not those that a kernel happens to move.
@@ -76,7 +76,7 @@ def moves(op: str) -> Moves:
 
 
 def targets() -> list[tuple[str, str, str, float]]:
-    """(op, type, what is asked, the number), in the order of the README."""
+    """(op, type, what is asked, the number), in the order of the page."""
     shares = [(op, "float32", "share", share) for op, share in SHARES.items()]
     narrow = [(op, "bfloat16", "points below fp32", NARROW) for op in SHARES]
     topk = [(f"topk_encode 1 %, {hint}", "float32", "times torch.topk's speed", TOPK) for hint in ("cold", "warm")]
@@ -108,7 +108,7 @@ def judge(rows: Sequence[Row]) -> None:
 
 
 def section(folder: Path) -> str:
-    """The README's table: what was measured against every target, or that nothing has been."""
+    """The page's table: what was measured against every target, or that nothing has been."""
     path = folder / FILE
     found = json.loads(path.read_text()) if path.is_file() else {"rows": []}
     lines: list[tuple[str, ...]] = []

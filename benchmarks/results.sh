@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures everything that the README quotes, one after the other, on a machine that does nothing else (two hours):
+# Measures everything that the pages quote, one after the other, on a machine that does nothing else (two hours):
 #   bash benchmarks/results.sh
 # May be run again: each step overwrites its file in benchmarks/results, and only when it has come to its end. The first
 # step that fails ends the script, with the step's name.
@@ -103,5 +103,5 @@ $python benchmarks/optimizers.py plot --results "$results" --plot "$results/opti
 step=quickstart
 bash launch/quickstart.sh
 cp runs/quickstart/quickstart.json runs/quickstart/quickstart.png "$results/"
-step=readme
-$python benchmarks/readme.py
+step=results-page
+$python benchmarks/results_page.py

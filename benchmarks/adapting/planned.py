@@ -1,4 +1,4 @@
-"""The README's part on the planner, from benchmarks/results/planner-*.json."""
+"""The results page's part on the planner, from benchmarks/results/planner-*.json."""
 
 from __future__ import annotations
 

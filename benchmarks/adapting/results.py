@@ -1,4 +1,4 @@
-"""The README's part on compression that chooses itself, from the files that are there."""
+"""The results page's part on compression that chooses itself, from the files that are there."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def gains(found: Row | None) -> str:
         "indices and headers count; the last column leaves out what travels exact. Relative error is the sum of errors "
         "over the sum of norms: near 1, as of random densities, nearly every choice loses nearly all, and a gain says "
         f"little (`python benchmarks/adaptive.py gains`).\n\n{table(columns, rows)}\n\n"
-        "![ratios](benchmarks/results/adaptive-gains.png)"
+        "![ratios](results/adaptive-gains.png)"
     )
 
 
@@ -104,7 +104,7 @@ def training(found: Row | None, what: str) -> str:
         f"-: it does not (`python benchmarks/adaptive.py train --task {found['task']} --steps {found['steps']} --every "
         f"{found['every']} --world {found['world_size']}`).\n\n"
         f"{table(columns, rows)}\n\n"
-        f"![loss against bytes](benchmarks/results/adaptive-train-{found['task']}.png)"
+        f"![loss against bytes](results/adaptive-train-{found['task']}.png)"
     )
 
 

@@ -1,4 +1,4 @@
-"""The README's part on optimizers with compressed momentum, from the files that are there."""
+"""The results page's part on optimizers with compressed momentum, from the files that are there."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def convergence(found: Row | None, what: str) -> str:
         f"Adam, and LAMB for 1-bit LAMB; in brackets where the difference of the means lies against the standard "
         f"deviation of the yardstick's own runs.{said(found['summary'])}\n\n"
         f"{table(columns, rows)}\n\n"
-        f"![loss against steps and bytes](benchmarks/results/optimizers-convergence-{found['task']}.png)"
+        f"![loss against steps and bytes](results/optimizers-convergence-{found['task']}.png)"
     )
 
 
@@ -134,7 +134,7 @@ def throughput(folder: Path) -> str:
         f"exchange every {first['local_steps']} steps, the mean over them. In brackets how many times sooner than the "
         f"fp16 hook with Adam, and that if the hook could hide the whole wait behind its exchange, which it cannot "
         f"here. All hosts share two cores; \"no exchange\" is the floor that they make.\n\n{table(columns, lines)}\n\n"
-        f"![seconds per step](benchmarks/results/optimizers-throughput.png)"
+        f"![seconds per step](results/optimizers-throughput.png)"
     )  # fmt: skip
 
 

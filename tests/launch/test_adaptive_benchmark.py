@@ -1,4 +1,4 @@
-"""`benchmarks/adaptive.py` in small: gains are never losses, rules lose alike, and the README has it all."""
+"""`benchmarks/adaptive.py` in small: gains are never losses, rules lose alike, and the results page has it all."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import adaptive  # noqa: E402
-import readme  # noqa: E402
 import record  # noqa: E402
+import results_page  # noqa: E402
 from adapting import gains, rivals, steps, training  # noqa: E402
 
 from compcomm.plan import shapes  # noqa: E402
@@ -39,7 +39,7 @@ def read(file: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_gains_and_rivals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row per family that is never worse than uniform; rules at equal error; both in the README."""
+    """A row per family that is never worse than uniform; rules at equal error; both in the page."""
     where = ["--model", "digits", f"--recorded={tmp_path}", "--quick"]
     file, plot = tmp_path / "adaptive-gains.json", tmp_path / "gains.png"
     run(monkeypatch, "gains", *where, f"--json={file}", f"--plot={plot}")
@@ -58,8 +58,8 @@ def test_gains_and_rivals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert rows["L-GreCo"]["norms_ratio"] > rows["uniform"]["norms_ratio"]
     assert rows["L-GreCo from 1/4096"]["norms_ratio"] >= rows["L-GreCo"]["norms_ratio"]
     assert rows["global top-k"]["squares_ratio"] > rows["uniform"]["squares_ratio"]
-    monkeypatch.setattr(readme, "RESULTS", tmp_path)
-    said = readme.adaptive()
+    monkeypatch.setattr(results_page, "RESULTS", tmp_path)
+    said = results_page.adaptive()
     assert "| digits' MLP, `PowerSGD(4)` |" in said and "| digits' MLP, global top-k |" in said
 
 
@@ -93,7 +93,7 @@ def test_gpt2_is_recorded_with_its_own_names_and_most_words_untouched(tmp_path: 
 
 @pytest.mark.slow
 def test_training_allocation_and_phases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twenty steps of every method; the same bytes are the same bytes; a picture, and the README's tables."""
+    """Twenty steps of every method; the same bytes are the same bytes; a picture, and the page's tables."""
     monkeypatch.setattr(training, "POINTS", 4)
     few = ("no compression", "top-k, uniform", "top-k, L-GreCo", "top-k, L-GreCo, same bytes", "top-k, global")
     every = training.methods("digits", 5)
@@ -122,8 +122,8 @@ def test_training_allocation_and_phases(tmp_path: Path, monkeypatch: pytest.Monk
     assert row["layers"] == 3 and all(row[f"{part}_seconds"] > 0 for part in ("gather", "measure", "decide", "adopt"))
     monkeypatch.setattr("allocation.RUNS", 1)
     run(monkeypatch, "allocation", f"--json={tmp_path / 'adaptive-allocation.json'}")
-    monkeypatch.setattr(readme, "RESULTS", tmp_path)
-    said = readme.adaptive()
+    monkeypatch.setattr(results_page, "RESULTS", tmp_path)
+    said = results_page.adaptive()
     assert "| top-k, global: `GlobalTopK(" in said and "160 layers of 16 settings in 10,000 buckets" in said
     assert "Where it goes" in said
 
@@ -142,8 +142,8 @@ def test_cost_of_two_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert row["world_size"] == 2 and row["every"] == 30 and row["periods"] == 2
     assert 0 < row["review_seconds_per_step"] < row["seconds"]
     assert set(row["more_with"]) == {"gathering", "beside", "other"} and row["longest_beside_with"] > 0
-    monkeypatch.setattr(readme, "RESULTS", tmp_path)
-    assert "What telemetry costs" in readme.adaptive() and "| character transformer |" in readme.adaptive()
+    monkeypatch.setattr(results_page, "RESULTS", tmp_path)
+    assert "What telemetry costs" in results_page.adaptive() and "| character transformer |" in results_page.adaptive()
 
 
 class Alone:
@@ -166,6 +166,6 @@ def test_docstrings() -> None:
     assert doctest.testmod(training) == (0, 1) and doctest.testmod(steps) == (0, 1)
 
 
-def test_without_files_the_readme_has_no_such_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readme, "RESULTS", tmp_path)
-    assert readme.adaptive() == ""
+def test_without_files_the_page_has_no_such_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results_page, "RESULTS", tmp_path)
+    assert results_page.adaptive() == ""

@@ -107,14 +107,14 @@ def test_a_commit_is_marked_where_code_differs_and_not_where_results_do(tmp_path
 
     assert common.commit(tmp_path) == "unknown"
     git("init", "-q")
-    for name in ("benchmarks/results/kernels.json", "README.md", "benchmarks/kernels.py"):
+    for name in ("benchmarks/results/kernels.json", "benchmarks/RESULTS.md", "benchmarks/kernels.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("before")
     git("add", ".")
     git("commit", "-qm", "first")
     head = git("rev-parse", "HEAD").strip()
     (tmp_path / "benchmarks" / "results" / "kernels.json").write_text("after")
-    (tmp_path / "README.md").write_text("after")
+    (tmp_path / "benchmarks" / "RESULTS.md").write_text("after")
     assert common.commit(tmp_path) == common.commit(tmp_path / "benchmarks") == head
     (tmp_path / "benchmarks" / "kernels.py").write_text("after")
     assert common.commit(tmp_path) == head + "+"

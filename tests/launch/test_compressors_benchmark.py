@@ -20,8 +20,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import errors  # noqa: E402
 import methods  # noqa: E402
-import readme  # noqa: E402
 import record  # noqa: E402
+import results_page  # noqa: E402
 import volume  # noqa: E402
 
 EXPORTED = [v for v in map(vars(cc).get, cc.__all__) if isinstance(v, type) and issubclass(v, cc.Compressor)]
@@ -81,7 +81,7 @@ def test_a_mean_is_compared_with_the_best_of_its_size() -> None:
 @pytest.mark.slow
 @pytest.mark.full
 def test_the_benchmark_runs_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """--quick: the JSON has what the README needs of every family, and the plot is a picture."""
+    """--quick: the JSON has what the results page needs of every family, and the plot is a picture."""
     file, plot = tmp_path / "compressors.json", tmp_path / "compressors.png"
     command = f"benchmarks/compressors.py --quick --json {file} --plot {plot} --recorded {tmp_path}"
     done = subprocess.run(
@@ -103,6 +103,8 @@ def test_the_benchmark_runs_end_to_end(tmp_path: Path, monkeypatch: pytest.Monke
     for row in found["speed"]:
         assert "note" in row or (row["encode_memcpy_ratio"] > 0 and row["decode_memcpy_ratio"] > 0)
     assert {r["world_size"] for r in found["volume"]} == {2, 4}
-    monkeypatch.setattr(readme, "RESULTS", tmp_path)
-    assert all(f"`{r['compressor']}`" in readme.compressors() for r in found["speed"] if "(" in r.get("compressor", ""))
-    assert all(f"| `{kind}(" in readme.volume() for kind in ("SparseAllReduce", "AllGather", "TwoPhase"))
+    monkeypatch.setattr(results_page, "RESULTS", tmp_path)
+    assert all(
+        f"`{r['compressor']}`" in results_page.compressors() for r in found["speed"] if "(" in r.get("compressor", "")
+    )
+    assert all(f"| `{kind}(" in results_page.volume() for kind in ("SparseAllReduce", "AllGather", "TwoPhase"))

@@ -1,4 +1,4 @@
-"""`benchmarks/optimizers.py` in small: real runs of two ranks, their files, and what the README makes of them."""
+"""`benchmarks/optimizers.py` in small: real runs of two ranks, their files, and what the results page makes of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import compcomm as cc
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import readme  # noqa: E402
+import results_page  # noqa: E402
 from momentum import convergence, extrapolation, methods, pictures, training  # noqa: E402
 from tasks import load  # noqa: E402
 
@@ -87,8 +87,8 @@ def test_convergence(programs: Programs, tmp_path: Path, monkeypatch: pytest.Mon
     assert by_name["0/1 Adam"]["last_ratio"] > 1
     assert by_name["1-bit Adam"]["loss_verdict"] in ("within", "below", "above") and by_name["1-bit Adam"]["ratio"] > 1
     assert by_name["Adam"]["loss_verdict"] is by_name["LAMB"]["loss_verdict"] is None
-    monkeypatch.setattr(readme, "RESULTS", tmp_path)
-    text = readme.optimizers()
+    monkeypatch.setattr(results_page, "RESULTS", tmp_path)
+    text = results_page.optimizers()
     assert all(f"| {name} |" in text for name in names) and " 1-bit Adam, L2 scale: " in text
     told = argparse.Namespace(
         onto=file, task="digits", steps=40, seeds=2, compressor=methods.COMPRESSOR, local_steps=2
@@ -120,8 +120,8 @@ def test_throughput(programs: Programs, tmp_path: Path, tiny: Path, monkeypatch:
     assert rows["fp32, Adam"]["payload_bytes"] == 2 * rows["fp16, Adam"]["payload_bytes"] == 4 * 3318
     assert rows["0/1 Adam"]["payload_bytes"] == rows["1-bit Adam"]["payload_bytes"] / 4
     assert rows["0/1 Adam"]["interval"] == 4 and rows["0/1 Adam"]["bytes_sent"] > 0
-    monkeypatch.setattr(readme, "RESULTS", tmp_path)
-    assert "| tiny, loopback | " in readme.optimizers()
+    monkeypatch.setattr(results_page, "RESULTS", tmp_path)
+    assert "| tiny, loopback | " in results_page.optimizers()
     programs.ranks(1, SCRIPT, "plot", f"--results={tmp_path}", f"--plot={tmp_path / 'bars.png'}")
     assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
     assert pictures.where(found) == "2 ranks\nloopback"
@@ -137,8 +137,8 @@ def test_arithmetic(programs: Programs, tmp_path: Path, tiny: Path, monkeypatch:
     assert {"ZeroOneAdam, local step", "OneBitLamb, warm-up", "OneBitLamb, compressed phase"} < set(calls)
     for row in rows:
         assert row["numel"] == 3318 and row["ratio"] == pytest.approx(row["seconds"] / row["adam_seconds"])
-    monkeypatch.setattr(readme, "RESULTS", tmp_path)
-    assert all(f"| {call} |" in readme.optimizers() for call in calls)
+    monkeypatch.setattr(results_page, "RESULTS", tmp_path)
+    assert all(f"| {call} |" in results_page.optimizers() for call in calls)
 
 
 @pytest.mark.slow
@@ -157,13 +157,13 @@ def test_model(programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert shared["exchange_seconds"] > 2 * alone["exchange_seconds"] and hidden["speedup"] < alone["speedup"]
     assert shared["speedup"] < extrapolation.PUBLISHED["compressed"] < alone["speedup"]
     assert alone["end_to_end_0.25"] < alone["end_to_end_0.15"] < alone["speedup"]
-    monkeypatch.setattr(readme, "RESULTS", tmp_path)
-    assert "Predicted, not measured" in readme.optimizers() and "| published |" in readme.optimizers()
+    monkeypatch.setattr(results_page, "RESULTS", tmp_path)
+    assert "Predicted, not measured" in results_page.optimizers() and "| published |" in results_page.optimizers()
 
 
-def test_without_files_the_readme_has_no_such_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readme, "RESULTS", tmp_path)
-    assert readme.optimizers() == ""
+def test_without_files_the_page_has_no_such_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results_page, "RESULTS", tmp_path)
+    assert results_page.optimizers() == ""
 
 
 @pytest.mark.parametrize("module", [training, extrapolation], ids=lambda m: m.__name__)

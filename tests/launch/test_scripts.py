@@ -180,13 +180,13 @@ def test_results_keep_what_they_had_when_a_step_fails(checkout: Path) -> None:
         "*train.py*) mkdir -p runs/quickstart; touch runs/quickstart/quickstart.{json,png} ;;\n"
         '*compressors.py*) touch runs/results/compressors.png; date +%N >"${*: -1}" ;;\n'
         '*"--json "*) echo half >"${*: -1}"; [[ -e fails && "$*" = *100mbit* ]] && exit 3; date +%N >"${*: -1}" ;;\n'
-        "*readme.py) echo readme >>calls ;;\n"
+        "*results_page.py) echo page >>calls ;;\n"
         f'*) exec {sys.executable} "$@" ;;\n'
         "esac\n"
     )
     results = checkout / "benchmarks" / "results"
     code, said, calls = bash(checkout, script)
-    assert (code, calls) == (0, ["readme"]), said
+    assert (code, calls) == (0, ["page"]), said
     exchanges = {f"exchange-{name}.json" for name in ("2-hosts-1gbit", "2-hosts-100mbit", "4-hosts-1gbit")}
     experiments = {
         f"convergence-{name}.json" for name in ("digits", "charlm", "three-workers", "weights", "econtrol", "lyapunov")

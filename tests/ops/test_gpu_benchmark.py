@@ -1,4 +1,4 @@
-"""The GPU part of the kernel benchmark without a GPU: its calls, its verdicts, the README's table."""
+"""The GPU part of the kernel benchmark without a GPU: its calls, its verdicts, the page's table."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Event:
 
 @pytest.mark.full
 def test_what_is_measured_is_judged_and_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """All of it but the clock, which is a stand-in; then the README's table of the file that it writes."""
+    """All of it but the clock, which is a stand-in; then the page's table of the file that it writes."""
     ours, targets = module("gpu_kernels"), module("gpu_targets")
     monkeypatch.setattr(ours, "ON", {"cuda": "cpu"})
     monkeypatch.setattr(ours, "_l2", lambda: 1024)

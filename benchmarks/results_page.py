@@ -1,7 +1,7 @@
-"""Writes the results part of the README from the JSON in benchmarks/results: nothing is typed by hand.
+"""Writes benchmarks/RESULTS.md from the JSON in benchmarks/results: nothing in it is typed by hand.
 
-python benchmarks/readme.py            # rewrites README.md
-python benchmarks/readme.py --check    # exit code 1 when the README says something else than the results
+python benchmarks/results_page.py            # rewrites RESULTS.md
+python benchmarks/results_page.py --check    # exit code 1 when RESULTS.md says something else than the results
 """
 
 from __future__ import annotations
@@ -21,26 +21,30 @@ from momentum import results
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-BEGIN, END = "<!-- results: begin", "<!-- results: end -->"
+PAGE = ROOT / "benchmarks" / "RESULTS.md"
 
 
-def section() -> str:
-    """The markdown between the marks."""
-    parts = [
-        intro(),
-        quickstart(),
-        *(exchange(p) for p in sorted(RESULTS.glob("exchange-*.json"))),
-        compressors(),
-        volume(),
-        convergence(),
-        optimizers(),
-        adaptive(),
-        memory(),
-        kernels(),
-        on_gpu(RESULTS),
-        overhead(),
-    ]
-    return "\n\n".join(part for part in parts if part)
+def page() -> str:
+    """The whole page: a heading for each group of experiments whose files are there."""
+    groups = {
+        "Training": [quickstart()],
+        "One gradient over a link": [exchange(p) for p in sorted(RESULTS.glob("exchange-*.json"))],
+        "Compressors": [compressors(), volume()],
+        "Convergence": [convergence()],
+        "Steps that are thrown away": [thrown_away()],
+        "Optimizers": [optimizers()],
+        "The planner": [planned.section(RESULTS)],
+        "Compression that chooses itself": [adaptive()],
+        "Merging memory": [memory()],
+        "Kernels": [kernels()],
+        "Kernels on a GPU": [on_gpu(RESULTS)],
+        "The hook itself": [overhead()],
+    }
+    parts = ["# Results", intro()]
+    for title, found in groups.items():
+        there = [part.removeprefix(f"**{title}.** ") for part in found if part]
+        parts += [f"## {title}", *there] if there else []
+    return "\n\n".join(parts) + "\n"
 
 
 def load(name: str) -> dict[str, Any]:
@@ -55,7 +59,8 @@ def intro() -> str:
     return (
         f"Measured on machines with {where['cores']} shared cores ({'; '.join(machines)}: each file says which), one "
         f"thread per worker, torch {what['torch']}, Python {what['python']}; medians. Bytes are what the network card "
-        f"counts per rank, indices and headers included. `bash benchmarks/results.sh` measures all of it again. "
+        f"counts per rank, indices and headers included. How it was measured, and how to measure it again, is in the "
+        f"[protocol](README.md). This page is written by `benchmarks/results_page.py` from `benchmarks/results`. "
         + ("Nothing" if not (RESULTS / GPU).is_file() else "But for the kernels nothing")
         + " has been measured on a GPU or over NCCL yet."
     )
@@ -87,7 +92,7 @@ def quickstart() -> str:
     return (
         f"**Training.** The quickstart: a character transformer on {found['data']}, {found['link']}, equal wall time "
         f"for each (`bash launch/quickstart.sh`).\n\n{table(columns, rows)}\n\n"
-        "![loss against seconds and bytes](benchmarks/results/quickstart.png)"
+        "![loss against seconds and bytes](results/quickstart.png)"
     )
 
 
@@ -137,7 +142,7 @@ def compressors() -> str:
         "gradients, and the time for 25.6 M floats on one core in multiples of `memcpy` (encode adds the gradient and "
         "leaves the error). More settings, data and what was not measured are in `benchmarks/results/compressors.json` "
         "(`python benchmarks/compressors.py`).\n\n"
-        f"{table(columns, rows)}\n\n![error against bytes](benchmarks/results/compressors.png)"
+        f"{table(columns, rows)}\n\n![error against bytes](results/compressors.png)"
     )
 
 
@@ -229,7 +234,7 @@ def charlm() -> str:
         f"**A character transformer at {found['density']:.1%} density,** no biases, {first['world_size']} workers, "
         f"{first['steps']} steps of each at its best rate of a small grid; bytes after warm-up against fp32 "
         f"(`launch/netlab --hosts 2 --rate 1gbit -- python benchmarks/convergence/charlm.py --data FILE`).\n\n"
-        f"{table(columns, rows)}\n\n![loss against steps](benchmarks/results/convergence-charlm.png)"
+        f"{table(columns, rows)}\n\n![loss against steps](results/convergence-charlm.png)"
     )
 
 
@@ -261,7 +266,7 @@ def optimizers() -> str:
 
 def adaptive() -> str:
     """What `benchmarks/adaptive.py` has measured."""
-    return "\n\n".join(part for part in (planned.section(RESULTS), adapting.section(RESULTS)) if part)
+    return adapting.section(RESULTS)
 
 
 def memory() -> str:
@@ -282,6 +287,19 @@ def memory() -> str:
         f"**Merging memory.** `portable_state_dict()` of {first['parameters'] / 1e6:.0f} M parameters among "
         f"{first['world_size']} workers: copies of the state in memory at the peak, the running one included "
         f"(`torchrun --nproc-per-node 4 benchmarks/memory.py`).\n\n{table(columns, rows)}"
+    )
+
+
+def thrown_away() -> str:
+    """What the memory of each scheme still holds of a batch that the script did not want."""
+    found = load("thrown-away.json")
+    rows = [(f"`{r['reducer']}`", f"{100 * r['skipped']:.0f} %", f"{r['clipped']:.1f}") for r in found["rows"]]
+    columns = ["reducer", "skipped: comes later", "clipped: steps in its direction"]
+    return (
+        f"What happens without a word after one batch whose gradient is {found['factor']:.0f} times the others': top-k "
+        f"and rank 2 of a 64 x 96 matrix, {found['world_size']} workers (`python benchmarks/thrown_away.py`). Skipped: "
+        f"what the next 200 steps bring of the gradient that was thrown away. Clipped to norm 1 by `clip_grad_norm_`, "
+        f"as every step: how many steps' lengths go in that direction.\n\n{table(columns, rows)}"
     )
 
 
@@ -373,18 +391,11 @@ def lyapunov() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--check", action="store_true", help="change nothing, compare")
-    check = parser.parse_args().check
-    path = ROOT / "README.md"
-    text = path.read_text()
-    head, mark, rest = text.partition(BEGIN)
-    line, newline, rest = rest.partition("\n")
-    _, end, tail = rest.partition(END)
-    if not (mark and end):
-        sys.exit(f"{path.name} lacks the marks {BEGIN!r} and {END!r}.")
-    made = f"{head}{mark}{line}{newline}\n{section()}\n\n{end}{tail}"
-    if check and made != text:
-        sys.exit("README.md does not say what benchmarks/results holds. Run python benchmarks/readme.py.")
-    path.write_text(made)
+    made = page()
+    if not parser.parse_args().check:
+        PAGE.write_text(made)
+    elif not PAGE.is_file() or PAGE.read_text() != made:
+        sys.exit("benchmarks/RESULTS.md does not say what benchmarks/results holds: python benchmarks/results_page.py")
 
 
 if __name__ == "__main__":
