@@ -41,7 +41,7 @@ def compute_seconds(task: Task, ranks: Ranks, *, seed: int = 0, steps: int = 15)
 
 def bound(row: Row) -> str | None:
     """The part that takes longest; None where no attachment told the times."""
-    if row["kernel_seconds"] is None:
+    if row.get("kernel_seconds") is None:
         return None
     times = _times(row)
     return PARTS[times.index(max(times))]
@@ -55,11 +55,13 @@ def _times(row: Row) -> list[float]:
 
 def why(rows: Sequence[Row]) -> str:
     """One line on the first row that sent less than an earlier one and reached its loss no sooner, with the times that
-    explain it; "" where each row that sent less came sooner."""
+    explain it. Where each row that sent less came sooner: that cores and not the link bound all steps, or else ""."""
     for i, less in enumerate(rows):
         for more in sorted(rows[:i], key=lambda row: row["payload_bytes_per_step"]):
             if less["bound"] and _no_sooner(less, more):
                 return _reason(less, more)
+    if all(row["bound"] in ("compute", "kernels") for row in rows):
+        return "No row is bound by the wire: here the cores limit the steps, and not the link."
     return ""
 
 

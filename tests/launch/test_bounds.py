@@ -62,5 +62,9 @@ def test_nothing_is_said_where_less_came_sooner_or_nothing_was_measured() -> Non
     sooner = row(FOUR, 400, 11.0, 0.090, 126, 0.080, 0.004, 0.030)
     assert bounds.why([EXACT, BF16, sooner]) == ""
     assert bounds.why([EXACT, {**BF16, "seconds_to_target": 50.0, "bound": None}]) == ""
+    cores = {**EXACT, "bound": "compute"}
+    assert bounds.why([cores, BF16, sooner]) == (
+        "No row is bound by the wire: here the cores limit the steps, and not the link."
+    )
     same = row("Exact()", 3200, 41.0, 0.300, 134, 0.080, 0.001, 0.270)
     assert bounds.why([EXACT, same]) == ""  # no fewer bytes
