@@ -13,6 +13,7 @@ from tasks import Batch, Task
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LRScheduler
 
 from compcomm.hosts.attach import attach
 from compcomm.report.metrics import timing
@@ -68,11 +69,7 @@ def train(
                 before, start = ranks.card_bytes(), time.perf_counter()
                 mark = start
                 for _ in range(count):
-                    x, y = task.batch(seed, len(clock.steps), ranks.rank)
-                    loss_of(model(x), y).backward()
-                    optimizer.step()
-                    optimizer.zero_grad()
-                    schedule.step()
+                    step(model, task.batch(seed, len(clock.steps), ranks.rank), optimizer, schedule)
                     now = time.perf_counter()
                     clock.steps.append(now - mark)
                     mark = now
@@ -89,6 +86,7 @@ def train(
             attachment.detach()
     steps = len(clock.steps)
     pace = timing(clock.steps)
+    kernel, wire = (None, None) if report is None else ranks.mean(report.kernel_seconds, report.wire_seconds)
     return {
         "reducer": "None" if reducer is None else repr(reducer),
         "world_size": ranks.world,
@@ -96,11 +94,21 @@ def train(
         "seconds": clock.seconds,
         "seconds_per_step": pace.median,
         "seconds_per_step_spread": pace.spread,
+        "kernel_seconds": kernel,
+        "wire_seconds": wire,
         "bytes_per_step": curve[-1][1] / steps,
         "payload_bytes_per_step": payload(report, module, ranks),
         "loss": curve[-1][-1],
         "curve": curve,
     }
+
+
+def step(model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, schedule: LRScheduler) -> None:
+    """One training step."""
+    loss_of(model(batch.x), batch.y).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    schedule.step()
 
 
 def due(clock: Clock, budget: Budget, share: float) -> int:

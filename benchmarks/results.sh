@@ -101,7 +101,7 @@ measure optimizers-model $python benchmarks/optimizers.py model
 step=optimizers-plot
 $python benchmarks/optimizers.py plot --results "$results" --plot "$results/optimizers-throughput.png"
 step=quickstart
-bash launch/quickstart.sh
+bash launch/quickstart.sh --seconds 40
 cp runs/quickstart/quickstart.json runs/quickstart/quickstart.png "$results/"
 step=results-page
 $python benchmarks/results_page.py

@@ -5,8 +5,9 @@
     torchrun --nproc-per-node 2 benchmarks/train.py --task digits --steps 200 --reducer "Exact()" None
 
 All reducers get the same seed, model, batches and learning rates; the first one sets the target, the loss that it ends
-with. `None` is DDP without a hook. On loopback `--link 100mbit` adds what a cost model says of such a link: the
-measured step, and the payload at that rate after it.
+with. Each row says what bounds its steps: compute, kernels or the wire (`bounds.py`). `None` is DDP without a hook. On
+loopback `--link 100mbit` adds what a cost model says of such a link: the measured step, and the payload at that rate
+after it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from bounds import bound, compute_seconds, why
 from common import write
 from loop import Budget, train
 from ranks import Ranks, lab, link, ranks
@@ -37,11 +39,16 @@ def main() -> None:
         rows: list[Row] = []
         if here.first:
             print(f"{task.name} on {task.data}", f"{here.world} workers, {link()}", sep="\n", flush=True)
+        compute = compute_seconds(task, here, seed=options.seed)
         with Bar(here, len(reducers)) as bar:
             for reducer in reducers:
                 bar.next("None" if reducer is None else repr(reducer))
                 rows.append(train(task, reducer, budget, here, bar.show, seed=options.seed))
                 bar.done(rows[-1])
+        for row in rows:
+            row["compute_seconds"] = compute
+            row["link_seconds"] = 8 * row["bytes_per_step"] / note["bits_per_second"] if (note := lab()) else None
+            row["bound"] = bound(row)
         compare(rows)
         if options.link and here.world > 1:
             predict(rows, options.link, options.seconds)
@@ -54,7 +61,9 @@ def compare(rows: Sequence[Row]) -> None:
     target = rows[0]["loss"]
     for row in rows:
         row["target"] = target
-        row["seconds_to_target"] = settled([p[0] for p in row["curve"]], [p[3] for p in row["curve"]], target)
+        seconds, steps, loss = ([p[i] for p in row["curve"]] for i in (0, 2, 3))
+        row["seconds_to_target"] = settled(seconds, loss, target)
+        row["steps_to_target"] = settled(steps, loss, target)
         row["speedup"] = ratio(rows[0]["seconds_to_target"], row["seconds_to_target"])
 
 
@@ -80,6 +89,9 @@ def predict(rows: Sequence[Row], name: str, seconds: float | None) -> None:
             "seconds_per_step": pace,
             "seconds_to_target": needed,
             "speedup": ratio(first, needed),
+            "steps_to_target": reached,
+            "bound": bound({**row, "link_seconds": pace - row["seconds_per_step"]}),
+            "link_seconds": pace - row["seconds_per_step"],
         }
 
 
@@ -97,14 +109,18 @@ def ratio(first: float | None, own: float | None) -> float | None:
 
 def report(rows: list[Row], options: argparse.Namespace, data: str) -> None:
     """The table, and the files that were asked for."""
+    wire = "collectives in flight" if lab() is None else "the bytes at the link's rate"
     title = f"{options.task}: validation loss of {rows[0]['world_size']} workers, {link()}"
     note = (
         f"bytes/step: what the network card counts, per worker. s to target: the training time from which the loss "
         f"stays at or below {rows[0]['target']:.4f}, with which {rows[0]['reducer']} ends; a dip before does not "
-        f"count. -: not reached."
+        f"count. -: not reached. bound by: the longest of compute (a step without communication takes "
+        f"{rows[0]['compute_seconds'] * 1e3:.3g} ms), kernels (encoding and decoding) and wire ({wire})."
     )
     console = need("rich.console", "train.py").Console(width=None if sys.stdout.isatty() else 160)
     console.print(tables.training(rows, title, note))
+    if reason := why([{**row, **row.get("predicted", {})} for row in rows]):
+        console.print(reason, highlight=False)
     if options.json:
         write(options.json, "train", rows, task=options.task, data=data, link=link(), lab=lab(), seed=options.seed)
         print(f"written: {options.json}")

@@ -47,9 +47,12 @@ def _load() -> ctypes.CDLL | None:
         except OSError as error:
             _log.warning("compcomm: cannot load %s (%s); rebuild it with `pip install -e .`", path, error)
             continue
-        if getattr(handle, "cc_abi_version", lambda: None)() == ABI:
+        if getattr(handle, "cc_abi_version", lambda: None)() != ABI:
+            _log.warning("compcomm: %s is not ours, or of another version; rebuild it with `pip install -e .`", path)
+        elif handle.cc_isa_best() < 0:
+            _log.warning("compcomm: %s was built for other processors; rebuild it with `pip install -e .`", path)
+        else:
             return handle
-        _log.warning("compcomm: %s is not ours, or of another version; rebuild it with `pip install -e .`", path)
     _log.warning(
         "compcomm: no native library; compression runs on torch operators, ten to eighty times slower. Cure: install a "
         "C++ compiler and CMake, then `pip install --force-reinstall --no-deps compcomm` (in a checkout: "
@@ -59,6 +62,18 @@ def _load() -> ctypes.CDLL | None:
 
 
 _library = _load()
+
+
+def _usable() -> tuple[str, ...]:
+    if _library is None:
+        return ()
+    used: int = _library.cc_isa()
+    found = tuple(name for level, name in enumerate(ISAS) if _library.cc_isa_set(level) == 0)
+    _library.cc_isa_set(used)
+    return found
+
+
+_isas = _usable()
 
 
 def available() -> bool:
@@ -75,14 +90,17 @@ def isa() -> str:
 
 
 def isas() -> tuple[str, ...]:
-    """The instruction sets this processor has."""
-    return ISAS[: _library.cc_isa_best() + 1] if _library is not None else ()
+    """The instruction sets that can be used: this processor has them, and the library was built for them."""
+    return _isas
 
 
 def set_isa(name: str) -> None:
     """Use this instruction set from now on (tests, benchmarks); results do not depend on it."""
     if name not in isas() or _library is None:
-        raise ValueError(f"COMPCOMM_CPU={name!r}: this machine has {', '.join(isas()) or 'no native library'}")
+        raise ValueError(
+            f"COMPCOMM_CPU={name!r}: this machine has {', '.join(isas()) or 'no native library'}; "
+            "`CC_ISAS=all pip install -e .` builds all sets that there are"
+        )
     _library.cc_isa_set(ISAS.index(name))
 
 

@@ -25,12 +25,14 @@ def number(value: float | None, unit: str = "") -> str:
 
 
 def training(rows: Sequence[Row], title: str, note: str = "") -> Any:
-    """Rows of ``benchmarks/train.py``: loss, steps, traffic, and the time to the loss that the first row ends with."""
-    predicted = any("predicted" in row for row in rows)
+    """Rows of ``benchmarks/train.py``: loss, steps, traffic, the time to the loss that the first row ends with, and
+    what bounds a step where that was measured."""
+    predicted, bounded = any("predicted" in row for row in rows), any("bound" in row for row in rows)
     columns = ["reducer", "loss", "steps", "bytes\n/step", "ms\n/step", "s to\ntarget", "speedup"]
+    columns += ["bound\nby"] * bounded
     if predicted:
         link = next(row["predicted"]["link"] for row in rows if "predicted" in row)
-        columns += [f"{link}:\n{what}" for what in ("ms/step", "s to target", "speedup")]
+        columns += [f"{link}:\n{what}" for what in ("ms/step", "s to target", "speedup", *["bound by"] * bounded)]
         note = f"{note} {link}: predicted, the measured step and after it the payload at that rate.".strip()
     lines: list[list[str]] = []
     for row in rows:
@@ -43,10 +45,12 @@ def training(rows: Sequence[Row], title: str, note: str = "") -> Any:
             digits(row["seconds_to_target"]),
             times(row["speedup"]),
         ]
+        line += [row.get("bound") or "-"] * bounded
         if predicted:
             model = row["predicted"]
             pace, reached = digits(model["seconds_per_step"], 1e3), digits(model["seconds_to_target"])
             line += [pace, reached, times(model["speedup"])]
+            line += [model.get("bound") or "-"] * bounded
         lines.append(line)
     return table(title, columns, lines, note)
 

@@ -62,10 +62,11 @@ typedef struct cc_span {
 #define CC_DECODE_ARGS \
     wires, messages, stride, wire_bytes, rows, nrows, skip, skip_numel, out, out_numel, scale, accumulate
 
-// The instruction set in use: 0 baseline, 1 AVX2, 2 AVX-512. The best one at load time; COMPCOMM_CPU forces one.
+// The instruction set in use: 0 baseline, 1 AVX2, 2 AVX-512. The best one at load time; COMPCOMM_CPU forces one. -1:
+// this library was built for other processors, and no kernel in it may be called.
 CC_API int cc_isa(void);
 CC_API int cc_isa_best(void);
-CC_API int cc_isa_set(int level);  // 0, or -1 when this processor does not have it
+CC_API int cc_isa_set(int level);  // 0, or -1 when this processor or this library does not have it
 CC_API int cc_abi_version(void);
 
 // Philox4x32-10: out[4*i .. 4*i+3] for the counters (c0 + i, c1, c2, c3), i < n.

@@ -47,6 +47,10 @@ def test_train_compares_reducers(programs: Programs, tmp_path: Path) -> None:
         assert row["loss"] < 1.5 < row["curve"][0][3]  # ten classes: ln 10 = 2.3 before training
         assert row["payload_bytes_per_step"] <= row["bytes_per_step"]
         assert row["predicted"]["seconds_per_step"] > 8 * row["payload_bytes_per_step"] / 1e8
+        assert 0 < row["compute_seconds"] < 1
+    assert plain["bound"] is None and exact["bound"] and sparse["bound"]
+    assert sparse["kernel_seconds"] > 0 and sparse["wire_seconds"] > 0
+    assert "bound by" in re.sub(r"\s+", " ", said)
     assert exact["loss"] == pytest.approx(plain["loss"], abs=1e-4)
     assert exact["seconds_to_target"] <= exact["seconds"] and exact["speedup"] == 1
     assert sparse["payload_bytes_per_step"] < exact["payload_bytes_per_step"] / 5

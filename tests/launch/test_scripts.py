@@ -17,7 +17,14 @@ STAND_IN = f"""#!/usr/bin/env bash
 case "$*" in
 *--check*) [ -e no-lab ] && echo "netlab: namespaces are refused" >&2 && exit 69; exit 0 ;;
 *available*) [ ! -e unbuilt ] ;;
-*"-m pip"* | *train.py* | *pytest*) echo "$*" >>calls; [ ! -e fails ] ;;
+*"-m pip"* | *train.py* | *pytest*)
+    echo "$*" >>calls
+    if [[ "$*" = *"-e ."* ]]; then
+        echo "$CC_ISAS ${{CC_BUILD_CUDA:-auto}}" >built
+        [ ! -e compiles ] || for n in 1 2 3 4 5 6 7 8; do echo "  [$n/8] Building"; sleep 0.5; done
+        [ ! -e compiles ] || sleep 1
+    fi
+    [ ! -e fails ] ;;
 *) exec {sys.executable} "$@" ;;
 esac
 """
@@ -50,13 +57,58 @@ def test_setup_installs_once_and_again_after_a_change(checkout: Path) -> None:
     setup = str(checkout / "launch" / "setup.sh")
     code, said, calls = bash(checkout, setup, "test")
     assert code == 0, said
-    assert len(calls) == 1 and "-c launch/constraints.txt -e .[test]" in calls[0]
+    kernels, others = sorted(calls, key=lambda call: " -r " in call)
+    assert "--no-deps -e ." in kernels and "-c launch/constraints.txt -r build/requirements.txt" in others
     assert bash(checkout, setup, "test")[2] == []
     kernel = next((checkout / "csrc").rglob("*.cpp"))
     kernel.write_text(kernel.read_text() + "// changed\n")
-    assert len(bash(checkout, setup, "test")[2]) == 1
-    assert ".[bench,test]" in bash(checkout, setup, "test", "bench")[2][0]
+    assert len(bash(checkout, setup, "test")[2]) == 2
+    assert "compcomm[bench,test]" in bash(checkout, setup, "test", "bench")[1]
     assert bash(checkout, setup, "test")[2] == []
+
+
+def test_setup_asks_for_what_the_extras_want(checkout: Path) -> None:
+    """The package itself is built beside that, so that its own name must not be among it; a wrong extra is an error."""
+    setup = str(checkout / "launch" / "setup.sh")
+    assert bash(checkout, setup, "test")[0] == 0
+    named = [re.split(r"[^\w-]", line)[0] for line in (checkout / "build/requirements.txt").read_text().splitlines()]
+    assert {"torch", "numpy", "matplotlib", "rich", "triton", "pytest"} <= set(named)
+    assert "compcomm" not in named and len(named) == len(set(named))
+    code, said, calls = bash(checkout, setup, "nonsense")
+    assert code != 0 and "no extra is called 'nonsense'; there are bench, gpu" in said and calls == []
+
+
+def test_setup_builds_for_this_machine_and_for_tests_all(checkout: Path) -> None:
+    """One instruction set and no CUDA without a GPU; what was built for tests is not undone by the quickstart."""
+    setup, built = str(checkout / "launch" / "setup.sh"), checkout / "built"
+
+    def sets(*extras: str, **variables: str) -> str:
+        built.unlink(missing_ok=True)
+        code, said, _ = bash(checkout, setup, *extras, **variables)
+        assert code == 0, said
+        return built.read_text().strip() if built.exists() else "nothing"
+
+    assert sets("bench") == "native off"
+    assert sets("bench") == "nothing"
+    assert sets("test") == "all off"
+    assert sets("bench") == sets("test") == "nothing"
+    assert sets("gpu") == "all off"
+    assert sets("bench", CC_ISAS="baseline", CC_BUILD_CUDA="on") == "baseline on"
+    assert sets("bench") == "native off"
+    assert sets("test") == "all off"
+    driver = checkout / "tools" / "nvidia-smi"
+    driver.write_text("#!/bin/sh\necho 'GPU 0: one'\n")
+    driver.chmod(0o755)
+    assert sets("test") == "all auto"
+
+
+def test_setup_shows_how_far_the_compiler_is(checkout: Path) -> None:
+    (checkout / "compiles").touch()
+    code, said, _ = bash(checkout, str(checkout / "launch" / "setup.sh"), "bench")
+    assert code == 0, said
+    shown = re.findall(r"compiled (\d+) % \((\d+) of 8\)", said)
+    assert shown[-1] == ("100", "8") and 2 <= len(shown) <= 4
+    assert [int(p) for p, _ in shown] == sorted({100 * int(n) // 8 for _, n in shown})
 
 
 @pytest.mark.parametrize("allowed", [True, False])
@@ -87,7 +139,7 @@ def test_a_failed_installation_is_not_remembered(checkout: Path) -> None:
     (checkout / "fails").touch()
     assert bash(checkout, setup, "test")[0] != 0
     (checkout / "fails").unlink()
-    assert len(bash(checkout, setup, "test")[2]) == 1
+    assert len(bash(checkout, setup, "test")[2]) == 2
 
 
 @pytest.mark.parametrize("built", [True, False])
@@ -97,7 +149,7 @@ def test_kernels_that_do_not_build_are_said(checkout: Path, built: bool) -> None
         (checkout / "unbuilt").touch()
     code, said, _ = bash(checkout, str(checkout / "launch" / "setup.sh"), "test")
     assert code == 0, said
-    assert ("kernels did not build" in said and "pip install -v -e ." in said) is not built
+    assert ("kernels did not build" in said and "build/setup.log" in said) is not built
 
 
 def test_without_a_gpu_the_gpu_check_says_so_and_is_done(checkout: Path) -> None:

@@ -76,6 +76,15 @@ def test_training_table_with_predictions() -> None:
     assert "100mbit" in shown and "predicted" in shown
 
 
+def test_training_table_says_what_bounds_a_step_where_that_is_known() -> None:
+    rows = [{**ROWS[0], "bound": "wire"}, {**ROWS[1], "bound": None}]
+    shown = text(tables.training(rows, "title", "note"), width=100).splitlines()
+    assert [next(s for s in shown if r["reducer"] in s).split()[-1] for r in rows] == ["wire", "-"]
+    model = {"link": "100mbit", "seconds_per_step": 0.5, "seconds_to_target": None, "speedup": None, "bound": "compute"}
+    shown = text(tables.training([{**row, "predicted": model} for row in rows], "title")).splitlines()
+    assert next(s for s in shown if "Exact()" in s).split()[-1] == "compute"
+
+
 def test_exchange_table() -> None:
     row = {
         "reducer": "TopK(0.01)", "cold": True, "seconds": 0.05, "seconds_spread": (0.04, 0.06), "bytes_sent": 1e6,
