@@ -168,7 +168,7 @@ def sparse_cases() -> None:
     def threshold(b: Buffers, fit: str) -> Call:
         c = cc.Threshold(0.01, fit=fit)
         inputs = Inputs(b.x, b.add, b.wire, b.table(c.kept(b.numel)), b.status, 1.0, 1.0)
-        return lambda: c.encode_rows(inputs, b.gain, cc.Rng(), {})
+        return lambda: c.encode_rows(inputs, b.gain, cc.Rng(), {}, lambda *_: cc.Segment("w", (b.numel,), 0, b.numel))
 
     case("topk_encode 1 %, sampled")(sampled)
     for fit in ("exponential", "pareto", "gamma"):

@@ -75,10 +75,10 @@ def test_a_sample_codes_what_the_model_codes(text: str) -> None:
 class Picky(cc.SignScale):
     """Codes nothing but whole models, on tensors that exist."""
 
-    def encode_rows(self, i: Inputs, gain: Any, rng: Any, hints: Any) -> None:
+    def encode_rows(self, i: Inputs, gain: Any, rng: Any, hints: Any, find: Any) -> None:
         if not i.wire.is_meta:
             raise ArithmeticError("not this one")
-        super().encode_rows(i, gain, rng, hints)
+        super().encode_rows(i, gain, rng, hints, find)
 
 
 def test_a_prediction_that_fails_is_left_out_and_a_wrong_reducer_is_an_error() -> None:

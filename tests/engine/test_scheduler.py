@@ -202,10 +202,10 @@ def test_an_abandoned_step_gives_its_payloads_back() -> None:
 class Broken(cc.SignScale):
     """Raises when it codes; a description on meta tensors does too."""
 
-    def encode_rows(self, i: Inputs, gain: Any, rng: Any, hints: Any) -> None:
+    def encode_rows(self, i: Inputs, gain: Any, rng: Any, hints: Any, find: Any) -> None:
         if rng.step >= 1:
             raise ZeroDivisionError("mine")
-        super().encode_rows(i, gain, rng, hints)
+        super().encode_rows(i, gain, rng, hints, find)
 
 
 def test_a_failed_flow_keeps_the_sequence_and_says_so_to_the_peers() -> None:

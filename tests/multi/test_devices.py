@@ -78,10 +78,10 @@ def failing(rank: int, world: int, path: str) -> Any:
     """Rank 1's kernel refuses its gradient in step 1: what each rank's host is told, and in which step."""
 
     class Fails(cc.SignScale):
-        def encode_rows(self, i: Any, gain: Any, rng: Any, hints: Any) -> None:
+        def encode_rows(self, i: Any, gain: Any, rng: Any, hints: Any, find: Any) -> None:
             if rank == 1 and rng.step == 1:
                 raise ArithmeticError("made to fail")
-            super().encode_rows(i, gain, rng, hints)
+            super().encode_rows(i, gain, rng, hints, find)
 
     with backend("triton") if path == "triton" else nullcontext():
         parameters: Any = [(n, torch.nn.Parameter(torch.empty(s))) for n, s in SHAPES]

@@ -27,10 +27,10 @@ class Fragile(cc.TopK):
 
     at: int = 4096
 
-    def encode_rows(self, i: Inputs, gain: Any, rng: Any, hints: Any) -> None:
+    def encode_rows(self, i: Inputs, gain: Any, rng: Any, hints: Any, find: Any) -> None:
         if rng.rank == 1 and rng.step == 4 and self.at in i.table[:, 2].tolist():
             raise ZeroDivisionError("the compressor's own mistake")
-        super().encode_rows(i, gain, rng, hints)
+        super().encode_rows(i, gain, rng, hints, find)
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,10 +39,10 @@ class FragileCodes(cc.QSGD):
 
     at: int = 4096
 
-    def encode_rows(self, i: Inputs, gain: Any, rng: Any, hints: Any) -> None:
+    def encode_rows(self, i: Inputs, gain: Any, rng: Any, hints: Any, find: Any) -> None:
         if rng.rank in (1, -2) and rng.step == 4 and self.at in i.table[:, 2].tolist():
             raise ZeroDivisionError("the compressor's own mistake")
-        super().encode_rows(i, gain, rng, hints)
+        super().encode_rows(i, gain, rng, hints, find)
 
 
 def broken(flow: Any, ctx: cc.Context, after: int) -> Any:

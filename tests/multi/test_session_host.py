@@ -195,10 +195,10 @@ def test_a_mean_that_the_host_waits_for(two: Workers) -> None:
 
 
 class Fails(cc.SignScale):
-    def encode_rows(self, i: Any, gain: Any, rng: Any, hints: Any) -> None:
+    def encode_rows(self, i: Any, gain: Any, rng: Any, hints: Any, find: Any) -> None:
         if rng.rank == 1 and rng.step == 1:
             raise ArithmeticError("made to fail")
-        super().encode_rows(i, gain, rng, hints)
+        super().encode_rows(i, gain, rng, hints, find)
 
 
 def failing(rank: int, world: int) -> Any:
