@@ -95,6 +95,9 @@ class Rotated(CompressorWrapper):
         rotated = z.view(torch.uint8).unsqueeze(0)
         ops.hadamard_inverse(rotated, outer, skip, out, scale, accumulate, self.block, rng.step)
 
+    def zero_rows(self, wire: Tensor, table: Tensor, out: Tensor, rng: Rng, find: Find) -> None:
+        super(CompressorWrapper, self).zero_rows(wire, table, out, rng, find)  # all: what is decoded is dense
+
 
 def _rotate(table: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """(the table of C, whose x is R x; that of R, whose wire is R x; memory for R x). Absent rows stay absent."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NETLAB, CARD = ROOT / "launch" / "netlab", str(ROOT / "compcomm" / "report" / "card.py")
+NETLAB, CARD = ROOT / "launch" / "netlab", str(ROOT / "compcomm" / "report" / "network_card.py")
 CHECK = subprocess.run([sys.executable, NETLAB, "--check"], capture_output=True, text=True, timeout=20)
 lab = pytest.mark.skipif(CHECK.returncode != 0, reason=CHECK.stderr.strip() or "netlab --check failed")
 pytestmark = pytest.mark.timeout(60)

@@ -139,7 +139,7 @@ def test_conservation(four: Workers, kind: str, name: str) -> None:
     """sum of m + mean residual + owners' residuals = sum of what the ranks would have made of it, since the freeze."""
     results = four.run(conserves, kind=kind, compressor=COMPRESSORS[name])
     kept = torch.zeros(NUMEL, dtype=torch.float64)
-    layout, grain = cc.Layout.of(SHAPES.items()), getattr(cc.parse(COMPRESSORS[name]), "grain", 1)
+    layout, grain = cc.Layout.of(SHAPES.items()), getattr(cc.parse(COMPRESSORS[name]), "alignment", 1)
     for rank, (_, _, slots) in enumerate(results):
         for s in layout.segments:
             if s.name in slots["residual"]:

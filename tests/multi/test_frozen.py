@@ -68,7 +68,7 @@ def freezes(rank: int, world: int) -> Any:
             models.train(model, xs[before:])
             state.report()
             state = state.attachment
-        found[how] = models.flat(model), sorted(n for n, _ in state.parameters)
+        found[how] = models.flat(model), sorted(n for n, _ in state.setup.parameters)
     model = _frozen_since(models.mlp())
     stepped = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     cc.attach(model, cc.DGC(cc.TopK(0.1)), optimizer=stepped, timeout=20)

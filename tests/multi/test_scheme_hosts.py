@@ -155,9 +155,9 @@ def fails(rank: int, world: int, scheme: str, after: int) -> Any:
         model(gradients(rank, step)).backward()
     kind, original = type(attachment.reducer), type(attachment.reducer).reduce
 
-    def breaks(self: Any, x: Any, out: Any, state: Any, ctx: Any, **options: Any) -> Any:
-        flow = original(self, x, out, state, ctx, **options)
-        if rank != 1 or ctx.bucket != 1 or x.flat.is_meta:
+    def breaks(self: Any, source: Any, target: Any, state: Any, ctx: Any) -> Any:
+        flow = original(self, source, target, state, ctx)
+        if rank != 1 or ctx.bucket != 1 or source.x.flat.is_meta:
             return (yield from flow)
         op = next(flow)
         for number in range(9):
