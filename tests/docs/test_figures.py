@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 import compcomm as cc
+from compcomm.plan.result import span
 from compcomm.plan.shapes import resnet50
-from compcomm.plan.table import span
 
 from .pages import ROOT, blocks, read, rows
 
