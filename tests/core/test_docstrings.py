@@ -9,7 +9,9 @@ import pkgutil
 import pytest
 
 import compcomm
+from tests.ops import emulated
 
+emulated.choose()  # walking imports packages, and that of the CUDA kernels finds its library when it is imported
 MODULES = ["compcomm", *(m.name for m in pkgutil.walk_packages(compcomm.__path__, "compcomm."))]
 
 
