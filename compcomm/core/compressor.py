@@ -222,7 +222,7 @@ class Compressor(Described, Format, ABC, abstract=True):
         if isinstance(source, Bucket):
             source = Source(source)
         x, add, decay, add_scale = source
-        wide = _widest(x, add)
+        wide = source.widest
         packing = packing or pack(self, wide.layout)
         size = packing.nbytes if message is None else packing.splits[message]
         device = wide.flat.device
@@ -362,11 +362,6 @@ class Compressor(Described, Format, ABC, abstract=True):
                     part.add_(total, alpha=scale)
                 else:
                     torch.mul(total.double(), scale, out=part)
-
-
-def _widest(x: Bucket, add: Bucket | None) -> Bucket:
-    """The one of the two that has all segments."""
-    return x if add is None or len(x.layout.segments) > len(add.layout.segments) else add
 
 
 def _sum_of(x: Bucket, add: Bucket | None, decay: float, add_scale: float, layout: Layout) -> Bucket:
