@@ -14,7 +14,7 @@ from . import optim as optim
 from . import report as report
 from ._version import __version__ as __version__
 from .adaptive.accordion import Accordion
-from .adaptive.by_size import Legacy
+from .adaptive.by_size import SizeRule
 from .adaptive.global_topk import GlobalTopK
 from .adaptive.lgreco import LGreCo
 from .combine.partition import Partition
@@ -80,6 +80,7 @@ from .transports.simulator import Simulator
 _install()
 _former("cost", "compcomm.cost(reducer, layout, world)", cost, Reducer, Compressor)
 _former("settle", "compcomm.settle(reducer, world)", settle, Reducer)
+_former("forget", "reset_state()", Attachment.reset_state, Attachment)
 _former("contractive", "compcomm.compressors.contractive.contractive(compressor)", _contractive, Compressor)
 
 
@@ -115,7 +116,6 @@ __all__ = [
     "Grid",
     "LGreCo",
     "Layout",
-    "Legacy",
     "Linear",
     "LloydMax",
     "Merge",
@@ -134,6 +134,7 @@ __all__ = [
     "SharedScale",
     "SignScale",
     "Simulator",
+    "SizeRule",
     "Sketch",
     "Slot",
     "Source",

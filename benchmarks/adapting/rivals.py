@@ -104,7 +104,7 @@ def rules(g: Gradient, threshold: int) -> dict[str, Callable[[float], Densities]
     def legacy(scale: float) -> Densities:
         """Large layers with a quarter of the density of small ones."""
         small = tuned(g.base, min(1.0, scale * own))
-        rule = cc.Legacy(small, large=min(1.0, scale * own) / 4, threshold=threshold)
+        rule = cc.SizeRule(small, large=min(1.0, scale * own) / 4, threshold=threshold)
         return {s.name: rule.at(s, 0) for s in g.layout.segments}
 
     def lgreco(candidates: tuple[float, ...] | None, scale: float) -> Densities:

@@ -39,7 +39,7 @@ def methods(task: str, every: int) -> dict[str, str]:
         "top-k, L-GreCo, same bytes": f"LGreCo(ErrorFeedback({one}), {budget[one]})",
         "top-k, L-GreCo inside, same bytes": f"ErrorFeedback(LGreCo({one}, {budget[one]}))",
         "top-k, global": f"GlobalTopK(ErrorFeedback({one}), every={every})",
-        "top-k, LEGACY": f"Legacy(ErrorFeedback({one}), large={float(high) / 2}, threshold=20000, early=2, "
+        "top-k, LEGACY": f"SizeRule(ErrorFeedback({one}), large={float(high) / 2}, threshold=20000, early=2, "
         f"steps={2 * every})",
         "Accordion": accordion,
         "L-GreCo on Accordion": f"LGreCo({accordion}, every={every})",

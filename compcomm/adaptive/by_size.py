@@ -1,4 +1,4 @@
-"""Legacy: a setting by the size of a layer and the phase of the training, without any statistics."""
+"""SizeRule: a setting by the size of a layer and the phase of the training, without any statistics."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from ..core.traits import Promises, weakest
 
 
 @dataclass(frozen=True, repr=False)
-class Legacy(Wrapper):
+class SizeRule(Wrapper):
     """Layers of ``threshold`` elements or more have the setting ``large``, all others the reducer's own; in the first
     ``steps`` steps both are multiplied by ``early``.
 
     Large layers bear more compression, and the early phase less: a rule that costs nothing, for comparison with those
-    that measure. ``Legacy(ErrorFeedback(TopK(ratio=0.02)), large=0.005, early=4, steps=500)``. Bits and ranks are
+    that measure. ``SizeRule(ErrorFeedback(TopK(ratio=0.02)), large=0.005, early=4, steps=500)``. Bits and ranks are
     rounded. No state of its own, no messages; promises are those of what is inside.
 
     Args:
@@ -55,27 +55,29 @@ class Legacy(Wrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        setting("Legacy", self.reducer)
-        check_assignable("Legacy", self.reducer)
-        refuse_inner("Legacy", self.reducer)
-        object.__setattr__(self, "large", number("Legacy", self.reducer, "large", self.large))
+        setting("SizeRule", self.reducer)
+        check_assignable("SizeRule", self.reducer)
+        refuse_inner("SizeRule", self.reducer)
+        object.__setattr__(self, "large", number("SizeRule", self.reducer, "large", self.large))
         for name, least in (("threshold", 1), ("steps", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"Legacy({name}={value!r}): an integer, {least} or more.")
+                raise ValueError(f"SizeRule({name}={value!r}): an integer, {least} or more.")
         valid = isinstance(self.early, int | float) and not isinstance(self.early, bool)
         if not valid or not (self.early > 0 and isfinite(self.early)):
-            raise ValueError(f"Legacy(early={self.early!r}): a factor above 0; above 1 sends more in the early phase.")
+            raise ValueError(
+                f"SizeRule(early={self.early!r}): a factor above 0; above 1 sends more in the early phase."
+            )
         for value in self.settings:
             try:
                 tuned(self.reducer, value)
             except ValueError as error:
-                raise ValueError(f"Legacy(early={self.early!r}): {value!r} does not serve: {error}") from None
+                raise ValueError(f"SizeRule(early={self.early!r}): {value!r} does not serve: {error}") from None
 
     @property
     def settings(self) -> tuple[float, ...]:
         """All that a parameter may get."""
-        both = (setting("Legacy", self.reducer), self.large)
+        both = (setting("SizeRule", self.reducer), self.large)
         return tuple(sorted({*both, *(self._times(value) for value in both)}))
 
     def _times(self, value: float) -> float:
@@ -83,7 +85,7 @@ class Legacy(Wrapper):
 
     def at(self, segment: Segment, step: int) -> float:
         """The setting of a parameter in a step."""
-        value = self.large if prod(segment.shape) >= self.threshold else setting("Legacy", self.reducer)
+        value = self.large if prod(segment.shape) >= self.threshold else setting("SizeRule", self.reducer)
         return self._times(value) if step < self.steps else value
 
     def scheduled(self, segments: Sequence[Segment], step: int) -> dict[str, float]:
@@ -106,8 +108,8 @@ class Legacy(Wrapper):
 
 
 @lru_cache(maxsize=4096)
-def _sorted(legacy: Legacy, layout: Layout, early: bool) -> Any:
-    step = 0 if early else legacy.steps
-    values = {s.name: legacy.at(s, step) for s in layout.segments if s.numel and not legacy.exact(s)}
-    own = setting("Legacy", legacy.reducer)
-    return assigned(roomy(legacy.inner, legacy.settings), tuple(sorted((n, v) for n, v in values.items() if v != own)))
+def _sorted(rule: SizeRule, layout: Layout, early: bool) -> Any:
+    step = 0 if early else rule.steps
+    values = {s.name: rule.at(s, step) for s in layout.segments if s.numel and not rule.exact(s)}
+    own = setting("SizeRule", rule.reducer)
+    return assigned(roomy(rule.inner, rule.settings), tuple(sorted((n, v) for n, v in values.items() if v != own)))

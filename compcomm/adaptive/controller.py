@@ -216,8 +216,8 @@ class Controller(Wrapper, Decides, ABC, abstract=True):
         gathered, scale = state[self._slot("gathered")], ctx.unscale
         parts = [(x, decay * scale)] + ([] if add is None else [(add, add_scale * scale)])
         for bucket, factor in parts:
-            unheard = slabs.fresh(ctx, bucket.layout, "unheard")
-            slabs.blend(gathered, bucket, unheard, alpha=1.0, beta=factor)
+            discarded = slabs.zero_status(ctx, bucket.layout, "discarded")
+            slabs.axpby(gathered, bucket, discarded, alpha=1.0, beta=factor)
 
     def current(self, state: State) -> Reducer:
         held = state[self._slot("choice")]

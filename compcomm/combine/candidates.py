@@ -77,9 +77,9 @@ def grid(part: Any) -> tuple[float, ...]:
     """The default candidates: densities of 1/16 to 16 times the one given, 2 to 8 bits, half to twice the rank."""
     base = setting("", part)
     mine = owner(part)
-    if mine.knob == "ratio":
+    if mine.tunable == "ratio":
         wanted: list[float] = [base * 2.0**k for k in range(-4, 5)]
-    elif mine.knob == "bits":
+    elif mine.tunable == "bits":
         wanted = [*range(2, 9), base]
     else:
         low, high = max(1, int(base) // 2), 2 * int(base)

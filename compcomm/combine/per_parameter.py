@@ -24,8 +24,8 @@ Values = tuple[tuple[str, float], ...]
 class _Assigned(CompressorWrapper):
     """``compressor`` at ``values[name]`` for the parameters named there, as it is for all others.
 
-    A payload is still one message, and where only k differs (``tabled``) the kernels still treat a bucket in one call;
-    otherwise in one call per setting. All else, the exact parameters and the memory too, is the compressor's own.
+    A payload is still one message, and where only k differs (``per_row_k``) the kernels still treat a bucket in one
+    call; otherwise in one call per setting. All else, the exact parameters and the memory too, is the compressor's own.
     """
 
     values: Values
@@ -39,14 +39,14 @@ class _Assigned(CompressorWrapper):
         return self.compressor.unbiased
 
     @property
-    def selective(self) -> bool:
+    def sends_values(self) -> bool:
         """See ``core.compressor``."""
-        return getattr(self.compressor, "selective", False)
+        return getattr(self.compressor, "sends_values", False)
 
     @property
-    def tabled(self) -> bool:
+    def per_row_k(self) -> bool:
         """See ``core.compressor``."""
-        return getattr(self.compressor, "tabled", False)
+        return getattr(self.compressor, "per_row_k", False)
 
     @property
     def unproven(self) -> bool:
@@ -81,9 +81,9 @@ class _Assigned(CompressorWrapper):
         for c, rows in self._groups(table, rng):
             c.zero_rows(wire, table[rows], out, rng, find)
 
-    def undeal_rows(self, wire: Tensor, table: Tensor, deals: Tensor, out: Tensor, scale: float, grain: int) -> None:
+    def scatter_rows(self, wire: Tensor, table: Tensor, pieces: Tensor, out: Tensor, scale: float, grain: int) -> None:
         """See ``core.compressor``."""
-        self.compressor.undeal_rows(wire, table, deals, out, scale, grain)  # type: ignore[attr-defined]
+        self.compressor.scatter_rows(wire, table, pieces, out, scale, grain)  # type: ignore[attr-defined]
 
     def _groups(self, table: Tensor, rng: Rng) -> list[tuple[Compressor, list[int]]]:
         """The rows of each setting, by the key of their parameters' names."""
@@ -115,7 +115,7 @@ def check_assignable(call: str, part: Any) -> None:
     if not field(part):
         return
     probe = Segment("", (1 << 10, 1 << 10), 0, 1 << 20)
-    if isinstance(found, Compressor) and found.slots(probe) and not getattr(found, "tabled", False):
+    if isinstance(found, Compressor) and found.slots(probe) and not getattr(found, "per_row_k", False):
         raise ValueError(
             f"{call}: {found!r} learns from the parameters that it sees, and a setting for each would upset that. Use "
             f"TopK(ratio=...)."
@@ -142,7 +142,7 @@ def _within(part: Any, new: Any, values: Values = ()) -> Any:
 def _plain(c: Compressor) -> bool:
     """Whether rows of several settings go through one call."""
     inner = owner(c)
-    return getattr(inner, "tabled", False)
+    return getattr(inner, "per_row_k", False)
 
 
 @lru_cache(maxsize=256)

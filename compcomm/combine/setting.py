@@ -8,28 +8,35 @@ from typing import Any
 
 from ..core.compressor import Compressor
 from ..core.reducer import Reducer
+from ..core.renamed import renamed_attribute
 from .uncompensated import Uncompensated
 from .wrapper import Wrapper
 
 NOUNS = {"ratio": "density", "bits": "bits", "rank": "rank"}
-"""What a knob's field is called."""
+"""What a tunable field is called."""
 
 
 def owner(part: Any) -> Any:
-    """The compressor or reducer within ``part`` (or itself) that has a knob, None where there is none."""
-    while part is not None and not getattr(part, "knob", ""):
+    """The compressor or reducer within ``part`` (or itself) that has a tunable field, None where there is none."""
+    while part is not None and not _tunable(part):
         part = _inside(part)
     return part
 
 
 def field(part: Any) -> str:
-    """The knob's field, "ratio", "bits" or "rank"; "" where there is none or it is not in use (``TopK(k=10)``)."""
+    """The tunable field, "ratio", "bits" or "rank"; "" where there is none or it is not in use (``TopK(k=10)``)."""
     found = owner(part)
-    return found.knob if found is not None and getattr(found, found.knob) is not None else ""
+    name = "" if found is None else _tunable(found)
+    return name if name and getattr(found, name) is not None else ""
+
+
+def _tunable(part: Any) -> str:
+    name = getattr(part, "tunable", "")
+    return name or renamed_attribute(part, "knob", "tunable") or ""
 
 
 def setting(call: str, part: Any) -> float:
-    """Where the knob of ``part`` stands.
+    """The value of the tunable field of ``part``.
 
     Raises:
         ValueError: it has none.
@@ -47,7 +54,7 @@ def setting(call: str, part: Any) -> float:
 
 @lru_cache(maxsize=4096)
 def tuned(part: Any, value: float) -> Any:
-    """``part`` with its knob at ``value``: the same route, feedback and options.
+    """``part`` with its tunable field at ``value``: the same route, feedback and options.
 
     Raises:
         ValueError: the method has no such form.
@@ -62,7 +69,7 @@ def tuned(part: Any, value: float) -> Any:
 
 
 def with_owner(part: Any, new: Any) -> Any:
-    """``part`` with another compressor or reducer in the place of its knob's ``owner``."""
+    """``part`` with another compressor or reducer in the place of the ``owner`` of its tunable field."""
     if part is owner(part):
         return new
     name = "compressor" if isinstance(getattr(part, "compressor", None), Compressor) else "reducer"
@@ -83,7 +90,7 @@ def _chooses(part: Any) -> bool:
 
 
 def refuse_inner(call: str, part: Any) -> None:
-    """Raises ValueError where ``part`` has a wrapper inside that turns the knob too, or takes no notice of it."""
+    """Raises ValueError where ``part`` has a wrapper inside that sets the same field, or takes no notice of it."""
     inner = part
     while isinstance(inner, Reducer) and not _chooses(inner):
         if getattr(inner, "warmup", 0):

@@ -25,7 +25,7 @@ class Codebook(Compressor, abstract=True):
     bits: float
     block: int
 
-    knob = "bits"
+    tunable = "bits"
     hint = "Use scale='mse', a contraction."
 
     def __post_init__(self) -> None:

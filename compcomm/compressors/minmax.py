@@ -48,7 +48,7 @@ class MinMax(Compressor):
     block: int = 512
     dense_below: int = 1024
 
-    knob = "bits"
+    tunable = "bits"
     hint = (
         "Use rounding='stochastic', which feedback shrinks to Contractive(...), more bits, a smaller block, or "
         "QSGD(bits=4, rounding='nearest'), a contraction for every number of bits."

@@ -55,7 +55,7 @@ class Natural(Compressor):
     dense_below: int = 1024
 
     keeps_zeros = True
-    knob = "bits"
+    tunable = "bits"
 
     def __post_init__(self) -> None:
         super().__post_init__()

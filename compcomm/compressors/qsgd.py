@@ -127,7 +127,7 @@ class QSGD(Compressor):
         return None if self.norm == 2 else 4 * s**2 / (4 * s**2 + n - 1)
 
     keeps_zeros = True
-    knob = "bits"
+    tunable = "bits"
     hint = "Use rounding='nearest' with norm=inf, a contraction."
 
     def section(self, numel: int) -> int:
@@ -140,14 +140,14 @@ class QSGD(Compressor):
         encode(*i, gain, self.width, self.s, self.norm == 2, self.unbiased, self.block, rng.step, rng.rank)
 
     @property
-    def recodes(self) -> bool:
+    def reencodes(self) -> bool:
         return not self.variable
 
-    def recode_rows(self, i: Inputs, received: Received, gain: Tensor, rng: Rng) -> None:
+    def reencode_rows(self, i: Inputs, received: Received, gain: Tensor, rng: Rng) -> None:
         x, scales = (None, i.decay) if i.add is None else (i.x, i.add_scale)
         wires, table, skip, scale = received
         tail = (self.width, self.s, self.norm == 2, self.unbiased, self.block, rng.step, rng.rank)
-        ops.qsgd_recode(x, wires, table, skip, i.wire, i.table, i.status, scale, scales, gain, *tail)
+        ops.qsgd_reencode(x, wires, table, skip, i.wire, i.table, i.status, scale, scales, gain, *tail)
 
     def decode_rows(
         self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng,

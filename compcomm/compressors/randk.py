@@ -35,8 +35,8 @@ class RandK(Compressor):
     linear = True
     sparse = True
     keeps_zeros = True
-    knob = "ratio"
-    tabled = True
+    tunable = "ratio"
+    per_row_k = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

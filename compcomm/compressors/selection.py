@@ -24,7 +24,7 @@ class Selection(Compressor, ABC, abstract=True):
 
     sparse = True
     keeps_zeros = True
-    selective = True
+    sends_values = True
 
     def section(self, numel: int) -> int:
         k = self.kept(numel)
@@ -39,5 +39,5 @@ class Selection(Compressor, ABC, abstract=True):
     def zero_rows(self, wire: Tensor, table: Tensor, out: Tensor, rng: Rng, find: Find) -> None:
         ops.topk_zero(wire.unsqueeze(0), table, out)
 
-    def undeal_rows(self, wire: Tensor, table: Tensor, deals: Tensor, out: Tensor, scale: float, grain: int) -> None:
-        ops.topk_undeal(wire.unsqueeze(0), table, deals, out, scale, grain)
+    def scatter_rows(self, wire: Tensor, table: Tensor, pieces: Tensor, out: Tensor, scale: float, grain: int) -> None:
+        ops.topk_scatter(wire.unsqueeze(0), table, pieces, out, scale, grain)

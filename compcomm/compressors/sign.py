@@ -65,14 +65,14 @@ class SignScale(Compressor):
         ops.sign_encode(*i, _SCALES.index(self.scale), self.block)
 
     @property
-    def recodes(self) -> bool:
+    def reencodes(self) -> bool:
         return True
 
-    def recode_rows(self, i: Inputs, received: Received, gain: Tensor, rng: Rng) -> None:
+    def reencode_rows(self, i: Inputs, received: Received, gain: Tensor, rng: Rng) -> None:
         x, scales = (None, i.decay) if i.add is None else (i.x, i.add_scale)
         wires, table, skip, scale = received
         tail = (_SCALES.index(self.scale), self.block)
-        ops.sign_recode(x, wires, table, skip, i.wire, i.table, i.status, scale, scales, *tail)
+        ops.sign_reencode(x, wires, table, skip, i.wire, i.table, i.status, scale, scales, *tail)
 
     def decode_rows(
         self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng,

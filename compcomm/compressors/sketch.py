@@ -59,7 +59,7 @@ class Sketch(Compressor):
     dense_below: int = 1024
 
     linear = True
-    knob = "ratio"
+    tunable = "ratio"
 
     def __post_init__(self) -> None:
         super().__post_init__()

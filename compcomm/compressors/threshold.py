@@ -69,7 +69,7 @@ class Threshold(Selection):
     capacity: float = 1.2
     dense_below: int = 1024
 
-    knob = "ratio"
+    tunable = "ratio"
 
     def __post_init__(self) -> None:
         super().__post_init__()

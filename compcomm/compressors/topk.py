@@ -70,8 +70,8 @@ class TopK(Selection):
     dense_below: int = 1024
     select: str = "exact"
 
-    knob = "ratio"
-    tabled = True
+    tunable = "ratio"
+    per_row_k = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

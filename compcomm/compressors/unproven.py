@@ -39,10 +39,10 @@ class Unproven(CompressorWrapper):
             )
 
     @property
-    def selective(self) -> bool:
+    def sends_values(self) -> bool:
         """See ``core.compressor``."""
-        return getattr(self.compressor, "selective", False)
+        return getattr(self.compressor, "sends_values", False)
 
-    def undeal_rows(self, *args: Any) -> None:
+    def scatter_rows(self, *args: Any) -> None:
         """See ``core.compressor``."""
-        self.compressor.undeal_rows(*args)  # type: ignore[attr-defined]
+        self.compressor.scatter_rows(*args)  # type: ignore[attr-defined]

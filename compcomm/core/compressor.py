@@ -9,11 +9,11 @@ override ``encode_rows`` and ``decode_rows``, which treat a whole bucket in one 
 
 Some offer more, which is asked for by name (``getattr``) and nobody else declares:
 
-- ``knob``: the field that trades bytes for error, "ratio", "bits" or "rank"; ``tabled``: forms that differ in it alone
-  differ in nothing but k, so that one call treats rows of several densities;
+- ``tunable``: the field that trades bytes for error, "ratio", "bits" or "rank";
+- ``per_row_k``: forms that differ in it alone differ in nothing but k: one call treats rows of several densities;
 - ``uniform``: its levels, where they are equally spaced around zero, for ``SharedScale``;
-- ``selective`` and ``undeal_rows``: its elements travel as they are, for ``SparseAllReduce``;
-- ``recodes`` and ``recode_rows``: an owner's decoding and encoding in one pass;
+- ``sends_values`` and ``scatter_rows``: its elements travel as they are, for ``SparseAllReduce``;
+- ``reencodes`` and ``reencode_rows``: an owner's decoding and encoding in one pass;
 - ``unproven``: feedback takes it although it promises no delta.
 """
 
@@ -33,7 +33,7 @@ from .format import Format
 from .layout import Bucket, Layout, Segment
 from .packing import Packing, pack
 from .random import Rng, key
-from .renamed import renamed_method
+from .renamed import renamed_attribute
 from .source import Source, Target
 from .state import Slot
 from .zero_rows import Split
@@ -135,7 +135,7 @@ class Compressor(Described, Format, ABC, abstract=True):
             segment: which parameter: its ``name``, ``shape``, and the ``offset`` of the first element in it.
             rng: the coordinates of random draws: ``rng.generator(segment, device)``.
         """
-        old = renamed_method(self, "encode_segment", "encode(y, segment, rng)")
+        old = renamed_attribute(self, "encode_segment", "encode(y, segment, rng)")
         if old is not None:
             return old(y, rng, key(rng.seed, segment.name), segment.offset)
         raise NotImplementedError(f"{type(self).__name__}.encode (or encode_rows) is still to be written.")
@@ -143,7 +143,7 @@ class Compressor(Described, Format, ABC, abstract=True):
     def decode(self, code: Tensor, segment: Segment, rng: Rng) -> Tensor:
         """The fp32 vector of ``segment.numel`` elements that the bytes (uint8 [section(numel)]) stand for, on their
         device. Bytes come from a peer: whatever they are, it ends in numbers or in an error."""
-        old = renamed_method(self, "decode_segment", "decode(code, segment, rng)")
+        old = renamed_attribute(self, "decode_segment", "decode(code, segment, rng)")
         if old is not None:
             return old(code, segment.numel, rng, key(rng.seed, segment.name), segment.offset)
         raise NotImplementedError(f"{type(self).__name__}.decode (or decode_rows) is still to be written.")
@@ -252,11 +252,11 @@ class Compressor(Described, Format, ABC, abstract=True):
             lines = None if packing.apart else packing.lines(x.layout, add_layout, message=message)
             if lines is not None:
                 ops.zero_rows_mark(x.flat, add_flat, wire, lines.table)
-            recode_rows = None if received is None else getattr(self, "recode_rows")  # noqa: B009
-            if received is None or recode_rows is None:
+            reencode_rows = None if received is None else getattr(self, "reencode_rows")  # noqa: B009
+            if received is None or reencode_rows is None:
                 self.encode_rows(inputs, gain, rng, hints or {}, packing.find)
             else:
-                recode_rows(inputs, received, gain, rng)
+                reencode_rows(inputs, received, gain, rng)
             if lines is not None:  # nothing was there, so nothing is left, whatever was coded
                 ops.zero_rows_clear(x.flat, wire, lines.table)
         return payload

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .deferred import Fault, Truth
+from .deferred import DeferredBool, DeferredError
 from .random import Rng
 
 
@@ -71,8 +71,8 @@ class Context:
     status: Tensor | None = None
     weights: tuple[float, ...] | None = None
     arena: Arena = field(default_factory=Arena)
-    bad: Truth = False
-    faults: list[Fault] = field(default_factory=list[Fault])
+    bad: DeferredBool = False
+    faults: list[DeferredError] = field(default_factory=list[DeferredError])
     tag: str = ""
     dtype: torch.dtype | None = None
     """Of the gradient, where the bucket is a wider copy of it: what travels exact need not be wider."""

@@ -1,9 +1,10 @@
 """What the messages of a step say: known to the host at once, or left on the device until the step is over.
 
 On a CPU a flow reads every header, and whether the step is bad is a ``bool``. On a GPU reading would make the host wait
-for the device in the middle of the backward pass. There a truth stays a tensor (uint8 [1]), kernels act on it where
-they run (``poison``, tables with marks), and what only the host can do, raising an error or undoing a step, waits until
-the scheduler reads all truths of the step at once, before the next one begins.
+for the device in the middle of the backward pass. There the answer stays a tensor (uint8 [1];
+``bool`` of it waits), kernels act on it where they run (``fill_nan_where``, tables with marks), and what only the host
+can do, raising an error or undoing a step, waits until the scheduler reads all of the step's at once, before the next
+one begins.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from torch import Tensor
 from ..ops.schema import current_backend
 from .layout import Bucket, Layout
 
-Truth = bool | Tensor
+DeferredBool = bool | Tensor
 """A bool, or uint8 [1] on a device: 0 or 1."""
 
 
-class Fault(NamedTuple):
+class DeferredError(NamedTuple):
     """Something a peer may have done: ``word`` (int64 [1]) is 0 where it did not; else ``explain`` makes the error."""
 
     word: Tensor
@@ -36,32 +37,27 @@ def deferred(tensor: Tensor) -> bool:
     return tensor.device.type != "cpu" or current_backend() in ("triton", "cuda")
 
 
-def either(a: Truth, b: Truth) -> Truth:
+def either(a: DeferredBool, b: DeferredBool) -> DeferredBool:
     """Whether one of the two holds."""
     if isinstance(a, Tensor):
         return a | b if isinstance(b, Tensor) else torch.ones_like(a) if b else a
     return True if a else b
 
 
-def known(truth: Truth) -> bool:
-    """The truth as a bool; waits for the device that has it."""
-    return bool(truth)
-
-
-def listen(faults: Iterable[Fault]) -> None:
-    """Raises the first error that the device has heard of; waits for it."""
+def raise_deferred(faults: Iterable[DeferredError]) -> None:
+    """Raises the first error that the device has found; waits for it."""
     for fault in faults:
         word = int(fault.word)
         if word:
             raise fault.explain(word)
 
 
-def is_true(condition: Tensor) -> Truth:
-    """A condition (bool, one element) as a truth: read at once, or left where it is."""
+def is_true(condition: Tensor) -> DeferredBool:
+    """A condition (bool, one element) as a deferred bool: read at once, or left where it is."""
     return condition.view(1).view(torch.uint8) if deferred(condition) else bool(condition)
 
 
-def not_finite(total: Tensor) -> Truth:
+def not_finite(total: Tensor) -> DeferredBool:
     """Whether a sum has an element that is not finite: 40,000 from each of two ranks does not fit float16."""
     if total.is_meta or not total.numel():
         return False
@@ -71,15 +67,15 @@ def not_finite(total: Tensor) -> Truth:
     return not bool(torch.isfinite(total.sum(dtype=torch.float32))) and not bool(torch.isfinite(total).all())
 
 
-def poison(out: Bucket, bad: Truth) -> None:
+def fill_nan_where(out: Bucket, bad: DeferredBool) -> None:
     """NaN in every element of ``out`` where the step is bad."""
     if isinstance(bad, Tensor):
-        torch.ops.compcomm.fill_marked(out.flat, _whole(out.layout), bad, float("nan"))
+        torch.ops.compcomm.fill_masked(out.flat, _whole(out.layout), bad, float("nan"))
     elif bad:
         out.fill_(float("nan"))
 
 
-def clear(total: Tensor, bad: Truth) -> None:
+def clear(total: Tensor, bad: DeferredBool) -> None:
     """Zeroes a sum that must not be taken in where the step is bad."""
     if isinstance(bad, Tensor):
         total.masked_fill_(bad.view(torch.bool), 0)

@@ -15,6 +15,8 @@ from typing import Any, ClassVar
 
 import torch
 
+from .renamed import renamed_class
+
 _VALUES: dict[str, Any] = {
     "inf": math.inf,
     "float64": torch.float64,
@@ -88,6 +90,7 @@ class _Reader(ast.NodeVisitor):
 
     def _known(self, name: str) -> Any:
         known: dict[str, Any] = {**_VALUES, **Described.registry}
+        name = renamed_class(name) or name
         if name in known:
             return known[name]
         lowered = {k.lower(): k for k in known}

@@ -32,7 +32,7 @@ from ..ops.reference.header import (
     NONFINITE,
 )
 from .context import Context
-from .deferred import Fault, Truth, deferred
+from .deferred import DeferredBool, DeferredError, deferred
 
 ops = torch.ops.compcomm
 
@@ -44,7 +44,7 @@ class PeerError(RuntimeError):
 class Flags(NamedTuple):
     """What the headers of all ranks say together: equal on all ranks."""
 
-    bad: Truth
+    bad: DeferredBool
     skip: Tensor  # uint8 per segment: its gradient is zero on every rank
     zero: bool  # whether any is; where the device alone knows, True
     lengths: tuple[int, ...] = ()  # of the ranks' messages, in bytes
@@ -134,9 +134,9 @@ def read_headers(
 def _read_later(messages: Tensor, count: int, ctx: Context, lengths: tuple[int, ...]) -> Flags:
     """The same on the device: marks for its kernels, and a fault that the host looks at when the step is over."""
     device, step, bucket = messages.device, ctx.step, ctx.bucket
-    heard = torch.empty(1 + count, dtype=torch.uint8, device=device)
+    outcome = torch.empty(1 + count, dtype=torch.uint8, device=device)
     word = torch.empty(1, dtype=torch.int64, device=device)
-    ops.header_read(messages, heard, word, _lengths(lengths), step, bucket)
+    ops.header_read(messages, outcome, word, _lengths(lengths), step, bucket)
 
     def explain(fault: int) -> Exception:
         rank, kind = divmod(fault, 4)
@@ -147,8 +147,8 @@ def _read_later(messages: Tensor, count: int, ctx: Context, lengths: tuple[int, 
             f"length: the ranks are out of step, or configured differently."
         )
 
-    ctx.faults.append(Fault(word, explain))
-    return Flags(heard[:1], heard[1:], True)
+    ctx.faults.append(DeferredError(word, explain))
+    return Flags(outcome[:1], outcome[1:], True)
 
 
 @lru_cache(maxsize=4096)

@@ -18,7 +18,7 @@ from torch import Tensor
 from .collectives import Collective, Commit
 from .compressor import Compressor, Payload
 from .context import Context
-from .deferred import Truth
+from .deferred import DeferredBool
 from .description import Described
 from .layout import Bucket, Layout, Segment
 from .source import Source, Target
@@ -82,7 +82,7 @@ class Reduced:
     error: Bucket | None = None
     undo: Callable[[], None] = _nothing
     keep: Callable[[], None] = _nothing
-    bad: Truth = False
+    bad: DeferredBool = False
     dead: Tensor | None = None
 
     def after(self, undo: Callable[[], None]) -> Reduced:

@@ -1,7 +1,8 @@
-"""Modules that have moved: the old name imports the new one for one version, with a warning that says it."""
+"""What has been renamed: the old name leads to the new one for one version, with a warning that says it."""
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,7 +12,6 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-# What users import by its module; everything else has its name in ``compcomm`` itself.
 MODULES = {
     "compcomm.bucket": "compcomm.core.layout",
     "compcomm.checkpoint": "compcomm.state.checkpoint",
@@ -51,6 +51,11 @@ MODULES = {
     "compcomm.testing.shapes": "compcomm.plan.shapes",
     "compcomm.transports.simulate": "compcomm.transports.simulator",
 }
+"""What users import by its module; everything else has its name in ``compcomm`` itself."""
+
+CLASSES = {"Legacy": "SizeRule"}
+"""Public classes, where they are named in ``compcomm``, in descriptions and in checkpoints."""
+_CLASSES = re.compile(rf"\b({'|'.join(CLASSES)})(?=\()")
 
 
 class _Renamed(MetaPathFinder, Loader):
@@ -75,14 +80,29 @@ class _Renamed(MetaPathFinder, Loader):
         module.__spec__ = self._spec
 
 
-def moved(name: str) -> ModuleType:
+def described(text: str) -> str:
+    """A description that an earlier version wrote, in today's names."""
+    return _CLASSES.sub(lambda found: CLASSES[found[1]], text)
+
+
+def renamed_class(name: str) -> str | None:
+    """What a public class called ``name`` is called now, with a warning; None: that was none."""
+    now = CLASSES.get(name)
+    if now is not None:
+        warnings.warn(f"{name} is now {now}; the old name goes with the next version.", FutureWarning, 3)
+    return now
+
+
+def moved(name: str) -> Any:
     """What ``compcomm.<name>`` was; AttributeError where there was nothing."""
+    if (now := renamed_class(name)) is not None:
+        return getattr(sys.modules["compcomm"], now)
     if f"compcomm.{name}" not in MODULES:
         raise AttributeError(f"module 'compcomm' has no attribute {name!r}")
     return import_module(f"compcomm.{name}")
 
 
-def renamed_method(owner: object, old: str, now: str) -> Callable[..., Any] | None:
+def renamed_attribute(owner: object, old: str, now: str) -> Any:
     """What a class that was written for the last version calls ``old``, with a warning; None: it has no such."""
     found = getattr(owner, old, None)
     if found is not None:

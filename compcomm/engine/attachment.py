@@ -144,9 +144,9 @@ class Attachment(Session):
         back, and the gradients of a step that is not complete are given up. Only the last pass can be taken back.
 
         Raises:
-            StateError: nothing is left to take back: no pass has been averaged since attach, load_state_dict, forget,
-                rescale_error, bind or the last discard; or its mean went to an optimizer; or memory was not kept; or a
-                backward pass has not ended.
+            StateError: nothing is left to take back: no pass has been averaged since attach, load_state_dict,
+                reset_state, rescale_error, bind or the last discard; or its mean went to an optimizer; or memory was
+                not kept; or a backward pass has not ended.
         """
         self.steps.between("discard")
         self.check()
@@ -161,7 +161,7 @@ class Attachment(Session):
             pace.restart()
         pace.last = None
 
-    def forget(self) -> None:
+    def reset_state(self) -> None:
         """Memory begins anew, as at attach. Local; call it on every rank at the same step.
 
         Raises:

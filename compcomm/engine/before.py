@@ -23,9 +23,9 @@ class Before:
 
     def __init__(self, whole: bool) -> None:
         self._whole = whole
-        self.forget()
+        self.clear()
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Lets everything go."""
         self._store: Store | None = None
         self._cuts = -1
@@ -35,7 +35,7 @@ class Before:
     def take(self, store: Store) -> bool:
         """Copies what ``store`` holds now; whether it does so."""
         if not self._whole and isinstance(store.reducer, Reducer) and store.reducer.traits.stateful:
-            self.forget()
+            self.clear()
             return False
         if store is not self._store or store.cuts != self._cuts:
             self._pair(store)
@@ -61,7 +61,7 @@ class Before:
         return sum(twin.numel() * twin.element_size() for _, twin in self._pairs)
 
     def _pair(self, store: Store) -> None:
-        self.forget()  # first: two sets of twins are never in memory
+        self.clear()  # first: two sets of twins are never in memory
         twins: dict[int, Tensor] = {}
         for e in store.entries():
             if not e.tensor.numel():

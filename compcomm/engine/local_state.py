@@ -100,8 +100,8 @@ class LocalState:
         self._statistics.restart()
 
     def reset(self) -> None:
-        """See ``Attachment.forget``."""
-        self._steps.between("forget")
+        """See ``Attachment.reset_state``."""
+        self._steps.between("reset_state")
         self._steps.pace.restart()
         store = self._setup.store
         store.under_way.clear()

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from enum import Enum
 
 NOTHING = (
-    "discard: there is no backward pass to take back: none was averaged since attach, load_state_dict(), forget(), "
-    "rescale_error(), bind() or the last discard(). Call it right after the pass that is thrown away."
+    "discard: there is no backward pass to take back: none was averaged since attach, load_state_dict(), "
+    "reset_state(), rescale_error(), bind() or the last discard(). Call it right after the pass that is thrown away."
 )
 
 

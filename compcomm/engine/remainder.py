@@ -12,13 +12,13 @@ from ..core.layout import Bucket, Layout
 class Remainder:
     """With ``find_unused_parameters`` DDP delivers no mean to a parameter that no rank used in the pass. Among the
     first of several passes some rank may have used it (then all have a gradient of it), so the sum in the bucket, and
-    its mean, are to be delivered still. ``forget`` when a pass begins, ``add`` each bucket of the last one, and
+    its mean, are to be delivered still. ``clear`` when a pass begins, ``add`` each bucket of the last one, and
     ``deliver`` once DDP has ended."""
 
     def __init__(self) -> None:
         self._held: list[tuple[Tensor, Tensor, int]] = []
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Nothing is to be delivered."""
         self._held.clear()
 
@@ -35,4 +35,4 @@ class Remainder:
             gradient = parameter.grad
             if gradient is not None and gradient._version == version and gradient.data_ptr() != mean.data_ptr():
                 gradient.copy_(mean)
-        self.forget()
+        self.clear()

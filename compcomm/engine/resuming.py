@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..core.renamed import described
 from ..core.state import StateError
 from ..core.transport import Transport
 from .agreement import AgreementError, agree
@@ -64,8 +65,9 @@ def _of_a_rank(key: object) -> bool:
 
 def _content(call: str, state: Mapping[str, Any], here: Mapping[str, Any], hint: str) -> tuple[int, Mapping[str, Any]]:
     for name, value in here.items():
-        if state.get(name) != value:
-            raise StateError(f"{call}: {name} is {state.get(name)!r} in the checkpoint and {value!r} here. {hint}")
+        saved = state.get(name)
+        if (described(saved) if isinstance(saved, str) else saved) != value:
+            raise StateError(f"{call}: {name} is {saved!r} in the checkpoint and {value!r} here. {hint}")
     step, slots = state.get("step"), state.get("slots")
     if isinstance(step, bool) or not isinstance(step, int) or step < 0 or not isinstance(slots, Mapping):
         raise StateError(f"{call}: step={step!r} or the slots are not what was saved. Use an older checkpoint.")

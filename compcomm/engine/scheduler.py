@@ -44,8 +44,8 @@ from torch import Tensor
 from ..core.collectives import AllReduceMax, Collective
 from ..core.context import Arena, Context
 from ..core.deferred import (
-    Fault,
-    Truth,
+    DeferredBool,
+    DeferredError,
     deferred,
     either,
     is_true,
@@ -83,7 +83,7 @@ class Step:
     flats: list[Tensor] = field(default_factory=list[Tensor])
     """What is written to while the step runs: what its buckets came in, and where their means go."""
     rounded_rows: bool = False
-    bad_row: Truth = False
+    bad_row: DeferredBool = False
     """Whether a mean of this rank's rows alone did not fit its type."""
     store: Store | None = None
     kept: bool = False
@@ -114,7 +114,7 @@ class PendingStep:
 
     step: Step
     flows: list[RunningFlow]
-    faults: list[Fault]
+    faults: list[DeferredError]
     words: Tensor
     event: Any
 

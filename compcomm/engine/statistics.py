@@ -68,7 +68,7 @@ class Report:
 
     ``review_seconds``: what controllers did between steps. ``elements`` by parameter; ``parameter_bytes``: what each
     would send alone, a header of some 24 bytes included, by a dry run of its packing; ``choices``: what a controller
-    gave it, and ``knob`` what that is, "density", "bits" or "rank".
+    gave it, and ``tunable`` what that is, "density", "bits" or "rank".
     """
 
     reducer: str
@@ -85,7 +85,7 @@ class Report:
     elements: Mapping[str, int] = field(default_factory=dict[str, int])
     parameter_bytes: Mapping[str, int] = field(default_factory=dict[str, int])
     choices: Mapping[str, float] = field(default_factory=dict[str, float])
-    knob: str = ""
+    tunable: str = ""
 
     @property
     def ratio(self) -> float:
@@ -125,7 +125,7 @@ class Report:
         return sorted(self.elements or self.relative_error, key=lambda n: (-self.elements.get(n, 0), n))
 
     def _head(self) -> tuple[str, ...]:
-        setting = (self.knob or "setting",) if self.choices else ()
+        setting = (self.tunable or "setting",) if self.choices else ()
         return "parameter", "elements", "bytes", *setting, *(("error",) if self._lossy else ())
 
     def _row(self, name: str) -> tuple[str, ...]:
@@ -192,7 +192,7 @@ class Statistics:
             elements=sizes,
             parameter_bytes=dict(parameter_bytes(self._current(), shapes, world, at)),
             choices=self.choices(),
-            knob=noun(setup.reducer),
+            tunable=noun(setup.reducer),
         )
 
     def errors(self) -> dict[str, float | None]:

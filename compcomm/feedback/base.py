@@ -26,7 +26,7 @@ def is_number(value: object) -> bool:
 
 
 @dataclass(frozen=True, repr=False)
-class Scheme(Reducer, ABC, abstract=True):
+class FeedbackScheme(Reducer, ABC, abstract=True):
     """Base of the feedback schemes. To write one, give ``owner``, ``memory`` and ``step``."""
 
     reducer: Reducer | Compressor

@@ -26,12 +26,12 @@ from ..core.state import Merge, Slot, State
 from ..core.structure import Group
 from ..core.traits import Traits
 from . import slabs
-from .base import Scheme, is_number
+from .base import FeedbackScheme, is_number
 from .error_feedback import ErrorFeedback
 
 
 @dataclass(frozen=True, repr=False)
-class DGC(Scheme):
+class DGC(FeedbackScheme):
     """u <- m u + g;  v <- v + u;  send c = C(v);  v <- v - c;  u <- 0 where something was sent;  out = mean of c.
 
     Deep gradient compression: the rank's own momentum m is taken before compression (momentum correction), so an
@@ -160,14 +160,14 @@ class DGC(Scheme):
         if x.flat.dtype != torch.float32:
             raise TypeError(f"{self!r}: gradients are {x.flat.dtype} here, and its memory is float32. Convert them.")
         x = Bucket(x.flat, slabs.filled(x.layout))  # segments are now numbered as in u
-        status, unheard = slabs.fresh(ctx, u.layout), slabs.fresh(ctx, u.layout, "unheard")
+        status, discarded = slabs.zero_status(ctx, u.layout), slabs.zero_status(ctx, u.layout, "discarded")
         taken = self._scales(x, scale, ctx)
         if self.nesterov:
-            slabs.blend(x, x, status, beta=taken)
-            slabs.blend(u, x, unheard, alpha=self.momentum, beta=self.momentum)
-            slabs.blend(x, u, unheard, alpha=1.0)
+            slabs.axpby(x, x, status, beta=taken)
+            slabs.axpby(u, x, discarded, alpha=self.momentum, beta=self.momentum)
+            slabs.axpby(x, u, discarded, alpha=1.0)
         else:
-            slabs.blend(u, x, status, alpha=self.momentum, beta=taken)
+            slabs.axpby(u, x, status, alpha=self.momentum, beta=taken)
         velocity = x if self.nesterov else u
         ctx.status = status
         inner: Reducer = self._thinned(ctx.step) if ctx.step < self.warmup else self.inner
@@ -197,8 +197,8 @@ class DGC(Scheme):
     def _rest(self, u: Bucket, v: Bucket, dead: Tensor | None) -> None:
         """Takes back what momentum did to parameters without a gradient on any rank; the route gave v theirs back."""
         if self.momentum > 0.0:
-            slabs.blend_marked(v, u, u.layout, dead, alpha=1.0, beta=-1.0)
-            slabs.blend_marked(u, u, u.layout, dead, alpha=1.0 / self.momentum, beta=0.0)
+            slabs.axpby_masked(v, u, u.layout, dead, alpha=1.0, beta=-1.0)
+            slabs.axpby_masked(u, u, u.layout, dead, alpha=1.0 / self.momentum, beta=0.0)
 
 
 def _compressor(part: object) -> Compressor | None:

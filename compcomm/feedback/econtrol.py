@@ -15,11 +15,11 @@ from ..core.state import Merge, Slot, State
 from . import slabs
 from .base import is_number
 from .ef21 import EF21
-from .estimates import Estimates, lacking, wanted
+from .estimates import EstimateScheme, lacking, wanted
 
 
 @dataclass(frozen=True, repr=False)
-class EControl(Estimates):
+class EControl(EstimateScheme):
     """c = C(eta e + g - h);  h <- h + c;  e <- e + g - h;  m <- m + mean of c over the ranks;  out = m.
 
     ``h`` is the rank's estimate of its own gradient and ``e`` what the estimates have left out so far. Without noise it
@@ -90,22 +90,24 @@ class EControl(Estimates):
         if self.start and ctx.step == 0:
             tracked = [(estimate, 1.0)]
             begun = yield from self.begin(tracked, mean, source, target, state, ctx)
-            return begun.after(lambda: slabs.blend(error, estimate, slabs.fresh(ctx, estimate.layout, "unheard")))
-        status = slabs.fresh(ctx, x.layout)
-        slabs.alive(x, status)
-        slabs.steer(x, error, estimate, status, eta=self.eta, scale=1.0 / source.decay)
+            return begun.after(
+                lambda: slabs.axpby(error, estimate, slabs.zero_status(ctx, estimate.layout, "discarded"))
+            )
+        status = slabs.zero_status(ctx, x.layout)
+        slabs.nonzero_segments(x, status)
+        slabs.add_correction(x, error, estimate, status, eta=self.eta, scale=1.0 / source.decay)
         ctx.status = status
         result = yield from self.inner.reduce(source, Target(wanted(mean, target.out), accumulate=True), state, ctx)
         if result.sent is not None:
             result.sent.add_(estimate)
-        slabs.blend_living(error, x, x.layout, result.dead, ctx, alpha=1.0 - self.eta)
+        slabs.axpby_used(error, x, x.layout, result.dead, ctx, alpha=1.0 - self.eta)
         exact = lacking(mean, estimate)
         self.deliver(result, x.layout, mean, exact, target, ctx)
 
         def undo() -> None:
             result.undo()
             exact.fill_(0.0)
-            slabs.blend_living(error, estimate, x.layout, result.dead, ctx, alpha=1.0)
+            slabs.axpby_used(error, estimate, x.layout, result.dead, ctx, alpha=1.0)
             if result.sent is not None:
                 result.sent.add_(estimate, -1.0)
 

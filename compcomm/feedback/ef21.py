@@ -17,11 +17,11 @@ from ..core.state import Merge, Slot, State
 from ..core.traits import Traits
 from . import slabs
 from .base import is_number
-from .estimates import Estimates, lacking, wanted
+from .estimates import EstimateScheme, lacking, wanted
 
 
 @dataclass(frozen=True, repr=False)
-class EF21(Estimates):
+class EF21(EstimateScheme):
     """c = C(g - h);  h <- h + c;  m <- m + mean of c over the ranks;  out = m.
 
     ``h`` is the rank's estimate of its own gradient, ``m`` = mean of h the estimate of the mean, equal on all ranks.
@@ -100,14 +100,14 @@ class EF21(Estimates):
             if self.momentum < 1.0:
                 tracked.append((state["momentum"], 1.0))
             return (yield from self.begin(tracked, mean, source, target, state, ctx))
-        status = slabs.fresh(ctx, x.layout)
-        slabs.alive(x, status)
+        status = slabs.zero_status(ctx, x.layout)
+        slabs.nonzero_segments(x, status)
         here = 1.0 if ctx.participating else 0.0
         if self.momentum < 1.0:
             v = state["momentum"]
             if ctx.participating:
-                slabs.blend(v, x, status, alpha=1.0 - self.momentum, beta=self.momentum * scale)
-            slabs.blend(x, v, slabs.fresh(ctx, v.layout, "unheard"), beta=1.0 / scale)
+                slabs.axpby(v, x, status, alpha=1.0 - self.momentum, beta=self.momentum * scale)
+            slabs.axpby(x, v, slabs.zero_status(ctx, v.layout, "discarded"), beta=1.0 / scale)
         ctx.weights, ctx.status = self.weights, status
         change = Source(x, estimate, decay=here * scale / share, add_scale=-here)
         result = yield from self.inner.reduce(change, Target(wanted(mean, target.out), accumulate=True), state, ctx)
@@ -115,7 +115,7 @@ class EF21(Estimates):
             result.sent.add_(estimate)
         exact = lacking(mean, estimate)
         if ctx.present is not None and ctx.present:  # what travels exact is the mean of those who are there
-            slabs.blend(exact, exact, slabs.fresh(ctx, exact.layout, "unheard"), beta=ctx.world / ctx.present)
+            slabs.axpby(exact, exact, slabs.zero_status(ctx, exact.layout, "discarded"), beta=ctx.world / ctx.present)
         self.deliver(result, x.layout, mean, exact, target, ctx)
 
         def undo() -> None:

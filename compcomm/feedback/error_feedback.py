@@ -20,7 +20,7 @@ from ..core.traits import Promises, Traits
 from ..ops.checks import FLOATS
 from ..state import quantized
 from . import slabs
-from .base import Scheme, is_number
+from .base import FeedbackScheme, is_number
 
 _CODECS: dict[torch.dtype, Compressor] = {
     torch.bfloat16: Cast(torch.bfloat16, dense_below=0),
@@ -30,7 +30,7 @@ _DTYPES = (torch.float32, torch.float64, *_CODECS)
 
 
 @dataclass(frozen=True, repr=False)
-class ErrorFeedback(Scheme):
+class ErrorFeedback(FeedbackScheme):
     """p = decay e + g;  send c = C(p);  e <- (1 - average) e + average (p - c);  out = mean of c over the ranks.
 
     - ``decay`` in (0, 1]: 1 forgets nothing.
@@ -145,8 +145,8 @@ class ErrorFeedback(Scheme):
     def _store(self, residual: Bucket, held: Bucket, ctx: Context, average: float) -> None:
         """residual <- (1 - average) residual + average held; ends the loan."""
         if self._codec is None:
-            unheard = slabs.fresh(ctx, held.layout, "unheard")
-            slabs.blend(residual, held, unheard, alpha=1.0 - average, beta=average)
+            discarded = slabs.zero_status(ctx, held.layout, "discarded")
+            slabs.axpby(residual, held, discarded, alpha=1.0 - average, beta=average)
         else:
             if average < 1.0:
                 held.flat.mul_(average)

@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache
 import torch
 
 from ..core.context import Context
-from ..core.deferred import either, poison
+from ..core.deferred import either, fill_nan_where
 from ..core.layout import Bucket, Layout, Segment
 from ..core.reducer import Flow, Reduced
 from ..core.source import Source, Target
@@ -17,13 +17,13 @@ from ..core.state import State
 from ..core.traits import Promises, Traits
 from ..routes.exact import Exact
 from . import slabs
-from .base import Scheme
+from .base import FeedbackScheme
 
 
-class Estimates(Scheme, ABC, abstract=True):
+class EstimateScheme(FeedbackScheme, ABC, abstract=True):
     """Base of the schemes that keep an estimate h of each rank's gradient (slot "estimate", MEAN) and m, the mean of
     all h (slot "mean", REPLICATED), which is what they give. To write one: the fields ``start`` and ``dtype``, and
-    ``memory`` and ``step`` as in ``Scheme``."""
+    ``memory`` and ``step`` as in ``FeedbackScheme``."""
 
     start: bool
     dtype: torch.dtype
@@ -66,7 +66,7 @@ class Estimates(Scheme, ABC, abstract=True):
         exact.fill_(0.0)
         ctx.bad = either(ctx.bad, result.bad)
         if not accumulate:
-            poison(out, result.bad)
+            fill_nan_where(out, result.bad)
 
     def begin(
         self, tracked: Sequence[tuple[Bucket, float]], mean: Bucket, source: Source, target: Target, state: State,
@@ -74,13 +74,13 @@ class Estimates(Scheme, ABC, abstract=True):
     ) -> Flow:  # fmt: skip
         """The dense first step: m = mean of g, and every slab, given with a factor, that times g. Undone: all zero."""
         x, scale = source.x, source.decay
-        status = slabs.fresh(ctx, x.layout)
+        status = slabs.zero_status(ctx, x.layout)
         for slab, factor in tracked:
-            slabs.blend(slab, x, status, beta=scale * factor)
+            slabs.axpby(slab, x, status, beta=scale * factor)
         dtype, ctx.dtype = ctx.dtype, None  # m is to be the mean of h for good, and no rounded one
         result = yield from Exact().reduce(Source(x), Target(x), state, ctx)
         ctx.dtype = dtype
-        slabs.blend(mean, x, slabs.fresh(ctx, x.layout, "unheard"), beta=scale)
+        slabs.axpby(mean, x, slabs.zero_status(ctx, x.layout, "discarded"), beta=scale)
         exact = lacking(mean, tracked[0][0])
         self.deliver(result, x.layout, mean, exact, target, ctx)
 

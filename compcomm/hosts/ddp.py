@@ -314,7 +314,7 @@ def ddp_hook(state: DDPState, bucket: Any) -> torch.futures.Future[Tensor]:
     flat, index, last = bucket.buffer(), bucket.index(), bucket.is_last()
     kind, attachment = state.pace.take(index == 0, last), state.attachment
     if index == 0:
-        state.remainder.forget()  # of a pass that raised
+        state.remainder.clear()  # of a pass that raised
     if not kind.sent:
         if attachment is not None:
             attachment.check()

@@ -1,4 +1,4 @@
-"""The ops on rows that are marked on the device: ``fill_marked`` and ``blend_marked``."""
+"""The ops on rows that are marked on the device: ``fill_masked`` and ``axpby_masked``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .reference.masked import blend_marked, fill_marked
+from .reference.masked import axpby_masked, fill_masked
 from .schema import register
 
 
@@ -24,14 +24,14 @@ def _check_fill(op: str, to: Tensor, table: Tensor, marks: Tensor, value: float)
     _check(op, to, table, marks)
 
 
-def _check_blend(op: str, to: Tensor, source: Tensor, table: Tensor, marks: Tensor, alpha: float, beta: float) -> None:
+def _check_axpby(op: str, to: Tensor, source: Tensor, table: Tensor, marks: Tensor, alpha: float, beta: float) -> None:
     _check(op, to, table, marks)
     checks.flat(op, "source", source, *checks.FLOATS, torch.float64)
 
 
-register("fill_marked(Tensor(a!) to, Tensor table, Tensor marks, float value) -> ()", fill_marked, check=_check_fill)
+register("fill_masked(Tensor(a!) to, Tensor table, Tensor marks, float value) -> ()", fill_masked, check=_check_fill)
 register(
-    "blend_marked(Tensor(a!) to, Tensor source, Tensor table, Tensor marks, float alpha, float beta) -> ()",
-    blend_marked,
-    check=_check_blend,
+    "axpby_masked(Tensor(a!) to, Tensor source, Tensor table, Tensor marks, float alpha, float beta) -> ()",
+    axpby_masked,
+    check=_check_axpby,
 )

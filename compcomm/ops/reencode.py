@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from . import checks
-from .reference.reencode import check_rows, qsgd_recode, sign_recode
+from .reference.reencode import check_rows, qsgd_reencode, sign_reencode
 from .schema import register
 
 INPUT = (
@@ -40,10 +40,10 @@ def _check_qsgd(op: str, *args: Any) -> None:
     checks.qsgd(op, args[10], args[11], args[14])
 
 
-register(f"sign_recode({INPUT}, int kind, int block) -> ()", sign_recode, check=_check_sign)
+register(f"sign_reencode({INPUT}, int kind, int block) -> ()", sign_reencode, check=_check_sign)
 register(
-    f"qsgd_recode({INPUT}, Tensor gain, int bits, int levels, bool norm2, bool stochastic, int block, int step, "
+    f"qsgd_reencode({INPUT}, Tensor gain, int bits, int levels, bool norm2, bool stochastic, int block, int step, "
     "int rank) -> ()",
-    qsgd_recode,
+    qsgd_reencode,
     check=_check_qsgd,
 )

@@ -1,4 +1,7 @@
-"""Ops of schemes' memory: ``blend``, ``norms``, ``alive``, ``steer``. Their meaning: ``reference/segment_ops.py``."""
+"""Ops of schemes' memory: ``axpby``, ``norms``, ``nonzero_segments``, ``add_correction``.
+
+Their meaning: ``reference/segment_ops.py``.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from torch import Tensor
 
 from . import checks, native
 from .native import FLOAT, LONG, POINTER
-from .reference.segment_ops import alive, blend, norms, spans, steer
+from .reference.segment_ops import add_correction, axpby, nonzero_segments, norms, spans
 from .schema import register
 
 
@@ -23,7 +26,7 @@ _ALIKE = {dtype: (dtype, *(other for other in checks.FLOATS if other is not dtyp
 """What goes with a tensor of this type: half precision is computed in fp32, so those three mix; others do not."""
 
 
-def _check_blend(
+def _check_axpby(
     op: str, to: Tensor, source: Tensor, table: Tensor, beta: Tensor, status: Tensor, alpha: float
 ) -> None:
     alike = _ALIKE.get(source.dtype, (source.dtype,))
@@ -34,7 +37,7 @@ def _check_blend(
     checks.flat(op, "beta", beta, *alike, numel=table.shape[0])
 
 
-def _check_alive(op: str, source: Tensor, table: Tensor, status: Tensor) -> None:
+def _check_nonzero_segments(op: str, source: Tensor, table: Tensor, status: Tensor) -> None:
     checks.flat(op, "source", source, source.dtype)
     checks.flat(op, "status", status, checks.U8)
     _table(op, table)
@@ -46,7 +49,7 @@ def _check_norms(op: str, source: Tensor, table: Tensor, out: Tensor) -> None:
     checks.flat(op, "out", out, torch.float64, numel=table.shape[0])
 
 
-def _check_steer(
+def _check_add_correction(
     op: str, x: Tensor, error: Tensor, estimate: Tensor, table: Tensor, status: Tensor, eta: float, scale: float
 ) -> None:
     alike = _ALIKE.get(error.dtype, (error.dtype,))
@@ -57,19 +60,21 @@ def _check_steer(
     _table(op, table)
 
 
-_blend = native.function("cc_blend", POINTER, LONG, POINTER, LONG, POINTER, LONG, POINTER, POINTER, LONG, FLOAT)
+_axpby = native.function("cc_blend", POINTER, LONG, POINTER, LONG, POINTER, LONG, POINTER, POINTER, LONG, FLOAT)
 _norms = native.function("cc_norms", POINTER, LONG, POINTER, LONG, POINTER, LONG)
-_alive = native.function("cc_alive", POINTER, LONG, POINTER, LONG, POINTER, LONG)
-_steer = native.function("cc_steer", POINTER, LONG, POINTER, POINTER, LONG, POINTER, LONG, POINTER, LONG, FLOAT, FLOAT)
+_nonzero_segments = native.function("cc_alive", POINTER, LONG, POINTER, LONG, POINTER, LONG)
+_add_correction = native.function(
+    "cc_steer", POINTER, LONG, POINTER, POINTER, LONG, POINTER, LONG, POINTER, LONG, FLOAT, FLOAT
+)
 
 
-def _fast_blend(to: Tensor, source: Tensor, table: Tensor, beta: Tensor, status: Tensor, alpha: float) -> int:
+def _fast_axpby(to: Tensor, source: Tensor, table: Tensor, beta: Tensor, status: Tensor, alpha: float) -> int:
     if source.dtype is not checks.F32:
-        blend(to, source, table, beta, status, alpha)
+        axpby(to, source, table, beta, status, alpha)
         return 0
-    assert _blend is not None
+    assert _axpby is not None
     rows = (table.data_ptr(), table.shape[0])
-    return _blend(*native.spans(to, source), *rows, beta.data_ptr(), *native.spans(status), alpha)
+    return _axpby(*native.spans(to, source), *rows, beta.data_ptr(), *native.spans(status), alpha)
 
 
 def _fast_norms(source: Tensor, table: Tensor, out: Tensor) -> int:
@@ -80,32 +85,32 @@ def _fast_norms(source: Tensor, table: Tensor, out: Tensor) -> int:
     return _norms(*native.spans(source), table.data_ptr(), table.shape[0], *native.spans(out))
 
 
-def _fast_alive(source: Tensor, table: Tensor, status: Tensor) -> int:
+def _fast_nonzero_segments(source: Tensor, table: Tensor, status: Tensor) -> int:
     if source.dtype is not checks.F32:
         x, seen = source.numpy(), status.numpy()  # several times faster than torch on a few elements
-        for row in spans("alive", None, source, table, status):
+        for row in spans("nonzero_segments", None, source, table, status):
             seen[1 + row.entry] |= x[row.start : row.start + row.numel].any()
         return 0
-    assert _alive is not None
-    return _alive(*native.spans(source), table.data_ptr(), table.shape[0], *native.spans(status))
+    assert _nonzero_segments is not None
+    return _nonzero_segments(*native.spans(source), table.data_ptr(), table.shape[0], *native.spans(status))
 
 
-def _fast_steer(
+def _fast_add_correction(
     x: Tensor, error: Tensor, estimate: Tensor, table: Tensor, status: Tensor, eta: float, scale: float
 ) -> int:
     if x.dtype is not checks.F32:
-        steer(x, error, estimate, table, status, eta, scale)
+        add_correction(x, error, estimate, table, status, eta, scale)
         return 0
-    assert _steer is not None
+    assert _add_correction is not None
     where = (error.data_ptr(), estimate.data_ptr(), error.numel(), table.data_ptr(), table.shape[0])
-    return _steer(*native.spans(x), *where, *native.spans(status), eta, scale)
+    return _add_correction(*native.spans(x), *where, *native.spans(status), eta, scale)
 
 
 register(
-    "blend(Tensor(a!) to, Tensor source, Tensor table, Tensor beta, Tensor(b!) status, float alpha) -> ()",
-    blend,
-    None if _blend is None else _fast_blend,
-    _check_blend,
+    "axpby(Tensor(a!) to, Tensor source, Tensor table, Tensor beta, Tensor(b!) status, float alpha) -> ()",
+    axpby,
+    None if _axpby is None else _fast_axpby,
+    _check_axpby,
 )
 register(
     "norms(Tensor source, Tensor table, Tensor(a!) out) -> ()",
@@ -114,14 +119,15 @@ register(
     _check_norms,
 )
 register(
-    "alive(Tensor source, Tensor table, Tensor(a!) status) -> ()",
-    alive,
-    None if _alive is None else _fast_alive,
-    _check_alive,
+    "nonzero_segments(Tensor source, Tensor table, Tensor(a!) status) -> ()",
+    nonzero_segments,
+    None if _nonzero_segments is None else _fast_nonzero_segments,
+    _check_nonzero_segments,
 )
 register(
-    "steer(Tensor(a!) x, Tensor error, Tensor estimate, Tensor table, Tensor(b!) status, float eta, float scale) -> ()",
-    steer,
-    None if _steer is None else _fast_steer,
-    _check_steer,
+    "add_correction(Tensor(a!) x, Tensor error, Tensor estimate, Tensor table, Tensor(b!) status, float eta, "
+    "float scale) -> ()",
+    add_correction,
+    None if _add_correction is None else _fast_add_correction,
+    _check_add_correction,
 )

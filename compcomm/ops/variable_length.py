@@ -13,11 +13,11 @@ from torch import Tensor
 
 from . import checks, native
 from .native import LONG, POINTER
-from .reference.variable_length import spread, squeeze
+from .reference.variable_length import compact, scatter
 from .schema import register
 
 
-def _check_squeeze(op: str, wire: Tensor, table: Tensor, spans: Tensor, out: Tensor, sizes: Tensor) -> None:
+def _check_compact(op: str, wire: Tensor, table: Tensor, spans: Tensor, out: Tensor, sizes: Tensor) -> None:
     checks.flat(op, "wire", wire, checks.U8)
     checks.flat(op, "out", out, checks.U8)
     _check_numbers(op, "table", table, 8)
@@ -27,7 +27,7 @@ def _check_squeeze(op: str, wire: Tensor, table: Tensor, spans: Tensor, out: Ten
         raise ValueError(f"compcomm.{op}: sizes has {sizes.numel()} elements, but needs {len(spans)}: one per message")
 
 
-def _check_spread(op: str, bodies: Tensor, places: Tensor, table: Tensor, spans: Tensor, wires: Tensor) -> None:
+def _check_scatter(op: str, bodies: Tensor, places: Tensor, table: Tensor, spans: Tensor, wires: Tensor) -> None:
     checks.flat(op, "bodies", bodies, checks.U8)
     checks.flat(op, "wires", wires, checks.U8)
     _check_numbers(op, "places", places, 2)
@@ -45,12 +45,12 @@ def _check_numbers(op: str, name: str, tensor: Tensor, columns: int) -> None:
         )
 
 
-def _squeeze() -> Callable[..., int] | None:
+def _compact() -> Callable[..., int] | None:
     f = native.function("cc_squeeze", POINTER, LONG, POINTER, LONG, POINTER, LONG, POINTER, LONG, POINTER)
     return None if f is None else lambda *args: f(*_ends(*args[:4]), args[4].data_ptr())
 
 
-def _spread() -> Callable[..., int] | None:
+def _scatter() -> Callable[..., int] | None:
     f = native.function("cc_spread", POINTER, LONG, POINTER, POINTER, LONG, POINTER, LONG, POINTER, LONG)
 
     def call(bodies: Tensor, places: Tensor, *rest: Tensor) -> int:
@@ -66,14 +66,14 @@ def _ends(*tensors: Tensor) -> list[Any]:
 
 
 register(
-    "squeeze(Tensor wire, Tensor table, Tensor spans, Tensor(a!) out, Tensor(b!) sizes) -> ()",
-    squeeze,
-    _squeeze(),
-    _check_squeeze,
+    "compact(Tensor wire, Tensor table, Tensor spans, Tensor(a!) out, Tensor(b!) sizes) -> ()",
+    compact,
+    _compact(),
+    _check_compact,
 )
 register(
-    "spread(Tensor bodies, Tensor places, Tensor table, Tensor spans, Tensor(a!) wires) -> ()",
-    spread,
-    _spread(),
-    _check_spread,
+    "scatter(Tensor bodies, Tensor places, Tensor table, Tensor spans, Tensor(a!) wires) -> ()",
+    scatter,
+    _scatter(),
+    _check_scatter,
 )

@@ -117,7 +117,7 @@ class Exchange:
 
     def reset_state(self) -> None:
         """Forgets what was not sent."""
-        self.attachment.forget()
+        self.attachment.reset_state()
 
     def state_dict(self) -> dict[str, Any]:
         """What this rank did not send."""

@@ -38,14 +38,14 @@ class Gradients(Contract):
 
     def _momentum(self, mean: Tensor, out: Tensor, scale: float, status: Tensor) -> None:
         """out = b1 mean + (1 - b1) g for this rank's gradient g; ``status``: whether some of it is not finite."""
-        self._blend(mean, out, scale, [float(g["betas"][0]) for g in self.param_groups], 1.0, status)
+        self._axpby(mean, out, scale, [float(g["betas"][0]) for g in self.param_groups], 1.0, status)
 
     def _gather(self, finite: Tensor, out: Tensor, scale: float, status: Tensor) -> None:
         """out = this rank's gradient, unscaled, without weight decay; ``status``: whether some of it is not finite.
         ``finite``: any flat vector whose elements are."""
-        self._blend(finite, out, scale, [0.0] * len(self.param_groups), 0.0, status)
+        self._axpby(finite, out, scale, [0.0] * len(self.param_groups), 0.0, status)
 
-    def _blend(self, mean: Tensor, out: Tensor, scale: float, betas: list[float], decay: float, status: Tensor) -> None:
+    def _axpby(self, mean: Tensor, out: Tensor, scale: float, betas: list[float], decay: float, status: Tensor) -> None:
         for part in self.flat.parts:
             if part.params:
                 group = self.param_groups[part.group]

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..core.compressor import Compressor
-from ..core.deferred import known, not_finite
+from ..core.deferred import not_finite
 from ..core.reducer import Reducer
 from ..engine.attachment import Attachment
 from ..hosts.attach import watch
@@ -94,7 +94,7 @@ class Hook:
         if index == 0:  # also after a backward pass that did not end
             self._flats, self._bad = [], False
         self._flats.append(flat)
-        self._bad = self._bad or known(not_finite(flat))
+        self._bad = self._bad or bool(not_finite(flat))
         if not last:
             return
         flats, self._flats = self._flats, []

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core.collectives import AllReduce as Sum
 from ..core.context import Context
 from ..core.deferred import (
-    Fault,
+    DeferredError,
     clear,
     deferred,
     either,
@@ -170,11 +170,11 @@ def read_flags(flags: Tensor, count: int, ctx: Context) -> Flags:
     if flags.is_meta:
         return Flags.clean(count)
     if deferred(flags):
-        heard = torch.empty(1 + count, dtype=torch.uint8, device=flags.device)
+        outcome = torch.empty(1 + count, dtype=torch.uint8, device=flags.device)
         kind = torch.empty(1, dtype=torch.int64, device=flags.device)
-        ops.sums_read(flags, heard, kind, float(ctx.world * place(ctx)))
-        ctx.faults.append(Fault(kind, partial(fault, ctx.step, ctx.bucket)))
-        return Flags(heard[:1], heard[1:], True)
+        ops.sums_read(flags, outcome, kind, float(ctx.world * place(ctx)))
+        ctx.faults.append(DeferredError(kind, partial(fault, ctx.step, ctx.bucket)))
+        return Flags(outcome[:1], outcome[1:], True)
     at, bad = flags[:2].tolist()
     if isnan(bad) or at != ctx.world * place(ctx):
         raise fault(ctx.step, ctx.bucket, 1 if isnan(bad) else 2)

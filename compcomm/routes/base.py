@@ -13,11 +13,11 @@ from ..compressors.contractive import contractive
 from ..core.compressor import Compressor, Payload
 from ..core.context import Context
 from ..core.deferred import (
-    Fault,
-    Truth,
+    DeferredBool,
+    DeferredError,
     deferred,
     either,
-    poison,
+    fill_nan_where,
 )
 from ..core.header import Flags
 from ..core.layout import Bucket, Segment
@@ -69,7 +69,7 @@ class Delivery:
         bad, accumulate = self.flags.bad, self.target.accumulate
         self.ctx.bad = either(self.ctx.bad, bad)
         if not accumulate:
-            poison(self.target.out, bad)
+            fill_nan_where(self.target.out, bad)
         skipped = self.flags.skip if self.flags.zero else None
         if accumulate:
             return Reduced(sent, self.source.x, self.undo, bad=bad, dead=skipped)
@@ -143,10 +143,10 @@ def give_back(payload: Payload, flags: Flags, x: Bucket) -> Tensor | None:
     return flags.skip
 
 
-def corrupt(out: Tensor, ctx: Context) -> Truth:
+def corrupt(out: Tensor, ctx: Context) -> DeferredBool:
     """Whether kernels found a message that they could not decode, so that ``out`` is not the mean."""
     sticky, explain = corruption(out.device)
     word = sticky.clone()
     sticky.zero_()  # another step, or attachment, begins without it
-    ctx.faults.append(Fault(word, explain))
+    ctx.faults.append(DeferredError(word, explain))
     return (word != 0).to(torch.uint8)

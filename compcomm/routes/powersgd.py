@@ -16,13 +16,13 @@ from ..core.collectives import AllReduce as Sum
 from ..core.collectives import Collective
 from ..core.context import Context
 from ..core.deferred import (
-    Fault,
-    Truth,
+    DeferredBool,
+    DeferredError,
     clear,
     deferred,
     either,
+    fill_nan_where,
     not_finite,
-    poison,
 )
 from ..core.layout import Bucket, Layout, Segment
 from ..core.random import key
@@ -83,7 +83,7 @@ class PowerSGD(Reducer):
     ranks: tuple[tuple[str, int], ...] = ()
     most: int = 0
 
-    knob = "rank"
+    tunable = "rank"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ranks", _pairs(self.ranks))
@@ -163,7 +163,7 @@ class PowerSGD(Reducer):
         table = work.form.matrices(work.residual.layout, out.layout)
         scale = target.scale / ctx.unscale
         ops.lowrank_reconstruct(work.residual.flat, out.flat, *factors, table, work.skip, scale, accumulate, 1.0)
-        poison(out, work.bad)
+        fill_nan_where(out, work.bad)
         sent = _Sent(work.form, factors, work.skip)
         return Reduced(sent, undo=lambda: sent.add_(work.residual))
 
@@ -214,7 +214,7 @@ class _Work:
         self.real = not x.flat.is_meta
         self.status = ctx.buffer("status", 1 + self.form.count)
         self.first = self.skip = self.status
-        self.bad: Truth = False
+        self.bad: DeferredBool = False
 
     def both(self) -> Generator[Collective, bool, _Factors | None]:
         """P, then Q; None after a bad step."""
@@ -339,10 +339,10 @@ class _Work:
                 raise fault(self.ctx.step, self.ctx.bucket, 1)
             return
         broken = ~(word == due)
-        self.ctx.faults.append(Fault(broken.long(), partial(fault, self.ctx.step, self.ctx.bucket)))
+        self.ctx.faults.append(DeferredError(broken.long(), partial(fault, self.ctx.step, self.ctx.bucket)))
         self._mark(broken.to(torch.uint8))
 
-    def _mark(self, bad: Truth) -> Truth:
+    def _mark(self, bad: DeferredBool) -> DeferredBool:
         """Takes ``bad`` in; where it is the device's, every matrix is skipped."""
         self.bad = either(self.bad, bad)
         if isinstance(self.bad, Tensor):

@@ -49,14 +49,14 @@ def to_all(payload: Payload, ctx: Context, tag: str) -> Exchange:
     body, heads = ctx.buffer(tag + " body", width - head), ctx.buffer(tag + " heads", head * world)
     bodies = ctx.buffer(tag + " bodies", (width - head) * world)
     _arrange(packing, messages, width)
-    (used,) = _squeeze(packing, (own,), (0,), payload, body)
+    (used,) = _compact(packing, (own,), (0,), payload, body)
     write_header(wire[:head], payload.status, ctx, length=head + used)
     yield AllGather(wire[:head], heads)
     flags = read_headers(heads.view(world, head), packing.count, ctx, lengths, shorter=True)
     wide = max(flags.lengths) - head
     yield AllGather(body[:wide], bodies[: wide * world], capacity=bodies.numel())
     places = [(rank * wide, length - head) for rank, length in enumerate(flags.lengths)]
-    _spread(packing, messages, width, bodies, places, gathered)
+    _scatter(packing, messages, width, bodies, places, gathered)
     return wires, flags
 
 
@@ -75,14 +75,14 @@ def to_owners(payload: Payload, ctx: Context, tag: str) -> Exchange:
     body, bodies = ctx.buffer(tag + " body", room), ctx.buffer(tag + " bodies", (mine - head) * world)
     mixed, heads = ctx.buffer(tag + " heads out", head * world), ctx.buffer(tag + " heads", head * world)
     _arrange(packing, (ctx.rank,) * world, mine)
-    used = _squeeze(packing, tuple(range(world)), starts, payload, body)
+    used = _compact(packing, tuple(range(world)), starts, payload, body)
     write_headers(mixed.split(head), payload.status, ctx, lengths=[head + n for n in used])
     yield AllToAll(mixed, heads, (head,) * world, (head,) * world)
     flags = read_headers(heads.view(world, head), packing.count, ctx, (mine,) * world, shorter=True)
     sizes = tuple(length - head for length in flags.lengths)
     yield AllToAll(body[: sum(used)], bodies[: sum(sizes)], used, sizes, capacity=room)
     places = list(zip(accumulate((0, *sizes[:-1])), sizes, strict=True))
-    _spread(packing, (ctx.rank,) * world, mine, bodies, places, received)
+    _scatter(packing, (ctx.rank,) * world, mine, bodies, places, received)
     return wires, flags
 
 
@@ -106,19 +106,19 @@ def _arrange(packing: Packing, messages: tuple[int, ...], stride: int) -> tuple[
     return _spans(packing, messages, tuple(stride * i for i in range(len(messages))))
 
 
-def _squeeze(
+def _compact(
     packing: Packing, messages: tuple[int, ...], starts: tuple[int, ...], payload: Payload, body: Tensor
 ) -> tuple[int, ...]:
     """The bodies of ``messages``, back to back in ``body``; returns their lengths in bytes."""
     if body.is_meta:
         return tuple(packing.splits[m] - packing.header for m in messages)
     sizes = torch.empty(len(messages), dtype=torch.int64, device=body.device)
-    ops.squeeze(payload.wire, *_spans(packing, messages, starts), body, sizes)
+    ops.compact(payload.wire, *_spans(packing, messages, starts), body, sizes)
     return tuple(sizes.tolist())
 
 
-def _spread(
+def _scatter(
     packing: Packing, messages: tuple[int, ...], stride: int, bodies: Tensor, places: list[tuple[int, int]], to: Tensor
 ) -> None:
     if not to.is_meta:
-        ops.spread(bodies, torch.tensor(places, dtype=torch.int64), *_arrange(packing, messages, stride), to)
+        ops.scatter(bodies, torch.tensor(places, dtype=torch.int64), *_arrange(packing, messages, stride), to)

@@ -95,7 +95,7 @@ class TwoRounds(RoundTrip):
         self.mean = mean = Bucket(ctx.buffer("mean", owned.numel, torch.float32), owned)
         self.received, self.server = received, server
         self.unscale = 1.0 if server is None else ctx.unscale
-        self.coded = _recoded(c, received, mean, ctx, packing, self.flags.skip)
+        self.coded = _reencoded(c, received, mean, ctx, packing, self.flags.skip)
         if self.coded is None:
             self._decode_mean()
         # Rows of the residual that are zero stay so, also where the step is undone: else what rounding leaves of
@@ -157,12 +157,12 @@ class TwoRounds(RoundTrip):
             ops.zero_rows_clear(server.flat, self.empty, self.rested.table)
 
 
-def _recoded(
+def _reencoded(
     c: Compressor, wires: Tensor, mean: Bucket, ctx: Context, packing: Packing, skip: Tensor
 ) -> Received | None:
     """What the owner's encoder decodes by itself, where the mean of coded rows need not be in memory: the exact rows'
     is written here. None: all of it is to be decoded first."""
-    if not getattr(c, "recodes", False) or packing.has_lines or ctx.weights is not None or not deferred(wires):
+    if not getattr(c, "reencodes", False) or packing.has_lines or ctx.weights is not None or not deferred(wires):
         return None
     exact, coded = (packing.table(kind, mean.layout, seed=ctx.seed, message=ctx.rank) for kind in (False, True))
     if len(exact):

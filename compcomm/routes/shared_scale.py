@@ -12,8 +12,8 @@ from ..core.collectives import AllReduce, AllReduceMax
 from ..core.compressor import Compressor, Uniform, ops
 from ..core.context import Context
 from ..core.deferred import (
-    Fault,
-    Truth,
+    DeferredBool,
+    DeferredError,
     clear,
     deferred,
     either,
@@ -143,10 +143,10 @@ def _flags(peaks: Tensor, count: int, ctx: Context) -> Flags:
     if deferred(peaks):
         failed = peaks[0] == float("inf")
         moved = ((peaks[0] != place(ctx)) | (peaks[1] != -place(ctx))) & ~failed
-        heard = torch.cat(((peaks[2:3] > 0) | failed | moved, peaks[3 : 3 + count] == 0)).to(torch.uint8)
+        outcome = torch.cat(((peaks[2:3] > 0) | failed | moved, peaks[3 : 3 + count] == 0)).to(torch.uint8)
         kind = failed.long() + 2 * moved.long()
-        ctx.faults.append(Fault(kind.view(1), partial(fault, ctx.step, ctx.bucket)))
-        return Flags(heard[:1], heard[1:], True)
+        ctx.faults.append(DeferredError(kind.view(1), partial(fault, ctx.step, ctx.bucket)))
+        return Flags(outcome[:1], outcome[1:], True)
     first, second, bad = peaks[:3].tolist()
     if first == float("inf") or (first, second) != (place(ctx), -place(ctx)):
         raise fault(ctx.step, ctx.bucket, 1 if first == float("inf") else 2)
@@ -154,12 +154,12 @@ def _flags(peaks: Tensor, count: int, ctx: Context) -> Flags:
     return Flags(bad > 0, skip, bool(skip.any()))
 
 
-def _seal(word: Tensor, ctx: Context) -> Truth:
+def _seal(word: Tensor, ctx: Context) -> DeferredBool:
     """Whether the last word of the sum is not what it is where no peer failed; an error where that can be told."""
     due = ctx.world * (1 + place(ctx))
     if deferred(word):
         broken = word != due
-        ctx.faults.append(Fault(broken.long(), partial(fault, ctx.step, ctx.bucket)))
+        ctx.faults.append(DeferredError(broken.long(), partial(fault, ctx.step, ctx.bucket)))
         return broken.to(torch.uint8)
     if int(word) != due:
         raise fault(ctx.step, ctx.bucket, 1)

@@ -8,7 +8,6 @@ import torch
 
 from ..core.collectives import Collective
 from ..core.context import Context
-from ..core.deferred import known
 from ..core.layout import Bucket, Layout
 from ..core.reducer import Flow, Reduced, Reducer
 from ..core.source import Source, Target
@@ -75,7 +74,7 @@ def lockstep(
         if done:
             if pending or len(done) != world:
                 raise ContractError(f"{reducer!r}: some ranks are done while others yield {seen}.")
-            bad = [known(ctx.bad) for ctx in contexts]
+            bad = [bool(ctx.bad) for ctx in contexts]
             return [Ran(*found) for found in zip(done, outs, seen, bad, strict=True)]
         if len({p.signature for p in pending}) != 1:
             raise ContractError(f"{reducer!r}: the ranks yield different collectives: {seen}.")

@@ -19,7 +19,7 @@ from ..core.collectives import (
 )
 from ..core.compressor import Compressor
 from ..core.context import Context
-from ..core.deferred import known, listen
+from ..core.deferred import raise_deferred
 from ..core.drive import lockstep
 from ..core.layout import Bucket, Layout, Segment
 from ..core.reducer import Flow, Reducer, flow
@@ -98,8 +98,8 @@ class Simulator:
             self._run(group)
             flows.append(group)
         for ctx in contexts:
-            listen(ctx.faults)
-        self.bad = any(known(ctx.bad) for ctx in contexts)
+            raise_deferred(ctx.faults)
+        self.bad = any(bool(ctx.bad) for ctx in contexts)
         for group in flows:
             for f in group:
                 try:

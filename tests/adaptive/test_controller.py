@@ -77,7 +77,7 @@ def test_the_tail_of_a_large_matrix_comes_from_power_iterations() -> None:
 
 @pytest.mark.parametrize("part", [cc.QSGD(bits=4), cc.MinMax(bits=5), cc.RandK(ratio=0.1)], ids=repr)
 def test_other_errors_are_those_of_coding(part: cc.Compressor) -> None:
-    settings = (2, 8) if part.knob == "bits" else (0.05, 0.5)
+    settings = (2, 8) if part.tunable == "bits" else (0.05, 0.5)
     found, given = measured(part, settings)
     assert (found[:, 1] > found[:, 2]).all()
     for i, segment, tensor in given:

@@ -69,26 +69,26 @@ def test_regimes_in_the_simulator(outer: bool) -> None:
 
 
 def test_legacy_by_size_and_phase() -> None:
-    legacy: Any = cc.Legacy(cc.ErrorFeedback(cc.TopK(ratio=0.02)), large=0.005, threshold=4096, early=4, steps=10)
+    rule: Any = cc.SizeRule(cc.ErrorFeedback(cc.TopK(ratio=0.02)), large=0.005, threshold=4096, early=4, steps=10)
     a, b, c, _ = LAYOUT.segments
-    assert [legacy.at(s, 0) for s in (a, b, c)] == [0.02, 0.08, 0.02]
-    assert [legacy.at(s, 10) for s in (a, b, c)] == [0.005, 0.02, 0.005]
+    assert [rule.at(s, 0) for s in (a, b, c)] == [0.02, 0.08, 0.02]
+    assert [rule.at(s, 10) for s in (a, b, c)] == [0.005, 0.02, 0.005]
     for t, small, large in ((0, 0.08, 0.02), (10, 0.02, 0.005)):
         due = sum(
             sum(p.sent for p in plan(cc.settle(cc.TopK(ratio=r), 2), cc.Layout.of([(s.name, s.shape)]), 2))
             for s, r in ((a, large), (b, small), (c, large))
         )
-        sent = sum(p.sent for p in plan(cc.settle(legacy, 2), cc.Layout.of(SHAPES[:3]), 2, 0, t))
+        sent = sum(p.sent for p in plan(cc.settle(rule, 2), cc.Layout.of(SHAPES[:3]), 2, 0, t))
         assert abs(sent - due) <= 2 * 24  # two headers fewer
 
 
 def test_legacy_multiplies_in_the_early_phase_by_what_the_method_has() -> None:
     a, b, *_ = LAYOUT.segments
-    bits: Any = cc.Legacy(cc.QSGD(bits=4), large=2, threshold=4096, early=1.5, steps=1)
+    bits: Any = cc.SizeRule(cc.QSGD(bits=4), large=2, threshold=4096, early=1.5, steps=1)
     assert [(bits.at(a, t), bits.at(b, t)) for t in (0, 1)] == [(3, 6), (2, 4)]
-    ranks: Any = cc.Legacy(cc.PowerSGD(4), large=cc.PowerSGD(2), threshold=4096, early=2, steps=1)
+    ranks: Any = cc.SizeRule(cc.PowerSGD(4), large=cc.PowerSGD(2), threshold=4096, early=2, steps=1)
     assert [(ranks.at(a, t), ranks.at(b, t)) for t in (0, 1)] == [(4, 8), (2, 4)]
-    dense: Any = cc.Legacy(cc.TopK(ratio=0.4), large=0.1, threshold=4096, early=4, steps=1)
+    dense: Any = cc.SizeRule(cc.TopK(ratio=0.4), large=0.1, threshold=4096, early=4, steps=1)
     assert [(dense.at(a, t), dense.at(b, t)) for t in (0, 1)] == [(0.4, 1.0), (0.1, 0.4)]
 
 
@@ -194,7 +194,7 @@ RIVALS: list[Any] = [
     cc.Accordion(cc.ErrorFeedback(cc.TopK(ratio=0.1)), high=0.01, every=4),
     cc.LGreCo(cc.Accordion(cc.ErrorFeedback(cc.TopK(ratio=0.1)), high=0.01, every=8), every=4, window=2),
     cc.GlobalTopK(cc.ErrorFeedback(cc.TopK(ratio=0.02)), every=6, window=2),
-    cc.Legacy(cc.ErrorFeedback(cc.TopK(ratio=0.1)), large=0.01, threshold=4096, early=2, steps=7),
+    cc.SizeRule(cc.ErrorFeedback(cc.TopK(ratio=0.1)), large=0.01, threshold=4096, early=2, steps=7),
 ]
 
 
@@ -227,7 +227,7 @@ def test_state_is_what_they_say() -> None:
         return store.nbytes()
 
     base = held(plain)
-    assert held(cc.Legacy(plain, large=0.01)) == base
+    assert held(cc.SizeRule(plain, large=0.01)) == base
     assert held(cc.Accordion(plain, high=0.01)) == base + 4 * elements + 3 * 24
     top: Any = cc.GlobalTopK(plain)
     assert held(top) == base + 4 * elements + 3 * (24 + 8 * len(top.settings))
@@ -290,13 +290,13 @@ def test_a_simulator_refuses_what_does_not_fit_the_model() -> None:
         ),
         (lambda: cc.LGreCo(cc.Accordion(cc.TopK(ratio=0.1), high=0.01, every=30), every=20), "a period late"),
         (lambda: cc.LGreCo(cc.GlobalTopK(cc.TopK(ratio=0.1))), "window=200"),
-        (lambda: cc.Legacy(cc.DGC(cc.TopK(ratio=0.1), warmup=3), large=0.01), "two schedules"),
+        (lambda: cc.SizeRule(cc.DGC(cc.TopK(ratio=0.1), warmup=3), large=0.01), "two schedules"),
         (lambda: cc.GlobalTopK(cc.TopK(k=10)), "has no density"),
         (lambda: cc.GlobalTopK(cc.Threshold(ratio=0.1)), "needs magnitudes"),
-        (lambda: cc.Legacy(cc.TopK(ratio=0.1), large=3.0), "does not serve"),
-        (lambda: cc.Legacy(cc.TopK(ratio=0.1), large=0.01, threshold=0), "threshold=0"),
-        (lambda: cc.Legacy(cc.TopK(ratio=0.1), large=0.01, early=0), "early=0"),
-        (lambda: cc.Legacy(cc.QSGD(bits=8), large=4, early=2), "does not serve"),
+        (lambda: cc.SizeRule(cc.TopK(ratio=0.1), large=3.0), "does not serve"),
+        (lambda: cc.SizeRule(cc.TopK(ratio=0.1), large=0.01, threshold=0), "threshold=0"),
+        (lambda: cc.SizeRule(cc.TopK(ratio=0.1), large=0.01, early=0), "early=0"),
+        (lambda: cc.SizeRule(cc.QSGD(bits=8), large=4, early=2), "does not serve"),
         (lambda: cc.GlobalTopK(cc.QSGD(bits=4)), "needs magnitudes"),
         (lambda: cc.GlobalTopK(cc.ErrorFeedback(cc.RandK(ratio=0.1))), "needs magnitudes"),
     ],

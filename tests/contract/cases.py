@@ -145,7 +145,7 @@ REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
         cc.ErrorFeedback(cc.AllGather(cc.SignScale())),
         cc.ErrorFeedback(cc.LGreCo(cc.TopK(ratio=0.05), every=2)),
         cc.ErrorFeedback(cc.Accordion(cc.TopK(ratio=0.1), high=0.02, every=2)),
-        cc.ErrorFeedback(cc.Legacy(cc.TopK(ratio=0.1), large=0.02, threshold=2000)),
+        cc.ErrorFeedback(cc.SizeRule(cc.TopK(ratio=0.1), large=0.02, threshold=2000)),
         cc.ErrorFeedback(cc.Steps(cc.TopK(ratio=0.05), {1: 0.5, 4: 0.01})),
         cc.ErrorFeedback(cc.Steps(cc.MinMax(bits=5), {1: 1, 4: 8})),
         cc.ErrorFeedback(cc.Linear(cc.QSGD(bits=2, rounding="nearest"), start=8, steps=6, stages=3)),
@@ -232,9 +232,9 @@ REDUCERS: dict[type[cc.Reducer], list[cc.Reducer]] = {
         cc.Accordion(cc.PowerSGD(4), high=1, every=2, eta=0.3),
     ],
     cc.GlobalTopK: [cc.GlobalTopK(cc.ErrorFeedback(cc.TopK(ratio=0.05)), every=2)],
-    cc.Legacy: [
-        cc.Legacy(cc.ErrorFeedback(cc.TopK(ratio=0.05)), large=0.01, threshold=2000, early=4, steps=3),
-        cc.Legacy(cc.QSGD(bits=4), large=2, threshold=2000, early=1.5, steps=3),
+    cc.SizeRule: [
+        cc.SizeRule(cc.ErrorFeedback(cc.TopK(ratio=0.05)), large=0.01, threshold=2000, early=4, steps=3),
+        cc.SizeRule(cc.QSGD(bits=4), large=2, threshold=2000, early=1.5, steps=3),
     ],
     cc.Geometric: [
         cc.Geometric(cc.ErrorFeedback(cc.TopK(ratio=0.01)), start=0.25, steps=4, epoch=2),

@@ -35,7 +35,7 @@ def held(simulator: cc.Simulator, name: str) -> list[Tensor]:
     return [s.state_dict()["residual"][name].double() for s in simulator.stores]
 
 
-def forget(simulator: cc.Simulator) -> None:
+def reset(simulator: cc.Simulator) -> None:
     """Drops the residuals: as if there were no feedback."""
     for store in simulator.stores:
         for part in store._home.get("residual", {}).values():
@@ -97,7 +97,7 @@ def test_a_fixed_matrix_is_approximated_as_well_as_any_rank_r_can(r: int, form: 
     for _ in range(120):
         out = simulator.mean([{"w": a}, {"w": a}])[0]["w"]
         found.append(float((a.double() - out.double()).norm()))
-        forget(simulator)
+        reset(simulator)
     assert found[0] > found[5] > tail(a, r) * (1 - 1e-6)
     assert found[-1] == pytest.approx(tail(a, r), rel=1e-4)
 
@@ -108,7 +108,7 @@ def test_without_warm_start_it_does_not_come_closer() -> None:
     found: list[float] = []
     for _ in range(40):
         found.append(float((a - simulator.mean([{"w": a}])[0]["w"]).norm()))
-        forget(simulator)
+        reset(simulator)
     assert min(found[30:]) > 1.02 * tail(a, 2)
     assert len(set(found)) == len(found), "every step draws anew"
 
@@ -145,7 +145,7 @@ def test_the_local_error_of_one_rank_is_its_own() -> None:
     for error, left in (("local", 0.0), ("aggregate", -50.0)):
         simulator = cc.Simulator(cc.PowerSGD(rank=1, min_ratio=0.1, error=error), 2)
         for _ in range(6):
-            forget(simulator)
+            reset(simulator)
             simulator.mean([{"w": a}, {"w": b}])
         own = held(simulator, "w")[1].view(8, 9)
         assert float(own[0, 0]) == pytest.approx(left, abs=0.1) and float(own[1, 1]) == pytest.approx(1, abs=0.1)

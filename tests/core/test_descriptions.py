@@ -10,6 +10,7 @@ import torch
 
 import compcomm as cc
 from compcomm.core.reducer import flow
+from compcomm.core.renamed import described
 from compcomm.core.state import State
 from compcomm.transports.simulator import perform
 
@@ -34,9 +35,9 @@ def test_dense_below_zero_codes_everything() -> None:
 
 def test_methods_that_have_become_functions_work_on_with_a_warning() -> None:
     layout = cc.Layout.of([("w", (64, 64))])
-    for described in (cc.TopK(ratio=0.1), cc.ErrorFeedback(cc.SignScale()), cc.Exact()):
+    for each in (cc.TopK(ratio=0.1), cc.ErrorFeedback(cc.SignScale()), cc.Exact()):
         with pytest.warns(FutureWarning, match=r"cost is now compcomm.cost"):
-            assert described.cost(layout, 4) == cc.cost(described, layout, 4)  # type: ignore[union-attr]
+            assert each.cost(layout, 4) == cc.cost(each, layout, 4)  # type: ignore[union-attr]
     with pytest.warns(FutureWarning, match=r"settle is now compcomm.settle"):
         assert cc.Exact().settle(2) == cc.Exact()  # type: ignore[attr-defined]
     with pytest.warns(FutureWarning, match="contractive is now"):
@@ -79,3 +80,11 @@ def test_a_pattern_that_takes_no_parameter_is_refused() -> None:
     for parts in ({"embd*": cc.Exact(), "*": cc.SignScale()}, {"*": cc.SignScale(), "embed*": cc.Exact()}):
         with pytest.raises(ValueError, match="no parameter is left for pattern 'emb"):
             cc.Warmup(3, cc.Partition(parts)).check(layout)
+
+
+def test_a_renamed_class_is_found_by_its_former_name() -> None:
+    with pytest.warns(FutureWarning, match="Legacy is now SizeRule"):
+        assert cc.Legacy is cc.SizeRule
+    with pytest.warns(FutureWarning, match="Legacy is now SizeRule"):
+        assert cc.parse("ErrorFeedback(Legacy(TopK(ratio=0.1), large=0.02))").reducer == cc.SizeRule(cc.TopK(0.1), 0.02)
+    assert described("EF21(Legacy(TopK(ratio=0.1), large=0.02))") == "EF21(SizeRule(TopK(ratio=0.1), large=0.02))"

@@ -17,7 +17,7 @@ from compcomm.core.collectives import (
 )
 from compcomm.core.compressor import Inputs
 from compcomm.core.context import Arena
-from compcomm.core.deferred import Fault
+from compcomm.core.deferred import DeferredError
 from compcomm.core.header import PeerError, read_headers
 from compcomm.core.source import Source, Target
 from compcomm.core.state import State, Store
@@ -96,7 +96,7 @@ class Bench:
 def test_a_capture_waits_for_what_the_device_writes_and_not_forever() -> None:
     words = torch.full((2,), UNWRITTEN)
     pending = PendingStep(
-        Step(cc.Exact(), 1.0, False), [], [Fault(words, lambda code: PeerError(f"code {code}"))], words, None
+        Step(cc.Exact(), 1.0, False), [], [DeferredError(words, lambda code: PeerError(f"code {code}"))], words, None
     )
     timer = Timer(0.05, lambda: words.copy_(torch.tensor([1, 7])))
     timer.start()

@@ -25,12 +25,12 @@ def test_errors_and_dashes_are_explained_where_they_are() -> None:
 
 
 def test_without_errors_the_line_on_errors_is_left_out() -> None:
-    said = str(replace(UNIFORM, relative_error={}, choices={"weight": 4.0}, knob="bits"))
+    said = str(replace(UNIFORM, relative_error={}, choices={"weight": 4.0}, tunable="bits"))
     assert "error" not in said and said.endswith("travels exact (or has no setting of its own)")
 
 
 def test_whole_settings_are_integers() -> None:
-    found = replace(UNIFORM, choices={"weight": 20000.0, "bias": 0.00125}, knob="rank")
+    found = replace(UNIFORM, choices={"weight": 20000.0, "bias": 0.00125}, tunable="rank")
     lines = {line.split()[0]: line.split() for line in str(found).splitlines()}
     assert lines["weight"][3] == "20000" and lines["bias"][3] == "0.00125"
 

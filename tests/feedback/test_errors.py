@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import compcomm as cc
-from compcomm.feedback.base import Scheme
+from compcomm.feedback.base import FeedbackScheme
 
 TOP = cc.TopK(ratio=0.1)
 LAYOUT = cc.Layout.of([("w", (64, 64)), ("b", (64,))])
@@ -173,7 +173,7 @@ CASES: list[tuple[Callable[[], object], list[str]]] = [
 ]  # fmt: skip
 
 
-class _Ownerless(Scheme):
+class _Ownerless(FeedbackScheme):
     """A scheme of one's own that forgot a line."""
 
     def memory(self, segment: cc.Segment) -> dict[str, cc.Slot]:

@@ -17,7 +17,6 @@ from compcomm.core.collectives import (
     Commit,
 )
 from compcomm.core.context import Arena, Context
-from compcomm.core.deferred import known
 from compcomm.core.layout import Bucket
 from compcomm.core.reducer import Reducer, flow
 from compcomm.core.state import State, Store
@@ -123,7 +122,7 @@ def _steps(reducer: Reducer, world: int, first: int, wire: _Wire) -> list[Tensor
             pending = [f.send(False) for f in flows]
         for f, ctx in zip(flows, contexts, strict=True):
             try:
-                f.send(known(ctx.bad))
+                f.send(bool(ctx.bad))
             except StopIteration:
                 continue
             raise Failure("a flow went on after its Commit.")

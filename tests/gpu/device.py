@@ -16,7 +16,7 @@ from torch import Tensor
 from tests.ops.calls import Call, calls
 
 DEVICE = torch.device("cuda")
-HOST = {"table", "gain", "levels", "quantiles", "deals", "spans", "places", "beta"}
+HOST = {"table", "gain", "levels", "quantiles", "pieces", "spans", "places", "beta"}
 """Arguments that lie on the host, by the names in the schemas."""
 LOOSE = {"lowrank_project": 1e-5, "lowrank_backproject": 1e-5}
 """Ops that promise no order of additions, and the relative error that this is worth."""

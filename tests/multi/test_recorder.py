@@ -132,7 +132,7 @@ def test_the_report_prints_the_largest_parameters_and_the_rest_in_one_line() -> 
     report = Report(
         "LGreCo(...)", 2, 10, 100.0, 1000.0, 0.1, 0.1, 0.1, 0, dict.fromkeys(names, 0.5),
         elements={n: i + 1 for i, n in enumerate(names)}, parameter_bytes=dict.fromkeys(names, 7),
-        choices=dict.fromkeys(names, 0.01), knob="density",
+        choices=dict.fromkeys(names, 0.01), tunable="density",
     )  # fmt: skip
     said = str(report).splitlines()
     assert len(said) < 25 and max(map(len, said)) < 100
@@ -141,5 +141,5 @@ def test_the_report_prints_the_largest_parameters_and_the_rest_in_one_line() -> 
     rest = next(line.split() for line in said if "148 more" in line)
     assert rest == ["and", "148", "more", f"{148 * 149 // 2:,}", "1,036"]
     assert report.table().row_count == 160
-    assert report.as_dict()["choices"]["layer3.weight"] == 0.01 and report.as_dict()["knob"] == "density"
+    assert report.as_dict()["choices"]["layer3.weight"] == 0.01 and report.as_dict()["tunable"] == "density"
     assert "parameter" not in str(Report("Exact()", 2, 1, 1.0, 1.0, 0, 0, 0, 0, {"a": None}, elements={"a": 3}))

@@ -108,7 +108,7 @@ def test_without_a_driver_it_loads_and_a_call_says_what_is_missing(library: Path
     )
     assert done.returncode == 0, done.stderr
     messages = set(done.stdout.splitlines())
-    assert {m.split(":")[0] for m in messages} >= {"compcomm.sign_encode", "compcomm.qsgd_recode"}, messages
+    assert {m.split(":")[0] for m in messages} >= {"compcomm.sign_encode", "compcomm.qsgd_reencode"}, messages
     for message in messages:
         assert "CUDA refused the launch: " in message and "install a GPU and its driver" in message
         assert "driver" in message and "backend('reference')" in message

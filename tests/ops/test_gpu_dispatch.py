@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 WITHOUT = {"randk_indices"}
 """Ops without a tensor among their arguments: they run on the host."""
 RARE = {
-    *("elias_encode", "elias_decode", "squeeze", "spread", "count_encode", "count_decode", "gauss_encode"),
+    *("elias_encode", "elias_decode", "compact", "scatter", "count_encode", "count_decode", "gauss_encode"),
     *("gauss_decode", "magnitude_stats", "tail_stats", "ternary_encode", "ternary_decode", "two_means_encode"),
     "two_means_decode",
 }
@@ -167,7 +167,7 @@ def test_the_backend_of_a_device() -> None:
 
 CHECKED = (
     "sign_encode", "sign_decode", "cast_decode", "qsgd_encode", "qsgd_decode", "topk_encode", "topk_decode",
-    "hadamard_forward", "norms", "blend",
+    "hadamard_forward", "norms", "axpby",
 )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def test_steer(isa: str, bad: bool) -> None:
         if bad:
             spoil(x, table, 0, 3)
         with using(backend):
-            OPS.steer(x, error, estimate, table, status, 0.3, 7.0)
+            OPS.add_correction(x, error, estimate, table, status, 0.3, 7.0)
         found[backend] = (x, status)
     (x, status), (due, due_status) = found[isa], found["reference"]
     assert same(x, due) and torch.equal(status, due_status)
@@ -67,7 +67,7 @@ def test_blend(isa: str, alpha: float) -> None:
         start, n = table[5, 1], table[5, 2]
         source[start : start + n] = 0.0
         with using(backend):
-            OPS.blend(to, source, table, torch.linspace(-1, 2, len(SIZES)), status, alpha)
+            OPS.axpby(to, source, table, torch.linspace(-1, 2, len(SIZES)), status, alpha)
         found[backend] = (to, status)
     (to, status), (due, due_status) = found[isa], found["reference"]
     assert same(to, due) and torch.equal(status, due_status) and to.isfinite().all()
@@ -82,28 +82,28 @@ def test_alive(backend: str) -> None:
         source[start : start + n] = 0.0
     source[int(table[5, 1]) + 99] = 1e-45
     with using(backend):
-        OPS.alive(source, table, status)
+        OPS.nonzero_segments(source, table, status)
     assert status.tolist() == [0, 1, 0, 1, 1, 0, 1, 1]
 
 
-@pytest.mark.parametrize("op", ["steer", "blend", "alive"])
+@pytest.mark.parametrize("op", ["add_correction", "axpby", "nonzero_segments"])
 @pytest.mark.parametrize("column", range(4))
 @pytest.mark.parametrize("value", [-1, 10_000])
 def test_rows_outside(op: str, column: int, value: int) -> None:
-    if op == "alive" and column == 0:
+    if op == "nonzero_segments" and column == 0:
         return  # nothing is written
     table, (x, error, estimate), status = slabs()
     table[3, column] = value
     with pytest.raises(ValueError, match=f"compcomm.{op}: table row 3"):
-        if op == "steer":
-            OPS.steer(x, error, estimate, table, status, 0.3, 1.0)
-        elif op == "blend":
-            OPS.blend(x, error, table, torch.ones(len(table)), status, 0.0)
+        if op == "add_correction":
+            OPS.add_correction(x, error, estimate, table, status, 0.3, 1.0)
+        elif op == "axpby":
+            OPS.axpby(x, error, table, torch.ones(len(table)), status, 0.0)
         else:
-            OPS.alive(x, table, status)
+            OPS.nonzero_segments(x, table, status)
 
 
 def test_slabs_of_unlike_length() -> None:
     table, (x, error, estimate), status = slabs()
-    with pytest.raises(ValueError, match=r"compcomm.steer: estimate has"):
-        OPS.steer(x, error, estimate[:-1], table, status, 0.3, 1.0)
+    with pytest.raises(ValueError, match=r"compcomm.add_correction: estimate has"):
+        OPS.add_correction(x, error, estimate[:-1], table, status, 0.3, 1.0)

@@ -62,7 +62,7 @@ def status(c: Case) -> Tensor:
 def blended(backend: str, c: Case, alpha: float) -> tuple[Tensor, Tensor]:
     to, found = c.to.clone(), status(c)
     with using(backend):
-        OPS.blend(to, c.source, c.table, c.beta, found, alpha)
+        OPS.axpby(to, c.source, c.table, c.beta, found, alpha)
     return to, found
 
 
@@ -106,7 +106,7 @@ def test_a_slab_blended_into_itself(backend: str) -> None:
     table[:, 1] = table[:, 0]
     flat = c.to.clone()
     with using(backend):
-        OPS.blend(flat, flat, table, c.beta, status(c), 0.5)
+        OPS.axpby(flat, flat, table, c.beta, status(c), 0.5)
     for r in range(len(table)):
         before = c.row(c.to, r)
         assert same(c.row(flat, r), 0.5 * before + before * c.beta[r])
@@ -120,7 +120,7 @@ def test_views_that_begin_anywhere(backend: str, shift: int) -> None:
     whole = torch.full((c.to.numel() + 9,), NAN)
     view = whole[shift : shift + c.to.numel()].copy_(c.to)
     with using(backend):
-        OPS.blend(view, c.source, c.table, c.beta, status(c), 1.0)
+        OPS.axpby(view, c.source, c.table, c.beta, status(c), 1.0)
     assert same(view[~c.beside], blended("reference", c, 1.0)[0][~c.beside])
     assert whole[:shift].isnan().all() and whole[shift + c.to.numel() :].isnan().all()
 
@@ -131,7 +131,7 @@ def test_rows_that_meet_are_treated_in_their_order(backend: str) -> None:
     flat, source, told = torch.ones(40), torch.full((40,), 2.0), torch.zeros(3, dtype=torch.uint8)
     table, beta = torch.tensor([[0, 0, 30, 0], [10, 10, 30, 1]]), torch.tensor([1.0, 1.0])
     with using(backend):
-        OPS.blend(flat, source, table, beta, told, 0.5)
+        OPS.axpby(flat, source, table, beta, told, 0.5)
     assert flat.tolist() == [2.5] * 10 + [3.25] * 20 + [2.5] * 10
 
 
@@ -140,8 +140,8 @@ def test_status_is_added_to(backend: str) -> None:
     c = case("zero")
     told = torch.ones_like(status(c))
     with using(backend):
-        OPS.blend(c.to.clone(), c.source, c.table, c.beta, told, 1.0)
-        OPS.alive(c.source, c.table, told)
+        OPS.axpby(c.to.clone(), c.source, c.table, c.beta, told, 1.0)
+        OPS.nonzero_segments(c.source, c.table, told)
     assert told.all(), "what was said is unsaid"
 
 
@@ -151,7 +151,7 @@ def test_status_is_added_to(backend: str) -> None:
 def test_alive(kind: str, dtype: torch.dtype, backend: str) -> None:
     c, found = case(kind, dtype), status(case())
     with using(backend):
-        OPS.alive(c.source, c.table, found)
+        OPS.nonzero_segments(c.source, c.table, found)
     due = [int(bool((c.row(c.source, r) != 0).any())) for r in range(len(c.table))]
     assert found[0] == 0
     assert [int(found[1 + i]) for i in c.table[:, 3].tolist()] == due
@@ -164,10 +164,10 @@ def test_one_element_alone_is_life(backend: str) -> None:
         x[3 + place] = -1e-45
         x[2] = x[3 + 512] = 1.0  # beside the row
         with using(backend):
-            OPS.alive(x, torch.tensor([[0, 3, 512, 0]]), found)
+            OPS.nonzero_segments(x, torch.tensor([[0, 3, 512, 0]]), found)
             assert found.tolist() == [0, 1], place
             x[3 + place] = -0.0
-            OPS.alive(x, torch.tensor([[0, 3, 512, 0]]), found.zero_())
+            OPS.nonzero_segments(x, torch.tensor([[0, 3, 512, 0]]), found.zero_())
             assert found.tolist() == [0, 0], place
 
 
@@ -175,8 +175,8 @@ def test_one_element_alone_is_life(backend: str) -> None:
 def test_no_rows_at_all(backend: str) -> None:
     to, told, none = torch.full((3,), NAN), torch.zeros(1, dtype=torch.uint8), torch.empty((0, 4), dtype=torch.int64)
     with using(backend):
-        OPS.blend(to, torch.empty(0), none, torch.empty(0), told, 1.0)
-        OPS.alive(torch.empty(0), none, told)
+        OPS.axpby(to, torch.empty(0), none, torch.empty(0), told, 1.0)
+        OPS.nonzero_segments(torch.empty(0), none, told)
     assert to.isnan().all() and not told.any()
 
 
@@ -188,16 +188,19 @@ def test_wrong_tables(backend: str) -> None:
     for column, value, reason in wrong:
         table, to = c.table.clone(), c.to.clone()
         table[1, column] = value
-        with using(backend), pytest.raises(ValueError, match=rf"compcomm\.blend: table row 1 .*{reason}"):
-            OPS.blend(to, c.source, table, c.beta, status(c), 1.0)
+        with using(backend), pytest.raises(ValueError, match=rf"compcomm\.axpby: table row 1 .*{reason}"):
+            OPS.axpby(to, c.source, table, c.beta, status(c), 1.0)
         if column > 0:
-            with using(backend), pytest.raises(ValueError, match=rf"compcomm\.alive: table row 1 .*{reason}"):
-                OPS.alive(c.source, table, status(c))
+            with (
+                using(backend),
+                pytest.raises(ValueError, match=rf"compcomm\.nonzero_segments: table row 1 .*{reason}"),
+            ):
+                OPS.nonzero_segments(c.source, table, status(c))
     for table in (c.table[:, :3], c.table.int(), c.table.view(-1), c.table.t()):
         with using(backend), pytest.raises(ValueError, match=r"must be contiguous torch.int64 \[rows, 4\]"):
-            OPS.blend(c.to, c.source, table, c.beta, status(c), 1.0)
+            OPS.axpby(c.to, c.source, table, c.beta, status(c), 1.0)
         with using(backend), pytest.raises(ValueError, match=r"must be contiguous torch.int64 \[rows, 4\]"):
-            OPS.alive(c.source, table, status(c))
+            OPS.nonzero_segments(c.source, table, status(c))
 
 
 @pytest.mark.parametrize("backend", ["reference", *native.isas()[-1:]])
@@ -205,21 +208,21 @@ def test_wrong_tensors(backend: str) -> None:
     c, told = case(sizes=(40, 60)), torch.zeros(3, dtype=torch.uint8)
     with using(backend):
         with pytest.raises(TypeError, match=r"to is torch.float64, but must be torch.float32"):
-            OPS.blend(c.to.double(), c.source, c.table, c.beta, told, 1.0)
+            OPS.axpby(c.to.double(), c.source, c.table, c.beta, told, 1.0)
         with pytest.raises(TypeError, match=r"beta is torch.float64"):
-            OPS.blend(c.to, c.source, c.table, c.beta.double(), told, 1.0)
+            OPS.axpby(c.to, c.source, c.table, c.beta.double(), told, 1.0)
         with pytest.raises(ValueError, match=r"beta has 1 elements, but needs 2"):
-            OPS.blend(c.to, c.source, c.table, c.beta[:1], told, 1.0)
+            OPS.axpby(c.to, c.source, c.table, c.beta[:1], told, 1.0)
         with pytest.raises(TypeError, match=r"status is torch.int64, but must be torch.uint8"):
-            OPS.blend(c.to, c.source, c.table, c.beta, told.long(), 1.0)
+            OPS.axpby(c.to, c.source, c.table, c.beta, told.long(), 1.0)
         with pytest.raises(TypeError, match=r"status is torch.bool"):
-            OPS.alive(c.source, c.table, told.bool())
+            OPS.nonzero_segments(c.source, c.table, told.bool())
         with pytest.raises(ValueError, match=r"source has shape .* flat and contiguous"):
-            OPS.blend(c.to, c.source[::2], c.table, c.beta, told, 1.0)
+            OPS.axpby(c.to, c.source[::2], c.table, c.beta, told, 1.0)
         with pytest.raises(ValueError, match=r"to has shape .* flat and contiguous"):
-            OPS.blend(c.to.view(1, -1), c.source, c.table, c.beta, told, 1.0)
+            OPS.axpby(c.to.view(1, -1), c.source, c.table, c.beta, told, 1.0)
         with pytest.raises(ValueError, match=r"source has shape .* flat and contiguous"):
-            OPS.alive(c.source.view(1, -1), c.table, told)
+            OPS.nonzero_segments(c.source.view(1, -1), c.table, told)
 
 
 @pytest.mark.parametrize("backend", ["reference", *native.isas()[-1:]])
@@ -227,5 +230,5 @@ def test_opcheck(backend: str) -> None:
     c, told = case(sizes=(40, 60)), torch.zeros(3, dtype=torch.uint8)
     clean = c._replace(to=c.to.nan_to_num(), source=c.source.nan_to_num())  # it compares with equal_nan=False
     with using(backend):
-        torch.library.opcheck(OPS.blend.default, (clean.to, clean.source, c.table, c.beta, told, 0.5))
-        torch.library.opcheck(OPS.alive.default, (clean.source, c.table, told))
+        torch.library.opcheck(OPS.axpby.default, (clean.to, clean.source, c.table, c.beta, told, 0.5))
+        torch.library.opcheck(OPS.nonzero_segments.default, (clean.source, c.table, told))

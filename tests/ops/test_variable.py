@@ -65,12 +65,12 @@ MESSAGES = st.lists(st.lists(SECTIONS, max_size=4), min_size=1, max_size=4)
 TYPICAL = [[(5, 5), (9, 2)], [], [(1, 1)], [(300, 7), (3, 3), (2, 1)]]
 
 
-def squeeze(name: str, c: Case) -> tuple[Tensor, Tensor]:
+def compact(name: str, c: Case) -> tuple[Tensor, Tensor]:
     """The bodies, and their sizes; what lies around them is not written."""
     total = c.bodies.numel()
     out, sizes = torch.full((total + 8,), 0xA5, dtype=U8), torch.full((len(c.spans),), -1)
     with using(name):
-        OPS.squeeze(c.wire, c.table, c.spans, out[: total + 4], sizes)
+        OPS.compact(c.wire, c.table, c.spans, out[: total + 4], sizes)
     assert (out[total:] == 0xA5).all()
     return out[:total], sizes
 
@@ -80,11 +80,11 @@ def test_there_and_back(name: str) -> None:
     for messages in (TYPICAL, [[]], [[(1, 1)]], [[(2, 1)] * 50]):
         for exact, before in ((12, 8), (0, 0), (3, 1)):
             c = make(messages, exact, before)
-            bodies, sizes = squeeze(name, c)
+            bodies, sizes = compact(name, c)
             assert torch.equal(bodies, c.bodies) and sizes.tolist() == c.places[:, 1].tolist()
             wires = torch.full_like(c.wire, 0xEE)
             with using(name):
-                OPS.spread(bodies, c.places, c.table, c.spans, wires)
+                OPS.scatter(bodies, c.places, c.table, c.spans, wires)
             assert torch.equal(wires, c.wire)
 
 
@@ -105,7 +105,7 @@ def test_any_bytes_are_safe(messages: list[list[tuple[int, int]]], changes: int,
         error = ""
         with using(name):
             try:
-                OPS.spread(bodies, places, c.table, c.spans, around[32:-32])
+                OPS.scatter(bodies, places, c.table, c.spans, around[32:-32])
             except (RuntimeError, ValueError) as e:
                 error = str(e)
                 assert (around == 0xA5).all() and ("message" in error or "places row" in error)
@@ -130,8 +130,8 @@ def test_any_layout_is_safe(messages: list[list[tuple[int, int]]], which: str, v
         wires, out = (torch.full((n + 64,), 0xA5, dtype=U8) for n in (c.wire.numel(), c.bodies.numel()))
         sizes, errors = torch.full((len(c.spans),), -1), []
         for op, args in (
-            (OPS.spread, (c.bodies, c.places, c.table, c.spans, wires[32:-32])),
-            (OPS.squeeze, (c.wire, c.table, c.spans, out[32:-32], sizes)),
+            (OPS.scatter, (c.bodies, c.places, c.table, c.spans, wires[32:-32])),
+            (OPS.compact, (c.wire, c.table, c.spans, out[32:-32], sizes)),
         ):
             with using(name):
                 try:
@@ -154,14 +154,14 @@ def test_a_corrupt_length_names_the_message_and_the_row(name: str, length: int) 
     bodies, wires = c.bodies, torch.full_like(c.wire, 0xA5)
     at = int(c.places[3, 0]) + 12 + 28
     bodies[at : at + 4] = word
-    with using(name), pytest.raises(RuntimeError, match=r"compcomm.spread: message 3, table row 4: .*corrupt"):
-        OPS.spread(bodies, c.places, c.table, c.spans, wires)
+    with using(name), pytest.raises(RuntimeError, match=r"compcomm.scatter: message 3, table row 4: .*corrupt"):
+        OPS.scatter(bodies, c.places, c.table, c.spans, wires)
     assert (wires == 0xA5).all()
     at = int(c.table[4, 3])
     c.wire[at : at + 4] = word
     out, sizes = torch.full_like(bodies, 0xA5), torch.zeros(4, dtype=torch.int64)
-    with using(name), pytest.raises(RuntimeError, match=r"compcomm.squeeze: message 3, table row 4: .*corrupt"):
-        OPS.squeeze(c.wire, c.table, c.spans, out, sizes)
+    with using(name), pytest.raises(RuntimeError, match=r"compcomm.compact: message 3, table row 4: .*corrupt"):
+        OPS.compact(c.wire, c.table, c.spans, out, sizes)
     assert (out == 0xA5).all() and not sizes.any()
 
 
@@ -171,8 +171,8 @@ def test_a_body_of_another_size_is_corrupt(name: str, by: int, reason: str) -> N
     c = make(TYPICAL)
     places, bodies = c.places, torch.nn.functional.pad(c.bodies, (0, 8))
     places[3, 1] += by
-    with using(name), pytest.raises(RuntimeError, match=rf"compcomm.spread: message 3, table row 5: .*{reason}"):
-        OPS.spread(bodies, places, c.table, c.spans, torch.zeros_like(c.wire))
+    with using(name), pytest.raises(RuntimeError, match=rf"compcomm.scatter: message 3, table row 5: .*{reason}"):
+        OPS.scatter(bodies, places, c.table, c.spans, torch.zeros_like(c.wire))
 
 
 @pytest.mark.parametrize("name", ["reference", *COMPILED])
@@ -192,8 +192,8 @@ def test_arguments(name: str) -> None:
             ((c.wire, c.table, c.spans[:-1].contiguous(), out, sizes[:-1]), "names 3 rows, but the table has 6"),
             ((c.wire[:-4], c.table, c.spans, out, sizes), "must lie inside wire"),
         ):
-            with pytest.raises((TypeError, ValueError), match=f"compcomm.squeeze: .*{error}"):
-                OPS.squeeze(*bad)
+            with pytest.raises((TypeError, ValueError), match=f"compcomm.compact: .*{error}"):
+                OPS.compact(*bad)
         for bad, error in (
             ((c.bodies.int(), places, c.table, c.spans, wires), "bodies is torch.int32"),
             ((c.bodies, places[:2], c.table, c.spans, wires), "places has 2 rows, but needs 4"),
@@ -201,13 +201,13 @@ def test_arguments(name: str) -> None:
             ((c.bodies[:-1], places, c.table, c.spans, wires), r"places row 3 .* outside bodies"),
             ((c.bodies, places, c.table, c.spans, wires[:-4]), "must lie inside wires"),
         ):
-            with pytest.raises((TypeError, ValueError), match=f"compcomm.spread: .*{error}"):
-                OPS.spread(*bad)
+            with pytest.raises((TypeError, ValueError), match=f"compcomm.scatter: .*{error}"):
+                OPS.scatter(*bad)
 
 
 @pytest.mark.parametrize("name", ["reference", *COMPILED])
 def test_opcheck(name: str) -> None:
     c, sizes = make(TYPICAL), torch.zeros(4, dtype=torch.int64)
     with using(name):
-        torch.library.opcheck(OPS.squeeze.default, (c.wire, c.table, c.spans, torch.zeros_like(c.bodies), sizes))
-        torch.library.opcheck(OPS.spread.default, (c.bodies, c.places, c.table, c.spans, torch.zeros_like(c.wire)))
+        torch.library.opcheck(OPS.compact.default, (c.wire, c.table, c.spans, torch.zeros_like(c.bodies), sizes))
+        torch.library.opcheck(OPS.scatter.default, (c.bodies, c.places, c.table, c.spans, torch.zeros_like(c.wire)))

@@ -39,7 +39,7 @@ def _check(op: str, x, wires, table_in, skip, wire, table_out, status, section, 
         work.check_encode(op, x, None, wire, table_out, status, section, *form)
 
 
-def _recode(f: Function, tile: int, x: Any, wires: Tensor, table_in: Tensor, skip: Tensor, wire: Tensor, *rest: Any):
+def _reencode(f: Function, tile: int, x: Any, wires: Tensor, table_in: Tensor, skip: Tensor, wire: Tensor, *rest: Any):
     table_out, status, *others = rest
     w = work.tiles(table_out, tile, wire.device)
     f(
@@ -49,24 +49,26 @@ def _recode(f: Function, tile: int, x: Any, wires: Tensor, table_in: Tensor, ski
     )  # fmt: skip
 
 
-@kernel("sign_recode")
-def sign_recode(x, wires, table_in, skip, wire, table_out, status, scale, add_scale, kind, block):
+@kernel("sign_reencode")
+def sign_reencode(x, wires, table_in, skip, wire, table_out, status, scale, add_scale, kind, block):
     def section(row):
         return sign.section(row.numel, block)
 
-    _check("sign_recode", x, wires, table_in, skip, wire, table_out, status, section, block)
-    _recode(_sign, encode_tile(block), x, wires, table_in, skip, wire, table_out, status, scale, add_scale, kind, block)
+    _check("sign_reencode", x, wires, table_in, skip, wire, table_out, status, section, block)
+    _reencode(
+        _sign, encode_tile(block), x, wires, table_in, skip, wire, table_out, status, scale, add_scale, kind, block
+    )
 
 
-@kernel("qsgd_recode")
-def qsgd_recode(
+@kernel("qsgd_reencode")
+def qsgd_reencode(
     x, wires, table_in, skip, wire, table_out, status, scale, add_scale, gain, bits, levels, norm2, stochastic, block,
     step, rank,
 ):  # fmt: skip
     def section(row):
         return qsgd.section(row.numel, bits, block)
 
-    _check("qsgd_recode", x, wires, table_in, skip, wire, table_out, status, section, bits, block)
+    _check("qsgd_reencode", x, wires, table_in, skip, wire, table_out, status, section, bits, block)
     gain = work.on(gain, wire.device)
     form = gain.data_ptr(), bits, levels, norm2, stochastic, block, step, rank
-    _recode(_qsgd, encode_tile(block), x, wires, table_in, skip, wire, table_out, status, scale, add_scale, *form)
+    _reencode(_qsgd, encode_tile(block), x, wires, table_in, skip, wire, table_out, status, scale, add_scale, *form)

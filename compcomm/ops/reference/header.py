@@ -1,9 +1,10 @@
 """Message headers on the device: written from a kernel's status, read into marks. ``core/packing.py`` has the layout.
 
 ``places`` is int64 ``[messages, 2]``: the first byte of each header in ``wire``, and what it calls the message's
-length. ``heard`` is uint8 ``[1 + segments]``: whether a rank met a non-finite value, then which segments' gradients are
-zero on every rank. ``fault`` is int64 ``[1]``: 0, or ``4 * rank + kind`` of the first rank that says it failed (kind 1)
-or whose header is another than is due (kind 2); then ``heard[0]`` is 1 too, so that nothing of the step is taken in.
+length. ``outcome`` is uint8 ``[1 + segments]``: whether a rank met a non-finite value, then which segments' gradients
+are zero on every rank. ``fault`` is int64 ``[1]``: 0, or ``4 * rank + kind`` of the first rank that says it failed
+(kind 1) or whose header is another than is due (kind 2); then ``outcome[0]`` is 1 too, so that nothing of the step is
+taken in.
 
 A header that ranks sum is fp32 ``[2 + segments]``: a number of step and bucket, ``due`` over all ranks; how many met a
 non-finite value, NaN where one failed; and for each segment how many have a gradient. Its ``fault`` is the kind alone.
@@ -40,9 +41,9 @@ def header_write(wire: Tensor, status: Tensor, places: Tensor, flags: int, rank:
         wire[at : at + len(head)].copy_(torch.from_numpy(head))
 
 
-def header_read(wires: Tensor, heard: Tensor, fault: Tensor, lengths: Tensor, step: int, bucket: int) -> None:
+def header_read(wires: Tensor, outcome: Tensor, fault: Tensor, lengths: Tensor, step: int, bucket: int) -> None:
     """What the headers of all ranks' messages say together."""
-    count = heard.numel() - 1
+    count = outcome.numel() - 1
     heads = wires[:, : size(count)].contiguous().cpu().numpy()
     fields = heads[:, :FIELDS].copy().view("<u4").tolist()
     bad, found = 0, 0
@@ -55,14 +56,14 @@ def header_read(wires: Tensor, heard: Tensor, fault: Tensor, lengths: Tensor, st
         bad |= flags & NONFINITE
     zero = np.bitwise_and.reduce(heads[:, FIELDS:], axis=0)
     said = np.concatenate(([bad or found != 0], np.unpackbits(zero, count=count, bitorder="little")))
-    heard.copy_(torch.from_numpy(said.astype(np.uint8)))
+    outcome.copy_(torch.from_numpy(said.astype(np.uint8)))
     fault.fill_(found)
 
 
-def sums_read(sums: Tensor, heard: Tensor, fault: Tensor, due: float) -> None:
+def sums_read(sums: Tensor, outcome: Tensor, fault: Tensor, due: float) -> None:
     """What a summed header says."""
     (at, met), zero = sums[:2].tolist(), sums[2:] == 0
     kind = FAILURE if met != met else MISMATCH if at != due else 0
-    heard[:1] = int(met > 0 or kind != 0)
-    heard[1:] = zero
+    outcome[:1] = int(met > 0 or kind != 0)
+    outcome[1:] = zero
     fault.fill_(kind)

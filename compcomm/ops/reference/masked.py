@@ -13,21 +13,21 @@ import torch
 from torch import Tensor
 
 
-def _marked(table: Tensor, marks: Tensor) -> Iterator[tuple[int, int, int]]:
+def _masked(table: Tensor, marks: Tensor) -> Iterator[tuple[int, int, int]]:
     chosen = cast("list[int]", marks.tolist())
     for to, source, numel, index in cast("list[list[int]]", table.tolist()):
         if chosen[index]:
             yield to, source, numel
 
 
-def fill_marked(to: Tensor, table: Tensor, marks: Tensor, value: float) -> None:
+def fill_masked(to: Tensor, table: Tensor, marks: Tensor, value: float) -> None:
     """``to <- value``."""
-    for at, _, numel in _marked(table, marks):
+    for at, _, numel in _masked(table, marks):
         to[at : at + numel] = value
 
 
-def blend_marked(to: Tensor, source: Tensor, table: Tensor, marks: Tensor, alpha: float, beta: float) -> None:
+def axpby_masked(to: Tensor, source: Tensor, table: Tensor, marks: Tensor, alpha: float, beta: float) -> None:
     """``to <- alpha*to + beta*source``, where what is not finite in ``source`` counts as zero."""
-    for at, other, numel in _marked(table, marks):
+    for at, other, numel in _masked(table, marks):
         part, given = to[at : at + numel], source[other : other + numel]
         part.copy_(part * alpha + torch.where(torch.isfinite(given), given, 0.0) * beta)

@@ -25,7 +25,7 @@ OPS = torch.ops.compcomm
 def check_rows(op: str, table_in: Tensor, table_out: Tensor) -> None:
     """ValueError unless both tables have the same rows; looked at once per pair of tables."""
     version = 0 if table_in.is_inference() else table_in._version
-    kept(table_out, ("recode", id(table_in), version), lambda: _compare(op, table_in, table_out))
+    kept(table_out, ("reencode", id(table_in), version), lambda: _compare(op, table_in, table_out))
 
 
 def _compare(op: str, table_in: Tensor, table_out: Tensor) -> Tensor:
@@ -49,14 +49,14 @@ def _with_mean(table: Tensor, *columns: int) -> Tensor:
     return kept(table, ("mean", columns), make)
 
 
-def recode(
+def reencode(
     name: str, x: Tensor | None, wires: Tensor, table_in: Tensor, skip: Tensor, wire: Tensor, table_out: Tensor,
     status: Tensor, scale: float, add_scale: float, decode_tail: tuple[Any, ...], encode_tail: tuple[Any, ...],
 ) -> None:  # fmt: skip
     """``<name>_decode`` and ``<name>_encode`` around a scratch mean."""
-    check_rows(f"{name}_recode", table_in, table_out)
+    check_rows(f"{name}_reencode", table_in, table_out)
     numel = int(kept(table_in, "numel", lambda: int(table_in[:, 2].sum())))
-    mean = scratch("recode", numel, torch.float32, wire.device)
+    mean = scratch("reencode", numel, torch.float32, wire.device)
     decode, encode = getattr(OPS, f"{name}_decode"), getattr(OPS, f"{name}_encode")
     decode(wires, _with_mean(table_in, 0), skip, mean, scale, False, *decode_tail)
     if x is None:
@@ -65,20 +65,20 @@ def recode(
         encode(x, mean, wire, _with_mean(table_out, 1), status, 1.0, add_scale, *encode_tail)
 
 
-def sign_recode(
+def sign_reencode(
     x: Tensor | None, wires: Tensor, table_in: Tensor, skip: Tensor, wire: Tensor, table_out: Tensor, status: Tensor,
     scale: float, add_scale: float, kind: int, block: int,
 ) -> None:  # fmt: skip
     """``wire <- sign(y)``, ``x <- y - value``."""
     tails = (block,), (kind, block)
-    recode("sign", x, wires, table_in, skip, wire, table_out, status, scale, add_scale, *tails)
+    reencode("sign", x, wires, table_in, skip, wire, table_out, status, scale, add_scale, *tails)
 
 
-def qsgd_recode(
+def qsgd_reencode(
     x: Tensor | None, wires: Tensor, table_in: Tensor, skip: Tensor, wire: Tensor, table_out: Tensor, status: Tensor,
     scale: float, add_scale: float, gain: Tensor, bits: int, levels: int, norm2: bool, stochastic: bool, block: int,
     step: int, rank: int,
 ) -> None:  # fmt: skip
     """``wire <- qsgd(y)``, ``x <- y - value``."""
     tails = (bits, levels, block), (gain, bits, levels, norm2, stochastic, block, step, rank)
-    recode("qsgd", x, wires, table_in, skip, wire, table_out, status, scale, add_scale, *tails)
+    reencode("qsgd", x, wires, table_in, skip, wire, table_out, status, scale, add_scale, *tails)

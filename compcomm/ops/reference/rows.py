@@ -59,7 +59,7 @@ def check_encode_rows(
             raise ValueError(f"{where}: elements {row.x}..{row.x + row.numel} are outside x of {x.numel()} elements")
         if add is not None and row.add >= 0 and not _inside(row.add, row.numel, add.numel()):
             raise ValueError(f"{where}: elements {row.add}..{row.add + row.numel} are outside add of {add.numel()}")
-        if (x is None or row.x < 0) and (op not in ("dense_encode", "deal") or add is None or row.add < 0):
+        if (x is None or row.x < 0) and (op not in ("dense_encode", "permute_blocks") or add is None or row.add < 0):
             either = " or add (column 1)" if op == "dense_encode" else ""
             raise ValueError(f"{where}: it has no input; give x (column 0){either}")
         if not 0 <= row.entry < status.numel() - 1:

@@ -38,12 +38,12 @@ def spans(op: str, to: Tensor | None, source: Tensor, table: Tensor, status: Ten
     return found
 
 
-def blend(to: Tensor, source: Tensor, table: Tensor, beta: Tensor, status: Tensor, alpha: float) -> None:
+def axpby(to: Tensor, source: Tensor, table: Tensor, beta: Tensor, status: Tensor, alpha: float) -> None:
     """``to <- alpha*to + beta[row]*source``, what is not finite in ``source`` counting as zero; alpha = 0 only writes.
 
     ``status[0]``: something was not finite; ``status[1 + index]``: the row of ``source`` is not zero.
     """
-    for row, factor in zip(spans("blend", to, source, table, status), beta, strict=True):
+    for row, factor in zip(spans("axpby", to, source, table, status), beta, strict=True):
         x = source[row.start : row.start + row.numel]
         finite = torch.isfinite(x)
         flag(status, 0, ~finite)
@@ -53,9 +53,9 @@ def blend(to: Tensor, source: Tensor, table: Tensor, beta: Tensor, status: Tenso
         part.copy_(y if alpha == 0.0 else part * alpha + y)
 
 
-def alive(source: Tensor, table: Tensor, status: Tensor) -> None:
+def nonzero_segments(source: Tensor, table: Tensor, status: Tensor) -> None:
     """``status[1 + index] |= 1`` where the row has an element that is not zero."""
-    for row in spans("alive", None, source, table, status):
+    for row in spans("nonzero_segments", None, source, table, status):
         flag(status, 1 + row.entry, source[row.start : row.start + row.numel] != 0)
 
 
@@ -71,12 +71,14 @@ def norms(source: Tensor, table: Tensor, out: Tensor) -> None:
         out[r] = sqrt(total)  # torch's own is not always the nearest fp64 number
 
 
-def steer(x: Tensor, error: Tensor, estimate: Tensor, table: Tensor, status: Tensor, eta: float, scale: float) -> None:
+def add_correction(
+    x: Tensor, error: Tensor, estimate: Tensor, table: Tensor, status: Tensor, eta: float, scale: float
+) -> None:
     """``x <- x + scale*(eta*error - estimate)``, what is not finite in ``x`` counting as zero.
 
     The rows are (x, error and estimate, numel, index). ``status[0]``: something was not finite.
     """
-    for row in spans("steer", x, error, table, status):
+    for row in spans("add_correction", x, error, table, status):
         part, here = x[row.to : row.to + row.numel], slice(row.start, row.start + row.numel)
         finite = torch.isfinite(part)
         flag(status, 0, ~finite)

@@ -71,42 +71,42 @@ def _used(op: str, data: Tensor, at: int, room: int, capacity: int, message: int
     return used
 
 
-def squeeze(wire: Tensor, table: Tensor, spans: Tensor, out: Tensor, sizes: Tensor) -> None:
+def compact(wire: Tensor, table: Tensor, spans: Tensor, out: Tensor, sizes: Tensor) -> None:
     """``out <- body 0 | body 1 | ..`` of the messages in ``wire``, ``sizes[m]`` their bytes."""
     parts: list[Tensor] = []
     bytes_of: list[int] = []
-    for m, span in enumerate(layout("squeeze", "wire", wire.numel(), table, spans)):
+    for m, span in enumerate(layout("compact", "wire", wire.numel(), table, spans)):
         bodies = [wire[span.first : span.edges[0]]]
         for r, (at, capacity) in enumerate(zip(span.edges, span.capacities(), strict=False), span.row):
-            bodies.append(wire[at : at + _used("squeeze", wire, at, capacity, capacity, m, r)])
+            bodies.append(wire[at : at + _used("compact", wire, at, capacity, capacity, m, r)])
         bytes_of.append(sum(body.numel() for body in bodies))
         parts += bodies
     total = sum(bytes_of)
     if total > out.numel():
-        raise ValueError(f"compcomm.squeeze: out has {out.numel()} bytes, but the bodies take {total}")
+        raise ValueError(f"compcomm.compact: out has {out.numel()} bytes, but the bodies take {total}")
     sizes.copy_(torch.tensor(bytes_of, dtype=torch.int64))
     if parts:
         out[:total] = torch.cat(parts)
 
 
-def spread(bodies: Tensor, places: Tensor, table: Tensor, spans: Tensor, wires: Tensor) -> None:
+def scatter(bodies: Tensor, places: Tensor, table: Tensor, spans: Tensor, wires: Tensor) -> None:
     """The messages again, each section at its place and zeros after it, from the bodies at ``places`` (start, size)."""
     copies: list[tuple[int, int, int, int]] = []  # to, from, bytes, bytes with the zeros
     where = cast("list[list[int]]", places.tolist())
-    for m, span in enumerate(layout("spread", "wires", wires.numel(), table, spans)):
+    for m, span in enumerate(layout("scatter", "wires", wires.numel(), table, spans)):
         at, size = where[m]
         if at < 0 or size < 0 or at + size > bodies.numel():
             raise ValueError(
-                f"compcomm.spread: places row {m} {(at, size)} lies outside bodies of {bodies.numel()} bytes"
+                f"compcomm.scatter: places row {m} {(at, size)} lies outside bodies of {bodies.numel()} bytes"
             )
         end, exact = at + size, span.edges[0] - span.first
-        corrupt = f"compcomm.spread: message {m}, table row {span.row + len(span.edges) - 2}: the body is corrupt: "
+        corrupt = f"compcomm.scatter: message {m}, table row {span.row + len(span.edges) - 2}: the body is corrupt: "
         if exact > size:
             raise RuntimeError(f"{corrupt}{size} bytes do not hold its exact part of {exact}; nothing was written")
         copies.append((span.first, at, exact, exact))
         at += exact
         for r, (to, capacity) in enumerate(zip(span.edges, span.capacities(), strict=False), span.row):
-            used = _used("spread", bodies, at, end - at, capacity, m, r)
+            used = _used("scatter", bodies, at, end - at, capacity, m, r)
             copies.append((to, at, used, capacity))
             at += used
         if at != end:

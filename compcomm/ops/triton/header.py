@@ -41,7 +41,7 @@ def _word(message, n):
 
 @triton.jit(do_not_specialize=["step", "bucket"])
 def _read(
-    wires, ranks, stride, heard, fault, lengths, step, bucket, count,
+    wires, ranks, stride, outcome, fault, lengths, step, bucket, count,
     MAGIC: tl.constexpr, FIELDS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     b = tl.arange(0, WIDE)
@@ -59,22 +59,22 @@ def _read(
         bad = bad | (flags & 1)
         zero = zero & tl.load(message + FIELDS + b, mask=b < (count + 7) // 8, other=0).to(tl.int32)
         message += stride
-    tl.store(heard, tl.where(found != 0, 1, bad).to(tl.uint8))
+    tl.store(outcome, tl.where(found != 0, 1, bad).to(tl.uint8))
     tl.store(fault, found)
     j = tl.arange(0, 8)[None, :]
     s = b[:, None] * 8 + j
-    tl.store(heard + 1 + s, ((zero[:, None] >> j) & 1).to(tl.uint8), mask=s < count)
+    tl.store(outcome + 1 + s, ((zero[:, None] >> j) & 1).to(tl.uint8), mask=s < count)
 
 
 @triton.jit(do_not_specialize=["due", "count"])
-def _sums(sums, heard, fault, due, count, WIDE: tl.constexpr):
+def _sums(sums, outcome, fault, due, count, WIDE: tl.constexpr):
     met = tl.load(sums + 1)
     failed, moved = met != met, tl.load(sums) != due
-    tl.store(heard, (failed | moved | (met > 0)).to(tl.uint8))
+    tl.store(outcome, (failed | moved | (met > 0)).to(tl.uint8))
     tl.store(fault, tl.where(failed, 1, tl.where(moved, 2, 0)).to(tl.int64))
     s = tl.arange(0, WIDE)
     alive = tl.load(sums + 2 + s, mask=s < count, other=1.0)
-    tl.store(heard + 1 + s, (alive == 0).to(tl.uint8), mask=s < count)
+    tl.store(outcome + 1 + s, (alive == 0).to(tl.uint8), mask=s < count)
 
 
 @kernel("header_write")
@@ -89,16 +89,16 @@ def header_write(wire, status, places, flags, rank, step, bucket):
 
 
 @kernel("header_read")
-def header_read(wires, heard, fault, lengths, step, bucket):
-    count = heard.numel() - 1
+def header_read(wires, outcome, fault, lengths, step, bucket):
+    count = outcome.numel() - 1
     launch(
-        _read, 1, wires, wires.shape[0], wires.stride(0), heard, fault, work.on(lengths, heard.device),
+        _read, 1, wires, wires.shape[0], wires.stride(0), outcome, fault, work.on(lengths, outcome.device),
         step & 0xFFFFFFFF, bucket & 0xFFFFFFFF, count,
         MAGIC=MAGIC, FIELDS=FIELDS, WIDE=triton.next_power_of_2(max(4, -(-count // 8))), num_warps=1,
     )  # fmt: skip
 
 
 @kernel("sums_read")
-def sums_read(sums, heard, fault, due):
-    count = heard.numel() - 1
-    launch(_sums, 1, sums, heard, fault, due, count, WIDE=triton.next_power_of_2(max(16, count)), num_warps=1)
+def sums_read(sums, outcome, fault, due):
+    count = outcome.numel() - 1
+    launch(_sums, 1, sums, outcome, fault, due, count, WIDE=triton.next_power_of_2(max(16, count)), num_warps=1)

@@ -25,7 +25,7 @@ def _fill(to, table, tiles, marks, value, TILE: tl.constexpr):
 
 
 @triton.jit
-def _blend(to, source, table, tiles, marks, alpha, beta, TILE: tl.constexpr):
+def _axpby(to, source, table, tiles, marks, alpha, beta, TILE: tl.constexpr):
     p = tl.program_id(0).to(tl.int64)
     row = table + 4 * tl.load(tiles + 2 * p).to(tl.int64)
     first = tl.load(tiles + 2 * p + 1).to(tl.int64) * TILE
@@ -45,13 +45,13 @@ def _blend(to, source, table, tiles, marks, alpha, beta, TILE: tl.constexpr):
             store(at, old.to(tl.float32) * alpha + given * beta, mask)
 
 
-@kernel("fill_marked")
-def fill_marked(to, table, marks, value):
+@kernel("fill_masked")
+def fill_masked(to, table, marks, value):
     w = work.tiles(table, TILE, to.device)
     launch(_fill, w.programs, to, w.table, w.tiles, marks, value, TILE=TILE)
 
 
-@kernel("blend_marked")
-def blend_marked(to, source, table, marks, alpha, beta):
+@kernel("axpby_masked")
+def axpby_masked(to, source, table, marks, alpha, beta):
     w = work.tiles(table, TILE, to.device)
-    launch(_blend, w.programs, to, source, w.table, w.tiles, marks, alpha, beta, TILE=TILE)
+    launch(_axpby, w.programs, to, source, w.table, w.tiles, marks, alpha, beta, TILE=TILE)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..reference.reencode import qsgd_recode, sign_recode
+from ..reference.reencode import qsgd_reencode, sign_reencode
 from .registry import kernel
 
-kernel("sign_recode")(sign_recode)
-kernel("qsgd_recode")(qsgd_recode)
+kernel("sign_reencode")(sign_reencode)
+kernel("qsgd_reencode")(qsgd_reencode)

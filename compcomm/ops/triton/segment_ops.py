@@ -1,4 +1,4 @@
-"""``blend``, ``steer`` and ``alive``: what schemes do to their memory. Formulas and table:
+"""``axpby``, ``add_correction`` and ``nonzero_segments``: what schemes do to their memory. Formulas and table:
 ``ops/reference/segment_ops.py``.
 
 Tensors of fp32, bfloat16, float16 (computed in fp32) or, all of them, fp64. Rows that meet, where a later one must find
@@ -60,7 +60,7 @@ def wide(x, DOUBLE: tl.constexpr):
 
 
 @triton.jit
-def _blend(
+def _axpby(
     to, source, beta, table, tiles, status, alpha,
     READ: tl.constexpr, DOUBLE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -81,7 +81,7 @@ def _blend(
 
 
 @triton.jit
-def _steer(
+def _add_correction(
     x, error, estimate, table, tiles, status, eta, scale,
     DOUBLE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -98,7 +98,7 @@ def _steer(
 
 
 @triton.jit
-def _alive(source, table, tiles, status, ALIGNED: tl.constexpr, TILE: tl.constexpr):
+def _nonzero_segments(source, table, tiles, status, ALIGNED: tl.constexpr, TILE: tl.constexpr):
     _, _, from_at, left, entry = span_of(table, tiles, ALIGNED, TILE)
     # Nearly always said by the first tiles of the row: most of it need not be read.
     old = tl.load(status + 1 + entry, cache_modifier=".cg")
@@ -178,31 +178,44 @@ def _turns(to: Tensor, source: Tensor, table: Tensor) -> list[work.Work]:
     return work.kept(table, ("turns", distance, to.device), make)
 
 
-@kernel("blend")
-def blend(to: Tensor, source: Tensor, table: Tensor, beta: Tensor, status: Tensor, alpha: float) -> None:
-    check("blend", to, source, table, status)
-    wide_ = double("blend", to, source, beta)
+@kernel("axpby")
+def axpby(to: Tensor, source: Tensor, table: Tensor, beta: Tensor, status: Tensor, alpha: float) -> None:
+    check("axpby", to, source, table, status)
+    wide_ = double("axpby", to, source, beta)
     for w in _turns(to, source, table):
         launch(
-            _blend, w.programs, to, source, work.on(beta, to.device), w.table, w.tiles, status, factor(alpha, wide_),
+            _axpby, w.programs, to, source, work.on(beta, to.device), w.table, w.tiles, status, factor(alpha, wide_),
             READ=alpha != 0.0, DOUBLE=wide_, ALIGNED=aligned(table), TILE=TILE, num_warps=WARPS,
         )  # fmt: skip
 
 
-@kernel("steer")
-def steer(x: Tensor, error: Tensor, estimate: Tensor, table: Tensor, status: Tensor, eta: float, scale: float) -> None:
-    check("steer", x, error, table, status)
-    wide_ = double("steer", x, error, estimate)
+@kernel("add_correction")
+def add_correction(
+    x: Tensor, error: Tensor, estimate: Tensor, table: Tensor, status: Tensor, eta: float, scale: float
+) -> None:
+    check("add_correction", x, error, table, status)
+    wide_ = double("add_correction", x, error, estimate)
     for w in _turns(x, error, table):
         launch(
-            _steer, w.programs, x, error, estimate, w.table, w.tiles, status, factor(eta, wide_), factor(scale, wide_),
+            _add_correction, w.programs, x, error, estimate, w.table, w.tiles, status, factor(eta, wide_),
+            factor(scale, wide_),
             DOUBLE=wide_, ALIGNED=aligned(table), TILE=TILE, num_warps=WARPS,
         )  # fmt: skip
 
 
-@kernel("alive")
-def alive(source: Tensor, table: Tensor, status: Tensor) -> None:
-    check("alive", None, source, table, status)
-    double("alive", source)
+@kernel("nonzero_segments")
+def nonzero_segments(source: Tensor, table: Tensor, status: Tensor) -> None:
+    check("nonzero_segments", None, source, table, status)
+    double("nonzero_segments", source)
     w = work.tiles(table, LIFE, source.device)
-    launch(_alive, w.programs, source, w.table, w.tiles, status, ALIGNED=aligned(table), TILE=LIFE, num_warps=WARPS)
+    launch(
+        _nonzero_segments,
+        w.programs,
+        source,
+        w.table,
+        w.tiles,
+        status,
+        ALIGNED=aligned(table),
+        TILE=LIFE,
+        num_warps=WARPS,
+    )

@@ -29,22 +29,22 @@ from .topk_check import Checked, check, take16
 
 CHUNK = 1024
 CLEAR = 4096
-ADD, ZERO, UNDEAL = 0, 1, 2
+ADD, ZERO, SCATTER = 0, 1, 2
 
 
 @triton.jit
-def _natural(dealt, deal, grain):
-    """The natural index of dealt elements (int64): ``reference/interleave.py``; deal: start, ways, each, stride."""
-    ways, each, stride = tl.load(deal + 1), tl.load(deal + 2), tl.load(deal + 3)
-    card = dealt // grain
+def _natural(permuted, piece, grain):
+    """The natural index of permuted elements (int64): ``reference/interleave.py``; piece: start, ways, each, stride."""
+    ways, each, stride = tl.load(piece + 1), tl.load(piece + 2), tl.load(piece + 3)
+    block = permuted // grain
     some = tl.maximum(each, 1)
-    found = (card // some * stride) % ways + ways * (card % some)
-    return tl.where(card < ways * each, found, card) * grain + dealt % grain
+    found = (block // some * stride) % ways + ways * (block % some)
+    return tl.where(block < ways * each, found, block) * grain + permuted % grain
 
 
 @triton.jit
 def _apply(
-    wires, messages, stride, table, tiles, blocks, begin, skip, deals, out, total, scale, grain, word, sticky,
+    wires, messages, stride, table, tiles, blocks, begin, skip, pieces, out, total, scale, grain, word, sticky,
     MODE: tl.constexpr, CLEAR_FIRST: tl.constexpr, WIDEN: tl.constexpr, HAS_SKIP: tl.constexpr, WORDS: tl.constexpr,
     CHUNK: tl.constexpr, CLEAR: tl.constexpr,
 ):  # fmt: skip
@@ -94,8 +94,8 @@ def _apply(
                     store(out + at, tl.zeros([CHUNK], tl.float32), mask)
                 else:
                     if MODE == 2:
-                        deal = deals + 4 * row
-                        at = _natural(tl.load(deal) + first + at, deal, grain)
+                        piece = pieces + 4 * row
+                        at = _natural(tl.load(piece) + first + at, piece, grain)
                     value = take_f32(section_ + values_at + 4 * before, 4 * i, mask, WORDS) * scale
                     if WIDEN:
                         tl.store(total + at, tl.load(total + at, mask=mask, other=0.0) + value, mask=mask)
@@ -113,14 +113,14 @@ def _apply(
 
 def _decode(
     op: int, wires: Tensor, table: Tensor, skip: Tensor | None, out: Tensor, scale: float, mode: int, clear: bool,
-    deals: Tensor | None = None, grain: int = 1,
+    pieces: Tensor | None = None, grain: int = 1,
 ) -> None:  # fmt: skip
     c: Checked = check(op, wires, table, skip, out.device)
     w, messages = c.tiles, wires.shape[0]
     widen = messages > 1 and out.dtype is not torch.float32
     total = scratch("top-k total", out.numel(), torch.float32, out.device) if widen else out
     launch(
-        _apply, w.programs, wires, messages, wires.stride(0), w.table, w.tiles, w.programs, c.begin, skip, deals, out,
+        _apply, w.programs, wires, messages, wires.stride(0), w.table, w.tiles, w.programs, c.begin, skip, pieces, out,
         total, scale, grain, c.word, c.sticky,
         MODE=mode, CLEAR_FIRST=clear, WIDEN=widen, HAS_SKIP=skip is not None, WORDS=work.words(wires), CHUNK=CHUNK,
         CLEAR=CLEAR, num_warps=8,
@@ -130,7 +130,7 @@ def _decode(
 
 _DECODE = faults.source(lambda message, row: _corrupt("topk_decode", message, row))
 _ZERO = faults.source(lambda message, row: _corrupt("topk_zero", message, row))
-_UNDEAL = faults.source(lambda _, row: f"compcomm.topk_undeal: table row {row}: the section is corrupt")
+_SCATTER = faults.source(lambda _, row: f"compcomm.topk_scatter: table row {row}: the section is corrupt")
 
 
 @kernel("topk_decode")
@@ -157,27 +157,27 @@ def topk_zero(wires, table, out):
     _decode(_ZERO, wires, table, None, out, 1.0, ZERO, False)
 
 
-def _deals(table: Tensor, deals: Tensor, out: Tensor, grain: int) -> Tensor:
-    """int64 [rows, 4] on the device: first dealt element, ways, blocks to a hand, and from hand to hand."""
+def _pieces(table: Tensor, pieces: Tensor, out: Tensor, grain: int) -> Tensor:
+    """int64 [rows, 4] on the device: first permuted element, ways, blocks to a way, and from way to way."""
     # Follows from two tensors: kept on one, and good for the other as long as that is not written to.
-    made: list[tuple[Tensor, int, Tensor]] = work.kept(deals, ("undeal", out.numel(), grain, out.device), list)
+    made: list[tuple[Tensor, int, Tensor]] = work.kept(pieces, ("scatter", out.numel(), grain, out.device), list)
     version = 0 if table.is_inference() else table._version
     if not made or made[0][0] is not table or made[0][1] != version:
-        found = _explained(table, deals, out.numel(), grain).to(out.device, non_blocking=True)
+        found = _explained(table, pieces, out.numel(), grain).to(out.device, non_blocking=True)
         made[:] = [(table, version, found)]
     return made[0][2]
 
 
-def _explained(table: Tensor, deals: Tensor, numel: int, grain: int) -> Tensor:
+def _explained(table: Tensor, pieces: Tensor, numel: int, grain: int) -> Tensor:
     lines: list[list[int]] = []
-    for r, (line, (whole, start, ways)) in enumerate(zip(table.tolist(), deals.tolist(), strict=True)):
+    for r, (line, (whole, start, ways)) in enumerate(zip(table.tolist(), pieces.tolist(), strict=True)):
         row = Row(*line)
         if row.x == -1:
             lines.append([0, 1, 0, 1])
             continue
         if not (whole >= 0 and ways >= 1 and row.x + whole <= numel and 0 <= start <= whole - row.numel):
             raise ValueError(
-                f"compcomm.topk_undeal: table row {r}: a piece of {(whole, start, ways)} does not fit {numel} elements"
+                f"compcomm.topk_scatter: table row {r}: a piece of {(whole, start, ways)} does not fit {numel} elements"
             )
         stride = max(1, ways * 633 >> 10)
         while gcd(stride, ways) != 1:
@@ -186,8 +186,8 @@ def _explained(table: Tensor, deals: Tensor, numel: int, grain: int) -> Tensor:
     return torch.tensor(lines, dtype=torch.int64).reshape(-1, 4)
 
 
-@kernel("topk_undeal")
-def topk_undeal(wires, table, deals, out, scale, grain):
-    _check_own("topk_undeal", wires, table, out)
-    found = _deals(table, deals, out, grain)
-    _decode(_UNDEAL, wires, table, None, out, scale, UNDEAL, False, found, grain)
+@kernel("topk_scatter")
+def topk_scatter(wires, table, pieces, out, scale, grain):
+    _check_own("topk_scatter", wires, table, out)
+    found = _pieces(table, pieces, out, grain)
+    _decode(_SCATTER, wires, table, None, out, scale, SCATTER, False, found, grain)

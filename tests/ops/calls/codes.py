@@ -1,4 +1,4 @@
-"""Ternary, two means, codebooks, shared scales, dealt blocks, and sections of variable length."""
+"""Ternary, two means, codebooks, shared scales, permuted blocks, and sections of variable length."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def shared_decode(width: int, levels: int, accumulate: bool, block: int = 512) -
     return (words, norms, rows, skip, x, 0.5, accumulate, width, levels, block, 2)
 
 
-def deal(x: bool = True, add: bool = True) -> tuple[Any, ...]:
+def permute_blocks(x: bool = True, add: bool = True) -> tuple[Any, ...]:
     table, numel, nbytes = test_interleave.tables(3)
     table = table[:2] if x and not add else table
     if not x:
@@ -40,12 +40,12 @@ def deal(x: bool = True, add: bool = True) -> tuple[Any, ...]:
     return (*given, z, table, status, 0.9, 1.5, 16)
 
 
-def squeeze() -> tuple[Any, ...]:
+def compact() -> tuple[Any, ...]:
     c = test_variable.make(test_variable.TYPICAL)
     return (c.wire, c.table, c.spans, torch.zeros_like(c.bodies), torch.zeros(4, dtype=torch.int64))
 
 
-def spread() -> tuple[Any, ...]:
+def scatter() -> tuple[Any, ...]:
     c = test_variable.make(test_variable.TYPICAL)
     return (c.bodies, c.places, c.table, c.spans, torch.zeros_like(c.wire))
 
@@ -70,9 +70,9 @@ CALLS: list[Call] = [
     ("shared_encode", lambda: shared_encode(2, 1, True, 48)),
     ("shared_decode", lambda: shared_decode(4, 7, True)),
     ("shared_decode", lambda: shared_decode(6, 7, False, 48)),
-    ("deal", deal),
-    ("deal", lambda: deal(add=False)),
-    ("deal", lambda: deal(x=False)),
-    ("squeeze", squeeze),
-    ("spread", spread),
+    ("permute_blocks", permute_blocks),
+    ("permute_blocks", lambda: permute_blocks(add=False)),
+    ("permute_blocks", lambda: permute_blocks(x=False)),
+    ("compact", compact),
+    ("scatter", scatter),
 ]

@@ -19,8 +19,8 @@ def written(count: int = 21) -> tuple[object, ...]:
 
 def read(count: int = 21) -> tuple[object, ...]:
     """Two messages of zeros, which cannot be true."""
-    wires, heard = torch.zeros(2, size(count) + 9, dtype=torch.uint8), torch.zeros(1 + count, dtype=torch.uint8)
-    return wires, heard, torch.zeros(1, dtype=torch.int64), torch.tensor([40, 40]), 5, 3
+    wires, outcome = torch.zeros(2, size(count) + 9, dtype=torch.uint8), torch.zeros(1 + count, dtype=torch.uint8)
+    return wires, outcome, torch.zeros(1, dtype=torch.int64), torch.tensor([40, 40]), 5, 3
 
 
 def summed(count: int = 21) -> tuple[object, ...]:
@@ -38,8 +38,8 @@ CALLS: list[Call] = [
     ("header_write", written),
     ("header_read", read),
     ("sums_read", summed),
-    ("fill_marked", lambda: (marked(), SPANS, MARKS, float("nan"))),
-    ("fill_marked", lambda: (marked(torch.bfloat16), SPANS, MARKS, 0.0)),
-    ("blend_marked", lambda: (marked(), marked(), SPANS, 1 - MARKS, 0.5, -1.0)),
-    ("blend_marked", lambda: (marked(torch.float64), marked(torch.float64), SPANS, MARKS, 1.0, 1.0)),
+    ("fill_masked", lambda: (marked(), SPANS, MARKS, float("nan"))),
+    ("fill_masked", lambda: (marked(torch.bfloat16), SPANS, MARKS, 0.0)),
+    ("axpby_masked", lambda: (marked(), marked(), SPANS, 1 - MARKS, 0.5, -1.0)),
+    ("axpby_masked", lambda: (marked(torch.float64), marked(torch.float64), SPANS, MARKS, 1.0, 1.0)),
 ]

@@ -23,16 +23,16 @@ def status() -> torch.Tensor:
     return torch.zeros(3, dtype=torch.uint8)
 
 
-def blend(to: torch.dtype, source: torch.dtype, alpha: float, table: torch.Tensor = TABLE) -> tuple[Any, ...]:
+def axpby(to: torch.dtype, source: torch.dtype, alpha: float, table: torch.Tensor = TABLE) -> tuple[Any, ...]:
     beta = torch.tensor([0.5, 2.0]).to(F64 if source is F64 else F32)
     return (flat(to), flat(source, 1), table, beta, status(), alpha)
 
 
-def steer(x: torch.dtype, others: torch.dtype) -> tuple[Any, ...]:
+def add_correction(x: torch.dtype, others: torch.dtype) -> tuple[Any, ...]:
     return (flat(x), flat(others, 1), flat(others, 2), TABLE, status(), 0.3, 2.0)
 
 
-def alive(dtype: torch.dtype) -> tuple[Any, ...]:
+def nonzero_segments(dtype: torch.dtype) -> tuple[Any, ...]:
     return (flat(dtype), TABLE, status())
 
 
@@ -43,17 +43,17 @@ def norms(dtype: torch.dtype) -> tuple[Any, ...]:
 
 
 CALLS: list[Call] = [
-    ("blend", lambda: blend(F32, F32, 0.5)),
-    ("blend", lambda: blend(F32, BF16, 0.0)),
-    ("blend", lambda: blend(BF16, F32, 0.5)),
-    ("blend", lambda: blend(F64, F64, 0.5)),
-    ("blend", lambda: blend(F32, F32, 0.5, ALIGNED)),
-    ("steer", lambda: steer(F32, F32)),
-    ("steer", lambda: steer(F16, F32)),
-    ("steer", lambda: steer(F64, F64)),
-    ("alive", lambda: alive(F32)),
-    ("alive", lambda: alive(BF16)),
-    ("alive", lambda: alive(F64)),
+    ("axpby", lambda: axpby(F32, F32, 0.5)),
+    ("axpby", lambda: axpby(F32, BF16, 0.0)),
+    ("axpby", lambda: axpby(BF16, F32, 0.5)),
+    ("axpby", lambda: axpby(F64, F64, 0.5)),
+    ("axpby", lambda: axpby(F32, F32, 0.5, ALIGNED)),
+    ("add_correction", lambda: add_correction(F32, F32)),
+    ("add_correction", lambda: add_correction(F16, F32)),
+    ("add_correction", lambda: add_correction(F64, F64)),
+    ("nonzero_segments", lambda: nonzero_segments(F32)),
+    ("nonzero_segments", lambda: nonzero_segments(BF16)),
+    ("nonzero_segments", lambda: nonzero_segments(F64)),
     ("norms", lambda: norms(F32)),
     ("norms", lambda: norms(BF16)),
     ("norms", lambda: norms(F64)),

@@ -33,7 +33,7 @@ def own(dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
     return wires, table, out
 
 
-def undeal(dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
+def topk_scatter(dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
     wires, table, out = own(dtype)
     return wires, table, torch.tensor([[3000, 0, 5], [40, 0, 1]]), out, 0.5, 16
 
@@ -56,8 +56,8 @@ CALLS: list[Call] = [
     ("topk_decode", lambda: decode(True, dtype=BF16, messages=1)),
     ("topk_zero", own),
     ("topk_zero", lambda: own(BF16)),
-    ("topk_undeal", undeal),
-    ("topk_undeal", lambda: undeal(BF16)),
+    ("topk_scatter", topk_scatter),
+    ("topk_scatter", lambda: topk_scatter(BF16)),
     ("randk_encode", lambda: encode(torch.ones(2), 5)),
     ("randk_encode", lambda: encode(torch.ones(2), 5, dtype=None)),
     ("randk_encode", lambda: encode(torch.ones(2), 5, dtype=BF16, x=BF16)),

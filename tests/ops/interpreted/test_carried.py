@@ -1,4 +1,4 @@
-"""Shared scales and dealt blocks on GPU kernels: the reference's bits and refusals."""
+"""Shared scales and permuted blocks on GPU kernels: the reference's bits and refusals."""
 
 from __future__ import annotations
 
@@ -62,15 +62,15 @@ def test_shared_refuses_tables_that_do_not_fit(backend: str) -> None:
     test_shared.test_tables_that_do_not_fit_are_refused(backend)
 
 
-@pytest.mark.parametrize("backend", backends("deal"))
+@pytest.mark.parametrize("backend", backends("permute_blocks"))
 @pytest.mark.parametrize("kind", ["normal", "nonfinite", "denormal"])
 @pytest.mark.parametrize("ways", [1, 3, 64])
-def test_deal(backend: str, ways: int, kind: str) -> None:
-    due, found = test_interleave.dealt("reference", ways, kind), test_interleave.dealt(backend, ways, kind)
+def test_permute_blocks(backend: str, ways: int, kind: str) -> None:
+    due, found = test_interleave.permuted("reference", ways, kind), test_interleave.permuted(backend, ways, kind)
     assert all(same(a, b) for a, b in zip(found, due, strict=True))
 
 
-@pytest.mark.parametrize("backend", backends("deal"))
+@pytest.mark.parametrize("backend", backends("permute_blocks"))
 def test_deal_in_other_blocks(backend: str) -> None:
     """Blocks of 48, that tiles cut; half-precision gradients and no x."""
     table, numel, nbytes = test_interleave.tables(5)
@@ -81,16 +81,16 @@ def test_deal_in_other_blocks(backend: str) -> None:
     for name in ("reference", backend):
         z, status = torch.full((nbytes,), 0xA5, dtype=torch.uint8), torch.zeros(3, dtype=torch.uint8)
         with test_interleave.using(name):
-            OPS.deal(None, add, z, table, status, 1.0, 1.3, 48)
+            OPS.permute_blocks(None, add, z, table, status, 1.0, 1.3, 48)
         found.append((z, status))
     assert all(same(a, b) for a, b in zip(*found, strict=True))
 
 
-@pytest.mark.parametrize("backend", backends("deal"))
+@pytest.mark.parametrize("backend", backends("permute_blocks"))
 def test_deal_refuses(backend: str) -> None:
     x, z, status = torch.zeros(100), torch.zeros(400, dtype=torch.uint8), torch.zeros(2, dtype=torch.uint8)
     for column, value in ((0, 20), (3, 44), (6, 0), (7, 3)):
         bad = torch.tensor([[0, -1, 90, 0, 0, 0, 2, 0]])
         bad[0, column] = value
         with test_interleave.using(backend), pytest.raises(ValueError, match="row 0"):
-            OPS.deal(x, None, z, bad, status, 1.0, 1.0, 16)
+            OPS.permute_blocks(x, None, z, bad, status, 1.0, 1.0, 16)

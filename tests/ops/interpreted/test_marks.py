@@ -45,19 +45,19 @@ def test_headers_are_read_as_the_host_reads_them(implementation: str, count: int
         wires = torch.stack([message(rank, count, bad=bad and rank == 2) for rank in range(3)])
         lengths = (wires.shape[1],) * 3
         flags = read_headers(wires, count, cc.Context(world=3, step=5, bucket=3), lengths)
-        heard, fault = torch.full((1 + count,), 9, dtype=torch.uint8), torch.full((1,), -1)
+        outcome, fault = torch.full((1 + count,), 9, dtype=torch.uint8), torch.full((1,), -1)
         with backend(implementation):
-            OPS.header_read(wires, heard, fault, torch.tensor(lengths), 5, 3)
-        assert heard.tolist() == [int(bad), *flags.skip.tolist()] and fault.item() == 0
+            OPS.header_read(wires, outcome, fault, torch.tensor(lengths), 5, 3)
+        assert outcome.tolist() == [int(bad), *flags.skip.tolist()] and fault.item() == 0
 
 
 @pytest.mark.parametrize("implementation", ["reference", "triton"])
 def test_the_first_rank_that_failed_or_is_elsewhere_is_named(implementation: str) -> None:
     def told(wires: Tensor) -> tuple[int, int]:
-        heard, fault = torch.zeros(5, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
+        outcome, fault = torch.zeros(5, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
         with backend(implementation):
-            OPS.header_read(wires, heard, fault, torch.tensor([wires.shape[1]] * 3), 5, 3)
-        return int(fault), int(heard[0])
+            OPS.header_read(wires, outcome, fault, torch.tensor([wires.shape[1]] * 3), 5, 3)
+        return int(fault), int(outcome[0])
 
     good = torch.stack([message(rank, 4) for rank in range(3)])
     assert told(good) == (0, 0)
@@ -83,16 +83,16 @@ def test_summed_headers_are_read_as_the_host_reads_them(implementation: str, cou
         (nan, nan, (1, 1)),
     ):
         sums = torch.tensor([first, met, *(float(s % 3) for s in range(count))])
-        heard, fault = torch.full((1 + count,), 9, dtype=torch.uint8), torch.full((1,), -1)
+        outcome, fault = torch.full((1 + count,), 9, dtype=torch.uint8), torch.full((1,), -1)
         with backend(implementation):
-            OPS.sums_read(sums, heard, fault, at)
-        assert (int(heard[0]), int(fault)) == due
+            OPS.sums_read(sums, outcome, fault, at)
+        assert (int(outcome[0]), int(fault)) == due
         if due[1]:
             with pytest.raises(PeerError, match="a peer failed" if due[1] == 1 else "another step or bucket"):
                 read_flags(sums, count, context)
         else:
             flags = read_flags(sums, count, context)
-            assert flags.bad is bool(due[0]) and heard[1:].tolist() == flags.skip.tolist()
+            assert flags.bad is bool(due[0]) and outcome[1:].tolist() == flags.skip.tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -105,8 +105,8 @@ def test_marked_rows(dtype: torch.dtype) -> None:
             source[5], source[2000] = float("nan"), float("inf")
             filled, chosen = to.clone(), torch.tensor(marks, dtype=torch.uint8)
             with backend(implementation):
-                OPS.blend_marked(to, source, SPANS, chosen, 0.5, -2.0)
-                OPS.fill_marked(filled, SPANS, chosen, float("nan"))
+                OPS.axpby_masked(to, source, SPANS, chosen, 0.5, -2.0)
+                OPS.fill_masked(filled, SPANS, chosen, float("nan"))
             results.append((to, filled))
         for a, b in zip(*results, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True, msg=str(marks))

@@ -309,17 +309,17 @@ def test_random_corruption_never_leaves_the_row(backend: str) -> None:
 
 
 @pytest.mark.parametrize("ways", [1, 2, 5])
-@pytest.mark.parametrize("backend", backends("topk_undeal"))
+@pytest.mark.parametrize("backend", backends("topk_scatter"))
 def test_selections_come_back_to_their_places(backend: str, ways: int) -> None:
-    lines, deals, byte = [], [], 4
+    lines, lengths, byte = [], [], 4
     for n, at in ((1000, 5), (4099, 1010)):
         for share in range(3):
             low, high = n * share // 3, n * (share + 1) // 3
             row = Row(at, -1, high - low, byte, 0, 0, 7, 0)
             lines.append(list(row))
-            deals.append([n, low, ways])
+            lengths.append([n, low, ways])
             byte += section(row) + 4
-    table, deal, wire = torch.tensor(lines), torch.tensor(deals), torch.zeros(byte, dtype=torch.uint8)
+    table, pieces, wire = torch.tensor(lines), torch.tensor(lengths), torch.zeros(byte, dtype=torch.uint8)
     own = table.clone()
     own[:, 0] = torch.arange(len(own)) * 1400
     x, status = make("normal", 9000), torch.zeros(2, dtype=torch.uint8)
@@ -327,18 +327,20 @@ def test_selections_come_back_to_their_places(backend: str, ways: int) -> None:
         OPS.topk_encode(x, None, wire, own, status, 1.0, 1.0, None)
     assert not torch.equal(order(4099, 16, 5), order(4099, 16, 2))
     for out in (torch.ones(5200), torch.ones(5200, dtype=BF16)):
-        agree(backend, "topk_undeal", wire[None], table, deal, out, 0.5, 16)
+        agree(backend, "topk_scatter", wire[None], table, pieces, out, 0.5, 16)
     chosen, out = table.clone(), torch.ones(5200)
-    with using(backend):  # the same tensors of deals and rows, of which the rows change
-        OPS.topk_undeal(wire[None], chosen, deal, out, 0.5, 16)
+    with using(backend):  # the same tensors of lengths and rows, of which the rows change
+        OPS.topk_scatter(wire[None], chosen, pieces, out, 0.5, 16)
         chosen[0, 0] = -1
-        OPS.topk_undeal(wire[None], chosen, deal, out, -0.5, 16)
+        OPS.topk_scatter(wire[None], chosen, pieces, out, -0.5, 16)
         assert int(((out - 1).abs() > 1e-5).sum()) == 7
         for wrong in ([200, 0, 2], [6000, 0, 2], [1000, 900, 1], [-1, 0, 2], [1000, -1, 1], [1000, 0, 0]):
             with pytest.raises(ValueError, match="row 0"):
-                OPS.topk_undeal(wire[None], table, torch.tensor([wrong, *deals[1:]]), out, 1.0, 16)
+                OPS.topk_scatter(wire[None], table, torch.tensor([wrong, *lengths[1:]]), out, 1.0, 16)
         wire[lines[2][3]] = 9
-    words = [refusal(n, lambda: OPS.topk_undeal(wire[None], table, deal, out, 1.0, 16)) for n in ("reference", backend)]
+    words = [
+        refusal(n, lambda: OPS.topk_scatter(wire[None], table, pieces, out, 1.0, 16)) for n in ("reference", backend)
+    ]
     assert words[0].startswith(words[1]) and "row 2" in words[1]
 
 

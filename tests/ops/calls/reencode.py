@@ -13,7 +13,7 @@ from tests.ops.dense_case import Format, case
 FORMS = (Format("sign"), Format("qsgd"), Format("qsgd", bits=3, stochastic=True))
 
 
-def recode(form: Format, residual: bool) -> tuple[Any, ...]:
+def reencode(form: Format, residual: bool) -> tuple[Any, ...]:
     """Arguments of ``<form>_recode``."""
     c = case(form, sizes=SIZES)
     wires, wire = torch.zeros(2, c.nbytes, dtype=torch.uint8), torch.zeros(c.nbytes, dtype=torch.uint8)
@@ -23,7 +23,7 @@ def recode(form: Format, residual: bool) -> tuple[Any, ...]:
 
 
 CALLS: list[Call] = [
-    (f"{form.name}_recode", lambda form=form, residual=residual: recode(form, residual))
+    (f"{form.name}_reencode", lambda form=form, residual=residual: reencode(form, residual))
     for form in FORMS
     for residual in (True, False)
 ]

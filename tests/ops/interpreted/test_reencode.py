@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compcomm.ops import current_backend, native
-from tests.ops.calls.recode import recode as arguments
+from tests.ops.calls.reencode import reencode as arguments
 from tests.ops.dense_case import OPS, Case, Format, case, encode, gaps, same
 from tests.ops.interpreted.agreement import backends, in_cuda
 from tests.ops.sparse_case import using
@@ -48,7 +48,7 @@ def step(
         found["x"] = x.clone()
     skip = torch.tensor([0, 0, 0, 1, 0], dtype=torch.uint8)
     with using(backend):
-        getattr(OPS, f"{form.name}_recode")(
+        getattr(OPS, f"{form.name}_reencode")(
             found.get("x"), wires, table, skip, found["wire"], c.table, found["status"], 0.3, add_scale,
             *form.encode_tail(c.gain, 3, 1),
         )  # fmt: skip
@@ -61,12 +61,12 @@ def step(
     [
         (backend, form)
         for form in FORMS
-        for backend in (*backends(f"{form.name}_recode", f"{form.name}_encode"), *["native"] * native.available())
+        for backend in (*backends(f"{form.name}_reencode", f"{form.name}_encode"), *["native"] * native.available())
         if backend != "triton" or form.block == 48
     ],
     ids=str,
 )
-def test_recode(backend: str, form: Format) -> None:
+def test_reencode(backend: str, form: Format) -> None:
     name = {"native": native.isa()}.get(backend, backend)
     for messages, kind, add_scale in ((1, "normal", 1.0), (3, "nonfinite", 1.3), (2, "negative zero", -0.5)):
         c = case(form, kind, SIZES)
@@ -100,7 +100,9 @@ def test_a_mean_that_is_not_finite_stays_out_of_the_residual() -> None:
         wires[0, int(table[0, 3]) :][:4] = torch.tensor([torch.inf]).view(torch.uint8)
         x, wire, status = c.x.clone(), torch.zeros(c.nbytes, dtype=torch.uint8), torch.zeros(6, dtype=torch.uint8)
         with using(backend):
-            OPS.sign_recode(x, wires, table, torch.zeros(5, dtype=torch.uint8), wire, c.table, status, 1.0, 1.0, 0, 512)
+            OPS.sign_reencode(
+                x, wires, table, torch.zeros(5, dtype=torch.uint8), wire, c.table, status, 1.0, 1.0, 0, 512
+            )
         assert torch.isfinite(x).all() and status[:2].tolist() == [1, 1]
         assert wire[4:8].view(torch.float32).isfinite().all()
 
@@ -108,7 +110,7 @@ def test_a_mean_that_is_not_finite_stays_out_of_the_residual() -> None:
 @pytest.mark.parametrize("residual", [True, False])
 def test_opcheck(residual: bool) -> None:
     for form in (Format("sign"), Format("qsgd")):
-        torch.library.opcheck(getattr(OPS, f"{form.name}_recode").default, arguments(form, residual))
+        torch.library.opcheck(getattr(OPS, f"{form.name}_reencode").default, arguments(form, residual))
 
 
 @pytest.mark.parametrize("backend", ["reference", *["cuda"] * bool(in_cuda())])
@@ -121,5 +123,5 @@ def test_tables_that_do_not_fit_are_explained(backend: str, column: int, value: 
     call[5] = call[5].clone()
     call[5][1, column] = value
     with using(backend), pytest.raises(ValueError, match=words):
-        OPS.sign_recode(*call)
+        OPS.sign_reencode(*call)
     assert current_backend() != "cuda"
