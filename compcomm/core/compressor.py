@@ -242,14 +242,13 @@ class Compressor(Described, Format, ABC, abstract=True):
             _leave(x, y, coded)
             return coded
         add_flat, add_layout = (None, None) if add is None else add
-        table = packing.table(False, x.layout, add_layout, seed=rng.seed, message=message)
-        if len(table):
-            ops.dense_encode(x.flat, add_flat, wire, table, status, decay, add_scale)
-        table = packing.table(True, x.layout, add_layout, seed=rng.seed, message=message)
-        if len(table):
+        exact, table, gain, lines = packing.tables(x.layout, add_layout, rng.seed, message, None)
+        if exact is not None:
+            ops.dense_encode(x.flat, add_flat, wire, exact, status, decay, add_scale)
+        if table is not None:
             inputs = Inputs(x.flat, add_flat, wire, table, status, decay, add_scale)
-            gain = packing.gains(message)
-            lines = None if packing.apart else packing.lines(x.layout, add_layout, message=message)
+            if packing.apart:
+                lines = None
             if lines is not None:
                 ops.zero_rows_mark(x.flat, add_flat, wire, lines.table)
             reencode_rows = None if received is None else getattr(self, "reencode_rows")  # noqa: B009
@@ -290,14 +289,13 @@ class Compressor(Described, Format, ABC, abstract=True):
                 one = Target(out, scale * weight, accumulate or i > 0)
                 self.decode_(wires[i : i + 1], one, rng, packing, skip=skip, message=message, stride=stride, bits=bits)
             return
-        table = packing.table(False, out.layout, seed=rng.seed, message=message, stride=stride)
-        if len(table):
-            ops.dense_decode(wires, table, skip, out.flat, scale, accumulate)
-        table = packing.table(True, out.layout, seed=rng.seed, message=message, stride=stride)
-        lines = packing.lines(out.layout, message=message, stride=stride)
+        exact, table, _, lines = packing.tables(out.layout, None, rng.seed, message, stride)
+        if exact is not None:
+            ops.dense_decode(wires, exact, skip, out.flat, scale, accumulate)
+        if table is None:
+            return
         if lines is None:
-            if len(table):
-                self.decode_rows(wires, table, skip, out.flat, scale, accumulate, rng, packing.find)
+            self.decode_rows(wires, table, skip, out.flat, scale, accumulate, rng, packing.find)
             return
         said = wires if bits is None else bits.unsqueeze(0)
         split = lines.split(said, table, accumulate)

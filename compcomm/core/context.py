@@ -16,16 +16,9 @@ class Arena:
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
-        self._buffers: dict[tuple[int, str, torch.dtype], Tensor] = {}
+        self.buffers: dict[tuple[int, str, torch.dtype], Tensor] = {}
+        """What ``Context.buffer`` gives."""
         self._free: list[Tensor] = []
-
-    def buffer(self, bucket: int, tag: str, numel: int, dtype: torch.dtype = torch.uint8) -> Tensor:
-        """``numel`` elements whose content is whatever was left there."""
-        key = (bucket, tag, dtype)
-        found = self._buffers.get(key)
-        if found is None or found.numel() != numel:
-            found = self._buffers[key] = torch.zeros(numel, dtype=dtype, device=self.device)
-        return found
 
     def lend(self, numel: int) -> Tensor:
         """``numel`` fp32 elements until ``take_back``: flows of several buckets share what each needs for a moment."""
@@ -43,7 +36,7 @@ class Arena:
 
     def nbytes(self) -> int:
         """Bytes held."""
-        return sum(b.numel() * b.element_size() for b in (*self._buffers.values(), *self._free))
+        return sum(b.numel() * b.element_size() for b in (*self.buffers.values(), *self._free))
 
 
 @dataclass
@@ -83,5 +76,10 @@ class Context:
         return Rng(self.seed, self.step, self.rank)
 
     def buffer(self, tag: str, numel: int, dtype: torch.dtype = torch.uint8) -> Tensor:
-        """Scratch memory of this bucket, kept until the next step asks for the same."""
-        return self.arena.buffer(self.bucket, self.tag + tag, numel, dtype)
+        """Scratch memory of this bucket, kept until the next step asks for the same: ``numel`` elements whose content
+        is whatever was left there."""
+        buffers, key = self.arena.buffers, (self.bucket, self.tag + tag, dtype)
+        found = buffers.get(key)
+        if found is None or found.numel() != numel:
+            found = buffers[key] = torch.zeros(numel, dtype=dtype, device=self.arena.device)
+        return found

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from math import prod
-from typing import NamedTuple
+from threading import Lock
+from typing import ClassVar, NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -57,16 +59,39 @@ class Segment(NamedTuple):
 class Layout:
     """Ordered segments within ``[0, numel)``; what no segment covers is padding. Immutable and hashable.
 
+    Equal layouts are one object: tables are looked up by layout many times per bucket, and objects that are compared
+    and hashed by their identity cost no call.
+
     >>> layout = Layout.of([("weight", (2, 3)), ("bias", (2,))])
     >>> [(s.name, s.start, s.stop) for s in layout.segments], layout.numel
     ([('weight', 0, 6), ('bias', 6, 8)], 8)
     """
 
-    def __init__(self, segments: Iterable[Segment], numel: int | None = None) -> None:
-        self.segments: tuple[Segment, ...] = tuple(segments)
-        end = max((s.stop for s in self.segments), default=0)
-        self.numel: int = end if numel is None else numel
-        if end > self.numel:
+    segments: tuple[Segment, ...]
+    numel: int
+
+    _known: ClassVar[WeakValueDictionary[tuple[tuple[Segment, ...], int], Layout]] = WeakValueDictionary()
+    _lock: ClassVar[Lock] = Lock()
+
+    def __new__(cls, segments: Iterable[Segment], numel: int | None = None) -> Layout:
+        segments = tuple(segments)
+        end = max((s.stop for s in segments), default=0)
+        key = segments, end if numel is None else numel
+        with cls._lock:  # buckets of several sessions are laid out in several threads
+            found = cls._known.get(key)
+            if found is None:
+                found = super().__new__(cls)
+                found.segments, found.numel = key
+                found._check(end)
+                cls._known[key] = found
+        return found
+
+    def __reduce__(self) -> tuple[type[Layout], tuple[tuple[Segment, ...], int]]:
+        return Layout, (self.segments, self.numel)
+
+    def _check(self, end: int) -> None:
+        numel = self.numel
+        if end > numel:
             raise ValueError(f"Layout(numel={numel}): a segment ends at element {end}, beyond the buffer.")
         for s in self.segments:
             if not 0 <= s.start <= s.stop or s.offset < 0 or s.offset + s.numel > prod(s.shape):
@@ -75,7 +100,6 @@ class Layout:
         for (_, stop, a), (start, _, b) in pairwise(placed):
             if start < stop:
                 raise ValueError(f"Layout: {a!r} ends at element {stop} and {b!r} begins at {start}: they overlap.")
-        self._hash = hash((self.segments, self.numel))
 
     @classmethod
     def of(cls, shapes: Iterable[tuple[str, Iterable[int] | Tensor]]) -> Layout:
@@ -89,19 +113,6 @@ class Layout:
             segments.append(Segment(name, size, start, start + prod(size), 0, order))
             start += prod(size)
         return cls(segments, start)
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        if self is other:
-            return True
-        return (
-            isinstance(other, Layout)
-            and self._hash == other._hash
-            and self.numel == other.numel
-            and self.segments == other.segments
-        )
 
     def __repr__(self) -> str:
         return f"Layout({len(self.segments)} segments, {self.numel} elements)"
@@ -137,6 +148,10 @@ class Layout:
 
     def packed(self) -> Layout:
         """The same segments, moved together."""
+        return self._packed
+
+    @cached_property
+    def _packed(self) -> Layout:
         segments: list[Segment] = []
         start = 0
         for s in self.segments:

@@ -35,6 +35,16 @@ class Row(NamedTuple):
     bits: int = -1
 
 
+class Tables(NamedTuple):
+    """Of the rows that travel uncompressed and of the coded ones (None: there are none), the coded rows' scaling
+    factors, and where the bits of their zero rows are."""
+
+    exact: Tensor | None
+    coded: Tensor | None
+    gains: Tensor
+    lines: Lines | None
+
+
 class Packing:
     """How the segments of a layout travel: as one message, or cut into one message per owner.
 
@@ -83,6 +93,7 @@ class Packing:
         self.splits = tuple(splits)
         self.nbytes = sum(splits)
         self._tables: dict[tuple[object, ...], Tensor] = {}
+        self._joint: dict[tuple[object, ...], Tables] = {}
         self._stacked: dict[tuple[object, ...], tuple[Tensor, tuple[tuple[int, int], ...]]] = {}
         self._found: dict[tuple[int, int], Segment] = {}
         self._gains: dict[int | None, Tensor] = {}
@@ -151,6 +162,24 @@ class Packing:
             table = torch.tensor(rows, dtype=torch.int64).view(-1, 8).to(device)
             self._tables[cached] = table
         return table
+
+    def tables(
+        self, x: Layout | None, add: Layout | None, seed: int, message: int | None, stride: int | None
+    ) -> Tables:
+        """What kernels need to code a bucket, or to decode messages, in one look-up."""
+        key = x, add, seed, message, stride
+        found = self._joint.get(key)
+        if found is None:
+            exact, coded = (
+                self.table(kind, x, add, seed=seed, message=message, stride=stride) for kind in (False, True)
+            )
+            found = self._joint[key] = Tables(
+                exact if len(exact) else None,
+                coded if len(coded) else None,
+                self.gains(message),
+                self.lines(x, add, message=message, stride=stride),
+            )
+        return found
 
     def stacked(
         self, coded: bool, out: Layout, count: int, nbytes: int, *, seed: int, message: int | None, stride: int | None

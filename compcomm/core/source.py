@@ -33,7 +33,7 @@ class Source(NamedTuple):
     @property
     def layout(self) -> Layout:
         """All segments of y, numbered as in headers and statuses."""
-        return self.widest.layout
+        return self.x.layout if self.add is None else self.widest.layout
 
     @property
     def layouts(self) -> tuple[Layout, Layout | None]:

@@ -320,9 +320,14 @@ class Scheduler:
         flow = RunningFlow(
             step.reducer, source, target, self.store, ctx, self.transport, self._sequences, partial(self._deliver, job)
         )
-        if any(f.error for f in self._flows):
+        older: list[RunningFlow] = []
+        failed = False
+        for f in self._flows:
+            failed = failed or f.error is not None
+            if not f.done:
+                older.append(f)
+        if failed:
             flow.fail(self._cause())
-        older = [f for f in self._flows if not f.done]
         self._flows.append(flow)
         flow.advance()
         for f in older:
@@ -390,8 +395,10 @@ class Scheduler:
             self._share_bad_rows(step, flows)
         self._step = None
         self.number += step.counted
-        bad = abandon or any(f.error is not None or f.ctx.bad is True for f in flows)
-        undecided = any(isinstance(f.ctx.bad, Tensor) or f.ctx.faults for f in flows)
+        bad, undecided = abandon, False
+        for f in flows:
+            bad = bad or f.error is not None or f.ctx.bad is True
+            undecided = undecided or isinstance(f.ctx.bad, Tensor) or bool(f.ctx.faults)
         if not bad and undecided and not self._captured():
             self._pending, self._flows = self._ask(step, flows), []
             step.done.set()
@@ -400,10 +407,11 @@ class Scheduler:
 
     def _drain(self) -> None:
         """Takes all flows that have come to their Commits, oldest first in every round."""
-        while any(not f.done for f in self._flows):
-            for f in self._flows:
-                if not f.done:
-                    f.advance()
+        running = [f for f in self._flows if not f.done]
+        while running:
+            for f in running:
+                f.advance()
+            running = [f for f in running if not f.done]
 
     def _share_bad_rows(self, step: Step, flows: list[RunningFlow]) -> None:
         """Where a mean was rounded to a narrower type, each rank has seen its own row alone; whether memory takes the
@@ -464,12 +472,13 @@ class Scheduler:
 
     def _close(self, step: Step, bad: bool, abandon: bool) -> None:
         """The end of a step: its flows are told how it went, then whoever watches, then controllers review it."""
-        flows, step.bad = self._flows, bad
+        flows, step.bad, failed = self._flows, bad, False
         for f in flows:
             f.commit(bad)
+            failed = failed or f.error is not None
             self.kernel_seconds += f.seconds
             self.sent += f.sent
-        if any(f.error for f in flows):
+        if failed:
             step.error = self.broken = self._cause()
         elif self._doomed is not None:
             step.error = self.broken = self._doomed

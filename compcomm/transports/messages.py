@@ -24,27 +24,40 @@ from torch import Tensor
 _SMALL = 1 << 16
 
 
+class Tails:
+    """What goes behind the messages of one exchange, and what comes behind theirs; used again by later exchanges."""
+
+    def __init__(self, world: int) -> None:
+        both = torch.zeros(2, world, 2, dtype=torch.int64)
+        self.due: list[Tensor] = list(both[0])
+        self.found: list[Tensor] = list(both[1])
+        self.due_words: Any
+        self.due_words, self.found_words = both.numpy()
+
+
 class Exchange:
     """Message p of ``sends`` goes to rank p, message p of ``receives`` comes from there; a rank's own is copied.
 
     ``post`` starts all rounds at once; ``run`` does one after the other and may be called in a thread of its own, then
-    ``wait`` waits for it.
+    ``wait`` waits for it. ``free``: tails that nobody uses; those of an exchange that went well go back there.
     """
 
     def __init__(
-        self, group: dist.ProcessGroup, rank: int, sends: Sequence[Tensor], receives: Sequence[Tensor], number: int
-    ) -> None:
+        self, group: dist.ProcessGroup, rank: int, sends: Sequence[Tensor], receives: Sequence[Tensor], number: int,
+        free: list[Tails],
+    ) -> None:  # fmt: skip
         self._pg: Any = group
         self._rank, self._world, self._number = rank, len(sends), number
         self._sends, self._receives = sends, receives
-        self._due = torch.zeros(self._world, 2, dtype=torch.int64)
-        self._tails = torch.zeros(self._world, 2, dtype=torch.int64)
-        for p, message in enumerate(sends):
-            self._due[p, 0], self._due[p, 1] = number, message.numel() * message.element_size()
+        self._free: list[Tails] | None = free
+        self._tails = free.pop() if free else Tails(self._world)
+        sizes = [message.numel() * message.element_size() for message in sends]
+        self._tails.due_words[:, 0] = number
+        self._tails.due_words[:, 1] = sizes
         self._rounds: list[tuple[int, list[Any]]] = []
         self._done = threading.Event()
         self._error: RuntimeError | None = None
-        self.small = max((m.numel() * m.element_size() for m in sends), default=0) <= _SMALL
+        self.small = max(sizes, default=0) <= _SMALL
 
     def post(self) -> None:
         """Starts everything."""
@@ -68,7 +81,13 @@ class Exchange:
 
     def is_completed(self) -> bool:
         """Whether every message is here."""
-        return self._done.is_set() and all(work.is_completed() for _, works in self._rounds for work in works)
+        if not self._done.is_set():
+            return False
+        for _, works in self._rounds:
+            for work in works:
+                if not work.is_completed():
+                    return False
+        return True
 
     def wait(self) -> None:
         """Waits until every message is here.
@@ -81,14 +100,17 @@ class Exchange:
             raise self._error
         while self._rounds:
             self._finish(*self._rounds.pop(0))
+        if self._free is not None:
+            self._free.append(self._tails)
+            self._free = None
 
     def _start(self, shift: int) -> None:
         source, target, tag = (self._rank - shift) % self._world, (self._rank + shift) % self._world, self._number
         works = [
             self._pg.recv([self._receives[source]], source, tag),
-            self._pg.recv([self._tails[source]], source, tag),
+            self._pg.recv([self._tails.found[source]], source, tag),
             self._pg.send([self._sends[target]], target, tag),
-            self._pg.send([self._due[target]], target, tag),
+            self._pg.send([self._tails.due[target]], target, tag),
         ]
         self._rounds.append((source, [works[1], works[3], works[0], works[2]]))
 
@@ -96,7 +118,7 @@ class Exchange:
         for work in works:
             work.wait()
         expected = self._receives[source].numel() * self._receives[source].element_size()
-        number, nbytes = (int(n) for n in self._tails[source].numpy())
+        number, nbytes = self._tails.found_words[source].tolist()
         if (number, nbytes) != (self._number, expected):
             raise RuntimeError(
                 f"rank {source} sent {nbytes} bytes as exchange {number} where {expected} bytes as exchange "

@@ -30,7 +30,7 @@ from ..core.collectives import (
 )
 from ..core.transport import TransportError
 from . import compat
-from .messages import Exchange
+from .messages import Exchange, Tails
 from .staged import Staging
 from .worker import Worker
 
@@ -47,7 +47,10 @@ class Pending:
 
     def ready(self) -> bool:
         """Whether ``wait`` would return at once."""
-        return all(work.is_completed() for work in self._works)
+        for work in self._works:  # noqa: SIM110  (asked of every bucket: a generator would be a call more for each)
+            if not work.is_completed():
+                return False
+        return True
 
     def wait(self) -> None:
         """Waits.
@@ -109,6 +112,7 @@ class ProcessGroup:
         self._flying = 0
         self._since = 0.0
         self._number = 0
+        self._tails: list[Tails] = []
         self._wire: Worker | None = None
         self.device = torch.device(device)
         self._default: Any = None
@@ -178,7 +182,7 @@ class ProcessGroup:
         """Starts an exchange of messages with every rank."""
         assert self.group is not None
         self._number = (self._number + 1) & 0x3FFFFFFF
-        made = Exchange(self.group, self.rank, sends, receives, self._number)
+        made = Exchange(self.group, self.rank, sends, receives, self._number, self._tails)
         if self._wire is None or made.small:
             made.post()
         else:

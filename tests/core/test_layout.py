@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
+
 import pytest
 import torch
 from hypothesis import given
@@ -95,3 +99,20 @@ def test_rows_of_a_sharded_buffer() -> None:
 def test_impossible_layouts_are_refused(make: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()  # type: ignore[operator]
+
+
+def test_equal_layouts_are_one_object_also_after_a_copy() -> None:
+    one = Layout.of([("w", (3, 4)), ("b", (4,))])
+    assert Layout(one.segments, 16) is one and one.packed() is one
+    assert copy.deepcopy(one) is one and pickle.loads(pickle.dumps(one)) is one
+    assert Layout(one.segments, 17) is not one and Layout(one.segments, 17) != one
+    with pytest.raises(ValueError, match="beyond the buffer"):
+        Layout(one.segments, 15)
+    with pytest.raises(ValueError, match="beyond the buffer"):  # what was refused is not kept
+        Layout(one.segments, 15)
+
+
+def test_layouts_that_nobody_has_are_let_go() -> None:
+    segments = Layout.of([("only here", (3, 4))]).segments
+    gc.collect()
+    assert (segments, 12) not in Layout._known
