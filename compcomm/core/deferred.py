@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import lru_cache
+from math import isfinite
 from typing import NamedTuple
 
 import torch
@@ -64,7 +65,7 @@ def not_finite(total: Tensor) -> DeferredBool:
     if deferred(total):
         largest = torch.linalg.vector_norm(total, torch.inf)  # NaN, if there is one; one pass, and three launches
         return is_true(torch.logical_not(largest < torch.inf))
-    return not bool(torch.isfinite(total.sum(dtype=torch.float32))) and not bool(torch.isfinite(total).all())
+    return not isfinite(float(total.sum(dtype=torch.float32))) and not bool(torch.isfinite(total).all())
 
 
 def fill_nan_where(out: Bucket, bad: DeferredBool) -> None:

@@ -110,7 +110,7 @@ def read_headers(
     if deferred(messages) and not shorter:
         return _read_later(messages, count, ctx, lengths)
     size = FIELDS + -(-count // 8)
-    heads = messages[:, :size].contiguous().cpu().numpy()
+    heads = messages[:, :size].cpu().numpy()
     fields = heads[:, :FIELDS].copy().view("<u4")
     bad, found = False, fields[:, 4].tolist()
     for rank, (magic, flags, step, bucket, length) in enumerate(fields.tolist()):

@@ -30,12 +30,10 @@ group itself is lost, nothing more is sent and the error is there at once.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from time import perf_counter, sleep
+from functools import partial
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -44,144 +42,20 @@ from torch import Tensor
 from ..core.collectives import AllReduceMax, Collective
 from ..core.context import Arena, Context
 from ..core.deferred import (
-    DeferredBool,
-    DeferredError,
-    deferred,
     either,
     is_true,
     not_finite,
 )
 from ..core.drive import drive
 from ..core.header import PeerError
-from ..core.layout import Bucket, Layout
-from ..core.reducer import Reducer
-from ..core.source import Source, Target
+from ..core.layout import Layout
 from ..core.state import Store
 from ..core.structure import between_steps, has_review
 from ..core.transport import Transport, TransportError
 from .before import Before
+from .jobs import UNWRITTEN, Job, PendingStep, Step, written
+from .operands import operands, write
 from .running_flow import RunningFlow, Sequences
-
-
-@dataclass(eq=False)
-class Step:
-    """One backward pass: ``done`` is set when every flow has had its Commit, ``error`` says what went wrong; ``over``
-    when what is reviewed after it is done too, while the host goes on. ``counted``: whether it has a number of its own;
-    else it is ignored but for its mean."""
-
-    reducer: Reducer
-    unscale: float
-    watch: bool
-    counted: bool = True
-    done: threading.Event = field(default_factory=threading.Event)
-    over: threading.Event = field(default_factory=threading.Event)
-    error: Exception | None = None
-    ended: bool = False
-    """Whether the host has ended it."""
-    buckets: int = 0
-    """So many have come: a bucket's number is its place in the order in which they come, equal on all ranks."""
-    flats: list[Tensor] = field(default_factory=list[Tensor])
-    """What is written to while the step runs: what its buckets came in, and where their means go."""
-    rounded_rows: bool = False
-    bad_row: DeferredBool = False
-    """Whether a mean of this rank's rows alone did not fit its type."""
-    store: Store | None = None
-    kept: bool = False
-    """Whether it is kept what memory held before."""
-    recorded: bool = False
-    """Whether it is recorded as a CUDA graph."""
-    bad: bool | None = None
-    """Whether memory took it back; None until that is known."""
-    waited_from: float = 0.0
-    delivered: float = 0.0
-    """When the host began to wait, and when it got its last bucket."""
-
-    @property
-    def exposed(self) -> float:
-        """Seconds that the host waited for its buckets with nothing else to do."""
-        return max(0.0, self.delivered - self.waited_from) if self.waited_from and self.delivered else 0.0
-
-    def end(self) -> None:
-        """Lets everybody go who waits."""
-        self.done.set()
-        self.over.set()
-
-
-@dataclass(eq=False)
-class PendingStep:
-    """A step whose flows stand at their Commits, while the device has yet to say how it went: ``words`` (int64, on the
-    host once ``event`` has fired) are whether it was bad, and one for each fault."""
-
-    step: Step
-    flows: list[RunningFlow]
-    faults: list[DeferredError]
-    words: Tensor
-    event: Any
-
-    def outcome(self, capturing: bool = False) -> tuple[bool, Exception | None]:
-        """Whether the step was bad, and what a peer did wrong."""
-        if capturing:
-            written(self.words)
-        elif self.event is not None:
-            self.event.synchronize()
-        bad, *words = self.words.tolist()
-        said = (fault.explain(word) for fault, word in zip(self.faults, words, strict=True) if word)
-        return bool(bad), next(said, None)
-
-
-UNWRITTEN = -1
-"""What no word is that a device writes: words are counts and codes."""
-
-
-def written(words: Tensor, patience: float = 60.0) -> None:
-    """Waits, without a call that a capture forbids, until a device has written all of these words on the host.
-
-    Raises:
-        RuntimeError: it has not.
-    """
-    end = perf_counter() + patience
-    while bool((words == UNWRITTEN).any()):
-        if perf_counter() > end:
-            raise RuntimeError(
-                f"the device has not ended the step before a CUDA graph in {patience:.0f} s. Call "
-                f"torch.cuda.synchronize() before the capture: it shows what went wrong there."
-            )
-        sleep(1e-5)
-
-
-@lru_cache(maxsize=4096)
-def _runs(layout: Layout) -> tuple[tuple[int, int], ...]:
-    """What segments cover, in as few spans as they allow."""
-    found: list[tuple[int, int]] = []
-    for s in sorted(layout.segments, key=lambda s: s.start):
-        if found and found[-1][1] == s.start:
-            found[-1] = found[-1][0], s.stop
-        elif s.numel:
-            found.append((s.start, s.stop))
-    return tuple(found)
-
-
-@dataclass(eq=False)
-class Job:
-    """A bucket to average: its mean goes into ``target``, then ``future`` gets that tensor. ``source`` may be where
-    that is, and is written over. ``last``: no bucket of the step follows; ``now``: whatever follows, this one's mean
-    comes first. ``rows``: the target is this rank's row alone. ``since``: where the host's stream was when it came
-    (``Scheduler.mark``)."""
-
-    step: Step
-    source: Source
-    target: Target
-    index: int
-    last: bool
-    future: Any
-    since: Any = None
-    now: bool = False
-    rows: bool = False
-
-    def fail(self) -> None:
-        """Nothing but NaN comes of it."""
-        self.target.out.fill_(float("nan"))
-        self.future.set_result(self.target.out.flat)
 
 
 class Scheduler:
@@ -315,7 +189,7 @@ class Scheduler:
             self.layouts[layout] = None
             self.store.declare(layout)
         native = self.number < step.reducer.traits.in_dtype
-        x, out = self._operands(job, ctx, native)
+        x, out = operands(job, ctx, native)
         source, target = job.source._replace(x=x), job.target._replace(out=out)
         flow = RunningFlow(
             step.reducer, source, target, self.store, ctx, self.transport, self._sequences, partial(self._deliver, job)
@@ -336,44 +210,12 @@ class Scheduler:
             if not native or f.ready:
                 f.advance()
 
-    def _operands(self, job: Job, ctx: Context, native: bool) -> tuple[Bucket, Bucket]:
-        """The bucket and where its mean goes, as the reducer takes them: the host's own tensors where it can, else
-        copies in fp32 and row-major order."""
-        given, wanted, reducer = job.source.x, job.target.out, job.step.reducer
-        layout, x = given.layout.row_major, given
-        in_place = wanted.flat is given.flat
-        half = given.flat.dtype in (torch.bfloat16, torch.float16) and wanted.flat.dtype == given.flat.dtype
-        half = half and reducer.traits.half and deferred(given.flat)
-        if native and (in_place or layout is given.layout):
-            pass  # a sum takes elements as they lie
-        elif layout is not given.layout:
-            x = Bucket(ctx.buffer("row-major", given.flat.numel(), torch.float32), layout)
-            x.rearrange_(given)
-        elif not native and not half and given.flat.dtype != torch.float32:
-            x = Bucket(ctx.buffer("fp32", given.flat.numel(), torch.float32), layout)
-            x.flat.copy_(given.flat)
-        if x is not given and given.flat.dtype.itemsize < x.flat.dtype.itemsize:
-            ctx.dtype = given.flat.dtype
-        if in_place:
-            same = wanted.layout is given.layout or wanted.layout == given.layout
-            return x, x if same else Bucket(x.flat, wanted.layout.row_major)
-        order = wanted.layout.row_major
-        if order is wanted.layout and wanted.flat.dtype == x.flat.dtype:
-            return x, wanted
-        out = Bucket(ctx.buffer("out", wanted.flat.numel(), x.flat.dtype), order)
-        if job.target.accumulate:
-            out.rearrange_(wanted)
-        return x, out
-
     def _deliver(self, job: Job, flow: RunningFlow) -> None:
         step, mean, wanted = job.step, flow.out, job.target.out
         if flow.error is not None:
             wanted.fill_(float("nan"))
-        elif mean.flat is not wanted.flat and (wanted.layout.covers or mean.layout is not wanted.layout):
-            wanted.rearrange_(mean)
         elif mean.flat is not wanted.flat:
-            for start, stop in _runs(wanted.layout):  # padding keeps what the host has there
-                wanted.flat[start:stop].copy_(mean.flat[start:stop])
+            write(mean, wanted)
         # A mean that fitted fp32 may not fit the type that the host wants it in.
         half = wanted.flat.dtype != torch.float32
         if step.watch and half and (mean.flat is not wanted.flat or self.number >= step.reducer.traits.in_dtype):

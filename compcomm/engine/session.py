@@ -35,13 +35,14 @@ from ..routes.exact import Exact
 from ..transports.worker import Worker
 from .agreement import agree
 from .before import Before
+from .jobs import Step
 from .local_state import LocalState
 from .observer import Observer
 from .options import Options
 from .pace import Pace
 from .replicas import Comparison
 from .running_flow import RunningFlow
-from .scheduler import Scheduler, Step
+from .scheduler import Scheduler
 from .setup import Setup
 from .statistics import Statistics
 from .steps import Steps

@@ -14,8 +14,9 @@ from ..core.source import Source, Target
 from ..core.state import StateError
 from ..core.transport import Transport, TransportError
 from ..transports.worker import Worker
+from .jobs import Job, Step
 from .pace import Kind, Pace
-from .scheduler import Job, Scheduler, Step
+from .scheduler import Scheduler
 
 
 class Steps:

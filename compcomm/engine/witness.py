@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from .jobs import Step
 from .pace import Pace
-from .scheduler import Step
 
 
 class Fate(Enum):

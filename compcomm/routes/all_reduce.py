@@ -178,8 +178,8 @@ def read_flags(flags: Tensor, count: int, ctx: Context) -> Flags:
     at, bad = flags[:2].tolist()
     if isnan(bad) or at != ctx.world * place(ctx):
         raise fault(ctx.step, ctx.bucket, 1 if isnan(bad) else 2)
-    skip = (flags[2:] == 0).to(torch.uint8)
-    return Flags(bad > 0, skip, bool(skip.any()))
+    zero = flags.numpy()[2:] == 0
+    return Flags(bad > 0, torch.from_numpy(zero.view("u1")), bool(zero.any()))
 
 
 def fault(step: int, bucket: int, kind: int) -> PeerError:

@@ -335,7 +335,7 @@ class _Work:
         """Looks at the number that says whether all ranks are at the same place; NaN where one failed."""
         due = self.ctx.world * place(self.ctx)
         if not deferred(word):
-            if word != due:
+            if float(word) != due:
                 raise fault(self.ctx.step, self.ctx.bucket, 1)
             return
         broken = ~(word == due)

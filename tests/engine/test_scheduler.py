@@ -23,15 +23,9 @@ from compcomm.core.source import Source, Target
 from compcomm.core.state import State, Store
 from compcomm.engine import running_flow
 from compcomm.engine.failure import failed, outline, rehearse
+from compcomm.engine.jobs import UNWRITTEN, Job, PendingStep, Step, written
 from compcomm.engine.running_flow import RunningFlow
-from compcomm.engine.scheduler import (
-    UNWRITTEN,
-    Job,
-    PendingStep,
-    Scheduler,
-    Step,
-    written,
-)
+from compcomm.engine.scheduler import Scheduler
 from compcomm.transports.dry_run import plan
 from compcomm.transports.process_group import Pending, ProcessGroup, TransportError
 

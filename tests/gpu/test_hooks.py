@@ -22,7 +22,8 @@ from compcomm.core.context import Arena
 from compcomm.core.source import Source, Target
 from compcomm.core.state import Store
 from compcomm.core.structure import controllers
-from compcomm.engine.scheduler import Job, Scheduler, Step
+from compcomm.engine.jobs import Job, Step
+from compcomm.engine.scheduler import Scheduler
 from compcomm.testing.inputs import coding
 from compcomm.transports.process_group import ProcessGroup
 from tests.contract.cases import COMPRESSORS, REDUCERS

@@ -1,0 +1,63 @@
+"""A host's tensors and a reducer's: buckets in fp32 and row-major order, copied only where they are not so already."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+
+from ..core.context import Context
+from ..core.deferred import deferred
+from ..core.layout import Bucket, Layout
+from .jobs import Job
+
+
+def operands(job: Job, ctx: Context, native: bool) -> tuple[Bucket, Bucket]:
+    """The bucket and where its mean goes, as the reducer takes them: the host's own tensors where it can, else
+    copies in fp32 and row-major order."""
+    given, wanted, reducer = job.source.x, job.target.out, job.step.reducer
+    layout, x = given.layout.row_major, given
+    in_place = wanted.flat is given.flat
+    half = given.flat.dtype in (torch.bfloat16, torch.float16) and wanted.flat.dtype == given.flat.dtype
+    half = half and reducer.traits.half and deferred(given.flat)
+    if native and (in_place or layout is given.layout):
+        pass  # a sum takes elements as they lie
+    elif layout is not given.layout:
+        x = Bucket(ctx.buffer("row-major", given.flat.numel(), torch.float32), layout)
+        x.rearrange_(given)
+    elif not native and not half and given.flat.dtype != torch.float32:
+        x = Bucket(ctx.buffer("fp32", given.flat.numel(), torch.float32), layout)
+        x.flat.copy_(given.flat)
+    if x is not given and given.flat.dtype.itemsize < x.flat.dtype.itemsize:
+        ctx.dtype = given.flat.dtype
+    if in_place:
+        same = wanted.layout is given.layout or wanted.layout == given.layout
+        return x, x if same else Bucket(x.flat, wanted.layout.row_major)
+    order = wanted.layout.row_major
+    if order is wanted.layout and wanted.flat.dtype == x.flat.dtype:
+        return x, wanted
+    out = Bucket(ctx.buffer("out", wanted.flat.numel(), x.flat.dtype), order)
+    if job.target.accumulate:
+        out.rearrange_(wanted)
+    return x, out
+
+
+def write(mean: Bucket, wanted: Bucket) -> None:
+    """Copies a mean to where the host wants it; padding keeps what the host has there."""
+    if wanted.layout.covers or mean.layout is not wanted.layout:
+        wanted.rearrange_(mean)
+        return
+    for start, stop in _runs(wanted.layout):
+        wanted.flat[start:stop].copy_(mean.flat[start:stop])
+
+
+@lru_cache(maxsize=4096)
+def _runs(layout: Layout) -> tuple[tuple[int, int], ...]:
+    """What segments cover, in as few spans as they allow."""
+    found: list[tuple[int, int]] = []
+    for s in sorted(layout.segments, key=lambda s: s.start):
+        if found and found[-1][1] == s.start:
+            found[-1] = found[-1][0], s.stop
+        elif s.numel:
+            found.append((s.start, s.stop))
+    return tuple(found)
