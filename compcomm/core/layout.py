@@ -7,12 +7,12 @@ layout over the same buffer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from math import prod
 from threading import Lock
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from weakref import WeakValueDictionary
 
 import torch
@@ -104,10 +104,14 @@ class Layout:
     @classmethod
     def of(cls, shapes: Iterable[tuple[str, Iterable[int] | Tensor]]) -> Layout:
         """Whole parameters, one after the other: given a tensor, of its shape and in the order of its strides; given a
-        shape, row-major."""
+        shape, row-major.
+
+        Raises:
+            TypeError: something else than pairs of a name and a shape or tensor.
+        """
         segments: list[Segment] = []
         start = 0
-        for name, shape in shapes:
+        for name, shape in _pairs(shapes):
             order = storage_order(shape) if isinstance(shape, Tensor) else ()
             size = tuple(int(n) for n in (shape.shape if isinstance(shape, Tensor) else shape))
             segments.append(Segment(name, size, start, start + prod(size), 0, order))
@@ -190,6 +194,22 @@ class Layout:
         return tuple(Layout(group, self.numel) for group in groups)
 
 
+def _pairs(shapes: Any) -> Iterator[tuple[str, Any]]:
+    try:
+        for name, shape in shapes:
+            if not isinstance(name, str) or isinstance(shape, str):
+                break
+            yield name, shape
+        else:
+            return
+    except (TypeError, ValueError):  # no iterable, or none of pairs
+        pass
+    raise TypeError(
+        f"Layout.of({type(shapes).__name__}): pairs of a name and a shape or tensor are needed, such as "
+        f"model.named_parameters(), or dictionary.items()."
+    )
+
+
 class Bucket(NamedTuple):
     """A flat tensor with its layout."""
 
@@ -197,8 +217,20 @@ class Bucket(NamedTuple):
     layout: Layout
 
     def views(self) -> dict[str, Tensor]:
-        """Each whole parameter in its shape, a piece as a vector; all alias ``flat``."""
-        return {s.name: self.view(s) for s in self.layout.segments}
+        """Each whole parameter in its shape, a piece as a vector; all alias ``flat``.
+
+        Raises:
+            ValueError: a parameter has several pieces here, as in a sharded host's buffer.
+        """
+        found = {s.name: self.view(s) for s in self.layout.segments}
+        if len(found) < len(self.layout.segments):
+            names = [s.name for s in self.layout.segments]
+            twice = next(n for n in names if names.count(n) > 1)
+            raise ValueError(
+                f"Bucket.views(): parameter {twice!r} has several pieces here. Use view(segment) for each segment in "
+                f"layout.segments."
+            )
+        return found
 
     def view(self, segment: Segment) -> Tensor:
         """The elements of one segment of this layout."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
@@ -179,6 +180,8 @@ class Store:
                 keys.append((s.name, s.offset))
                 self._segments[s.name, s.offset] = s
                 start += numel
+        if not slots and name not in self._home:
+            self._check_name(name, layout)
         dtype = slots[0].dtype if slots else torch.float32
         if any(slot.dtype != dtype for slot in slots):
             raise ValueError(
@@ -201,6 +204,13 @@ class Store:
         }
         self._slabs[name, layout] = slab
         return slab
+
+    def _check_name(self, name: str, layout: Layout) -> None:
+        """An empty slab is right where every parameter travels uncompressed, and wrong where the name is."""
+        declared = {slot for s in layout.segments for slot in self.reducer.slots(s, self.world)}
+        near = get_close_matches(name, declared, n=1, cutoff=0.75)
+        if near:
+            raise StateError(f"state[{name!r}]: {self.reducer!r} declares no such slot. Did you mean {near[0]!r}?")
 
     def segments(self) -> list[Segment]:
         """Those that have slots, in the same order on every rank."""

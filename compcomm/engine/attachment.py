@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from difflib import get_close_matches
 from typing import Any
 
 from ..adaptive.telemetry import Telemetry
@@ -24,6 +25,15 @@ class Attachment(Session):
 
     witness: Witness | None = None
     """What sees whether optimizers take the means, where the host has parameters with gradients."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Settings are changed by assignment: once __init__ is over, a misspelt one must not pass for something new.
+        if not hasattr(self, name) and "_accepted" in self.__dict__:
+            settings = [n for n in ("enabled", "passes") if isinstance(getattr(type(self), n, None), property)]
+            near = get_close_matches(name, settings, n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"It has {' and '.join(settings)}."
+            raise AttributeError(f"{name} = {value!r}: {type(self).__name__} has no such setting. {hint}")
+        super().__setattr__(name, value)
 
     def report(self) -> Report:
         """What was sent, what it cost and what it lost, by the steps that are over."""

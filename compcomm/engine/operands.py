@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from functools import lru_cache
 
 import torch
@@ -9,7 +10,41 @@ import torch
 from ..core.context import Context
 from ..core.deferred import deferred
 from ..core.layout import Bucket, Layout
+from ..core.source import Target
 from .jobs import Job
+
+
+def accept(source: Bucket, target: Bucket, rank: int, world: int, known: Container[str] | None) -> None:
+    """Whether a host may give these; asked once for all buckets of their layouts. ``known``: the parameters' names,
+    where they have any.
+
+    Raises:
+        TypeError: not two buckets.
+        ValueError: what ``Session.submit`` says.
+    """
+    for what, bucket in (("source", source), ("target", target)):
+        flat, numel = bucket.flat, bucket.layout.numel
+        if flat.dim() != 1 or not flat.is_contiguous() or flat.numel() < numel:
+            raise ValueError(
+                f"submit({what}=...): its tensor has shape {tuple(flat.shape)}, and its layout {numel} elements. Give "
+                f"a flat, contiguous tensor of at least as many; for a buffer of one row, rows(world)[rank].packed()."
+            )
+        if not flat.is_floating_point():
+            raise ValueError(f"submit({what}=...): means are floating-point numbers, and its tensor is {flat.dtype}.")
+    strange = [s.name for s in source.layout.segments if known is not None and s.name not in known]
+    if strange:
+        raise ValueError(
+            f"submit: {strange[0]!r} is none of the parameters that the session was made for, so its state would be in "
+            f"no checkpoint. Name it there, or correct the layout."
+        )
+    rows = Target(target).rows(source.layout, world)
+    lacking = [s for s in rows[rank].segments if target.layout.position(s) < 0] if rows is not None else []
+    if lacking:
+        raise ValueError(
+            f"submit: the target lacks elements {lacking[0].offset} to {lacking[0].offset + lacking[0].numel} of "
+            f"{lacking[0].name!r}, which are in row {rank}, this rank's. Use layout.rows({world})[{rank}], or "
+            f"all of it."
+        )
 
 
 def operands(job: Job, ctx: Context, native: bool) -> tuple[Bucket, Bucket]:

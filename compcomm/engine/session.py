@@ -38,6 +38,7 @@ from .before import Before
 from .jobs import Step
 from .local_state import LocalState
 from .observer import Observer
+from .operands import accept
 from .options import Options
 from .pace import Pace
 from .replicas import Comparison
@@ -139,6 +140,7 @@ class Session:
         self.setup = Setup(options, reducer, parameters, scheduler)
         self.statistics = Statistics(self.setup, self.steps)
         self.observers: list[Observer] = []
+        self._accepted: set[object] = set()
         self.state = LocalState(self.setup, self.steps, self.statistics, self.observers)
         if options.check_every:
             self.observers.append(Comparison(self.setup, self.steps))
@@ -166,14 +168,24 @@ class Session:
 
         Raises:
             StateError: no step has begun, or its last bucket has come.
-            TypeError: the source is a sum of two: a host has gradients, and memory is the reducer's.
-            ValueError: the target is neither all of the source nor this rank's row.
+            TypeError: something is no bucket; or the source is a sum of two: a host has gradients, and memory is the
+                reducer's.
+            ValueError: the target is neither all of the source nor this rank's row; a tensor is shorter than its layout
+                says, of integers, or not flat; or a parameter is none that the session was made for.
             RuntimeError: this session is broken or closed.
         """
         source = source if isinstance(source, Source) else Source(source)
         if source.add is not None:
             raise TypeError("submit(Source(..., add=...)): a host gives its gradient alone, as Source(bucket).")
         target = target if isinstance(target, Target) else Target(target or source.x)
+        x, out, t = source.x, target.out, self.steps.transport
+        if not (isinstance(x, Bucket) and isinstance(out, Bucket)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            wrong = type(out if isinstance(x, Bucket) else x).__name__  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"submit({wrong}): a flat tensor with its layout is needed: Bucket(flat, layout).")
+        key = x.layout, out.layout, x.flat.dtype, out.flat.dtype, x.flat.numel(), out.flat.numel()
+        if key not in self._accepted:
+            accept(x, out, t.rank, t.world, self.setup.elements if self.setup.named else None)
+            self._accepted.add(key)
         return self.steps.submit(source, target, last, now)
 
     def end_step(self) -> Step | None:

@@ -22,7 +22,8 @@ from .running_flow import RunningFlow
 from .setup import Setup
 from .steps import Steps
 
-_ERROR = "error: relative to gradient plus residual, in the last step; what is lost is fed back, not gone"
+_ERROR = "error: relative to gradient plus residual, in the last step"
+_FED_BACK = "; what is lost is fed back, not gone"
 _EXACT = "-: the parameter travels exact (or had no gradient, or has no feedback)"
 _APART = "-: the parameter travels exact (or has no setting of its own)"
 
@@ -68,7 +69,7 @@ class Report:
 
     ``review_seconds``: what controllers did between steps. ``elements`` by parameter; ``parameter_bytes``: what each
     would send alone, a header of some 24 bytes included, by a dry run of its packing; ``choices``: what a controller
-    gave it, and ``tunable`` what that is, "density", "bits" or "rank".
+    gave it, and ``tunable`` what that is, "density", "bits" or "rank". ``conserves``: nothing is lost for good.
     """
 
     reducer: str
@@ -86,6 +87,7 @@ class Report:
     parameter_bytes: Mapping[str, int] = field(default_factory=dict[str, int])
     choices: Mapping[str, float] = field(default_factory=dict[str, float])
     tunable: str = ""
+    conserves: bool = True
 
     @property
     def ratio(self) -> float:
@@ -102,13 +104,12 @@ class Report:
         lines = [
             f"{self.reducer} on {self.world} rank{'s' * (self.world != 1)}, {self.steps} step{'s' * (self.steps != 1)}",
             f"  bytes sent per step  {self.bytes_sent:>14,.0f}   dense {self.bytes_dense:,.0f}   {ratio}",
-            f"  seconds in kernels   {self.kernel_seconds:>14.6f}",
-            f"  seconds on the wire  {self.wire_seconds:>14.6f}",
-            f"  seconds exposed      {self.exposed_seconds:>14.6f}",
+            f"  seconds per step: in kernels {self.kernel_seconds:.6f}, on the wire {self.wire_seconds:.6f}, "
+            f"exposed {self.exposed_seconds:.6f}",
             f"  bytes of state       {self.state_bytes:>14,}",
         ]
         if self.review_seconds:
-            lines.append(f"  seconds in reviews   {self.review_seconds:>14.6f}")
+            lines.append(f"  seconds per step in reviews {self.review_seconds:.6f}")
         return "\n".join([*lines, *self._lines()] if self._lossy or self.choices else lines)
 
     def table(self) -> Any:
@@ -138,7 +139,7 @@ class Report:
     def _notes(self, rows: Sequence[Sequence[str]]) -> list[str]:
         """What "error" and "-" mean, where the table has them."""
         dashes = any("-" in row[3:] for row in rows)
-        found = [_ERROR] if self._lossy else []
+        found = [_ERROR + _FED_BACK * self.conserves] if self._lossy else []
         return [*found, _EXACT if self._lossy else _APART] if dashes else found
 
     def _lines(self) -> list[str]:
@@ -193,6 +194,7 @@ class Statistics:
             parameter_bytes=dict(parameter_bytes(self._current(), shapes, world, at)),
             choices=self.choices(),
             tunable=noun(setup.reducer),
+            conserves=all(setup.reducer.promises(s).conserves for s in setup.store.segments()),
         )
 
     def errors(self) -> dict[str, float | None]:
@@ -277,6 +279,7 @@ def relative_errors(flows: Sequence[RunningFlow], store: Store) -> dict[str, flo
         layout, sent = flow.bucket.layout, flow.result.sent
         found.update((s.name, None) for s in layout.segments)
         held = [(s, unsent[s.name, s.offset]) for s in layout.segments if (s.name, s.offset) in unsent]
+        held = [(s, e) for s, e in held if e.segment.numel == s.numel]  # PowerSGD's is that of whole parameters
         if sent is None or not held:
             continue
         given = sent.dense(layout).flat

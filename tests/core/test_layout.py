@@ -116,3 +116,15 @@ def test_layouts_that_nobody_has_are_let_go() -> None:
     segments = Layout.of([("only here", (3, 4))]).segments
     gc.collect()
     assert (segments, 12) not in Layout._known
+
+
+def test_views_do_not_lose_a_piece() -> None:
+    pieces = Layout([Segment("w", (8,), 0, 4), Segment("w", (8,), 4, 8, 4)])
+    with pytest.raises(ValueError, match=r"'w' has several pieces here. Use view\(segment\)"):
+        Bucket(torch.zeros(8), pieces).views()
+
+
+@pytest.mark.parametrize("shapes", [torch.nn.Linear(2, 2), {"w": (3, 4)}, ["w"], 7])
+def test_what_is_no_list_of_shapes_is_refused(shapes: object) -> None:
+    with pytest.raises(TypeError, match=r"Layout\.of\(.*\): pairs of a name and a shape"):
+        Layout.of(shapes)  # type: ignore[arg-type]

@@ -163,3 +163,10 @@ def test_parts_that_keep_a_slot_in_different_types_have_slabs_of_their_own() -> 
     state["mean"]["b"] += 1 / 3
     store.load_state_dict(state)
     assert torch.equal(store.state_dict()["mean"]["b"], state["mean"]["b"])
+
+
+def test_a_misspelt_slot_is_named() -> None:
+    layout = cc.Layout.of([("w", (64, 64))])
+    store = Store(cc.settle(cc.ErrorFeedback(cc.TopK(ratio=0.1)), 2), 0, 2)
+    with pytest.raises(cc.StateError, match="Did you mean 'residual'"):
+        State(store, layout)["residuals"]

@@ -4,6 +4,7 @@ test's own."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from compcomm.core.collectives import AllGather, AllToAll, Collective, ReduceSca
 from compcomm.core.source import Source, Target
 from compcomm.core.transport import Pending, TransportError
 from compcomm.engine.observer import Observer
+from compcomm.engine.operands import accept
 from compcomm.engine.options import Options
 from compcomm.engine.running_flow import RunningFlow
 from compcomm.engine.session import Session
@@ -172,3 +174,44 @@ def test_observers_hear_of_every_step_and_stand_in_checkpoints(session: Session)
         session.end_step()
     assert counts.heard == 4
     assert session.state.save()["rank 0 of 1"]["heard"] == 4
+
+
+ROWS = cc.Layout(
+    [
+        cc.Segment("w", (40, 50), 0, 1500),
+        cc.Segment("w", (40, 50), 1500, 2000, 1500),
+        cc.Segment("b", (7,), 2000, 2007),
+    ],
+    3000,
+)
+"""Two equal rows, as a sharded host lays a buffer out; what no segment covers is padding."""
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "message"),
+    [
+        (torch.ones(2007), None, r"submit\(Tensor\): .* Bucket\(flat, layout\)"),
+        (cc.Bucket(torch.ones(2006), LAYOUT), None, r"shape \(2006,\), and its layout 2007 elements"),
+        (cc.Bucket(torch.ones(3, 669), LAYOUT), None, "flat, contiguous"),
+        (bucket(), cc.Bucket(torch.ones(2007, dtype=torch.int64), LAYOUT), r"its tensor is torch\.int64"),
+        (cc.Bucket(torch.ones(4), cc.Layout.of([("z", (4,))])), None, "'z' is none of the parameters"),
+    ],
+)
+def test_what_is_no_bucket_of_this_session_is_refused(session: Session, source: Any, target: Any, message: str) -> None:
+    session.begin_step()
+    with pytest.raises((TypeError, ValueError), match=message):
+        session.submit(source, target)
+    session.submit(bucket(), last=True)  # the step goes on
+    session.end_step()
+    assert session.step == 1
+
+
+def test_another_ranks_row_is_refused() -> None:
+    flat = cc.Bucket(torch.ones(3000), ROWS)
+    for rank in (0, 1):
+        own, other = (ROWS.rows(2)[r] for r in (rank, 1 - rank))  # type: ignore[index]
+        for good in (own, own.packed(), ROWS):
+            accept(flat, cc.Bucket(torch.ones(good.numel), good), rank, 2, {"w": 2000, "b": 7})
+        for bad in (other, other.packed()):
+            with pytest.raises(ValueError, match=f"which are in row {rank}, this rank's"):
+                accept(flat, cc.Bucket(torch.ones(bad.numel), bad), rank, 2, None)
