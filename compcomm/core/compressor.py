@@ -133,7 +133,8 @@ class Compressor(Described, Format, ABC, abstract=True):
         Args:
             y: its elements, finite fp32 numbers, 1-D. ``y.view(segment.shape)`` where ``segment.whole``.
             segment: which parameter: its ``name``, ``shape``, and the ``offset`` of the first element in it.
-            rng: the coordinates of random draws: ``rng.generator(segment, device)``.
+            rng: random numbers, on the device where they are needed: ``rng.uniform(segment, y.device)``, one for each
+                element; ``shared=True`` where ``decode`` draws the same ones.
         """
         old = renamed_attribute(self, "encode_segment", "encode(y, segment, rng)")
         if old is not None:
@@ -161,7 +162,8 @@ class Compressor(Described, Format, ABC, abstract=True):
             i.status[0] |= ~finite.all()
             i.status[1 + index] |= (grad != 0).any()
             y = torch.where(finite, y, torch.nan_to_num(old, 0.0, 0.0, 0.0) if i.add is not None else 0.0)
-            code = self.encode(y * g, segment, rng).clone(memory_format=torch.contiguous_format).view(torch.uint8)
+            given = y if g == 1.0 else torch.nan_to_num(y * g)  # a gain may overflow: the largest number then
+            code = self.encode(given, segment, rng).clone(memory_format=torch.contiguous_format).view(torch.uint8)
             size = self.section(numel)
             if len(code) > size:
                 raise ValueError(
@@ -182,9 +184,10 @@ class Compressor(Described, Format, ABC, abstract=True):
                 continue
             part, segment = out[at : at + numel], find(index, offset)
             total = torch.zeros_like(part)
-            if not skip[index]:
+            if not (skip.is_cpu and skip[index]):  # elsewhere, to ask would be to wait
                 for w in wires:
                     total += self.decode(w[wire : wire + self.section(numel)], segment, rng)
+                total = total if skip.is_cpu else torch.where(skip[index] == 0, total, 0.0)
             part.copy_(part + total * scale if accumulate else total * scale)
 
     def zero_rows(self, wire: Tensor, table: Tensor, out: Tensor, rng: Rng, find: Find) -> None:
