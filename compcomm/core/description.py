@@ -41,7 +41,7 @@ class Described:
         if abstract or cls.__name__.startswith("_"):
             return
         held = Described.registry.get(cls.__name__)
-        if held is not None and _is_ours(held) and not _is_ours(cls):
+        if held is not None and is_ours(held) and not is_ours(cls):
             warnings.warn(
                 f"{cls.__module__}.{cls.__name__} has the name of one of ours: parse({cls.__name__ + '(...)'!r}) makes "
                 f"ours. Give it another name.",
@@ -62,7 +62,8 @@ class Described:
         return f"{type(self).__name__}({', '.join(parts)})"
 
 
-def _is_ours(made: type) -> bool:
+def is_ours(made: type) -> bool:
+    """Whether this package has the class."""
     return made.__module__.partition(".")[0] == "compcomm"
 
 
@@ -72,16 +73,15 @@ def known(name: str) -> type[Described] | None:
     Raises:
         ValueError: the package that has it is broken.
     """
-    if name not in Described.registry:
-        entry = installed.entries(_ours()).get(name)
-        made = None if entry is None else installed.load(name, entry)
-        if made is not None and not issubclass(made, Described):
-            raise ValueError(f"{made!r} of {installed.origin(entry)} is neither a Compressor nor a Reducer.")
+    if name not in Described.registry and (entry := installed.entries(_ours()).get(name)):
+        made = installed.load(name, entry)
+        if not issubclass(made, Described):
+            raise ValueError(f"{name} of {installed.origin(entry)} is neither a Compressor nor a Reducer.")
     return Described.registry.get(name)
 
 
 def _ours() -> frozenset[str]:
-    return frozenset(name for name, made in Described.registry.items() if _is_ours(made))
+    return frozenset(name for name, made in Described.registry.items() if is_ours(made))
 
 
 def show(value: Any) -> str:

@@ -87,6 +87,13 @@ class Rng(NamedTuple):
         """
         if not 0 <= k <= n < 1 << 31:
             raise ValueError(f"Rng.choose({segment.name!r}, k={k}, n={n}): k of n needs 0 <= k <= n < 2^31.")
-        drawn = self.bits(segment, device, count=n, shared=True, stream=stream)
-        unlike = (drawn << 31) + torch.arange(n, dtype=torch.int64, device=device)  # no two are equal on any device
-        return unlike.topk(k, largest=False).indices.sort().values
+        shared, name = self._replace(rank=0), segment.name
+        return _chosen(shared, Segment(name, (), 0, 0, segment.offset), device, k, n, stream)
+
+
+@lru_cache(maxsize=256)
+def _chosen(rng: Rng, place: Segment, device: torch.device, k: int, n: int, stream: int) -> Tensor:
+    """A step asks thrice: to code, for what is left, and to decode."""
+    drawn = rng.bits(place, device, count=n, shared=True, stream=stream)
+    unlike = (drawn << 31) + torch.arange(n, dtype=torch.int64, device=device)  # no two are equal on any device
+    return unlike.topk(k, largest=False).indices.sort().values

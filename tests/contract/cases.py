@@ -28,7 +28,7 @@ COMPRESSORS: dict[type[cc.Compressor], list[cc.Compressor]] = {
         cc.ChunkedTopK(4096, dct=True, values=torch.float32),
     ],
     cc.BlockTopK: [cc.BlockTopK(0.1), cc.BlockTopK(0.3, block=17)],
-    cc.BlockRandK: [cc.BlockRandK(0.1), cc.BlockRandK(0.3, block=64), cc.BlockRandK(0.1, block=32, unbiased=True)],
+    cc.BlockRandK: [cc.BlockRandK(0.3, block=16), cc.BlockRandK(0.3, block=16, unbiased=True)],
     cc.QSGD: [
         *(cc.QSGD(bits=bits) for bits in (2, 3, 4, 8)),
         *(cc.QSGD(bits=bits, rounding="nearest") for bits in (2, 4, 5)),
