@@ -14,12 +14,12 @@ from .block_topk import Blocks
 
 @dataclass(frozen=True, repr=False)
 class BlockRandK(Blocks):
-    """C(x) = x on k = max(1, ceil(ratio * nb)) of the nb = ceil(d/block) blocks of a parameter, 0 elsewhere; all sets of
-    k are equally likely, and every step has another. Unbiased form (nb/k) C(x).
+    """C(x) = x on k = max(1, ceil(ratio * nb)) of the nb = ceil(d/block) blocks of a parameter, 0 elsewhere; all sets
+    of k are equally likely, and every step has another. Unbiased form (nb/k) C(x).
 
-    Biased form (default, the one for error feedback): delta = k/nb, with equality in expectation. Unbiased form: omega =
-    nb/k - 1, with equality. Linear: all ranks draw the same blocks, so payloads can be summed by an all-reduce. Against
-    ``RandK`` whole blocks are copied, not single elements, and neighbours come and go together.
+    Biased form (default, the one for error feedback): delta = k/nb, with equality in expectation. Unbiased form:
+    omega = nb/k - 1, with equality. Linear: all ranks draw the same blocks, so payloads can be summed by an all-reduce.
+    Against ``RandK`` whole blocks are copied, not single elements, and neighbours come and go together.
 
     Wire, per parameter: k blocks by ascending place (fp32, the last block of a parameter filled up with zeros), 32 bits
     per kept element. No state.

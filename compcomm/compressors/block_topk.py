@@ -59,8 +59,8 @@ class BlockTopK(Blocks):
     """C(x) keeps, of the nb = ceil(d/block) blocks of a parameter, the k = max(1, ceil(ratio * nb)) of largest |.|_2.
 
     delta = k/nb, and |x - C(x)|^2 = |x|^2 - |C(x)|^2 always. It keeps less than ``TopK`` of as many elements, for 32
-    bits each in place of 48, one norm per block in place of a search, and reads in whole blocks on the other side. Where
-    gradients are zero in blocks, as of embeddings, nothing is lost. Biased, not linear.
+    bits each in place of 48, and one norm per block in place of a search. Where gradients are zero in blocks, as those
+    of embeddings, nothing is lost. Biased, not linear.
 
     Wire, per parameter: k numbers of blocks (u32, by falling norm), then k blocks (fp32, the last block of a parameter
     filled up with zeros): 32 (1 + 1/block) bits per kept element. Squares overflow from 1.8e19 on; what is beyond that

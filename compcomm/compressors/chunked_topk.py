@@ -26,12 +26,12 @@ class ChunkedTopK(Compressor):
     """C(x) keeps the k (1 to 4096) elements of largest magnitude of each chunk of 64 x 64, the first of equal ones, as
     ``values``: torch.bfloat16, float16 or float32.
 
-    ``dct=True``: of each chunk's cosine transform D X D^T, D_ij = c_i cos(pi (2j + 1) i/128), which is orthonormal: what
-    is left out has the same norm there. D^T Y D is received.
+    ``dct=True``: of each chunk's cosine transform D X D^T, D_ij = c_i cos(pi (2j + 1) i/128), which is orthonormal:
+    what is left out has the same norm there. D^T Y D is received.
 
-    A parameter is a matrix of shape[0] rows: its whole chunks come first, row by row, then the columns at the right that
-    fill none, then the rows below. Those, vectors, and an owner's piece of a parameter are cut into runs of 4096, taken
-    as 64 x 64. Of a last run of r < 4096, which is not transformed, min(k, r) are kept.
+    A parameter is a matrix of shape[0] rows: its whole chunks come first, row by row, then the columns at the right
+    that fill none, then the rows below. Those, vectors, and an owner's piece of a parameter are cut into runs of 4096,
+    taken as 64 x 64. Of a last run of r < 4096, which is not transformed, min(k, r) are kept.
 
     delta = k/min(d, 4096) with fp32 values; times 1 - 2^-16 with bfloat16; none with float16, which cuts beyond 65504
     and loses what is below 6e-8. Biased, not linear; sparse without ``dct``. With it, a chunk that has an element of

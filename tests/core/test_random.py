@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import compcomm as cc
-from compcomm.core.random import key
+from compcomm.core.random import key, on_a_device, on_the_host
 from tests.reference.philox import philox
 
 CPU = torch.device("cpu")
@@ -27,6 +27,13 @@ def test_bits_are_words_of_philox(offset: int, count: int, shared: bool, stream:
     for i, drawn in enumerate(found.tolist(), offset):
         counter = (i // 4 % 2**32, rng.step, 0 if shared else rng.rank, 2**31 + 2 * stream + shared)
         assert drawn == philox(counter, key(seed, "w") % 2**64)[i % 4]
+
+
+@given(st.integers(0, 2**33), st.integers(0, 9), st.integers(-(2**63), 2**63 - 1))
+def test_devices_draw_what_the_host_draws(first: int, count: int, key: int) -> None:
+    rest = (2**40 + 7, -3, 2**31 + 5)
+    a, b = (draw(first, first + count, rest, key, CPU) for draw in (on_the_host, on_a_device))
+    assert a.dtype == b.dtype == torch.int64 and torch.equal(a, b)
 
 
 def test_a_piece_draws_what_its_elements_have_in_the_whole() -> None:

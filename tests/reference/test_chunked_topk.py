@@ -53,7 +53,9 @@ def test_more_dimensions_are_rows_by_the_rest_and_pieces_are_vectors() -> None:
 
 def test_the_transform_is_the_orthonormal_cosine_transform() -> None:
     x = torch.randn(64, 128, generator=torch.Generator().manual_seed(2))
-    due = np.concatenate([chunked_topk.cosine(x[:, :64].numpy()), chunked_topk.cosine(x[:, 64:].numpy())]).reshape(2, -1)
+    due = np.concatenate([chunked_topk.cosine(x[:, :64].numpy()), chunked_topk.cosine(x[:, 64:].numpy())]).reshape(
+        2, -1
+    )
     found = run(cc.ChunkedTopK(10, dct=True, values=torch.float32), x)
     values = np.frombuffer(found.section.numpy().tobytes(), "<f4", 20).reshape(2, 10)
     largest = np.sort(np.abs(due), 1)[:, :-11:-1]
