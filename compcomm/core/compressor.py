@@ -22,7 +22,7 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ from .format import Format
 from .layout import Bucket, Layout, Segment
 from .packing import Packing, pack
 from .random import Rng, key
-from .renamed import renamed_attribute
+from .renamed import renamed_attribute, without_find
 from .source import Source, Target
 from .state import Slot
 from .zero_rows import Split
@@ -91,6 +91,10 @@ class Compressor(Described, Format, ABC, abstract=True):
         "Declare delta(numel) if it has one. Use one that has, such as TopK, SignScale() or QSGD(rounding='nearest')."
     )
     """What to use where error feedback refuses this compressor."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        without_find(cls)
 
     def __post_init__(self) -> None:
         least = getattr(self, "dense_below", 0)

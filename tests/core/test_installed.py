@@ -99,8 +99,8 @@ def test_a_broken_package_breaks_none_but_itself(site: Path) -> None:
     install(site, "sound", METHOD.format(name="Sound"), "[compcomm.compressors]\nSound = sound:Sound\n")
     assert repr(cc.parse("Sound()")) == "Sound()"
     for call, said in (
-        ("Broken()", r"Broken is of the installed package broken 1\.2 \(compcomm.compressors: broken:Broken\), which fails "
-         r"to load: ModuleNotFoundError: No module named 'no_such_thing'"),
+        ("Broken()", r"Broken is of the installed package broken 1\.2 \(compcomm.compressors: broken:Broken\), which "
+         r"fails to load: ModuleNotFoundError: No module named 'no_such_thing'"),
         ("Missing()", r"empty 1\.2 .* fails to load: AttributeError"),
         ("Odd()", r"Odd of odd 1\.2 is neither a Compressor nor a Reducer"),
         ("Other()", r"odd 1\.2 .* no class Other: an entry has the name of its class"),
