@@ -160,12 +160,14 @@ class Compressor(Described, Format, ABC, abstract=True):
         for (at, add_at, numel, wire, offset, _, _, index), g in zip(i.table.tolist(), gain.tolist(), strict=True):
             x, segment = i.x[at : at + numel], find(index, offset)
             grad = x if i.add is None else i.add[add_at : add_at + numel]
-            old = x * i.decay
+            old = x if i.decay == 1.0 else x * i.decay
             y = old if i.add is None else old + grad * i.add_scale
             finite = torch.isfinite(y)
-            i.status[0] |= ~finite.all()
+            good = finite.all()
+            i.status[0] |= ~good
             i.status[1 + index] |= (grad != 0).any()
-            y = torch.where(finite, y, torch.nan_to_num(old, 0.0, 0.0, 0.0) if i.add is not None else 0.0)
+            if not (y.is_cpu and good):  # elsewhere, to ask would be to wait
+                y = torch.where(finite, y, torch.nan_to_num(old, 0.0, 0.0, 0.0) if i.add is not None else 0.0)
             given = y if g == 1.0 else torch.nan_to_num(y * g)  # a gain may overflow: the largest number then
             code = self.encode(given, segment, rng).clone(memory_format=torch.contiguous_format).view(torch.uint8)
             size = self.section(numel)
@@ -176,7 +178,7 @@ class Compressor(Described, Format, ABC, abstract=True):
                 )
             i.wire[wire : wire + len(code)] = code
             i.wire[wire + len(code) : wire + -(-size // 4) * 4] = 0
-            x.copy_(y - self.decode(i.wire[wire : wire + size], segment, rng))
+            torch.sub(y, self.decode(i.wire[wire : wire + size], segment, rng), out=x)
 
     def decode_rows(
         self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng,
@@ -188,7 +190,7 @@ class Compressor(Described, Format, ABC, abstract=True):
                 continue
             part, segment = out[at : at + numel], find(index, offset)
             total = torch.zeros_like(part)
-            if not (skip.is_cpu and skip[index]):  # elsewhere, to ask would be to wait
+            if not (skip.is_cpu and skip[index]):
                 for w in wires:
                     total += self.decode(w[wire : wire + self.section(numel)], segment, rng)
                 total = total if skip.is_cpu else torch.where(skip[index] == 0, total, 0.0)

