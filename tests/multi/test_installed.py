@@ -42,8 +42,7 @@ def train(rank: int, world: int, site: str) -> tuple[str, torch.Tensor, float]:
 
 
 def test_two_workers_train_by_an_installed_method(two: Workers, tmp_path: Path) -> None:
-    install(
-        tmp_path, "their_two", METHOD.format(name="TheirTwo"), "[compcomm.compressors]\nTheirTwo = their_two:TheirTwo\n"
-    )
+    entry = "[compcomm.compressors]\nTheirTwo = their_two:TheirTwo\n"
+    install(tmp_path, "their_two", METHOD.format(name="TheirTwo"), entry)
     (learnt, a, ratio), (_, b, _) = two.run(train, site=str(tmp_path))
     assert learnt == "True" and torch.equal(a, b) and ratio > 2
