@@ -21,7 +21,10 @@ from .combine.partition import Partition
 from .combine.schedules import Geometric, Linear, Steps
 from .combine.uncompensated import Uncompensated
 from .combine.warmup import Warmup
+from .compressors.block_randk import BlockRandK
+from .compressors.block_topk import BlockTopK
 from .compressors.cast import Cast
+from .compressors.chunked_topk import ChunkedTopK
 from .compressors.contractive import Contractive
 from .compressors.contractive import contractive as _contractive
 from .compressors.grid import Grid
@@ -102,8 +105,11 @@ __all__ = [
     "AllReduce",
     "Attachment",
     "Auto",
+    "BlockRandK",
+    "BlockTopK",
     "Bucket",
     "Cast",
+    "ChunkedTopK",
     "Compressor",
     "Context",
     "Contractive",

@@ -22,7 +22,7 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ from .format import Format
 from .layout import Bucket, Layout, Segment
 from .packing import Packing, pack
 from .random import Rng, key
-from .renamed import renamed_attribute
+from .renamed import renamed_attribute, without_find
 from .source import Source, Target
 from .state import Slot
 from .zero_rows import Split
@@ -92,6 +92,10 @@ class Compressor(Described, Format, ABC, abstract=True):
     )
     """What to use where error feedback refuses this compressor."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        without_find(cls)
+
     def __post_init__(self) -> None:
         least = getattr(self, "dense_below", 0)
         if not isinstance(least, int) or isinstance(least, bool) or least < 0:
@@ -133,7 +137,8 @@ class Compressor(Described, Format, ABC, abstract=True):
         Args:
             y: its elements, finite fp32 numbers, 1-D. ``y.view(segment.shape)`` where ``segment.whole``.
             segment: which parameter: its ``name``, ``shape``, and the ``offset`` of the first element in it.
-            rng: the coordinates of random draws: ``rng.generator(segment, device)``.
+            rng: random numbers, on the device where they are needed: ``rng.uniform(segment, y.device)``, one for each
+                element; ``shared=True`` where ``decode`` draws the same ones.
         """
         old = renamed_attribute(self, "encode_segment", "encode(y, segment, rng)")
         if old is not None:
@@ -155,13 +160,16 @@ class Compressor(Described, Format, ABC, abstract=True):
         for (at, add_at, numel, wire, offset, _, _, index), g in zip(i.table.tolist(), gain.tolist(), strict=True):
             x, segment = i.x[at : at + numel], find(index, offset)
             grad = x if i.add is None else i.add[add_at : add_at + numel]
-            old = x * i.decay
+            old = x if i.decay == 1.0 else x * i.decay
             y = old if i.add is None else old + grad * i.add_scale
             finite = torch.isfinite(y)
-            i.status[0] |= ~finite.all()
+            good = finite.all()
+            i.status[0] |= ~good
             i.status[1 + index] |= (grad != 0).any()
-            y = torch.where(finite, y, torch.nan_to_num(old, 0.0, 0.0, 0.0) if i.add is not None else 0.0)
-            code = self.encode(y * g, segment, rng).clone(memory_format=torch.contiguous_format).view(torch.uint8)
+            if not (y.is_cpu and good):  # elsewhere, to ask would be to wait
+                y = torch.where(finite, y, torch.nan_to_num(old, 0.0, 0.0, 0.0) if i.add is not None else 0.0)
+            given = y if g == 1.0 else torch.nan_to_num(y * g)  # a gain may overflow: the largest number then
+            code = self.encode(given, segment, rng).clone(memory_format=torch.contiguous_format).view(torch.uint8)
             size = self.section(numel)
             if len(code) > size:
                 raise ValueError(
@@ -170,7 +178,7 @@ class Compressor(Described, Format, ABC, abstract=True):
                 )
             i.wire[wire : wire + len(code)] = code
             i.wire[wire + len(code) : wire + -(-size // 4) * 4] = 0
-            x.copy_(y - self.decode(i.wire[wire : wire + size], segment, rng))
+            torch.sub(y, self.decode(i.wire[wire : wire + size], segment, rng), out=x)
 
     def decode_rows(
         self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng,
@@ -182,9 +190,10 @@ class Compressor(Described, Format, ABC, abstract=True):
                 continue
             part, segment = out[at : at + numel], find(index, offset)
             total = torch.zeros_like(part)
-            if not skip[index]:
+            if not (skip.is_cpu and skip[index]):
                 for w in wires:
                     total += self.decode(w[wire : wire + self.section(numel)], segment, rng)
+                total = total if skip.is_cpu else torch.where(skip[index] == 0, total, 0.0)
             part.copy_(part + total * scale if accumulate else total * scale)
 
     def zero_rows(self, wire: Tensor, table: Tensor, out: Tensor, rng: Rng, find: Find) -> None:

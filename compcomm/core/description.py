@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import ast
 import math
+import warnings
 from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from typing import Any, ClassVar
 
 import torch
 
+from . import installed
 from .renamed import renamed_class
 
 _VALUES: dict[str, Any] = {
@@ -36,7 +38,17 @@ class Described:
 
     def __init_subclass__(cls, *, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if not (abstract or cls.__name__.startswith("_")):
+        if abstract or cls.__name__.startswith("_"):
+            return
+        held = Described.registry.get(cls.__name__)
+        if held is not None and is_ours(held) and not is_ours(cls):
+            warnings.warn(
+                f"{cls.__module__}.{cls.__name__} has the name of one of ours: parse({cls.__name__ + '(...)'!r}) makes "
+                f"ours. Give it another name.",
+                UserWarning,
+                2,
+            )
+        else:
             Described.registry[cls.__name__] = cls
 
     def __repr__(self) -> str:
@@ -48,6 +60,28 @@ class Described:
                 text = show(value)
                 parts.append(text if i == 0 and default is MISSING else f"{f.name}={text}")
         return f"{type(self).__name__}({', '.join(parts)})"
+
+
+def is_ours(made: type) -> bool:
+    """Whether this package has the class."""
+    return made.__module__.partition(".")[0] == "compcomm"
+
+
+def known(name: str) -> type[Described] | None:
+    """The class of that name: ours, one defined in this program, or one of an installed package, which is then loaded.
+
+    Raises:
+        ValueError: the package that has it is broken.
+    """
+    if name not in Described.registry and (entry := installed.entries(_ours()).get(name)):
+        made = installed.load(name, entry)
+        if not issubclass(made, Described):
+            raise ValueError(f"{name} of {installed.origin(entry)} is neither a Compressor nor a Reducer.")
+    return Described.registry.get(name)
+
+
+def _ours() -> frozenset[str]:
+    return frozenset(name for name, made in Described.registry.items() if is_ours(made))
 
 
 def show(value: Any) -> str:
@@ -89,13 +123,17 @@ class _Reader(ast.NodeVisitor):
         self.text = text
 
     def _known(self, name: str) -> Any:
-        known: dict[str, Any] = {**_VALUES, **Described.registry}
         name = renamed_class(name) or name
-        if name in known:
-            return known[name]
-        lowered = {k.lower(): k for k in known}
+        try:
+            found = _VALUES.get(name) or known(name)
+        except ValueError as error:
+            raise ValueError(f"parse({self.text!r}): {error}") from error
+        if found is not None:
+            return found
+        names = {*_VALUES, *Described.registry, *installed.entries(_ours())}
+        lowered = {k.lower(): k for k in names}
         near = get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
-        hint = f" Did you mean {lowered[near[0]]}?" if near else f" Known: {', '.join(sorted(known))}."
+        hint = f" Did you mean {lowered[near[0]]}?" if near else f" Known: {', '.join(sorted(names))}."
         raise ValueError(f"parse({self.text!r}): unknown name {name!r}.{hint}")
 
     def visit_Call(self, node: ast.Call) -> Any:

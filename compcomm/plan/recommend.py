@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..core.description import Described
+from ..core.description import Described, is_ours
 from .methods import UNCOMPRESSED
 from .step import Prediction
 
@@ -58,13 +58,18 @@ def python(text: str) -> str:
     ("cc.ErrorFeedback(cc.QSGD(bits=4, rounding='nearest'))", 'cc.Cast(torch.bfloat16)')
     """
 
+    foreign = False
+
     def full(found: re.Match[str]) -> str:
+        nonlocal foreign
         name = found[0]
-        if name in Described.registry:
+        if made := Described.registry.get(name):
+            foreign |= not is_ours(made)
             return f"cc.{name}"
         return f"torch.{name}" if name in _DTYPES else name
 
-    return re.sub(r"'[^']*'|[A-Za-z_][A-Za-z_0-9]*", full, text)
+    written = re.sub(r"'[^']*'|[A-Za-z_][A-Za-z_0-9]*", full, text)
+    return f"cc.parse({text!r})" if foreign else written  # another package's, whose import only it knows
 
 
 _DTYPES = ("float64", "float32", "bfloat16", "float16", "int8", "float8_e4m3fn", "float8_e5m2")

@@ -21,6 +21,14 @@ COMPRESSORS: dict[type[cc.Compressor], list[cc.Compressor]] = {
         cc.Threshold(ratio=0.3, stages=1),
     ],
     cc.RandK: [cc.RandK(ratio=0.1), cc.RandK(k=40), cc.RandK(ratio=0.1, unbiased=True), cc.RandK(k=9, unbiased=True)],
+    cc.ChunkedTopK: [
+        cc.ChunkedTopK(),
+        cc.ChunkedTopK(100, dct=True),
+        cc.ChunkedTopK(37, values=torch.float16),
+        cc.ChunkedTopK(4096, dct=True, values=torch.float32),
+    ],
+    cc.BlockTopK: [cc.BlockTopK(0.1), cc.BlockTopK(0.3, block=17)],
+    cc.BlockRandK: [cc.BlockRandK(0.3, block=16), cc.BlockRandK(0.3, block=16, unbiased=True)],
     cc.QSGD: [
         *(cc.QSGD(bits=bits) for bits in (2, 3, 4, 8)),
         *(cc.QSGD(bits=bits, rounding="nearest") for bits in (2, 4, 5)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -88,3 +89,29 @@ def test_a_renamed_class_is_found_by_its_former_name() -> None:
     with pytest.warns(FutureWarning, match="Legacy is now SizeRule"):
         assert cc.parse("ErrorFeedback(Legacy(TopK(ratio=0.1), large=0.02))").reducer == cc.SizeRule(cc.TopK(0.1), 0.02)
     assert described("EF21(Legacy(TopK(ratio=0.1), large=0.02))") == "EF21(SizeRule(TopK(ratio=0.1), large=0.02))"
+
+
+def test_overrides_that_are_not_told_how_to_find_segments_work_with_a_warning() -> None:
+    """As those were written that came before ``find``."""
+    with pytest.warns(FutureWarning, match=r"Former.(en|de)code_rows has one more argument now, find") as said:
+
+        class Former(cc.SignScale):
+            def encode_rows(self, i, gain, rng, hints):  # pyright: ignore
+                torch.ops.compcomm.sign_encode(*i, 0, self.block)
+
+            def decode_rows(self, wires, table, skip, out, scale, accumulate, rng):  # pyright: ignore
+                torch.ops.compcomm.sign_decode(wires, table, skip, out, scale, accumulate, self.block)
+
+    assert len(said) == 2
+    given = [{"w": torch.randn(64, 64)} for _ in range(3)]
+    due = cc.Simulator(cc.SignScale(), world=3).mean(given)[0]["w"]
+    found = cc.Simulator(Former(), world=3).mean(given)[0]["w"]
+    assert torch.equal(found, due)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+
+        class Passing(cc.SignScale):
+            def encode_rows(self, *args):
+                super().encode_rows(*args)
+
+    assert Passing().section(512) == cc.SignScale().section(512)

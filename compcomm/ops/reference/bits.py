@@ -38,3 +38,16 @@ def unpack(raw: Tensor, bits: int, numel: int) -> Tensor:
 def packed_bytes(numel: int, bits: int) -> int:
     """Bytes of a stream of ``numel`` codes."""
     return ceil_div(numel * bits, 8)
+
+
+def pack12(places: Tensor) -> Tensor:
+    """Numbers below 4096, two in three bytes: a stream of 12 bits each."""
+    a, b = torch.nn.functional.pad(places, (0, len(places) % 2)).view(-1, 2).unbind(1)
+    packed = torch.stack((a & 255, a >> 8 | (b & 15) << 4, b >> 4), dim=1).to(torch.uint8)
+    return packed.view(-1)[: packed_bytes(len(places), 12)]
+
+
+def unpack12(packed: Tensor, count: int) -> Tensor:
+    """The first ``count`` numbers of such a stream, int64."""
+    low, middle, high = torch.nn.functional.pad(packed, (0, -packed.numel() % 3)).view(-1, 3).long().unbind(1)
+    return torch.stack((low | (middle & 15) << 8, middle >> 4 | high << 4), dim=1).view(-1)[:count]
