@@ -140,10 +140,10 @@ class Session:
         self.setup = Setup(options, reducer, parameters, scheduler)
         self.statistics = Statistics(self.setup, self.steps)
         self.observers: list[Observer] = []
-        self._accepted: set[object] = set()
         self.state = LocalState(self.setup, self.steps, self.statistics, self.observers)
         if options.check_every:
             self.observers.append(Comparison(self.setup, self.steps))
+        self._accepted: set[object] = set()
 
     def begin_step(self, counted: bool = True) -> None:
         """Begins a step, on every rank. ``counted``: else it is averaged exactly, and is no step to memory.
