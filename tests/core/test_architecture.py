@@ -6,7 +6,6 @@ Read from the sources, so that imports inside functions and for typing count too
 from __future__ import annotations
 
 import ast
-import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import pytest
 
 import compcomm as cc
 from compcomm.core.renamed import MODULES
+from tests.fresh import Programs
 
 PACKAGE = Path(cc.__file__).parent
 # Lowest first. A file imports from its own room and from those before it.
@@ -83,10 +83,10 @@ def test_no_import_runs_up() -> None:
     assert up == set(), "a lower room may not know a higher one: hand the thing in, or move it down"
 
 
-def test_a_first_import_loads_no_planner() -> None:
+def test_a_first_import_loads_no_planner(programs: Programs) -> None:
     code = "import sys, compcomm; print([m for m in sys.modules if m.startswith('compcomm.plan')])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    done = programs.run(code)
+    assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_nothing_imports_the_package_root() -> None:

@@ -67,7 +67,7 @@ Worker(owner, "scheduler").do(review)
 
 @pytest.mark.parametrize("how", ["cleans", "drops", "raises", "leaves", "measures"])
 def test_programs_end(programs: Programs, tmp_path: Path, how: str) -> None:
-    begun = [programs.start(RANKS, str(rank), str(tmp_path / "meet"), how) for rank in range(3)]
+    begun = [programs.start(RANKS, str(rank), str(tmp_path / "meet"), how, warm=True) for rank in range(3)]
     for rank, (code, out, err) in enumerate([programs.wait(program) for program in begun]):
         if how == "raises":
             assert code == (7 if rank == 1 else 1), err
@@ -82,11 +82,11 @@ def test_programs_end(programs: Programs, tmp_path: Path, how: str) -> None:
 def test_a_program_that_ends_while_a_controller_measures_lets_it_finish(programs: Programs) -> None:
     """The scheduler's thread, which starts it, is a daemon; a daemon that runs torch when the interpreter goes down
     aborts the process."""
-    code, out, err = programs.run(BUSY + MEASURES)
+    code, out, err = programs.run(BUSY + MEASURES, warm=True)
     assert (code, out) == (0, "measured\n"), err
 
 
 def test_a_program_that_ends_before_a_controller_measures_is_not_held_up(programs: Programs) -> None:
-    for program in [programs.start(BUSY + LATE) for _ in range(3)]:
+    for program in [programs.start(BUSY + LATE, warm=True) for _ in range(3)]:
         code, _, err = programs.wait(program)
         assert code == 0, err

@@ -287,7 +287,7 @@ def trains(rank: int, world: int, runs: dict[str, tuple[str, int]]) -> Any:
 
 def test_training_comes_near_the_exact_mean(two: Workers) -> None:
     """The excess over the minimum, as a part of what it was at the beginning."""
-    runs = {"start": ("Exact()", 0), "best": ("Exact()", 200)} | {name: (text, 200) for name, text in SCHEMES.items()}
+    runs = {"start": ("Exact()", 0), "best": ("Exact()", 200)} | {name: (text, 140) for name, text in SCHEMES.items()}
     one, other = two.run(trains, runs=runs, timeout=100)
     start, best = one.pop("start")[0], one.pop("best")[0]
     for name, (loss, x) in one.items():
