@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import patience
+
 ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = f"""#!/usr/bin/env bash
 case "$*" in
@@ -46,7 +48,8 @@ def checkout(tmp_path: Path) -> Path:
 def bash(checkout: Path, *arguments: str, **variables: str) -> tuple[int, str, list[str]]:
     """Exit code, output, and the calls of the stand-in."""
     environment = {**os.environ, "PATH": f"{checkout / 'tools'}:{os.environ['PATH']}", "CI": "1", **variables}
-    done = subprocess.run(["bash", *arguments], cwd="/", env=environment, capture_output=True, text=True, timeout=60)
+    command, limit = ["bash", *arguments], patience(60)
+    done = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, timeout=limit)
     calls = checkout / "calls"
     said = calls.read_text().splitlines() if calls.exists() else []
     calls.unlink(missing_ok=True)

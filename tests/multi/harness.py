@@ -85,7 +85,7 @@ class Crew:
         for rank in there:
             self._pipes.pop(rank).close()
         for process in [self.processes.pop(rank) for rank in there]:
-            process.join(timeout=5)
+            process.join(timeout=patience(5))
             if process.is_alive():
                 os.kill(process.pid, signal.SIGKILL)
                 process.join()
