@@ -120,7 +120,9 @@ def compiles(rank: int, world: int, schemes: tuple[str, ...], setting: Any) -> A
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("setting", ["ddp_optimizer", "no_optimization"])
 def test_a_compiled_model(two: Workers, setting: str) -> None:
-    results = two.run(compiles, schemes=tuple(SCHEMES), setting=setting, timeout=150)
+    """Where the compiler cuts the graph is no scheme's affair: without cuts every third is tried."""
+    schemes = tuple(SCHEMES)[:: 1 if setting == "ddp_optimizer" else 3]
+    results = two.run(compiles, schemes=schemes, setting=setting, timeout=150)
     for found in results:
         for scheme, (eager, compiled) in found.items():
             assert torch.equal(compiled, results[0][scheme][1]), scheme
