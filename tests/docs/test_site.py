@@ -15,6 +15,7 @@ from tests.patience import patience
 
 from .pages import DOCS, ROOT
 
+pytestmark = pytest.mark.slow
 MISSING = [name for name in ("mkdocs", "material", "mkdocstrings") if find_spec(name) is None]
 needs_tools = pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not installed: pip install '.[docs]'")
 
