@@ -26,7 +26,6 @@ from compcomm.report.metrics import timing
 
 HERE = Path(__file__).resolve().parents[1]
 TWO_RANKS = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-SIZE = "6400000"
 REDUCERS = ("ErrorFeedback(TopK(ratio=0.01))", "ErrorFeedback(QSGD(bits=4))", "PowerSGD(rank=4)")
 RUNS: dict[str, tuple[str, ...]] = {
     "exchange": (*TWO_RANKS, "benchmarks/exchange.py", "--no-peers", "--repeats", "7"),
@@ -93,9 +92,7 @@ def main() -> None:
                 "rounds": len(pairs),
             }
             rows.append(row)
-            print(
-                f"{name:9} {row['row']:55} {row['before']:9.4f} {row['after']:9.4f} {row['ratio']:6.3f} {row['least']:6.3f}"
-            )
+            print(f"{name:9} {row['row']:55} {row['before']:9.4f} {row['after']:9.4f} {row['ratio']:6.3f}")
     if options.json:
         write(options.json, "before-after", rows, before=commit(folders["before"]), after=commit(HERE))
 
