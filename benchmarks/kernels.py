@@ -27,7 +27,7 @@ from common import write
 from torch import Tensor
 
 import compcomm as cc
-from compcomm.core.compressor import Inputs
+from compcomm.core.rows import Inputs
 from compcomm.ops import backend, native
 from compcomm.plan.shapes import resnet50
 from compcomm.report.metrics import timing

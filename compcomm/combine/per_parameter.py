@@ -10,10 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from ..compressors.wrapper import CompressorWrapper
-from ..core.compressor import Compressor, Find, Inputs
+from ..core.compressor import Compressor
 from ..core.layout import Segment
 from ..core.random import Rng, key
 from ..core.reducer import Reducer
+from ..core.rows import Find, Inputs
 from .setting import field, owner, tuned
 
 Values = tuple[tuple[str, float], ...]

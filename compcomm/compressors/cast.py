@@ -8,8 +8,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from ..core.compressor import Compressor, Find, Inputs, ops
+from ..core.compressor import Compressor, ops
 from ..core.random import Rng
+from ..core.rows import Find, Inputs
 from .qsgd import check_block
 
 _EIGHT = (torch.float8_e4m3fn, torch.float8_e5m2)

@@ -11,8 +11,9 @@ from math import sqrt
 import numpy as np
 from torch import Tensor
 
-from ..core.compressor import Compressor, Find, Inputs, ops
+from ..core.compressor import Compressor, ops
 from ..core.random import Rng
+from ..core.rows import Find, Inputs
 from ..ops.reference.codebook import section
 from .gaussian import as_tensor
 from .qsgd import check_block

@@ -8,8 +8,9 @@ from math import inf, sqrt
 
 from torch import Tensor
 
-from ..core.compressor import Compressor, Find, Inputs, ops
+from ..core.compressor import Compressor, ops
 from ..core.random import Rng
+from ..core.rows import Find, Inputs
 from .qsgd import check_block
 from .topk import is_integer
 

@@ -8,15 +8,9 @@ from math import ceil, inf, log2, sqrt
 
 from torch import Tensor
 
-from ..core.compressor import (
-    Compressor,
-    Find,
-    Inputs,
-    Received,
-    Uniform,
-    ops,
-)
+from ..core.compressor import Compressor, ops
 from ..core.random import Rng
+from ..core.rows import Find, Inputs, Received, Uniform
 from .topk import is_integer
 
 

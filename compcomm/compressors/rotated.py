@@ -10,8 +10,9 @@ from math import lcm
 import torch
 from torch import Tensor
 
-from ..core.compressor import Find, Inputs, ops
+from ..core.compressor import ops
 from ..core.random import Rng
+from ..core.rows import Find, Inputs
 from ..ops.hadamard import LARGEST
 from ..ops.scratch import scratch
 from ..ops.work import kept

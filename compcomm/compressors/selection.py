@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..core.compressor import Compressor, Find, ops
+from ..core.compressor import Compressor, ops
 from ..core.random import Rng
+from ..core.rows import Find
 
 BLOCK = 65536
 

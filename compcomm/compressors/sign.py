@@ -7,14 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..core.compressor import (
-    Compressor,
-    Find,
-    Inputs,
-    Received,
-    ops,
-)
+from ..core.compressor import Compressor, ops
 from ..core.random import Rng
+from ..core.rows import Find, Inputs, Received
 from .qsgd import check_block
 
 _SCALES = ("l1", "l2", "dot")  # as the op numbers them

@@ -11,8 +11,9 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from ..core.compressor import Compressor, Find, Inputs, ops
+from ..core.compressor import Compressor, ops
 from ..core.random import Rng
+from ..core.rows import Find, Inputs
 from ..ops.work import on
 from .randk import RandK
 from .rotated import Rotated

@@ -8,14 +8,9 @@ from math import inf, sqrt
 
 from torch import Tensor
 
-from ..core.compressor import (
-    Compressor,
-    Find,
-    Inputs,
-    Uniform,
-    ops,
-)
+from ..core.compressor import Compressor, ops
 from ..core.random import Rng
+from ..core.rows import Find, Inputs, Uniform
 from ..ops.reference.trits import packed_bytes
 from .qsgd import check_block
 

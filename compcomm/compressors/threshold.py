@@ -11,10 +11,11 @@ from math import ceil, log
 import torch
 from torch import Tensor
 
-from ..core.compressor import Find, Inputs, ops
+from ..core.compressor import ops
 from ..core.deferred import deferred
 from ..core.layout import Segment
 from ..core.random import Rng
+from ..core.rows import Find, Inputs
 from ..core.state import Merge, Slot
 from ..ops.scratch import scratch
 from ..ops.work import kept

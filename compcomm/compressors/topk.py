@@ -9,9 +9,10 @@ from math import ceil
 
 from torch import Tensor
 
-from ..core.compressor import Find, Inputs, ops
+from ..core.compressor import ops
 from ..core.layout import Segment
 from ..core.random import Rng
+from ..core.rows import Find, Inputs
 from ..core.state import Merge, Slot
 from .selection import Selection
 

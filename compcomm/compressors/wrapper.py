@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core.compressor import Compressor, Find, Inputs
+from ..core.compressor import Compressor
 from ..core.layout import Segment
 from ..core.random import Rng
+from ..core.rows import Find, Inputs
 from ..core.state import Slot
 
 

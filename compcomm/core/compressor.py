@@ -22,18 +22,18 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..ops.scratch import scratch
 from .description import Described
-from .format import Format
 from .layout import Bucket, Layout, Segment
 from .packing import Packing, pack
-from .random import Rng, key
-from .renamed import renamed_attribute, without_find
+from .random import Rng
+from .renamed import without_find
+from .rows import Find, Inputs, Received, Rows
 from .source import Source, Target
 from .state import Slot
 from .zero_rows import Split
@@ -41,52 +41,13 @@ from .zero_rows import Split
 ops = torch.ops.compcomm
 
 
-class Inputs(NamedTuple):
-    """What every encode kernel takes: y = decay*x + add_scale*add is coded, and x keeps what was not sent."""
-
-    x: Tensor
-    add: Tensor | None
-    wire: Tensor
-    table: Tensor
-    status: Tensor
-    decay: float
-    add_scale: float
-
-
-class Received(NamedTuple):
-    """What an owner got for its blocks: messages, their table (its rows are those that are coded again), what to skip,
-    and what makes a mean of the messages' sum."""
-
-    wires: Tensor
-    table: Tensor
-    skip: Tensor
-    scale: float
-
-
-class Uniform(NamedTuple):
-    """Levels -s..s on a step per block of ``block`` elements: norm / levels, under the max norm or the L2 norm."""
-
-    levels: int
-    block: int
-    norm2: bool
-    stochastic: bool
-
-
-class Find(Protocol):
-    """Finds the segment of a table's row: from the number of its segment and its first element (columns 7 and 4)."""
-
-    def __call__(self, number: int, offset: int) -> Segment: ...
-
-
 @dataclass(frozen=True, repr=False)
-class Compressor(Described, Format, ABC, abstract=True):
+class Compressor(Described, Rows, ABC, abstract=True):
     """Base of all compressors. ``dense_below``: parameters of fewer elements, and all 1-D ones, travel exact (fp32);
     0: everything is coded."""
 
     linear: ClassVar[bool] = False
     """Payloads of several ranks may be summed before decoding, so an all-reduce can carry them."""
-    sparse: ClassVar[bool] = False
-    """Only some elements are sent; a payload decodes in time proportional to their number."""
     hint: ClassVar[str] = (
         "Declare delta(numel) if it has one. Use one that has, such as TopK, SignScale() or QSGD(rounding='nearest')."
     )
@@ -127,85 +88,6 @@ class Compressor(Described, Format, ABC, abstract=True):
         """Memory of earlier calls, merged by DROP: a first guess that makes the next one faster, or, where selection is
         approximate by design, what it has learnt of the data. What is promised never depends on it."""
         return {}
-
-    # What a new compressor writes, the simple way: one parameter at a time.
-
-    def encode(self, y: Tensor, segment: Segment, rng: Rng) -> Tensor:
-        """The coded form of a parameter (or an owner's piece of it): a 1-D tensor of any dtype, of at most
-        ``section(numel)`` bytes, on the device of ``y``.
-
-        Args:
-            y: its elements, finite fp32 numbers, 1-D. ``y.view(segment.shape)`` where ``segment.whole``.
-            segment: which parameter: its ``name``, ``shape``, and the ``offset`` of the first element in it.
-            rng: random numbers, on the device where they are needed: ``rng.uniform(segment, y.device)``, one for each
-                element; ``shared=True`` where ``decode`` draws the same ones.
-        """
-        old = renamed_attribute(self, "encode_segment", "encode(y, segment, rng)")
-        if old is not None:
-            return old(y, rng, key(rng.seed, segment.name), segment.offset)
-        raise NotImplementedError(f"{type(self).__name__}.encode (or encode_rows) is still to be written.")
-
-    def decode(self, code: Tensor, segment: Segment, rng: Rng) -> Tensor:
-        """The fp32 vector of ``segment.numel`` elements that the bytes (uint8 [section(numel)]) stand for, on their
-        device. Bytes come from a peer: whatever they are, it ends in numbers or in an error."""
-        old = renamed_attribute(self, "decode_segment", "decode(code, segment, rng)")
-        if old is not None:
-            return old(code, segment.numel, rng, key(rng.seed, segment.name), segment.offset)
-        raise NotImplementedError(f"{type(self).__name__}.decode (or decode_rows) is still to be written.")
-
-    # What a fast one overrides: a whole bucket in one call (the table is that of ``Packing.table``).
-
-    def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor], find: Find) -> None:
-        """Codes all rows of the table; on return ``i.x`` holds what was not sent."""
-        for (at, add_at, numel, wire, offset, _, _, index), g in zip(i.table.tolist(), gain.tolist(), strict=True):
-            x, segment = i.x[at : at + numel], find(index, offset)
-            grad = x if i.add is None else i.add[add_at : add_at + numel]
-            old = x if i.decay == 1.0 else x * i.decay
-            y = old if i.add is None else old + grad * i.add_scale
-            finite = torch.isfinite(y)
-            good = finite.all()
-            i.status[0] |= ~good
-            i.status[1 + index] |= (grad != 0).any()
-            if not (y.is_cpu and good):  # elsewhere, to ask would be to wait
-                y = torch.where(finite, y, torch.nan_to_num(old, 0.0, 0.0, 0.0) if i.add is not None else 0.0)
-            given = y if g == 1.0 else torch.nan_to_num(y * g)  # a gain may overflow: the largest number then
-            code = self.encode(given, segment, rng).clone(memory_format=torch.contiguous_format).view(torch.uint8)
-            size = self.section(numel)
-            if len(code) > size:
-                raise ValueError(
-                    f"{self!r}: encode gave {len(code)} bytes for {numel} elements, and section({numel}) says {size}. "
-                    f"Both follow from the number of elements alone; make them agree."
-                )
-            i.wire[wire : wire + len(code)] = code
-            i.wire[wire + len(code) : wire + -(-size // 4) * 4] = 0
-            torch.sub(y, self.decode(i.wire[wire : wire + size], segment, rng), out=x)
-
-    def decode_rows(
-        self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng,
-        find: Find,
-    ) -> None:  # fmt: skip
-        """out = (out if accumulate) + scale * sum over the messages ``wires[W, stride]``, in rank order."""
-        for at, _, numel, wire, offset, _, _, index in table.tolist():
-            if at < 0:
-                continue
-            part, segment = out[at : at + numel], find(index, offset)
-            total = torch.zeros_like(part)
-            if not (skip.is_cpu and skip[index]):
-                for w in wires:
-                    total += self.decode(w[wire : wire + self.section(numel)], segment, rng)
-                total = total if skip.is_cpu else torch.where(skip[index] == 0, total, 0.0)
-            part.copy_(part + total * scale if accumulate else total * scale)
-
-    def zero_rows(self, wire: Tensor, table: Tensor, out: Tensor, rng: Rng, find: Find) -> None:
-        """Zeroes the elements that a message carries: all of them, and of a sparse one those that are not zero."""
-        for at, _, numel, start, offset, _, _, index in table.tolist():
-            if at >= 0 and self.sparse:
-                sent = self.decode(wire[start : start + self.section(numel)], find(index, offset), rng)
-                out[at : at + numel][sent != 0] = 0
-            elif at >= 0:
-                out[at : at + numel] = 0
-
-    # The public face: buckets in, payloads out.
 
     def encode_(
         self,

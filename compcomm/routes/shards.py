@@ -13,12 +13,13 @@ from torch import Tensor
 
 from ..compressors.contractive import contractive
 from ..core.collectives import Collective
-from ..core.compressor import Compressor, Payload, Received
+from ..core.compressor import Compressor, Payload
 from ..core.context import Context
 from ..core.deferred import deferred, either
 from ..core.layout import Bucket, Layout, Segment
 from ..core.packing import Packing, ops
 from ..core.reducer import Reduced, Reducer, Resolving, Sent, Update
+from ..core.rows import Received
 from ..core.source import Source, Target
 from ..core.state import Merge, Slot
 from ..core.traits import Promises, Traits

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.collectives import AllReduce, AllReduceMax
-from ..core.compressor import Compressor, Uniform, ops
+from ..core.compressor import Compressor, ops
 from ..core.context import Context
 from ..core.deferred import (
     DeferredBool,
@@ -23,6 +23,7 @@ from ..core.header import Flags
 from ..core.layout import Bucket, Layout, Segment
 from ..core.random import key
 from ..core.reducer import Flow, Reducer
+from ..core.rows import Uniform
 from ..core.source import Source, Target
 from ..core.state import State
 from ..core.traits import Promises

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 import compcomm as cc
-from compcomm.core.compressor import Inputs
 from compcomm.core.description import Described
 from compcomm.core.reducer import Flow
+from compcomm.core.rows import Inputs
 from compcomm.core.source import Source, Target
 from compcomm.core.state import State
 from compcomm.core.traits import Promises, Traits

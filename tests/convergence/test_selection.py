@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import compcomm as cc
-from compcomm.core.compressor import Inputs
+from compcomm.core.rows import Inputs
 from compcomm.testing.round_trip import trip
 
 D = 1_000_000

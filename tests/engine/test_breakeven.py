@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import compcomm as cc
-from compcomm.core.compressor import Inputs
+from compcomm.core.rows import Inputs
 from compcomm.engine.breakeven import Breakeven, breakeven
 from compcomm.engine.sample import sample_layout
 from compcomm.hosts.attach import announce

@@ -15,10 +15,10 @@ from compcomm.core.collectives import (
     AllToAll,
     Collective,
 )
-from compcomm.core.compressor import Inputs
 from compcomm.core.context import Arena
 from compcomm.core.deferred import DeferredError
 from compcomm.core.header import PeerError, read_headers
+from compcomm.core.rows import Inputs
 from compcomm.core.source import Source, Target
 from compcomm.core.state import State, Store
 from compcomm.engine import running_flow

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import compcomm as cc
-from compcomm.core.compressor import Inputs
+from compcomm.core.rows import Inputs
 
 from . import models
 from .harness import Workers
