@@ -20,6 +20,7 @@ from ..transports.dry_run import plan
 from .auto import Auto
 from .ddp import DDPState, ddp_hook
 from .joining import decline
+from .sharded import check_whole
 
 
 def attach(
@@ -46,7 +47,7 @@ def attach(
         reducer, timeout, scaler, seed, check_every, optimizer, discardable: see ``DDPState``.
 
     Raises:
-        TypeError: the model is no DDP model, or has gradients that are no dense floating-point tensors.
+        TypeError: the model is no DDP model, is sharded, or has gradients that are no dense floating-point tensors.
         ValueError: the ranks differ in reducer, seed, version or parameters (``AgreementError``, on every rank), or the
             model has a hook already.
     """
@@ -92,6 +93,8 @@ def watch(ddp: Any, attachment: Attachment) -> None:
 
 
 def _check(ddp: Any) -> None:
+    if isinstance(ddp, nn.Module):
+        check_whole("attach", ddp)
     if not isinstance(ddp, nn.parallel.DistributedDataParallel):
         raise TypeError(
             f"attach({type(ddp).__name__}): a DistributedDataParallel model is needed: "
