@@ -53,6 +53,9 @@ def attach(
     """
     ddp: Any = getattr(model, "_orig_mod", model)
     group = group if group is not None else getattr(ddp, "process_group", None)
+    if group is not None and not isinstance(group, dist.ProcessGroup):  # pyright: ignore[reportUnnecessaryIsInstance]
+        given, group = group, getattr(ddp, "process_group", None)
+        decline(TypeError(_no_group(given)), group, _device(ddp))
     try:
         _check(ddp)
         state = DDPState(
@@ -90,6 +93,13 @@ def watch(ddp: Any, attachment: Attachment) -> None:
             broken.register_forward_pre_hook(check)
 
     attachment.steps.on_broken = on_broken
+
+
+def _no_group(given: object) -> str:
+    return (
+        f"attach(group={given!r}): this is no process group, or one that this rank is not in. Give what "
+        f"torch.distributed.new_group(...) returned to one of its ranks, or None for the model's own."
+    )
 
 
 def _check(ddp: Any) -> None:

@@ -314,7 +314,14 @@ def ddp_hook(state: DDPState, bucket: Any) -> torch.futures.Future[Tensor]:
     """Averages one bucket; registered with a ``DDPState``."""
     refuse_pairs(bucket)
     flat, index, last = bucket.buffer(), bucket.index(), bucket.is_last()
-    kind, attachment = state.pace.take(index == 0, last), state.attachment
+    try:
+        pace, attachment = state.pace, state.attachment
+    except AttributeError:
+        raise TypeError(
+            f"ddp_hook: its state is {state!r}. Wrap the reducer: "
+            f"model.register_comm_hook(cc.DDPState(reducer), cc.ddp_hook)."
+        ) from None
+    kind = pace.take(index == 0, last)
     if index == 0:
         state.remainder.clear()  # of a pass that raised
     if not kind.sent:
