@@ -12,7 +12,6 @@ import torch.distributed as dist
 from ..engine.agreement import agree
 from ..transports.process_group import ProcessGroup
 
-
 _LONGEST = 1e9  # seconds: a generation
 
 
@@ -39,7 +38,10 @@ def patience(timeout: timedelta | float | None) -> timedelta | None:
 def connect(
     group: dist.ProcessGroup | None, device: torch.device, timeout: timedelta | float | None = None
 ) -> ProcessGroup:
-    """A transport for one session over the ranks of ``group`` (None: all). Collective."""
+    """A transport for one session over the ranks of ``group`` (None: all). Collective.
+
+    ``timeout``: seconds (or timedelta) that one collective may take; None: torch's default, 30 minutes.
+    """
     return ProcessGroup.over(group, device, patience(timeout))
 
 

@@ -119,8 +119,8 @@ def _demand_finite(r: Reducer, simulator: Simulator, when: str) -> None:
     for store in simulator.stores:
         for name, entries in store.state_dict().items():
             for parameter, entry in entries.items():
-                demand(entry.isfinite().all(), r, f"slot {name!r} of {parameter!r} is not finite after the {when}: give "
-                       f"back in undo what the step took, or change it in keep.")  # fmt: skip
+                demand(entry.isfinite().all(), r, f"slot {name!r} of {parameter!r} is not finite after the {when}: "
+                       f"give back in undo what the step took, or change it in keep.")  # fmt: skip
 
 
 def keeps_its_estimates_together(r: Reducer) -> None:
