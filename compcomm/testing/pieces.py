@@ -35,7 +35,7 @@ def together(first: Layout, second: Layout) -> Layout:
 
 def treats_pieces_alone(r: Reducer) -> None:
     """Two pieces of a parameter in one bucket give the means and leave the memory that they do in a bucket each, to the
-    bit, bad steps included: ``layout.segments`` has them all, while ``views()`` has one for each name."""
+    bit, bad steps included. ``layout.segments`` has a name more than once then, and ``views()`` raises."""
     world, halves = 2, cut()
     both = together(*halves)
     one, two = Simulator(r, world, seed=17), Simulator(r, world, seed=17)
@@ -54,8 +54,8 @@ def treats_pieces_alone(r: Reducer) -> None:
             for slot in left:
                 for name, held in left[slot].items():
                     alike = same_bits(held, right[slot][name])
-                    demand(alike, r, f"slot {slot!r} of {name!r} depends on the piece beside it, in step {t}: go by "
-                           f"layout.segments, as views() has one piece of each name.")  # fmt: skip
+                    demand(alike, r, f"slot {slot!r} of {name!r} depends on the piece beside it, in step {t}: go "
+                           f"over layout.segments, which may have a name more than once.")  # fmt: skip
 
 
 def _told(s: Segment) -> str:
