@@ -41,5 +41,6 @@ def contractive(c: Compressor, scheme: str = "ErrorFeedback") -> Compressor:
         return Contractive(c)
     raise ValueError(
         f"{scheme}({c!r}): {c!r} is no contraction: it promises no delta with E|x - C(x)|^2 <= (1 - delta)|x|^2, so "
-        f"its residual may grow without bound. {c.hint}"
+        f"its residual may grow without bound. {c.hint} Or say that you take it without proof: "
+        f"{scheme}(Unproven({c!r}))."
     )

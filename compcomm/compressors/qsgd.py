@@ -65,7 +65,7 @@ class QSGD(Compressor):
         if self.bits == 1:
             raise ValueError(f"{self!r}: bits=1 holds only a sign, and zero is a level here. Use SignScale().")
         if self.bits is not None and not 2 <= self.bits <= 8:
-            raise ValueError(f"{self!r}: bits={self.bits} is outside 1 to 8. Use Cast(bfloat16) for 16 bits.")
+            raise ValueError(f"{self!r}: bits={self.bits} is outside 2 to 8. Use Cast(bfloat16) for 16 bits.")
         if self.levels is not None and not 1 <= self.levels <= 127:
             raise ValueError(f"{self!r}: levels={self.levels} is outside 1 to 127 (8 bits with the sign).")
         if self.norm not in (2, inf):

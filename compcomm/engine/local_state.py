@@ -24,20 +24,20 @@ from .steps import Steps
 
 
 class LocalState:
-    """The state of one session, on this rank."""
+    """The state of one session, on this rank: ``session.state``."""
 
     def __init__(self, setup: Setup, steps: Steps, statistics: Statistics, observers: Sequence[Observer]) -> None:
         self._setup, self._steps, self._statistics, self._observers = setup, steps, statistics, observers
 
     def save(self) -> dict[str, Any]:
-        """See ``Attachment.state_dict``."""
+        """This rank's own state, exact; see ``Attachment.state_dict``."""
         self._ready("state_dict")
         scheduler = self._steps.scheduler
         content = {**self._identity(), **self._saved(), "step": scheduler.number}
         return {self._place: {**content, "slots": self._setup.store.state_dict()}}
 
     def save_merged(self) -> dict[str, Any]:
-        """See ``Attachment.portable_state_dict``."""
+        """That of all ranks, for any number of them. Collective; see ``Attachment.portable_state_dict``."""
         failure: Exception | None = None
         try:
             self._ready("portable_state_dict")
@@ -49,7 +49,8 @@ class LocalState:
         return {**self._origin(), **self._saved(), "step": number, "slots": slots}
 
     def load(self, call: str, state: Any, merged: bool) -> None:
-        """See ``Attachment.load_state_dict`` and ``load_portable_state_dict``."""
+        """Takes what ``save`` gave or, if ``merged``, ``save_merged``. Collective; see ``Attachment.load_state_dict``
+        and ``load_portable_state_dict``. ``call``: how errors name it."""
         self._steps.between(call)  # first: while collectives are under way, nothing can be asked
         with ExitStack() as undo:
             failure: Exception | None = None

@@ -19,7 +19,11 @@ def _is(value: object, *kinds: type) -> bool:
 
 @dataclass(frozen=True)
 class Options:
-    """The arguments of ``attach`` and ``DDPState`` that concern a session; which ranks it has is the host's affair."""
+    """The arguments of ``attach`` and ``DDPState`` that concern a session; which ranks it has is the host's affair.
+
+    Args:
+        reducer, scaler, seed, check_every, optimizer, discardable: see ``DDPState``.
+    """
 
     reducer: Reducer | Compressor
     scaler: Any = None

@@ -91,12 +91,19 @@ class Session:
 
         self._enabled = True
         device, world = transport.device, transport.world
-        named = list(parameters or ())
-        layout = Layout.of((n, p.shape) for n, p in named)
+        named: list[tuple[str, nn.Parameter]] = []
+        layout = Layout(())
         failure: Exception | None = None
         reducer: Reducer = Exact()
         store = Store(reducer)
         try:
+            if parameters is not None and not isinstance(parameters, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise TypeError(
+                    f"{type(self).__name__}(parameters={type(parameters).__name__}): give a list of names and "
+                    f"parameters, such as list(model.named_parameters())."
+                )
+            named = list(parameters or ())
+            layout = Layout.of((n, p.shape) for n, p in named)
             reducer = settle(options.reducer, world)
             if parameters is None and (options.check_every or reducer.traits.named):
                 what = f"check_every={options.check_every}" if options.check_every else repr(options.reducer)

@@ -20,6 +20,7 @@ from ..transports.dry_run import plan
 from .auto import Auto
 from .ddp import DDPState, ddp_hook
 from .joining import decline
+from .sharded import check_whole
 
 
 def attach(
@@ -46,12 +47,15 @@ def attach(
         reducer, timeout, scaler, seed, check_every, optimizer, discardable: see ``DDPState``.
 
     Raises:
-        TypeError: the model is no DDP model, or has gradients that are no dense floating-point tensors.
+        TypeError: the model is no DDP model, is sharded, or has gradients that are no dense floating-point tensors.
         ValueError: the ranks differ in reducer, seed, version or parameters (``AgreementError``, on every rank), or the
             model has a hook already.
     """
     ddp: Any = getattr(model, "_orig_mod", model)
     group = group if group is not None else getattr(ddp, "process_group", None)
+    if group is not None and not isinstance(group, dist.ProcessGroup):  # pyright: ignore[reportUnnecessaryIsInstance]
+        given, group = group, getattr(ddp, "process_group", None)
+        decline(TypeError(_no_group(given)), group, _device(ddp))
     try:
         _check(ddp)
         state = DDPState(
@@ -91,7 +95,16 @@ def watch(ddp: Any, attachment: Attachment) -> None:
     attachment.steps.on_broken = on_broken
 
 
+def _no_group(given: object) -> str:
+    return (
+        f"attach(group={given!r}): this is no process group, or one that this rank is not in. Give what "
+        f"torch.distributed.new_group(...) returned to one of its ranks, or None for the model's own."
+    )
+
+
 def _check(ddp: Any) -> None:
+    if isinstance(ddp, nn.Module):
+        check_whole("attach", ddp)
     if not isinstance(ddp, nn.parallel.DistributedDataParallel):
         raise TypeError(
             f"attach({type(ddp).__name__}): a DistributedDataParallel model is needed: "

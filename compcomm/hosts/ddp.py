@@ -46,6 +46,7 @@ from .auto import Auto, AutoController
 from .bypass import Bypass
 from .joining import connect, decline, patience
 from .names import averaged, check_dtype, every, expected, those, unfrozen
+from .sharded import check_whole_parameter
 
 _engine: Any = torch.autograd.Variable._execution_engine  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
 GradBucket: Any = dist.GradBucket  # pyright: ignore[reportPrivateImportUsage]
@@ -283,6 +284,7 @@ class DDPState:
                     )
                 self._names[id(p)] = str(len(self._names))
             check_dtype(self._names[id(p)], p.dtype, "ddp_hook")
+            check_whole_parameter("ddp_hook", self._names[id(p)], p)
             self._seen[id(p)] = p
         if self._bound is not None:
             known = {id(p) for _, p in self._bound}
@@ -312,7 +314,14 @@ def ddp_hook(state: DDPState, bucket: Any) -> torch.futures.Future[Tensor]:
     """Averages one bucket; registered with a ``DDPState``."""
     refuse_pairs(bucket)
     flat, index, last = bucket.buffer(), bucket.index(), bucket.is_last()
-    kind, attachment = state.pace.take(index == 0, last), state.attachment
+    try:
+        pace, attachment = state.pace, state.attachment
+    except AttributeError:
+        raise TypeError(
+            f"ddp_hook: its state is {state!r}. Wrap the reducer: "
+            f"model.register_comm_hook(cc.DDPState(reducer), cc.ddp_hook)."
+        ) from None
+    kind = pace.take(index == 0, last)
     if index == 0:
         state.remainder.clear()  # of a pass that raised
     if not kind.sent:

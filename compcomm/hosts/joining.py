@@ -12,17 +12,25 @@ import torch.distributed as dist
 from ..engine.agreement import agree
 from ..transports.process_group import ProcessGroup
 
+_LONGEST = 1e9  # seconds: a generation
+
 
 def patience(timeout: timedelta | float | None) -> timedelta | None:
     """The timeout of one collective; None: torch's default.
 
     Raises:
+        TypeError: it is no time.
         ValueError: it is not a positive time.
     """
-    if timeout is None:
-        return None
-    found = timeout if isinstance(timeout, timedelta) else timedelta(seconds=float(timeout))
-    if found <= timedelta(0):
+    if timeout is None or isinstance(timeout, timedelta):
+        found = timeout
+    elif isinstance(timeout, bool) or not isinstance(timeout, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"attach: timeout={timeout!r}: give a number of seconds, a timedelta, or None for torch's own.")
+    elif not 0 < timeout <= _LONGEST:
+        raise ValueError(f"attach: timeout={timeout!r} is not a positive time: give seconds, up to {_LONGEST:.0e}.")
+    else:
+        found = timedelta(seconds=float(timeout))
+    if found is not None and found <= timedelta(0):
         raise ValueError(f"attach: timeout={timeout!r} is not a positive time.")
     return found
 
@@ -30,7 +38,10 @@ def patience(timeout: timedelta | float | None) -> timedelta | None:
 def connect(
     group: dist.ProcessGroup | None, device: torch.device, timeout: timedelta | float | None = None
 ) -> ProcessGroup:
-    """A transport for one session over the ranks of ``group`` (None: all). Collective."""
+    """A transport for one session over the ranks of ``group`` (None: all). Collective.
+
+    ``timeout``: seconds (or timedelta) that one collective may take; None: torch's default, 30 minutes.
+    """
     return ProcessGroup.over(group, device, patience(timeout))
 
 

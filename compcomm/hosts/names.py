@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.layout import Layout
+from .sharded import check_whole_parameter
 
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 
@@ -76,6 +77,7 @@ def those(module: nn.Module, wanted: Container[int]) -> list[tuple[str, nn.Param
     found = [(plain(name), p) for name, p in module.named_parameters() if id(p) in wanted]
     for name, parameter in found:
         check_dtype(name, parameter.dtype)
+        check_whole_parameter("attach", name, parameter)
     untyped: Any = module
     for name, part in untyped.named_modules():
         kind = isinstance(part, nn.Embedding | nn.EmbeddingBag)

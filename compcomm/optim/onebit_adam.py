@@ -50,8 +50,9 @@ class OneBitAdam(FrozenVariance):
         bias_correction: divide m by 1 - b1^t and v by 1 - b2^t, as Adam does; the second stops at the freeze. The
             published code does not (default), so its first steps are (1 - b1^t)/sqrt(1 - b2^t) times Adam's: 3 to 7
             times with the default betas. A rate that rises from zero makes up for it.
-        compressor: any compressor, route or ``ErrorFeedback``. ``SignScale(scale="l2")``, the published scale, is taken
-            too: it is no contraction, so nothing bounds its residual on sparse momentum (``Unproven``).
+        compressor: any compressor or route; ``ErrorFeedback`` goes around it, once: give that yourself where it is to
+            have options, ``ErrorFeedback(SignScale(), dtype=torch.bfloat16)``. ``SignScale(scale="l2")``, the published
+            scale, is taken too: it is no contraction, so nothing bounds its residual on sparse momentum (``Unproven``).
         warmup: how gradients are averaged at first: ``Exact()`` in their own precision, or ``Cast(torch.bfloat16)``,
             half of fp32's bytes. Nothing that keeps a residual.
         params: groups over the parameters of a DDP model; default: one group.

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from ..engine.replicas import unaveraged
 from ..hosts.attach import check_free
@@ -17,6 +16,7 @@ from ..hosts.names import (
     named,
     unfrozen,
 )
+from ..hosts.sharded import check_whole, check_whole_parameter
 
 
 class Parameters(NamedTuple):
@@ -44,7 +44,7 @@ def find(call: str, given: Any, params: Any) -> Parameters:
                 f"{type(given).__name__}. Give the groups as the first argument."
             )
         return Parameters(*_groups(call, given, {}, None), set())
-    _check_sharded(call, model)
+    check_whole(call, model, _SHARDED)
     ddp = model if isinstance(model, nn.parallel.DistributedDataParallel) else None
     if ddp is not None:
         check_free(call, ddp)
@@ -109,8 +109,7 @@ def check(call: str, name: str, p: Tensor) -> None:
     Raises:
         TypeError: it is not.
     """
-    if isinstance(p, DTensor) or type(p).__name__ == "FlatParameter":
-        raise TypeError(f"{call}: parameter {name!r} is sharded ({type(p).__name__}). {_SHARDED}")
+    check_whole_parameter(call, name, p, _SHARDED)
     check_dtype(name, p.dtype, call)
     if p.grad is not None:
         check_gradient(call, name, p.grad)
@@ -126,13 +125,6 @@ def check_gradient(call: str, name: str, grad: Tensor) -> None:
 
 
 _SHARDED = (
-    "Compressed momentum needs every rank to hold every parameter. Use DistributedDataParallel with this optimizer; or "
-    "keep FSDP and torch.optim.AdamW."
+    "and compressed momentum needs every rank to hold every parameter. Use DistributedDataParallel with this "
+    "optimizer; or keep FSDP and torch.optim.AdamW."
 )
-
-
-def _check_sharded(call: str, model: nn.Module) -> None:
-    for module in model.modules():
-        kinds = {kind.__name__ for kind in type(module).__mro__}
-        if kinds & {"FSDPModule", "FullyShardedDataParallel"}:
-            raise TypeError(f"{call}({type(module).__name__}): its parameters are sharded by FSDP. {_SHARDED}")

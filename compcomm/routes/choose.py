@@ -23,6 +23,11 @@ def settle(reducer: Reducer | Compressor, world: int, scheme: type[Reducer] | No
     two-phase           any other
     =================== ==========================================================================
     """
+    if not isinstance(reducer, Reducer | Compressor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"settle({reducer!r}, {world!r}): this is no reducer. Give one, such as cc.ErrorFeedback(cc.TopK(0.01)), "
+            f"or a compressor; cc.parse(text) makes one from text."
+        )
     if isinstance(world, bool) or not isinstance(world, int) or world < 1:
         raise ValueError(f"settle({reducer!r}, world={world!r}): the number of ranks is an integer, 1 or more.")
     found = reducer if isinstance(reducer, Reducer) else _route(reducer, world)

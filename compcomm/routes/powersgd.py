@@ -87,7 +87,7 @@ class PowerSGD(Reducer):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ranks", _pairs(self.ranks))
-        call = f"PowerSGD(rank={self.rank!r}, min_ratio={self.min_ratio!r}, error={self.error!r})"
+        call = repr(self)
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
             raise ValueError(f"{call}: the rank is an integer, 1 or more; 1 to 4 is usual.")
         number = isinstance(self.min_ratio, int | float) and not isinstance(self.min_ratio, bool)

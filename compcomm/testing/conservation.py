@@ -99,6 +99,7 @@ def applies_nothing_of_a_bad_step(r: Reducer) -> None:
                 for g in given:
                     g["layer.weight"].zero_()
             means = step(simulator, given, backwards(t))
+            _demand_finite(r, simulator, f"{'bad ' if bad else ''}step {t}")
             demand(simulator.bad == bad, r, f"step {t} is bad: {bad}, and the flows say {simulator.bad}.")
             if bad:
                 for rank in range(world):
@@ -112,9 +113,14 @@ def applies_nothing_of_a_bad_step(r: Reducer) -> None:
                     due[n] += _mean(clean, n)
         for n in kept:
             _demand_balance(r, simulator, n, applied[n], due[n], size[n])
-        for rank in range(world):
-            for entries in simulator.stores[rank].state_dict().values():
-                demand(all(e.isfinite().all() for e in entries.values()), r, "a bad step leaves NaN in the state.")
+
+
+def _demand_finite(r: Reducer, simulator: Simulator, when: str) -> None:
+    for store in simulator.stores:
+        for name, entries in store.state_dict().items():
+            for parameter, entry in entries.items():
+                demand(entry.isfinite().all(), r, f"slot {name!r} of {parameter!r} is not finite after the {when}: "
+                       f"give back in undo what the step took, or change it in keep.")  # fmt: skip
 
 
 def keeps_its_estimates_together(r: Reducer) -> None:

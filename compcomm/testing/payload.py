@@ -10,7 +10,7 @@ from ..core.packing import pack
 from ..core.random import Rng
 from ..core.source import Source, Target
 from .errors import demand, same_bits
-from .inputs import SIZES, coding, vectors
+from .inputs import SIZES, coding, segment, vectors
 from .round_trip import accepts, nothing_skipped, trip
 
 SEED = Rng(seed=11, step=3, rank=1)
@@ -24,6 +24,10 @@ def sends_the_bytes_it_declares(c: Compressor) -> None:
         packing = pack(c, layout)
         size = c.section(n)
         demand(size >= 0, c, f"section({n}) = {size} bytes.")
+        if type(c).encode_rows is Compressor.encode_rows:
+            coded = c.encode(vectors(n)["gaussian"], segment(n), SEED)
+            given = coded.numel() * coded.element_size()
+            demand(given == size, c, f"section({n}) says {size} bytes, encode gave {given}.")
         demand(packing.nbytes == packing.header + -(-size // 4) * 4, c, f"the message of {n} elements is not as long.")
         y = vectors(n)["gaussian"]
         wires = [torch.full((packing.nbytes + 64,), fill, dtype=torch.uint8) for fill in (0xA5, 0x5A)]

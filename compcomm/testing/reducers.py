@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..core.reducer import Reducer
-from . import conservation, description, elastic, state, traffic, worlds
+from . import conservation, description, elastic, pieces, state, traffic, worlds
 
 REDUCER_CHECKS: tuple[Callable[[Reducer], None], ...] = (
     description.is_its_own_call,
@@ -25,6 +25,7 @@ REDUCER_CHECKS: tuple[Callable[[Reducer], None], ...] = (
     state.resumes_bit_for_bit,
     state.can_take_a_step_back,
     state.can_change_its_buckets_at_any_step,
+    pieces.treats_pieces_alone,
     elastic.survives_a_change_of_workers,
     traffic.sends_what_the_dry_run_says,
     traffic.keeps_to_one_sequence_of_collectives,

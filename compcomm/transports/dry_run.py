@@ -54,6 +54,11 @@ class Cost(NamedTuple):
 def cost(reducer: Reducer | Compressor, layout: Layout, world: int, rank: int = 0) -> Cost:
     """Exact bytes that ``rank`` sends per step for one bucket, link headers apart; where messages vary in length, the
     most that it may send."""
+    if not isinstance(layout, Layout):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"cost({reducer!r}, {type(layout).__name__}, {world!r}): the second argument is a Layout, such as "
+            f"cc.Layout.of(model.named_parameters())."
+        )
     planned = plan(settle(reducer, world), layout, world, rank)
     dense = 2 * (4 * sum(s.numel for s in layout.segments) * (world - 1) // world)
     return Cost(sum(p.sent for p in planned), dense, planned)

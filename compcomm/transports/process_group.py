@@ -154,7 +154,7 @@ class ProcessGroup:
         kind, dtype, nbytes = op.signature
         return TransportError(
             f"rank {self.rank} of {self.world}: {kind} of {nbytes} bytes ({dtype}) did not finish: a peer has died, or "
-            f"is later than the group's timeout (as where hook.enabled differs between ranks). "
+            f"is later than the group's timeout (as where hook.enabled or hook.passes differs between ranks). "
             f"The cause is in the log of the first rank that stopped. [{error}]"
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -73,6 +74,7 @@ class Simulator:
                 f"Simulator.step: {len(buckets)} entries for {self.world} ranks. Give a list of buckets per rank; "
                 f"named tensors go to mean([...])."
             )
+        _check_buckets(buckets)
         self._check(buckets[0])
         flows: list[list[Flow]] = []
         means: list[list[Bucket]] = [[] for _ in range(self.world)]
@@ -162,7 +164,13 @@ class Simulator:
     def mean(
         self, tensors: Sequence[dict[str, Tensor]], present: Collection[int] | None = None
     ) -> list[dict[str, Tensor]]:
-        """One step on named tensors, one dictionary per rank, as a single bucket; ``present`` as in ``step``."""
+        """One step on named tensors, one dictionary per rank, as a single bucket; ``present`` as in ``step``.
+
+        Raises:
+            TypeError: it is not one dictionary per rank.
+            ValueError: the ranks' names or shapes differ.
+        """
+        _check_named(tensors, self.world)
         layout = Layout.of((n, t.shape) for n, t in tensors[0].items())
         flats = [torch.cat([t.reshape(-1) for t in d.values()]) for d in tensors]
         return [b[0].views() for b in self.step([[Bucket(f, layout)] for f in flats], present=present)]
@@ -174,6 +182,46 @@ class Simulator:
             for rank, op in enumerate(ops):
                 self.sent[rank] += op.sent_bytes(self.world, rank) if rank in self._here else 0
             perform(ops)
+
+
+def _check_named(tensors: Any, world: int) -> None:
+    kind = type(tensors).__name__
+    if isinstance(tensors, list | tuple):
+        others = [type(entry).__name__ for entry in cast("list[object]", tensors) if not isinstance(entry, dict)]
+        kind = f"[{others[0]}, ...]" if others else ""
+    if kind:
+        raise TypeError(
+            f"Simulator.mean({kind}): give a list with one dictionary of named tensors for each of the {world} ranks, "
+            f'such as mean([{{"w": gradient}} for gradient in gradients]).'
+        )
+    due = {n: list(t.shape) for n, t in tensors[0].items()} if tensors else {}
+    for rank, named in enumerate(tensors):
+        found = {n: list(t.shape) for n, t in named.items()}
+        odd = next((n for n in {**due, **found} if found.get(n) != due.get(n)), None)
+        if odd is not None or list(found) != list(due):
+            what = "the same names in another order than"
+            if odd is not None:
+                what = f"{odd!r} as {found.get(odd, 'nothing')}, {due.get(odd, 'nothing')} on"
+            raise ValueError(
+                f"Simulator.mean: rank {rank} has {what} rank 0. Give every rank the same names, in the same order, "
+                f"and equal shapes."
+            )
+
+
+def _check_buckets(buckets: Sequence[Sequence[Bucket]]) -> None:
+    due = [b.layout for b in buckets[0]]
+    for rank, given in enumerate(buckets):
+        if [b.layout for b in given] != due:
+            raise ValueError(
+                f"Simulator.step: rank {rank} has buckets of {[b.layout for b in given]}, rank 0 of {due}. Give every "
+                f"rank the same buckets, in the same order."
+            )
+        for b, (flat, layout) in enumerate(given):
+            if flat.dim() != 1 or flat.numel() != layout.numel:
+                raise ValueError(
+                    f"Simulator.step: bucket {b} of rank {rank} has a tensor of shape {list(flat.shape)} where its "
+                    f"{layout!r} needs a flat one of {layout.numel}."
+                )
 
 
 def perform(group: Sequence[Collective]) -> None:

@@ -25,6 +25,7 @@ from compcomm.testing import (
     check_reducer,
     conservation,
     payload,
+    pieces,
     properties,
     state,
     worlds,
@@ -150,6 +151,8 @@ COMPRESSORS: dict[str, tuple[Callable[[cc.Compressor], None], dict[str, object]]
     "do not decode to their sum": (properties.is_linear_as_declared, {
         "linear": True, "dtype": torch.bfloat16, "delta": lambda s, n: 0.9, "encode": _root,
         "decode": _square}),
+    r"section\(1\) says 5 bytes, encode gave 2": (payload.sends_the_bytes_it_declares, {
+        "section": lambda s, n: 4 * n + 1}),
     "to NaN": (payload.keeps_what_it_did_not_send, {
         "decode": lambda s, c, at, *a: 1 / Thirds.decode(s, c, at, *a)}),
     "decodes zeros": (payload.keeps_what_it_did_not_send, {
@@ -262,6 +265,25 @@ def _moves_everything(self: Wrapped, source: Source, target: Target, state: Stat
     return result
 
 
+def _clips_by_name(self: Wrapped, source: Source, target: Target, state: State, ctx: cc.Context) -> Flow:
+    result = yield from Wrapped.reduce(self, source, target, state, ctx)
+    residual = state["residual"]
+    by_name = {s.name: residual.view(s) for s in residual.layout.segments}  # one piece of each
+    for view in by_name.values():
+        view.clamp_(-0.1, 0.1)
+    return result
+
+
+def _keeps_the_infinite(self: Wrapped, source: Source, target: Target, state: State, ctx: cc.Context) -> Flow:
+    gradient = source.x.flat.clone()
+    result = yield from Wrapped.reduce(self, source, target, state, ctx)
+    residual = state["residual"]
+    for s in residual.layout.segments:
+        at = source.x.layout.position(s)
+        residual.view(s).view(-1).add_(gradient[at : at + s.numel], alpha=0.0)
+    return result
+
+
 REDUCERS: dict[str, tuple[Callable[[cc.Reducer], None], dict[str, object]]] = {
     "holds another mean": (worlds.gives_every_rank_the_same_mean, {"reduce": _rank_specific}),
     "miss the sum": (conservation.applies_nothing_of_a_bad_step, {"reduce": _forgets_to_undo}),
@@ -269,6 +291,9 @@ REDUCERS: dict[str, tuple[Callable[[cc.Reducer], None], dict[str, object]]] = {
     "some ranks are done|different collectives|where the dry run": (
         conservation.applies_nothing_of_a_bad_step, {"reduce": _talks_when_it_likes}),
     "when buckets are": (worlds.does_not_depend_on_how_buckets_are_cut, {"reduce": _depends_on_the_bucket}),
+    "depends on the piece beside it, in step 0: go over": (pieces.treats_pieces_alone, {"reduce": _clips_by_name}),
+    "slot 'residual' of 'head' is not finite after the bad step 2: give back in undo": (
+        conservation.applies_nothing_of_a_bad_step, {"reduce": _keeps_the_infinite}),
     "continues differently": (state.resumes_bit_for_bit, {"reduce": _remembers_elsewhere}),
     "without a gradient move": (worlds.leaves_rows_of_zeros, {"reduce": _moves_everything}),
     "is bad: True": (conservation.applies_nothing_of_a_bad_step, {"reduce": _hides_overflow}),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 import compcomm as cc
-from compcomm.testing import REDUCER_CHECKS, conservation, elastic, state, traffic, worlds
+from compcomm.testing import REDUCER_CHECKS, conservation, elastic, pieces, state, traffic, worlds
 
 from .cases import REDUCERS
 from .selection import pairs
@@ -28,8 +28,9 @@ COSTLY = (
     worlds.leaves_rows_of_zeros,
     state.can_change_its_buckets_at_any_step,
     state.declares_its_slots,
+    pieces.treats_pieces_alone,
 )
-TURNS = 8  # of 15: a further case runs about two of them
+TURNS = 8  # of 16: a further case runs two of them
 
 
 @pytest.mark.parametrize(("reducer", "check"), pairs(REDUCERS, REDUCER_CHECKS, COSTLY, TURNS))

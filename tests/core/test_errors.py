@@ -10,7 +10,9 @@ import torch
 import compcomm as cc
 from compcomm.core.source import Source, Target
 from compcomm.core.state import State
+from compcomm.hosts.joining import patience
 
+TWO = cc.Simulator(cc.Exact(), 2)
 CASES: list[tuple[Callable[[], object], list[str]]] = [
     (lambda: cc.TopK(ratio=0.0), ["TopK(ratio=0.0)", "(0, 1]", "share of the elements"]),
     (lambda: cc.TopK(ratio=1.5), ["TopK(ratio=1.5)", "(0, 1]"]),
@@ -34,8 +36,8 @@ CASES: list[tuple[Callable[[], object], list[str]]] = [
     (lambda: cc.QSGD(), ["QSGD()", "bits", "levels"]),
     (lambda: cc.QSGD(bits=4, levels=7), ["bits=4, levels=7", "either"]),
     (lambda: cc.QSGD(bits=1), ["bits=1", "only a sign", "Use SignScale()"]),
-    (lambda: cc.QSGD(bits=0), ["bits=0", "outside 1 to 8"]),
-    (lambda: cc.QSGD(bits=9), ["bits=9", "outside 1 to 8", "Use Cast(bfloat16)"]),
+    (lambda: cc.QSGD(bits=0), ["bits=0", "outside 2 to 8"]),
+    (lambda: cc.QSGD(bits=9), ["bits=9", "outside 2 to 8", "Use Cast(bfloat16)"]),
     (lambda: cc.QSGD(levels=0), ["levels=0", "outside 1 to 127"]),
     (lambda: cc.QSGD(levels=128), ["levels=128", "outside 1 to 127"]),
     (lambda: cc.QSGD(bits=4, norm=1), ["norm=1", "neither 2 nor inf"]),
@@ -66,6 +68,30 @@ CASES: list[tuple[Callable[[], object], list[str]]] = [
         lambda: cc.ErrorFeedback(cc.SignScale(scale="l2")),
         ["ErrorFeedback(SignScale(scale='l2'))", "no contraction", "residual may grow", "Use SignScale(scale='l1')"],
     ),
+    (lambda: cc.ErrorFeedback(cc.SignScale(scale="l2")), ["ErrorFeedback(Unproven(SignScale(scale='l2')))"]),
+    (lambda: cc.PowerSGD(0), ["PowerSGD(0): the rank is an integer"]),
+    (lambda: cc.PowerSGD(2, error="all"), ["PowerSGD(2, error='all'): error is one of 'aggregate', 'local'"]),
+    (lambda: cc.settle("TopK(.1)", 2), ["settle('TopK(.1)', 2)", "no reducer", "cc.parse(text)"]),  # type: ignore[arg-type]
+    (
+        lambda: cc.cost(cc.Exact(), torch.nn.Linear(2, 2), 2),  # type: ignore[arg-type]
+        ["cost(Exact(), Linear, 2)", "cc.Layout.of(model.named_parameters())"],
+    ),
+    (lambda: TWO.mean({"w": torch.ones(2)}), ["Simulator.mean(dict)", "one dictionary", "2 ranks"]),  # type: ignore[arg-type]
+    (lambda: TWO.mean([torch.ones(2)] * 2), ["Simulator.mean([Tensor, ...])", "one dictionary"]),  # type: ignore[list-item]
+    (
+        lambda: TWO.mean([{"w": torch.ones(2)}, {"w": torch.ones(3)}]),
+        ["rank 1 has 'w' as [3], [2] on rank 0", "equal shapes"],
+    ),
+    (
+        lambda: TWO.step([[cc.Bucket(torch.ones(2), cc.Layout.of([("w", (n,))]))] for n in (2, 3)]),
+        ["Simulator.step: rank 1 has buckets of [Layout(1 segments, 3 elements)]", "the same buckets"],
+    ),
+    (
+        lambda: TWO.step([[cc.Bucket(torch.ones(n), cc.Layout.of([("w", (2,))]))] for n in (2, 3)]),
+        ["Simulator.step: bucket 0 of rank 1 has a tensor of shape [3]", "flat one of 2"],
+    ),
+    (lambda: patience("60"), ["attach: timeout='60'", "number of seconds"]),  # type: ignore[arg-type]
+    (lambda: patience(float("nan")), ["attach: timeout=nan is not a positive time"]),
     (
         lambda: cc.ErrorFeedback(cc.Cast(torch.float16)),
         ["ErrorFeedback(Cast(float16))", "no contraction", "Use Cast(bfloat16)"],

@@ -9,6 +9,10 @@ from typing import Any
 import torch
 
 import compcomm as cc
+from compcomm.plan.kernels import Kernels
+from compcomm.plan.link import Link
+from compcomm.plan.methods import default
+from compcomm.plan.planner import plan
 from compcomm.plan.result import span
 from compcomm.plan.shapes import resnet50
 from tests.fresh import Programs
@@ -78,6 +82,18 @@ def test_the_plan_of_the_readme() -> None:
         short = inner.replace("()", "").replace("ratio=", "").replace(", rounding='nearest'", "")
         assert first == ("DDP without a hook" if row["method"] == "DDP" else short)
     assert f"{found['recommendation']['line']}\n  ({found['recommendation']['reason']})\n" in shown
+
+
+def test_the_bytes_of_the_plan_are_those_of_today() -> None:
+    """A dry run, in which nothing is measured: a change of a wire format makes the committed plan a stale one."""
+    found = result("plan-resnet50")
+    methods = default()
+    today = plan(
+        found["model"], found["workers"], Link(**found["link"]), compute=found["compute_seconds"], methods=methods,
+        kernels={m.text: Kernels() for m in methods},
+    )  # fmt: skip
+    due = {row.prediction.method: (row.prediction.sent, row.prediction.wire) for row in today.rows}
+    assert {row["method"]: (row["sent"], row["wire"]) for row in found["rows"]} == due
 
 
 def test_the_bytes_that_the_text_quotes() -> None:

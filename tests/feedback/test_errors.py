@@ -154,7 +154,7 @@ CASES: list[tuple[Callable[[], object], list[str]]] = [
         ["takes no weights", "Use AllGather(...) or TwoPhase(...)"],
     ),
     *[
-        (lambda r=r: cc.PowerSGD(rank=r), [f"PowerSGD(rank={r!r}", "an integer, 1 or more"])
+        (lambda r=r: cc.PowerSGD(rank=r), [f"PowerSGD({r!r})", "an integer, 1 or more"])
         for r in (0, -1, 2.0, True, "4", None)
     ],
     *[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +12,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import compcomm as cc
+from compcomm.engine.options import Options
+from compcomm.engine.session import Session
+from compcomm.hosts.joining import connect
 
 from . import models
 from .harness import Workers
@@ -80,6 +84,11 @@ def refusals(rank: int, world: int) -> Any:
     found["no reducer"] = models.caught(lambda: cc.attach(model, "TopK"))  # type: ignore[arg-type]
     found["seed"] = models.caught(lambda: cc.attach(model, cc.Exact(), seed=1.5))  # type: ignore[arg-type]
     found["timeout"] = models.caught(lambda: cc.attach(model, cc.Exact(), timeout=-1))
+    found["no time"] = models.caught(lambda: cc.attach(model, cc.Exact(), timeout="60"))  # type: ignore[arg-type]
+    found["group"] = models.caught(lambda: cc.attach(model, cc.Exact(), group=0))  # type: ignore[arg-type]
+    named = dict(model.module.named_parameters())
+    made = partial(Session, connect(None, torch.device("cpu"), 20), Options(cc.Exact()))
+    found["parameters"] = models.caught(lambda: made(named))
     found["scaler"] = models.caught(lambda: cc.attach(model, cc.Exact(), scaler=1024.0))
     found["check_every"] = models.caught(lambda: cc.attach(model, cc.Exact(), check_every=-1))
     cc.attach(model, cc.Exact(), timeout=20)
@@ -96,6 +105,9 @@ def refusals(rank: int, world: int) -> Any:
     late = DDP(odd)
     late.register_comm_hook(cc.DDPState(cc.Exact(), timeout=20), cc.ddp_hook)
     found["complex bucket"] = models.caught(lambda: late().backward())
+    bare = DDP(models.mlp())
+    bare.register_comm_hook(cc.TopK(ratio=0.1), cc.ddp_hook)
+    found["no state"] = models.caught(lambda: bare(models.batches(rank, 1)[0]).sum().backward())
     return found
 
 
@@ -109,6 +121,10 @@ def test_what_attach_refuses(two: Workers) -> None:
         "no reducer": ("TypeError", "cc.parse"),
         "seed": ("ValueError", "seed=1.5"),
         "timeout": ("ValueError", "timeout=-1"),
+        "no time": ("TypeError", "attach: timeout='60': give a number of seconds"),
+        "group": ("TypeError", "attach(group=0): this is no process group"),
+        "parameters": ("TypeError", "Session(parameters=dict): give a list of names and parameters"),
+        "no state": ("TypeError", "ddp_hook: its state is TopK(ratio=0.1). Wrap the reducer"),
         "scaler": ("TypeError", "get_scale"),
         "check_every": ("ValueError", "check_every=-1"),
         "twice": ("ValueError", "has a compcomm reducer already"),
