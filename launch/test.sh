@@ -8,4 +8,5 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash launch/setup.sh test
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # many tests start several processes: one thread each
+unset PYTHONDONTWRITEBYTECODE # dozens of processes import the package: it is compiled once
 exec .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

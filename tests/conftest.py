@@ -52,10 +52,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="with the tests that are marked full")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """On a busy machine tests have more time to end."""
-    if config.getoption("timeout", None) is None:
-        config.option.timeout = patience(float(config.getini("timeout") or 120))
+@pytest.hookimpl(tryfirst=True, hookwrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """On a busy machine tests have more time to end: a test's own bound or, where it has none, that of all."""
+    if item.config.getoption("timeout", None) is None:
+        own = item.get_closest_marker("timeout")
+        seconds = own.args[0] if own else float(item.config.getini("timeout") or 120)
+        item.add_marker(pytest.mark.timeout(patience(seconds)), append=False)
+    yield
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -94,7 +98,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not config.getoption("full"):
         kept = _by_turns(kept)
     if len(kept) < len(items):
-        config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+        chosen = set(kept)
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = sorted(kept, key=lambda item: item.nodeid.startswith(PROCESSES), reverse=hasattr(config, "workerinput"))
 
 

@@ -4,7 +4,10 @@ One process imports torch and forks for each program: what the package reads whe
 library is there) and what happens at an interpreter's end are the program's own. A fork goes on in the main script, so
 it ends as any program does.
 
->>> fresh(folder).run("import compcomm; print(compcomm.__name__)")
+Where the import is not what is tested, ``warm=True`` forks another process, which has imported the package too, and
+what torch itself imports with its first optimizer: that takes longer than most of these programs run.
+
+>>> Programs(folder).run("import compcomm; print(compcomm.__name__)")
 """
 
 from __future__ import annotations
@@ -24,10 +27,15 @@ from typing import NamedTuple
 from tests.patience import patience
 
 ROOT = Path(__file__).resolve().parents[1]
-SERVER = """
-import gc, json, os, select, sys
-import torch, torch.distributed, torch.nn.parallel
+COLD = """
+import torch, torch.distributed, torch.distributed.tensor, torch.nn.parallel
 assert not {"compcomm", "triton"} & sys.modules.keys(), "a fresh interpreter has imported neither"
+"""
+WARM = """
+import torch, torch.distributed, torch.nn.parallel
+import compcomm
+"""
+SERVER = """
 gc.freeze()
 children = 0
 while True:
@@ -68,91 +76,121 @@ class Ended(NamedTuple):
     stderr: str
 
 
+class Server:
+    """A process that imports, and then forks for each program."""
+
+    def __init__(self, imports: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", f"import gc, json, os, select, sys\n{imports}{SERVER}"],
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        self._rest = b""
+        self.ended: dict[int, int] = {}
+
+    def begin(self, job: dict[str, object]) -> int:
+        """The process id of a program that has begun."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(job).encode() + b"\n")
+        self._process.stdin.flush()
+        while True:
+            pid, code = self._read(patience(60))
+            if code is None:
+                return pid
+            self.ended[pid] = code
+
+    def end(self, pid: int, late: float) -> int:
+        """The exit code of a program that ends before ``late``."""
+        while pid not in self.ended:
+            found, code = self._read(late - time.monotonic())
+            assert code is not None
+            self.ended[found] = code
+        return self.ended.pop(pid)
+
+    def stop(self) -> None:
+        self._process.communicate()
+
+    def _read(self, timeout: float) -> tuple[int, int | None]:
+        """The next line: a program that has begun, or one that has ended."""
+        assert self._process.stdout is not None
+        late = time.monotonic() + timeout
+        while b"\n" not in self._rest:
+            ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, late - time.monotonic()))
+            if not ready:
+                raise TimeoutError
+            more = os.read(self._process.stdout.fileno(), 4096)
+            assert more, "the process that forks has died"
+            self._rest += more
+        line, _, self._rest = self._rest.partition(b"\n")
+        pid, code = json.loads(line)
+        return pid, code
+
+
 class Programs:
-    """The process that forks, started with the first program."""
+    """The processes that fork, each started with its first program."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._numbers = folder, itertools.count()
-        self._server: subprocess.Popen[bytes] | None = None
-        self._ended: dict[int, int] = {}
-        self._files: dict[int, tuple[Path, Path]] = {}
-        self._rest = b""
+        self._servers: dict[bool, Server] = {}
+        self._begun: dict[int, tuple[Server, Path, Path]] = {}
 
-    def start(self, code: str, *arguments: str, **environment: str) -> int:
+    def start(self, code: str, *arguments: str, warm: bool = False, **environment: str) -> int:
         """The process id of a program that has begun."""
-        if self._server is None:
-            self._server = subprocess.Popen(
-                [sys.executable, "-c", SERVER], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
-        assert self._server.stdin is not None
+        if warm not in self._servers:
+            self._servers[warm] = Server(WARM if warm else COLD)
         number = next(self._numbers)
         out, err = self._folder / f"{number}.out", self._folder / f"{number}.err"
         job = {"code": code, "arguments": arguments, "environment": environment, "out": str(out), "err": str(err)}
-        self._server.stdin.write(json.dumps(job).encode() + b"\n")
-        self._server.stdin.flush()
-        while True:
-            pid, code_of = self._read(patience(60))
-            if code_of is None:
-                self._files[pid] = out, err
-                return pid
-            self._ended[pid] = code_of
+        pid = self._servers[warm].begin(job)
+        self._begun[pid] = self._servers[warm], out, err
+        return pid
 
     def output(self, pid: int) -> str:
         """What it has said by now."""
-        out = self._files[pid][0]
+        out = self._begun[pid][1]
         return out.read_text() if out.exists() else ""
 
     def wait(self, pid: int, timeout: float = 60) -> Ended:
         """Its end; a program that takes longer is killed, and that is a failure."""
-        late = time.monotonic() + patience(timeout)
-        while pid not in self._ended:
-            try:
-                found, code = self._read(late - time.monotonic())
-            except TimeoutError:
-                os.kill(pid, signal.SIGKILL)
-                raise AssertionError(f"not ended within {timeout} s: {self._files[pid]}") from None
-            assert code is not None
-            self._ended[found] = code
-        return Ended(self._ended.pop(pid), *(path.read_text() for path in self._files.pop(pid)))
+        server, out, err = self._begun[pid]
+        try:
+            code = server.end(pid, time.monotonic() + patience(timeout))
+        except TimeoutError:
+            os.kill(pid, signal.SIGKILL)
+            raise AssertionError(f"not ended within {timeout} s: {out}, {err}") from None
+        del self._begun[pid]
+        return Ended(code, out.read_text(), err.read_text())
 
-    def run(self, code: str, *arguments: str, timeout: float = 60, **environment: str) -> Ended:
-        return self.wait(self.start(code, *arguments, **environment), timeout)
+    def run(self, code: str, *arguments: str, timeout: float = 60, warm: bool = False, **environment: str) -> Ended:
+        return self.wait(self.start(code, *arguments, warm=warm, **environment), timeout)
+
+    def script(self, script: str | Path, *arguments: str, timeout: float = 100, **environment: str) -> Ended:
+        """The end of a script: a path, or the name of a module. It starts warm, in this folder."""
+        return self.run(_main(script), *arguments, timeout=timeout, warm=True, OMP_NUM_THREADS="1", **environment)
 
     def ranks(self, world: int, script: str | Path, *arguments: str, timeout: float = 100, **environment: str) -> str:
-        """What the ranks of a script say, started with what torchrun tells them; each must end well. ``script``: a
-        path, or the name of a module."""
+        """What the ranks of a script say, started with what torchrun tells them; each must end well."""
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = str(free.getsockname()[1])
         given = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
                  "MASTER_PORT": port, "OMP_NUM_THREADS": "1", **environment}  # fmt: skip
-        code = (
-            f"import os, runpy, sys; os.chdir({os.getcwd()!r}); sys.path[0] = {str(Path(script).parent)!r}\n"
-            f"runpy.run_path({str(script)!r}, run_name='__main__')"
-            if isinstance(script, Path)
-            else f"import os, runpy; os.chdir({os.getcwd()!r}); runpy.run_module({script!r}, run_name='__main__')"
-        )
-        begun = [self.start(code, *arguments, RANK=str(r), LOCAL_RANK=str(r), **given) for r in range(world)]
+        begun = [
+            self.start(_main(script), *arguments, warm=True, RANK=str(r), LOCAL_RANK=str(r), **given)
+            for r in range(world)
+        ]
         ended = [self.wait(program, timeout) for program in begun]
         said = "".join(out + err for _, out, err in ended)
         assert not any(code for code, *_ in ended), said
         return said
 
     def stop(self) -> None:
-        if self._server is not None:
-            self._server.communicate()
+        for server in self._servers.values():
+            server.stop()
 
-    def _read(self, timeout: float) -> tuple[int, int | None]:
-        """The next line: a program that has begun, or one that has ended."""
-        assert self._server is not None and self._server.stdout is not None
-        late = time.monotonic() + timeout
-        while b"\n" not in self._rest:
-            ready, _, _ = select.select([self._server.stdout], [], [], max(0.0, late - time.monotonic()))
-            if not ready:
-                raise TimeoutError
-            more = os.read(self._server.stdout.fileno(), 4096)
-            assert more, "the process that forks has died"
-            self._rest += more
-        line, _, self._rest = self._rest.partition(b"\n")
-        pid, code = json.loads(line)
-        return pid, code
+
+def _main(script: str | Path) -> str:
+    """A program that does what Python does when it is called with that script."""
+    if isinstance(script, Path):
+        there, run = f"sys.path[0] = {str(script.parent)!r}", f"run_path({str(script)!r}, run_name='__main__')"
+    else:
+        there, run = "", f"run_module({script!r}, run_name='__main__')"
+    return f"import os, runpy, sys; os.chdir({os.getcwd()!r}); {there}\nrunpy.{run}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass, replace
+from functools import cache
 from math import sqrt
 from typing import Any, TypeVar, cast
 
@@ -44,6 +45,12 @@ def vectors(numel: int, seed: int = 0) -> dict[str, Tensor]:
     The last two families are the worst cases of quantisers under a max norm: one element at the norm, all others at
     half a level (rounding to nearest) or at the level that makes the relative variance largest (random rounding).
     """
+    return {name: v.clone() for name, v in _vectors(numel, seed).items()}
+
+
+@cache
+def _vectors(numel: int, seed: int) -> dict[str, Tensor]:
+    """Drawn once: every check asks for the same ones. Others get copies, which they may write to."""
     g = torch.Generator().manual_seed(seed)
     normal = torch.randn(numel, dtype=torch.float32, generator=g)
     wide = torch.randn(2, numel, dtype=torch.float32, generator=g).square().sum(0).div(2).sqrt().clamp_min(1e-3)
@@ -89,6 +96,11 @@ def model_layout(names: tuple[str, ...] | None = None) -> Layout:
 
 def gradient(rank: int, step: int, seed: int = 0) -> dict[str, Tensor]:
     """Named gradients: a part that all ranks share, and as much noise of their own."""
+    return {n: t.clone() for n, t in _gradient(rank, step, seed).items()}
+
+
+@cache
+def _gradient(rank: int, step: int, seed: int) -> dict[str, Tensor]:
     shared = torch.Generator().manual_seed(1_000_003 * seed + step)
     own = torch.Generator().manual_seed(1_000_003 * seed + 7919 * (rank + 1) + step)
     return {

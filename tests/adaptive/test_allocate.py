@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from compcomm.adaptive.allocate import allocate, allocate_bytes
 from compcomm.adaptive.knapsack import cheapest
+from tests.patience import patience
 
 
 def case(draw: np.random.Generator, m: int, options: int, kind: str) -> tuple[Any, Any]:
@@ -257,7 +258,7 @@ def test_many_layers_lose_next_to_nothing_to_rounding_and_take_little_time() -> 
     begin = time.perf_counter()
     coarse = allocate(errors, sizes, budget=budget)
     dual = allocate_bytes(errors, sizes, limit=limit)
-    assert time.perf_counter() - begin < 1.0
+    assert time.perf_counter() - begin < patience(1.0)
     fine = allocate(errors, sizes, budget=budget, buckets=200_000)
     assert total(sizes, coarse) <= total(sizes, fine) * 1.0005
     fine = allocate_bytes(errors, sizes, limit=limit, buckets=200_000)

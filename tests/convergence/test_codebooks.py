@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy import integrate, stats
 from torch import Tensor
 
 import compcomm as cc
@@ -52,6 +51,8 @@ def test_lloyd_max_levels(bits: int) -> None:
     assert all(c * 65536 == round(c * 65536) for c in half)
     assert half[: len(LEVELS.get(bits, ()))] == pytest.approx(LEVELS.get(bits, ()), abs=2e-5)
     edges = [0.0, *((a + b) / 2 for a, b in pairwise(half)), np.inf]
+    from scipy import stats  # seconds, for whoever only collects this file
+
     means = [stats.truncnorm.mean(a, b) for a, b in pairwise(edges)]
     assert list(half) == pytest.approx(means, abs=2e-5)
     if bits in LOST:
@@ -68,6 +69,8 @@ def test_the_best_grid(bits: int) -> None:
 
 
 def test_distortion_is_the_integral() -> None:
+    from scipy import integrate, stats
+
     half = np.array(lloyd_max(3))
 
     def loss(t: float) -> float:

@@ -97,9 +97,9 @@ DOUBLE = torch.float64
 @pytest.mark.slow
 def test_exact_between_unlike_ranks() -> None:
     """Without noise it reaches the optimum, where error feedback stalls in proportion to the step's square."""
-    assert _distance(cc.EControl(TOP, eta=0.1, dtype=DOUBLE), 10.0, 0.0, 0.02, 500) < 1e-12
-    assert _distance(cc.ErrorFeedback(TOP), 10.0, 0.0, 0.02, 500) > 1e-4
-    assert _distance(cc.EF21(TOP, dtype=DOUBLE), 10.0, 0.0, 0.02, 500) < 1e-12
+    assert _distance(cc.EControl(TOP, eta=0.1, dtype=DOUBLE), 10.0, 0.0, 0.03, 350) < 1e-12
+    assert _distance(cc.ErrorFeedback(TOP), 10.0, 0.0, 0.03, 350) > 1e-4
+    assert _distance(cc.EF21(TOP, dtype=DOUBLE), 10.0, 0.0, 0.03, 350) < 1e-12
 
 
 @pytest.mark.slow

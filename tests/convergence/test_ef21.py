@@ -57,7 +57,7 @@ def slot(simulator: cc.Simulator, name: str) -> Tensor:
 
 
 @cache
-def path(reducer: Any, steps: int = 200, rate: float | None = None, present: Any = None) -> tuple[Tensor, cc.Simulator]:
+def path(reducer: Any, steps: int = 120, rate: float | None = None, present: Any = None) -> tuple[Tensor, cc.Simulator]:
     """All x of a descent, and the simulator at its end; several tests look at the same one."""
     problem, simulator = Problem(), cc.Simulator(reducer, WORLD)
     x, found = torch.zeros(D, dtype=F64), []
@@ -71,7 +71,7 @@ def ef21(inner: Any = TOP, **more: Any) -> cc.EF21:
     return cc.EF21(inner, dtype=F64, **more)
 
 
-def page(steps: int = 200, present: Any = None, k: int = 2, **more: Any) -> Tensor:
+def page(steps: int = 120, present: Any = None, k: int = 2, **more: Any) -> Tensor:
     """The same descent by the NumPy page, with its Top-k in fp32 as on the wire."""
 
     def top(y: np.ndarray, rank: int, t: int) -> np.ndarray:
@@ -137,7 +137,7 @@ def test_sending_everything_is_gradient_descent_whatever_the_weights() -> None:
 def test_it_converges_to_the_optimum_where_error_feedback_cannot() -> None:
     problem = Problem()
     best = torch.linalg.solve(problem.h.mean(0), problem.c.mean(0))
-    found, _ = path(ef21(), 1000, 6 * problem.rate(2 / D))
+    found, _ = path(ef21(), 500, 12 * problem.rate(2 / D))
     assert float((found[-1] - best).norm()) < 1e-9 * float(best.norm())
 
 
@@ -145,8 +145,8 @@ def test_it_converges_to_the_optimum_where_error_feedback_cannot() -> None:
 def test_momentum_one_is_none_and_with_everything_sent_it_is_a_moving_average() -> None:
     assert gap(path(ef21(momentum=1.0))[0], path(ef21())[0]) == 0.0
     problem, v, x = Problem(), torch.zeros(D, dtype=F64), torch.zeros(D, dtype=F64)
-    found, _ = path(ef21(ALL, momentum=0.1), 300)
-    for t in range(300):
+    found, _ = path(ef21(ALL, momentum=0.1), 120)
+    for t in range(120):
         g = problem.gradients(x).mean(0)
         v = g if t == 0 else 0.9 * v + 0.1 * g
         x = x - problem.rate(2 / D) * v
@@ -180,7 +180,7 @@ def test_owners_that_lose_nothing_change_nothing_and_others_still_converge() -> 
     assert gap(path(ef21(cc.TwoPhase(ALL, server=cc.EF21)), 60)[0], path(ef21(ALL), 60)[0]) < 1e-6
     problem = Problem()
     best = torch.linalg.solve(problem.h.mean(0), problem.c.mean(0))
-    found, _ = path(ef21(cc.TwoPhase(cc.TopK(k=1, dense_below=0), server=cc.EF21)), 600, 3 * problem.rate(2 / D))
+    found, _ = path(ef21(cc.TwoPhase(cc.TopK(k=1, dense_below=0), server=cc.EF21)), 250, 5 * problem.rate(2 / D))
     assert float((found[-1] - best).norm()) < 1e-2 * float(best.norm())
 
 
@@ -206,8 +206,8 @@ def test_everyone_present_is_ef21_and_half_of_them_converge() -> None:
     best = torch.linalg.solve(problem.h.mean(0), problem.c.mean(0))
     found, _ = path(
         ef21(),
-        1000,
-        4 * problem.rate(2 / D),
+        500,
+        6 * problem.rate(2 / D),
         present=lambda t: None if t == 0 else np.flatnonzero(rng.random(WORLD) < 0.5).tolist(),
     )
     assert float((found[-1] - best).norm()) < 1e-5 * float(best.norm())
@@ -231,7 +231,7 @@ def test_the_path_to_the_last_digit() -> None:
     ends = []
     for given in (None, weights, (0.25,) * 4):
         simulator, x = cc.Simulator(ef21(weights=given), 4), torch.zeros(D, dtype=F64)
-        for _ in range(300):
+        for _ in range(120):
             x = x - problem.rate(2 / D) * step(simulator, problem.gradients(x))
         ends.append(x)
     assert gap(ends[0], ends[1]) < 1e-12 and gap(ends[0], ends[2]) < 1e-13
@@ -245,8 +245,8 @@ def test_the_path_to_the_last_digit() -> None:
 def test_other_compressors_take_another_path_to_the_same_place(inner: cc.Compressor) -> None:
     problem = Problem()
     best = torch.linalg.solve(problem.h.mean(0), problem.c.mean(0))
-    plain = path(ef21(cc.AllGather(inner)), 60, problem.rate(0.5))[0]
-    weighted = path(ef21(cc.AllGather(inner), weights=WEIGHTS), 800, problem.rate(0.5))[0]
+    plain = path(ef21(cc.AllGather(inner)), 60, 2 * problem.rate(0.5))[0]
+    weighted = path(ef21(cc.AllGather(inner), weights=WEIGHTS), 300, 2 * problem.rate(0.5))[0]
     if isinstance(inner, cc.Natural):
         assert gap(plain, weighted[:60]) > 1e-6
     assert float((weighted[-1] - best).norm()) < 1e-6 * float(best.norm())

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ import torch
 import compcomm as cc
 from compcomm.plan.result import span
 from compcomm.plan.shapes import resnet50
+from tests.fresh import Programs
 
 from .pages import ROOT, blocks, read, rows
 
@@ -30,10 +29,8 @@ def words(text: str) -> str:
     return " ".join(text.split())
 
 
-def test_the_results_page_is_that_of_the_json() -> None:
-    done = subprocess.run(
-        [sys.executable, "benchmarks/results_page.py", "--check"], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
+def test_the_results_page_is_that_of_the_json(programs: Programs) -> None:
+    done = programs.script(ROOT / "benchmarks" / "results_page.py", "--check")
     assert done.returncode == 0, done.stderr
 
 

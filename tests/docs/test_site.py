@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import patience
+
 from .pages import DOCS, ROOT
 
+pytestmark = pytest.mark.slow
 MISSING = [name for name in ("mkdocs", "material", "mkdocstrings") if find_spec(name) is None]
 needs_tools = pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not installed: pip install '.[docs]'")
 
@@ -20,7 +23,7 @@ needs_tools = pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} no
 def build(folder: Path, config: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(folder), "-f", str(config)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, env=environment)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=patience(110), env=environment)
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from tests.patience import patience
+
 ROOT = Path(__file__).resolve().parents[2]
 PROBE, NETLAB = str(ROOT / "tests" / "launch" / "card_probe.py"), str(ROOT / "launch" / "netlab")
 REDUCERS = {"ErrorFeedback(TopK(ratio=0.1))", "TwoPhase(QSGD(bits=4))", "RandK(ratio=0.1)", "Exact()"}
-pytestmark = [pytest.mark.multi, pytest.mark.timeout(100)]
+pytestmark = pytest.mark.multi
 
 
 def in_the_band(card: float, payload: int, messages: int) -> bool:
@@ -30,14 +32,14 @@ def rows(said: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.full), 3])
 def test_every_rank_sends_what_the_dry_run_says(world: int) -> None:
-    check = subprocess.run([sys.executable, NETLAB, "--check"], capture_output=True, text=True, timeout=20)
+    check = subprocess.run([sys.executable, NETLAB, "--check"], capture_output=True, text=True, timeout=patience(20))
     if check.returncode:
         if world > 2:  # no networks can be made here: loopback has to do
             test_two_ranks_on_loopback_send_together_what_the_dry_run_says()
             return
         pytest.skip(check.stderr.strip() or "netlab --check failed")
     command = [sys.executable, NETLAB, "--hosts", str(world), "--rate", "1gbit", "--", sys.executable, PROBE]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=patience(90))
     assert done.returncode == 0, done.stdout + done.stderr
     found = rows(done.stdout)
     assert len(found) == 4 * world and {row["reducer"] for row in found} == REDUCERS
@@ -60,7 +62,7 @@ def test_two_ranks_on_loopback_send_together_what_the_dry_run_says() -> None:
         for rank in "01"
     ]
     try:
-        said = [rank.communicate(timeout=80)[0].decode() for rank in ranks]
+        said = [rank.communicate(timeout=patience(80))[0].decode() for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()

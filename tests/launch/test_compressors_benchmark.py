@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,6 +21,8 @@ import methods  # noqa: E402
 import record  # noqa: E402
 import results_page  # noqa: E402
 import volume  # noqa: E402
+
+from tests.fresh import Programs  # noqa: E402
 
 EXPORTED = [v for v in map(vars(cc).get, cc.__all__) if isinstance(v, type) and issubclass(v, cc.Compressor)]
 
@@ -80,18 +80,11 @@ def test_a_mean_is_compared_with_the_best_of_its_size() -> None:
 
 @pytest.mark.slow
 @pytest.mark.full
-def test_the_benchmark_runs_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_benchmark_runs_end_to_end(programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """--quick: the JSON has what the results page needs of every family, and the plot is a picture."""
     file, plot = tmp_path / "compressors.json", tmp_path / "compressors.png"
-    command = f"benchmarks/compressors.py --quick --json {file} --plot {plot} --recorded {tmp_path}"
-    done = subprocess.run(
-        [sys.executable, *command.split()],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=110,
-    )
+    options = f"--quick --json {file} --plot {plot} --recorded {tmp_path}".split()
+    done = programs.script(ROOT / "benchmarks" / "compressors.py", *options, timeout=110)
     assert done.returncode == 0, done.stdout + done.stderr
     assert plot.read_bytes().startswith(b"\x89PNG")
     found = json.loads(file.read_text())

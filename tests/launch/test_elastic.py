@@ -12,36 +12,66 @@ from typing import Any
 
 import pytest
 
+from tests.fresh import Programs
+from tests.patience import patience
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = (ROOT / "launch" / "elastic.sh").read_text()
-pytestmark = [pytest.mark.multi, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.multi
 
 
-def train(workers: int, folder: Path, *arguments: str) -> tuple[dict[str, Any], str]:
-    """How a run of launch/elastic.py ended, and what it printed."""
+# What torchrun does, in a process that has torch already: its agent, with workers that are forks of it.
+AGENT = """
+import runpy, sys
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+workers, script = int(sys.argv[1]), sys.argv[2]
+del sys.argv[1:3]
+told = dict(rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", run_id=sys.argv[2], max_restarts=3, start_method="fork")
+
+def work():
+    runpy.run_path(script, run_name="__main__")
+
+elastic_launch(LaunchConfig(1, 1, workers, **told), work)()
+"""
+
+
+def environment() -> dict[str, str]:
+    return dict(re.findall(r"^export (\w+)=(\w+)", SCRIPT, re.M))
+
+
+def train(programs: Programs, folder: Path, *arguments: str) -> tuple[dict[str, Any], str]:
+    """How a run of launch/elastic.py with two workers ended, and what it printed."""
+    told = ["2", str(ROOT / "launch" / "elastic.py"), "--folder", str(folder), *arguments]
+    code, out, err = programs.run(AGENT, *told, timeout=120, warm=True, **environment())
+    assert code == 0, out + err
+    return json.loads((folder / "end.json").read_text()), out + err
+
+
+def torchrun(workers: int, folder: Path, *arguments: str) -> tuple[dict[str, Any], str]:
+    """The same by the command itself."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "3"]
     job = subprocess.Popen(
         [*command, "--nproc-per-node", str(workers), "launch/elastic.py", "--folder", str(folder), *arguments],
         cwd=ROOT,
-        env={**os.environ, **dict(re.findall(r"^export (\w+)=(\w+)", SCRIPT, re.M))},
+        env={**os.environ, **environment()},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
     try:
-        said, _ = job.communicate(timeout=120)
+        said, _ = job.communicate(timeout=patience(120))
     except subprocess.TimeoutExpired:
         job.terminate()  # torchrun ends its workers
-        said, _ = job.communicate(timeout=15)
+        said, _ = job.communicate(timeout=patience(15))
         pytest.fail(f"the run took too long:\n{said}")
     assert job.returncode == 0, said
     return json.loads((folder / "end.json").read_text()), said
 
 
-def test_a_killed_worker_changes_no_bit(tmp_path: Path) -> None:
+def test_a_killed_worker_changes_no_bit(programs: Programs, tmp_path: Path) -> None:
     """torchrun starts both workers again; they resume from step 10 of 16 and end with the unbroken run's parameters."""
-    unbroken, _ = train(2, tmp_path / "a", "--steps=16", "--every=5")
-    killed, said = train(2, tmp_path / "b", "--steps=16", "--every=5", "--kill=12")
+    unbroken, _ = train(programs, tmp_path / "a", "--steps=16", "--every=5")
+    killed, said = train(programs, tmp_path / "b", "--steps=16", "--every=5", "--kill=12")
     assert "failed (exitcode: -9) local_rank: 1" in said
     assert (unbroken["lives"], unbroken["began"], killed["lives"], killed["began"]) == (1, 0, 2, 10)
     for what in ("loss", "parameters", "pending", "steps"):
@@ -54,8 +84,8 @@ def test_a_killed_worker_changes_no_bit(tmp_path: Path) -> None:
 
 @pytest.mark.full
 def test_four_workers_then_two_go_on_from_one_file(tmp_path: Path) -> None:
-    four, _ = train(4, tmp_path, "--steps=6", "--every=3", "--portable")
-    two, said = train(2, tmp_path, "--steps=12", "--every=3", "--portable")
+    four, _ = torchrun(4, tmp_path, "--steps=6", "--every=3", "--portable")
+    two, said = torchrun(2, tmp_path, "--steps=12", "--every=3", "--portable")
     assert (four["workers"], four["steps"], two["workers"], two["began"], two["steps"]) == (4, 6, 2, 6, 12)
     (began,) = re.findall(r"from step 6, pending (\d+\.\d+)", said)
     assert float(began) == pytest.approx(four["pending"], rel=1e-5)

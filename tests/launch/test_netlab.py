@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import patience
+
 ROOT = Path(__file__).parents[2]
 NETLAB, CARD = ROOT / "launch" / "netlab", str(ROOT / "compcomm" / "report" / "network_card.py")
-CHECK = subprocess.run([sys.executable, NETLAB, "--check"], capture_output=True, text=True, timeout=20)
+CHECK = subprocess.run([sys.executable, NETLAB, "--check"], capture_output=True, text=True, timeout=patience(20))
 lab = pytest.mark.skipif(CHECK.returncode != 0, reason=CHECK.stderr.strip() or "netlab --check failed")
 pytestmark = pytest.mark.timeout(60)
 
@@ -25,7 +27,7 @@ def netlab(*arguments: str, script: str | None = None, timeout: float = 30) -> s
     program = [] if script is None else ["--", sys.executable, "-c", script]
     command = [sys.executable, str(NETLAB), *arguments, *program]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=patience(timeout), env=environment)
 
 
 def processes_with(mark: str) -> list[str]:
@@ -122,7 +124,7 @@ class TestHosts:
     def test_rank0_raw(self) -> None:
         script = "import os, sys; sys.stdout.write('1%\\r2%\\r3%\\n')"
         command = [sys.executable, str(NETLAB), "--rank0-raw", "--", sys.executable, "-c", script]
-        done = subprocess.run(command, capture_output=True, timeout=30)
+        done = subprocess.run(command, capture_output=True, timeout=patience(30))
         assert b"1%\r2%\r3%\n" in done.stdout
         assert b"[1] 3%\n" in done.stdout
         assert b"[0]" not in done.stdout
@@ -202,7 +204,7 @@ class TestEnd:
         begin = time.monotonic()
         done = netlab("--hosts", "3", "--grace", "1", script=script)
         assert done.returncode == 7
-        assert time.monotonic() - begin < 8
+        assert time.monotonic() - begin < patience(8)
         assert "[2] ended by itself" in done.stdout
         assert "[0] asked to end" in done.stdout
         assert "netlab: rank 1 ended with exit code 7" in done.stderr
@@ -217,7 +219,7 @@ class TestEnd:
         begin = time.monotonic()
         done = netlab("--grace", "0", script=script)
         assert done.returncode == 128 + signal.SIGSEGV
-        assert time.monotonic() - begin < 10
+        assert time.monotonic() - begin < patience(10)
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_signals_reach_every_rank(self, number: int) -> None:
@@ -231,7 +233,7 @@ class TestEnd:
             assert process.stdout is not None
             assert {process.stdout.readline(), process.stdout.readline()} == {"[0] ready\n", "[1] ready\n"}
             process.send_signal(number)
-            rest = process.communicate(timeout=15)[0]
+            rest = process.communicate(timeout=patience(15))[0]
         assert sorted(rest.split("\n")[:2]) == ["[0] got it", "[1] got it"]
         assert process.returncode == 5
 
@@ -269,7 +271,7 @@ def test_two_labs_at_once() -> None:
     command = [sys.executable, str(NETLAB), "--rate", "100mbit", "--", sys.executable, "-c", script]
     labs = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for process in labs:
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=patience(30))
         assert process.returncode == 0, err
         rates = [float(text) for text in re.findall(r"\[1\] rate \d+ ([\d.]+)", out)]
         assert len(rates) == 3
@@ -312,7 +314,14 @@ def test_no_root_needed() -> None:
     try:
         with NETLAB.open() as source:
             done = subprocess.run(
-                command, stdin=source, capture_output=True, text=True, timeout=30, user=65534, group=65534, cwd="/"
+                command,
+                stdin=source,
+                capture_output=True,
+                text=True,
+                timeout=patience(30),
+                user=65534,
+                group=65534,
+                cwd="/",
             )
     except PermissionError:
         pytest.skip(f"{python} is not for everybody")
@@ -345,7 +354,7 @@ def test_unavailable_is_69_with_a_cure(tmp_path: Path) -> None:
     bare.write_text(script)
     environment = {**os.environ, "PATH": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, bare, "--check"], capture_output=True, text=True, env=environment, timeout=20
+        [sys.executable, bare, "--check"], capture_output=True, text=True, env=environment, timeout=patience(20)
     )
     assert done.returncode == 69
     assert done.stderr == "netlab: no `ip` here; cure: apt-get install iproute2 (Fedora: iproute iproute-tc)\n"

@@ -1,4 +1,5 @@
-"""Real worker processes over Gloo that stay alive between tests; torch is imported once, and they are its forks.
+"""Real worker processes over Gloo that stay alive between tests; torch and the package are imported once, and they are
+forks of that.
 
 A scenario is a top-level function ``scenario(rank, world, **arguments)``; what it returns comes back, one value per
 rank; what it raises is raised here, with the ranks' tracebacks. Ranks meet through a file, so no port is taken.
@@ -34,7 +35,7 @@ from tests.patience import patience
 
 _READY = "ready"
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["torch", "torch.distributed", "torch.nn.parallel"])  # imported once for all processes
+_FORKS.set_forkserver_preload(["torch", "torch.distributed", "torch.nn.parallel", "compcomm"])  # once for all processes
 
 
 class WorkerError(AssertionError):
@@ -84,7 +85,7 @@ class Crew:
         for rank in there:
             self._pipes.pop(rank).close()
         for process in [self.processes.pop(rank) for rank in there]:
-            process.join(timeout=5)
+            process.join(timeout=patience(5))
             if process.is_alive():
                 os.kill(process.pid, signal.SIGKILL)
                 process.join()
@@ -129,8 +130,6 @@ class Workers:
 def _serve(rank: int, backend: str, pipe: Connection) -> None:
     import torch
     import torch.distributed as dist
-
-    import compcomm  # noqa: F401  what every scenario uses
 
     torch.set_num_threads(1)
     warnings.simplefilter("error")

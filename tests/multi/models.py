@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 import compcomm as cc
 from compcomm.plan.shapes import resnet50
+from tests.patience import patience
 
 
 def mlp(layers: int = 4, width: int = 64, seed: int = 0) -> nn.Sequential:
@@ -40,7 +41,8 @@ def wrap(module: nn.Module, reducer: Any = None, *, megabytes: float = 0.05, **o
     """A DDP model with many buckets, and its attachment (None without a reducer)."""
     names = ("find_unused_parameters", "gradient_as_bucket_view", "static_graph")
     ddp = DDP(module, bucket_cap_mb=megabytes, **{n: options.pop(n) for n in names if n in options})
-    return ddp, None if reducer is None else cc.attach(ddp, reducer, timeout=options.pop("timeout", 20), **options)
+    timeout = options.pop("timeout", patience(20))
+    return ddp, None if reducer is None else cc.attach(ddp, reducer, timeout=timeout, **options)
 
 
 def batches(rank: int, steps: int, width: int = 64, start: int = 0) -> list[Tensor]:

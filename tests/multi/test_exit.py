@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.fresh import Programs
+from tests.patience import patience
 
 pytestmark = pytest.mark.multi
 
@@ -19,7 +20,7 @@ torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=3)
 model = torch.nn.parallel.DistributedDataParallel(torch.nn.Sequential(*[torch.nn.Linear(64, 64) for _ in range(3)]))
 reducer = "ErrorFeedback(TwoPhase(SignScale()))" if how != "measures" else "LGreCo(PowerSGD(2), every=12, window=2)"
-attachment = cc.attach(model, cc.parse(reducer), timeout=10)
+attachment = cc.attach(model, cc.parse(reducer), timeout=float(sys.argv[4]))
 for _ in range(12 if how == "measures" else 3):  # the last step's review measures in the background
     model(torch.randn(4, 64)).sum().backward()
 if how == "drops":
@@ -67,7 +68,8 @@ Worker(owner, "scheduler").do(review)
 
 @pytest.mark.parametrize("how", ["cleans", "drops", "raises", "leaves", "measures"])
 def test_programs_end(programs: Programs, tmp_path: Path, how: str) -> None:
-    begun = [programs.start(RANKS, str(rank), str(tmp_path / "meet"), how) for rank in range(3)]
+    told = str(tmp_path / "meet"), how, str(patience(10))
+    begun = [programs.start(RANKS, str(rank), *told, warm=True) for rank in range(3)]
     for rank, (code, out, err) in enumerate([programs.wait(program) for program in begun]):
         if how == "raises":
             assert code == (7 if rank == 1 else 1), err
@@ -82,11 +84,11 @@ def test_programs_end(programs: Programs, tmp_path: Path, how: str) -> None:
 def test_a_program_that_ends_while_a_controller_measures_lets_it_finish(programs: Programs) -> None:
     """The scheduler's thread, which starts it, is a daemon; a daemon that runs torch when the interpreter goes down
     aborts the process."""
-    code, out, err = programs.run(BUSY + MEASURES)
+    code, out, err = programs.run(BUSY + MEASURES, warm=True)
     assert (code, out) == (0, "measured\n"), err
 
 
 def test_a_program_that_ends_before_a_controller_measures_is_not_held_up(programs: Programs) -> None:
-    for program in [programs.start(BUSY + LATE) for _ in range(3)]:
+    for program in [programs.start(BUSY + LATE, warm=True) for _ in range(3)]:
         code, _, err = programs.wait(program)
         assert code == 0, err

@@ -46,23 +46,33 @@ def digits(rank: int, world: int, kind: str, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("kind", "options"),
+    ("ranks", "kind", "options"),
     [
-        ("OneBitAdam", {}),
-        pytest.param("OneBitAdam", {"bias_correction": True}, marks=pytest.mark.full),
-        pytest.param("OneBitLamb", {}, marks=pytest.mark.full),
+        ("two", "OneBitAdam", {}),
+        pytest.param("four", "OneBitAdam", {}, marks=pytest.mark.full),
+        pytest.param("four", "OneBitAdam", {"bias_correction": True}, marks=pytest.mark.full),
+        pytest.param("four", "OneBitLamb", {}, marks=pytest.mark.full),
     ],
     ids=str,
 )
-def test_with_the_floor_it_learns(four: Workers, kind: str, options: dict[str, Any]) -> None:
-    loss, accuracy, largest = four.run(digits, kind=kind, **options)[0]
+def test_with_the_floor_it_learns(request: Any, ranks: str, kind: str, options: dict[str, Any]) -> None:
+    workers: Workers = request.getfixturevalue(ranks)
+    loss, accuracy, largest = workers.run(digits, kind=kind, **options)[0]
     assert loss < 0.15 and accuracy > 0.955, (loss, accuracy)
     assert kind != "OneBitAdam" or largest < 2.0
 
 
-@pytest.mark.parametrize("kind", ["OneBitAdam", pytest.param("OneBitLamb", marks=pytest.mark.full)])
-def test_without_it_diverges(four: Workers, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("ranks", "kind"),
+    [
+        ("two", "OneBitAdam"),
+        pytest.param("four", "OneBitAdam", marks=pytest.mark.full),
+        pytest.param("four", "OneBitLamb", marks=pytest.mark.full),
+    ],
+)
+def test_without_it_diverges(request: Any, ranks: str, kind: str) -> None:
     """The published formula: elements whose v is next to nothing take steps that nothing bounds."""
-    loss, accuracy, largest = four.run(digits, kind=kind, v_floor=0.0)[0]
+    workers: Workers = request.getfixturevalue(ranks)
+    loss, accuracy, largest = workers.run(digits, kind=kind, v_floor=0.0)[0]
     assert not loss < 2.0 and accuracy < 0.5, (loss, accuracy)
     assert kind != "OneBitAdam" or not largest < 1e6

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 import compcomm as cc
 from tests.optim.saved import same
+from tests.patience import patience
 
 from . import models
 from .harness import Workers
@@ -288,7 +289,7 @@ def stores(rank: int, world: int, kind: str) -> Any:
     told = [
         models.caught(lambda s=s: own.load_state_dict(s)) for s in ((saved if rank == 0 else {}), _older(saved, rank))
     ]
-    kept += [same(before, own.state_dict()), time.monotonic() - began < 5.0]
+    kept += [same(before, own.state_dict()), time.monotonic() - began < patience(5)]
     own.detach()
     return kept, told
 
@@ -321,7 +322,7 @@ def hook(rank: int, world: int) -> Any:
         (attachment.load_state_dict, exact), (attachment.load_portable_state_dict, merged)
     ]  # fmt: skip
     told = [models.caught(lambda f=f, s=s: f(s if rank == 0 else {})) for f, s in loads]
-    return told, same(exact, attachment.state_dict()), time.monotonic() - began < 5.0
+    return told, same(exact, attachment.state_dict()), time.monotonic() - began < patience(5)
 
 
 def test_a_hooks_state_that_one_rank_lacks(two: Workers) -> None:

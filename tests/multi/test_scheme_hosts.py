@@ -120,7 +120,9 @@ def compiles(rank: int, world: int, schemes: tuple[str, ...], setting: Any) -> A
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("setting", ["ddp_optimizer", "no_optimization"])
 def test_a_compiled_model(two: Workers, setting: str) -> None:
-    results = two.run(compiles, schemes=tuple(SCHEMES), setting=setting, timeout=150)
+    """Where the compiler cuts the graph is no scheme's affair: without cuts every third is tried."""
+    schemes = tuple(SCHEMES)[:: 1 if setting == "ddp_optimizer" else 3]
+    results = two.run(compiles, schemes=schemes, setting=setting, timeout=150)
     for found in results:
         for scheme, (eager, compiled) in found.items():
             assert torch.equal(compiled, results[0][scheme][1]), scheme
@@ -287,7 +289,7 @@ def trains(rank: int, world: int, runs: dict[str, tuple[str, int]]) -> Any:
 
 def test_training_comes_near_the_exact_mean(two: Workers) -> None:
     """The excess over the minimum, as a part of what it was at the beginning."""
-    runs = {"start": ("Exact()", 0), "best": ("Exact()", 200)} | {name: (text, 200) for name, text in SCHEMES.items()}
+    runs = {"start": ("Exact()", 0), "best": ("Exact()", 200)} | {name: (text, 140) for name, text in SCHEMES.items()}
     one, other = two.run(trains, runs=runs, timeout=100)
     start, best = one.pop("start")[0], one.pop("best")[0]
     for name, (loss, x) in one.items():

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from compcomm.ops import native
+from tests.fresh import Programs
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_every_case(tmp_path: Path) -> None:
+def test_every_case(tmp_path: Path, programs: Programs) -> None:
     file = tmp_path / "kernels.json"
     options = ["--numel", "3000", "--repeats", "3", "--budget", "0", "--json", str(file)]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "kernels.py"), *options],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+    done = programs.script(ROOT / "benchmarks" / "kernels.py", *options)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(file.read_text())
     assert found["benchmark"] == "kernels" and {"hardware", "versions", "commit"} <= found.keys()

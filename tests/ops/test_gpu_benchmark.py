@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.fresh import Ended, Programs
 from tests.ops.sparse_case import using
 
 ROOT = Path(__file__).parents[2]
@@ -27,23 +26,22 @@ def module(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-def kernels(*options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "benchmarks" / "kernels.py"), *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+def kernels(programs: Programs, *options: str) -> Ended:
+    return programs.script(ROOT / "benchmarks" / "kernels.py", *options)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
-def test_without_a_gpu_it_says_so() -> None:
-    done = kernels("--device", "cuda", "--numel", "4096")
+def test_without_a_gpu_it_says_so(programs: Programs) -> None:
+    done = kernels(programs, "--device", "cuda", "--numel", "4096")
     assert done.returncode == 2
     assert "no GPU here" in done.stderr and "Nothing was measured" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.full
-def test_every_case_is_a_valid_call_that_agrees_with_the_reference(tmp_path: Path) -> None:
+def test_every_case_is_a_valid_call_that_agrees_with_the_reference(tmp_path: Path, programs: Programs) -> None:
     file = tmp_path / "calls.json"
-    done = kernels("--device", "interpreter", "--numel", "4096", "--json", str(file))
+    done = kernels(programs, "--device", "interpreter", "--numel", "4096", "--json", str(file))
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads(file.read_text())["rows"]
     assert not any("seconds" in row for row in rows), "there is nothing to measure without a GPU"

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +17,6 @@ from tests.ops.dense_case import Format
 from tests.ops.sparse_case import using
 
 OPS = torch.ops.compcomm
-ROOT = Path(__file__).parents[2]
 WITHOUT = {"randk_indices"}
 """Ops without a tensor among their arguments: they run on the host."""
 RARE = {
@@ -212,11 +208,11 @@ def test_a_compiled_step_in_one_graph() -> None:
         pytest.param("sm_80", (), marks=pytest.mark.full),
     ],
 )
-def test_kernels_compile(architecture: str, ops: tuple[str, ...]) -> None:
+def test_kernels_compile(architecture: str, ops: tuple[str, ...], programs: Programs) -> None:
     """To machine code, by Triton's own compiler, which needs no GPU: no product is fused into a sum, which would change
     its bits, and the shared memory that a program wants is there. No ``ops``: all of them."""
-    command = [sys.executable, "-m", "tests.ops.interpreted.compile_all", architecture, *ops]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1100)
+    code = "import runpy; runpy.run_module('tests.ops.interpreted.compile_all', run_name='__main__')"
+    done = programs.run(code, architecture, *ops, timeout=1100)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     lines = done.stdout.splitlines()
     assert int(lines[-1].partition(" ")[0]) > 0

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from compcomm.ops import native
-from tests.ops.emulated import COMPILER, CSRC, ROOT
+from tests.fresh import Programs
+from tests.ops.emulated import COMPILER, CSRC
+from tests.patience import patience
 
 needs_cmake = pytest.mark.skipif(not (shutil.which("cmake") and COMPILER), reason="no cmake or no compiler here")
 
@@ -22,7 +23,7 @@ def configure(folder: Path, *options: str, **environment: str) -> subprocess.Com
         env={**{k: v for k, v in os.environ.items() if k != "CC_ISAS"}, **environment},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=patience(100),
     )
 
 
@@ -45,21 +46,15 @@ def test_all_sets_this_machines_or_those_named(tmp_path: Path) -> None:
 
 
 @needs_cmake
-def test_a_library_for_other_processors_is_not_loaded(tmp_path: Path) -> None:
+def test_a_library_for_other_processors_is_not_loaded(tmp_path: Path, programs: Programs) -> None:
     """As where a folder is copied to an older machine: no illegal instruction, but the torch reference and the cure."""
     made = tmp_path / "libcompcomm.so"
     source = CSRC / "isa.cpp"
     for built, name in ((8, "none"), (1, "baseline")):  # 8: a set that no processor has
         command = [str(COMPILER), "-shared", "-fPIC", f"-DCC_BUILT={built}", "-o", str(made), str(source)]
-        subprocess.run(command, check=True, timeout=60)
-        done = subprocess.run(
-            [sys.executable, "-c", "from compcomm.ops import native; print(native.isa(), *native.isas())"],
-            cwd=ROOT,
-            env={**os.environ, "COMPCOMM_LIBRARY": str(made), "COMPCOMM_CPU": ""},
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
+        subprocess.run(command, check=True, timeout=patience(60))
+        code = "from compcomm.ops import native; print(native.isa(), *native.isas())"
+        done = programs.run(code, COMPCOMM_LIBRARY=str(made), COMPCOMM_CPU="")
         assert done.returncode == 0, done.stderr
         assert done.stdout.split() == ([name] if name == "none" else [name, name])
         assert ("was built for other processors; rebuild it" in done.stderr) is (name == "none")

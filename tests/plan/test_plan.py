@@ -155,7 +155,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_command_in_a_process_of_its_own(here: Path, programs: Programs) -> None:
     code = f"import os, runpy; os.chdir({str(here)!r}); runpy.run_module('compcomm', run_name='__main__')"
-    done = programs.run(code, "plan", *SMALL, "--reducer", "TopK(ratio=0.001)", "--json", "p.json")
+    done = programs.run(code, "plan", *SMALL, "--reducer", "TopK(ratio=0.001)", "--json", "p.json", warm=True)
     assert done.returncode == 0, done.stderr
     assert "method" in done.stdout and "TopK(ratio=0.001)" in done.stdout and "written: p.json" in done.stdout
     found = json.loads((here / "p.json").read_text())

@@ -64,14 +64,21 @@ def randk_indices(key: int, numel: int, k: int, offset: int, step: int, device: 
     half = max(4, (max(numel - 1, 0).bit_length() + 1) // 2)
     mask = (1 << half) - 1
     keys = _round_keys(key, offset, step)
-    values = torch.arange(k, dtype=torch.int64, device=device)
-    outside = torch.ones_like(values, dtype=torch.bool)
-    while bool(outside.any()):
-        left, right = values[outside] >> half, values[outside] & mask
+
+    def network(values: Tensor) -> Tensor:
+        left, right = values >> half, values & mask
         for word in keys:
             left, right = right, left ^ (_mix(right ^ word) & mask)
-        values[outside] = left << half | right
-        outside = values >= numel
+        return left << half | right
+
+    values = torch.arange(k, dtype=torch.int64, device=device)
+    # Where it is small, the whole permutation is computed once: walking is then a matter of looking up.
+    table = network(torch.arange(1 << 2 * half, dtype=torch.int64, device=device)) if half <= 6 else None
+    outside = torch.arange(k, dtype=torch.int64, device=device)
+    while len(outside):
+        walked = network(values[outside]) if table is None else table[values[outside]]
+        values[outside] = walked
+        outside = outside[walked >= numel]
     return values
 
 
