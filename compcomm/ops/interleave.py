@@ -41,7 +41,7 @@ def _check_topk_scatter(
 
 
 def _topk_scatter() -> Callable[..., int] | None:
-    f = native.function("cc_topk_undeal", *[POINTER, LONG] * 2, POINTER, POINTER, LONG, FLOAT, LONG)
+    f = native.function("cc_topk_scatter", *[POINTER, LONG] * 2, POINTER, POINTER, LONG, FLOAT, LONG)
     if f is None:
         return None
 
@@ -55,7 +55,7 @@ def _topk_scatter() -> Callable[..., int] | None:
 register(
     f"permute_blocks({INPUT.replace('(a!) x', '(a!)? x')}, int grain) -> ()",
     permute_blocks,
-    native.encodes("deal", LONG),
+    native.encodes("permute_blocks", LONG),
     _check_permute_blocks,
 )
 register(

@@ -60,11 +60,11 @@ def _check_add_correction(
     _table(op, table)
 
 
-_axpby = native.function("cc_blend", POINTER, LONG, POINTER, LONG, POINTER, LONG, POINTER, POINTER, LONG, FLOAT)
+_axpby = native.function("cc_axpby", POINTER, LONG, POINTER, LONG, POINTER, LONG, POINTER, POINTER, LONG, FLOAT)
 _norms = native.function("cc_norms", POINTER, LONG, POINTER, LONG, POINTER, LONG)
-_nonzero_segments = native.function("cc_alive", POINTER, LONG, POINTER, LONG, POINTER, LONG)
+_nonzero_segments = native.function("cc_nonzero_segments", POINTER, LONG, POINTER, LONG, POINTER, LONG)
 _add_correction = native.function(
-    "cc_steer", POINTER, LONG, POINTER, POINTER, LONG, POINTER, LONG, POINTER, LONG, FLOAT, FLOAT
+    "cc_add_correction", POINTER, LONG, POINTER, POINTER, LONG, POINTER, LONG, POINTER, LONG, FLOAT, FLOAT
 )
 
 

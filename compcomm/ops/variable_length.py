@@ -46,12 +46,12 @@ def _check_numbers(op: str, name: str, tensor: Tensor, columns: int) -> None:
 
 
 def _compact() -> Callable[..., int] | None:
-    f = native.function("cc_squeeze", POINTER, LONG, POINTER, LONG, POINTER, LONG, POINTER, LONG, POINTER)
+    f = native.function("cc_compact", POINTER, LONG, POINTER, LONG, POINTER, LONG, POINTER, LONG, POINTER)
     return None if f is None else lambda *args: f(*_ends(*args[:4]), args[4].data_ptr())
 
 
 def _scatter() -> Callable[..., int] | None:
-    f = native.function("cc_spread", POINTER, LONG, POINTER, POINTER, LONG, POINTER, LONG, POINTER, LONG)
+    f = native.function("cc_scatter", POINTER, LONG, POINTER, POINTER, LONG, POINTER, LONG, POINTER, LONG)
 
     def call(bodies: Tensor, places: Tensor, *rest: Tensor) -> int:
         assert f is not None

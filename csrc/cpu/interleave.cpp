@@ -1,18 +1,18 @@
-// Blocks dealt out like cards: see deal.h for the order.
-// One pass: y = decay*x + add_scale*add goes to x, as it is, and dealt out to z.
-#include "deal.h"
+// Blocks in the order of the ways: see block_order.h for the order.
+// One pass: y = decay*x + add_scale*add goes to x, as it is, and permuted to z.
+#include "block_order.h"
 
 namespace {
 
 template <bool X, bool ADD>
-static void deal(float* x, const float* add, uint8_t* to, int64_t n, int64_t ways, int64_t grain, float decay,
+static void permute(float* x, const float* add, uint8_t* to, int64_t n, int64_t ways, int64_t grain, float decay,
                  float add_scale, Seen& seen) {
-    const Deal order(n, ways, grain);
+    const BlockOrder order(n, ways, grain);
     const F16 d = splat(decay), s = splat(add_scale), zero = splat(0.0f);
-    // written in order, read from as many places as a hand has blocks
-    for (int64_t place = 0, hand = 0; place <= ways; place++, hand = order.after(hand))
+    // written in order, read from as many places as a way has blocks
+    for (int64_t place = 0, way = 0; place <= ways; place++, way = order.after(way))
         for (int64_t turn = 0; turn < (place < ways ? order.each : order.rest); turn++) {
-            const int64_t block = place < ways ? hand + ways * turn : ways * order.each + turn;
+            const int64_t block = place < ways ? way + ways * turn : ways * order.each + turn;
             const int64_t begin = block * grain, end = n - begin < grain ? n : begin + grain;
             for (int64_t i = begin; i < end; i += 16) {
                 const int m = (int)(end - i < 16 ? end - i : 16);
@@ -36,7 +36,7 @@ static void deal(float* x, const float* add, uint8_t* to, int64_t n, int64_t way
 
 }  // namespace
 
-CC_KERNEL(cc_deal, (CC_ENCODE_PARAMS, int64_t grain), (CC_ENCODE_ARGS, grain)) {
+CC_KERNEL(cc_permute_blocks, (CC_ENCODE_PARAMS, int64_t grain), (CC_ENCODE_ARGS, grain)) {
     if (grain <= 0 || grain % 16) return CC_BAD_PARAMETER;
     for (int64_t r = 0; r < nrows; r++) {
         const cc_row row = rows[r];
@@ -47,9 +47,9 @@ CC_KERNEL(cc_deal, (CC_ENCODE_PARAMS, int64_t grain), (CC_ENCODE_ARGS, grain)) {
             return CC_BAD_ROW(r);
         Seen seen;
         uint8_t* z = wire + row.wire;
-        if (has_x && has_add) deal<true, true>(x + row.x, add + row.add, z, row.numel, row.k, grain, decay, add_scale, seen);
-        else if (has_x) deal<true, false>(x + row.x, nullptr, z, row.numel, row.k, grain, decay, add_scale, seen);
-        else deal<false, true>(nullptr, add + row.add, z, row.numel, row.k, grain, decay, add_scale, seen);
+        if (has_x && has_add) permute<true, true>(x + row.x, add + row.add, z, row.numel, row.k, grain, decay, add_scale, seen);
+        else if (has_x) permute<true, false>(x + row.x, nullptr, z, row.numel, row.k, grain, decay, add_scale, seen);
+        else permute<false, true>(nullptr, add + row.add, z, row.numel, row.k, grain, decay, add_scale, seen);
         seen.report(row, status);
     }
     return 0;

@@ -3,7 +3,7 @@
 //
 // One block of 65,536 elements (256 KiB) at a time: cleared, then each message's offsets of that block are added while
 // it lies in the cache, in message order. So W messages cost about one pass of memset and no cache misses.
-#include "deal.h"
+#include "block_order.h"
 #include "topk_section.h"
 
 namespace {
@@ -87,18 +87,18 @@ CC_KERNEL(cc_topk_decode, (CC_DECODE_PARAMS), (CC_DECODE_ARGS)) {
     return code;
 }
 
-// deals: int64[nrows][3], (elements of the row's parameter, the row's first dealt element, hands); row.x is the
+// pieces: int64[nrows][3], (elements of the row's parameter, the row's first permuted element, ways); row.x is the
 // parameter's first element in `out`.
-CC_KERNEL(cc_topk_undeal,
-          (const uint8_t* wire, int64_t wire_bytes, const cc_row* rows, int64_t nrows, const int64_t* deals, float* out,
+CC_KERNEL(cc_topk_scatter,
+          (const uint8_t* wire, int64_t wire_bytes, const cc_row* rows, int64_t nrows, const int64_t* pieces, float* out,
            int64_t out_numel, float scale, int64_t grain),
-          (wire, wire_bytes, rows, nrows, deals, out, out_numel, scale, grain)) {
+          (wire, wire_bytes, rows, nrows, pieces, out, out_numel, scale, grain)) {
     if (grain <= 0 || grain > 65536 || grain & (grain - 1)) return CC_BAD_PARAMETER;
     const int shift = __builtin_ctzll((uint64_t)grain);
     int64_t code = check(wire, 1, wire_bytes, wire_bytes, rows, nrows, nullptr, 0, out_numel);
     for (int64_t i = 0; code == 0 && i < nrows; i++) {
         const cc_row& r = rows[i];
-        const int64_t whole = deals[3 * i], start = deals[3 * i + 1], ways = deals[3 * i + 2];
+        const int64_t whole = pieces[3 * i], start = pieces[3 * i + 1], ways = pieces[3 * i + 2];
         if (r.x == -1) continue;
         if (whole < 0 || whole > TOPK_MAX_NUMEL || ways < 1 || ways > TOPK_MAX_NUMEL || !inside(r.x, whole, out_numel) ||
             !inside(start, r.numel, whole))
@@ -107,15 +107,15 @@ CC_KERNEL(cc_topk_undeal,
     for (int64_t i = 0; code == 0 && i < nrows; i++) {
         const cc_row& r = rows[i];
         if (r.x == -1 || r.numel == 0) continue;
-        const Deal order(deals[3 * i], deals[3 * i + 2], grain);
-        const int64_t start = deals[3 * i + 1];
+        const BlockOrder order(pieces[3 * i], pieces[3 * i + 2], grain);
+        const int64_t start = pieces[3 * i + 1];
         const loose32* counts = (const loose32*)(wire + r.wire);
         const loose16* offset = (const loose16*)(wire + r.wire + 4 * topk_blocks(r));
         const loosef* value = (const loosef*)(wire + r.wire + topk_values_at(r));
         for (int64_t b = 0; b < topk_blocks(r); b++)
             for (uint32_t j = 0; j < counts[b]; j++) {
-                const int64_t dealt = start + b * TOPK_BLOCK + *offset++;
-                float* to = out + r.x + (order.natural((uint32_t)(dealt >> shift)) << shift) + (dealt & (grain - 1));
+                const int64_t permuted = start + b * TOPK_BLOCK + *offset++;
+                float* to = out + r.x + (order.natural((uint32_t)(permuted >> shift)) << shift) + (permuted & (grain - 1));
                 *to = *to + *value++ * scale;
             }
     }

@@ -75,7 +75,7 @@ CC_API int64_t cc_philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, int
 // Memory of feedback schemes: to <- alpha*to + beta[row]*from, where what is not finite in `from` counts as zero and is
 // reported in status[0]; whether a row of `from` has an element that is not zero, in status[1 + index]; and
 // x <- x + scale*(eta*error - estimate), where what is not finite in x counts as zero and is reported.
-CC_API int64_t cc_blend(float* to, int64_t to_numel, const float* from, int64_t from_numel, const cc_span* rows,
+CC_API int64_t cc_axpby(float* to, int64_t to_numel, const float* from, int64_t from_numel, const cc_span* rows,
                         int64_t nrows, const float* beta, uint8_t* status, int64_t status_numel, float alpha);
 // Matrices turned on their way between two buffers: to[b][j][i] = from[b][i][j] for b < count, i < rows, j < columns.
 typedef struct cc_turned {
@@ -93,10 +93,10 @@ CC_API int64_t cc_zero_rows_clear(float* to, int64_t to_numel, const uint8_t* bi
 // out[row] = the L2 norm of a row, what is not finite counting as zero.
 CC_API int64_t cc_norms(const float* from, int64_t from_numel, const cc_span* rows, int64_t nrows, double* out,
                         int64_t out_numel);
-CC_API int64_t cc_steer(float* x, int64_t x_numel, const float* error, const float* estimate, int64_t numel,
+CC_API int64_t cc_add_correction(float* x, int64_t x_numel, const float* error, const float* estimate, int64_t numel,
                         const cc_span* rows, int64_t nrows, uint8_t* status, int64_t status_numel, float eta,
                         float scale);
-CC_API int64_t cc_alive(const float* from, int64_t from_numel, const cc_span* rows, int64_t nrows, uint8_t* status,
+CC_API int64_t cc_nonzero_segments(const float* from, int64_t from_numel, const cc_span* rows, int64_t nrows, uint8_t* status,
                         int64_t status_numel);
 
 // Dense: fp32, as it is.
@@ -148,12 +148,12 @@ CC_API int64_t cc_randk_indices(const cc_row* row, int64_t step, int64_t* out); 
 // Sections of variable length begin with a u32, the bytes they take in all, and lie where their capacity puts them.
 // spans: int64[messages][4] (first byte of the body, end of its exact part, end of the message, number of its rows);
 // the rows of message 0, then of message 1, ...: only their `wire` is read, sections lie back to back.
-// squeeze: bodies (exact part and used bytes) one after the other into out, their bytes into sizes[messages].
-// spread: the reverse, from bodies at places int64[messages][2] (start, size); unused capacity is zeroed. All lengths
+// compact: bodies (exact part and used bytes) one after the other into out, their bytes into sizes[messages].
+// scatter: the reverse, from bodies at places int64[messages][2] (start, size); unused capacity is zeroed. All lengths
 // are checked before the first write; > 0: corrupt, 1 + message*nrows + row.
-CC_API int64_t cc_squeeze(const uint8_t* wire, int64_t wire_bytes, const cc_row* rows, int64_t nrows,
+CC_API int64_t cc_compact(const uint8_t* wire, int64_t wire_bytes, const cc_row* rows, int64_t nrows,
                           const int64_t* spans, int64_t messages, uint8_t* out, int64_t out_bytes, int64_t* sizes);
-CC_API int64_t cc_spread(const uint8_t* bodies, int64_t bodies_bytes, const int64_t* places, const cc_row* rows,
+CC_API int64_t cc_scatter(const uint8_t* bodies, int64_t bodies_bytes, const int64_t* places, const cc_row* rows,
                          int64_t nrows, const int64_t* spans, int64_t messages, uint8_t* wires, int64_t wires_bytes);
 
 // Shared scale: norms of each block first (levels only decide which norms can be scaled); then, under the largest norms
@@ -180,11 +180,11 @@ CC_API int64_t cc_minmax_decode(CC_DECODE_PARAMS, int bits, int64_t block);
 CC_API int64_t cc_hadamard_forward(CC_ENCODE_PARAMS, int64_t block, int64_t step);
 CC_API int64_t cc_hadamard_inverse(CC_DECODE_PARAMS, int64_t block, int64_t step);
 
-// Deals the blocks of `grain` elements of each row out to row.k hands: y goes to x, and dealt out to `wire` (fp32).
-// Back: adds scale times the kept elements of one top-k message, over pieces of the dealt order, in natural order.
-CC_API int64_t cc_deal(CC_ENCODE_PARAMS, int64_t grain);
-CC_API int64_t cc_topk_undeal(const uint8_t* wire, int64_t wire_bytes, const cc_row* rows, int64_t nrows,
-                              const int64_t* deals, float* out, int64_t out_numel, float scale, int64_t grain);
+// Permutes the blocks of `grain` elements of each row into row.k ways: y goes to x, and permuted to `wire` (fp32).
+// Back: adds scale times the kept elements of one top-k message, over pieces of the permuted order, in natural order.
+CC_API int64_t cc_permute_blocks(CC_ENCODE_PARAMS, int64_t grain);
+CC_API int64_t cc_topk_scatter(const uint8_t* wire, int64_t wire_bytes, const cc_row* rows, int64_t nrows,
+                              const int64_t* pieces, float* out, int64_t out_numel, float scale, int64_t grain);
 
 // Natural dithering: per block one fp32 step, then all codes +-i + s (level i of s = 2^(bits-1) - 1), `bits` bits each.
 CC_API int64_t cc_natural_dither_encode(CC_ENCODE_PARAMS, const float* gain, int bits, int norm2, int64_t block,

@@ -41,12 +41,12 @@ CC_API int64_t cc_cuda_encode_tile(int64_t block);  // elements to a program of 
 
 CC_API int cc_cuda_sign_encode(CC_CUDA_ENCODE_PARAMS, int kind, int64_t block, void* stream);
 CC_API int cc_cuda_sign_decode(CC_CUDA_DECODE_PARAMS, int64_t block, void* stream);
-CC_API int cc_cuda_sign_recode(CC_CUDA_RECODE_PARAMS, int kind, int64_t block, void* stream);
+CC_API int cc_cuda_sign_reencode(CC_CUDA_RECODE_PARAMS, int kind, int64_t block, void* stream);
 
 CC_API int cc_cuda_qsgd_encode(CC_CUDA_ENCODE_PARAMS, const float* gain, int bits, int levels, int norm2,
                                int stochastic, int64_t block, int64_t step, int64_t rank, void* stream);
 CC_API int cc_cuda_qsgd_decode(CC_CUDA_DECODE_PARAMS, int bits, int levels, int64_t block, void* stream);
-CC_API int cc_cuda_qsgd_recode(CC_CUDA_RECODE_PARAMS, const float* gain, int bits, int levels, int norm2,
+CC_API int cc_cuda_qsgd_reencode(CC_CUDA_RECODE_PARAMS, const float* gain, int bits, int levels, int norm2,
                                int stochastic, int64_t block, int64_t step, int64_t rank, void* stream);
 
 // `stretches`: the same rows in tiles of cc_cuda_topk_stretch(). `lists`: per row where its list of candidates begins

@@ -15,8 +15,8 @@ from .library import FLOAT, INT, LONG, POINTER, Function, kernel, typed
 RECODE = (
     POINTER, INT, POINTER, LONG, LONG, POINTER, POINTER, POINTER, POINTER, POINTER, LONG, POINTER, FLOAT, FLOAT,
 )  # fmt: skip
-_sign = Function("cc_cuda_sign_recode", *RECODE, INT, LONG)
-_qsgd = Function("cc_cuda_qsgd_recode", *RECODE, POINTER, INT, INT, INT, INT, LONG, LONG, LONG)
+_sign = Function("cc_cuda_sign_reencode", *RECODE, INT, LONG)
+_qsgd = Function("cc_cuda_qsgd_reencode", *RECODE, POINTER, INT, INT, INT, INT, LONG, LONG, LONG)
 
 
 def _check(op: str, x, wires, table_in, skip, wire, table_out, status, section, *form) -> None:

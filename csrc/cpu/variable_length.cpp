@@ -46,7 +46,7 @@ CC_INLINE int64_t used(const uint8_t* section, int64_t room, int64_t capacity) {
 
 }  // namespace
 
-CC_KERNEL(cc_squeeze,
+CC_KERNEL(cc_compact,
           (const uint8_t* wire, int64_t wire_bytes, const cc_row* rows, int64_t nrows, const int64_t* spans_at,
            int64_t messages, uint8_t* out, int64_t out_bytes, int64_t* sizes),
           (wire, wire_bytes, rows, nrows, spans_at, messages, out, out_bytes, sizes)) {
@@ -80,7 +80,7 @@ CC_KERNEL(cc_squeeze,
     return 0;
 }
 
-CC_KERNEL(cc_spread,
+CC_KERNEL(cc_scatter,
           (const uint8_t* bodies, int64_t bodies_bytes, const int64_t* places_at, const cc_row* rows, int64_t nrows,
            const int64_t* spans_at, int64_t messages, uint8_t* wires, int64_t wires_bytes),
           (bodies, bodies_bytes, places_at, rows, nrows, spans_at, messages, wires, wires_bytes)) {

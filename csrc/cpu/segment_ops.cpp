@@ -10,7 +10,7 @@ CC_INLINE bool span_fits(const cc_span& r, int64_t to, int64_t from, int64_t sta
 
 // to <- alpha*to + beta*from, numbers in `from` that are not finite counting as zero. READ: alpha is not 0.
 template <bool READ>
-CC_INLINE void blend(float* to, const float* from, int64_t n, float alpha, float beta, I16& gradient, I16& worst) {
+CC_INLINE void axpby(float* to, const float* from, int64_t n, float alpha, float beta, I16& gradient, I16& worst) {
     const F16 a = splat(alpha), b = splat(beta), zero = splat(0.0f);
     const I16 infinite = splat(INFINITE);
     for (int64_t i = 0; i < n; i += 16) {
@@ -27,7 +27,7 @@ CC_INLINE void blend(float* to, const float* from, int64_t n, float alpha, float
 }
 
 // x <- x + scale*(eta*error - estimate), numbers in x that are not finite counting as zero.
-CC_INLINE void steer(float* x, const float* error, const float* estimate, int64_t n, float eta, float scale,
+CC_INLINE void add_correction(float* x, const float* error, const float* estimate, int64_t n, float eta, float scale,
                      I16& worst) {
     const F16 a = splat(eta), b = splat(scale), zero = splat(0.0f);
     const I16 infinite = splat(INFINITE);
@@ -46,7 +46,7 @@ CC_INLINE void steer(float* x, const float* error, const float* estimate, int64_
 
 }  // namespace
 
-CC_KERNEL(cc_steer,
+CC_KERNEL(cc_add_correction,
           (float* x, int64_t x_numel, const float* error, const float* estimate, int64_t numel, const cc_span* rows,
            int64_t nrows, uint8_t* status, int64_t status_numel, float eta, float scale),
           (x, x_numel, error, estimate, numel, rows, nrows, status, status_numel, eta, scale)) {
@@ -54,13 +54,13 @@ CC_KERNEL(cc_steer,
     for (int64_t r = 0; r < nrows; r++) {
         const cc_span row = rows[r];
         if (!span_fits(row, x_numel, numel, status_numel)) return CC_BAD_ROW(r);
-        steer(x + row.to, error + row.from, estimate + row.from, row.numel, eta, scale, worst);
+        add_correction(x + row.to, error + row.from, estimate + row.from, row.numel, eta, scale, worst);
     }
     if (max_lanes(worst) >= INFINITE) status[0] |= 1;
     return 0;
 }
 
-CC_KERNEL(cc_blend,
+CC_KERNEL(cc_axpby,
           (float* to, int64_t to_numel, const float* from, int64_t from_numel, const cc_span* rows, int64_t nrows,
            const float* beta, uint8_t* status, int64_t status_numel, float alpha),
           (to, to_numel, from, from_numel, rows, nrows, beta, status, status_numel, alpha)) {
@@ -68,8 +68,8 @@ CC_KERNEL(cc_blend,
         const cc_span row = rows[r];
         if (!span_fits(row, to_numel, from_numel, status_numel)) return CC_BAD_ROW(r);
         I16 gradient = splat(0), worst = splat(0);
-        if (alpha == 0.0f) blend<false>(to + row.to, from + row.from, row.numel, alpha, beta[r], gradient, worst);
-        else blend<true>(to + row.to, from + row.from, row.numel, alpha, beta[r], gradient, worst);
+        if (alpha == 0.0f) axpby<false>(to + row.to, from + row.from, row.numel, alpha, beta[r], gradient, worst);
+        else axpby<true>(to + row.to, from + row.from, row.numel, alpha, beta[r], gradient, worst);
         if (max_lanes(worst) >= INFINITE) status[0] |= 1;
         if (or_lanes(gradient)) status[1 + row.index] |= 1;
     }
@@ -99,7 +99,7 @@ CC_KERNEL(cc_norms,
     return 0;
 }
 
-CC_KERNEL(cc_alive,
+CC_KERNEL(cc_nonzero_segments,
           (const float* from, int64_t from_numel, const cc_span* rows, int64_t nrows, uint8_t* status,
            int64_t status_numel),
           (from, from_numel, rows, nrows, status, status_numel)) {
