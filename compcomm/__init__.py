@@ -44,11 +44,11 @@ from .compressors.unproven import Unproven
 from .core.compressor import Compressor, Payload
 from .core.context import Context
 from .core.description import parse
+from .core.former import former as _former
 from .core.header import PeerError
 from .core.layout import Bucket, Layout, Segment
 from .core.random import Rng
 from .core.reducer import Reduced, Reducer
-from .core.renamed import former as _former
 from .core.renamed import install as _install
 from .core.renamed import moved as __getattr__  # noqa: F401
 from .core.source import Source, Target

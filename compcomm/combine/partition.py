@@ -137,9 +137,8 @@ class _Several:
             part.zero_(into)
 
     def dense(self, layout: Layout) -> Bucket:
-        whole = Bucket(torch.zeros(layout.numel, dtype=torch.float32), layout)
-        self.add_(whole)
-        return whole
+        flat = torch.stack([part.dense(layout).flat for part in self.parts]).sum(0)  # on the parts' device
+        return Bucket(flat, layout)
 
 
 class _Frozen(dict[str, "Reducer | Compressor"]):

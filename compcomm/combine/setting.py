@@ -8,7 +8,6 @@ from typing import Any
 
 from ..core.compressor import Compressor
 from ..core.reducer import Reducer
-from ..core.renamed import renamed_attribute
 from .uncompensated import Uncompensated
 from .wrapper import Wrapper
 
@@ -31,8 +30,7 @@ def field(part: Any) -> str:
 
 
 def _tunable(part: Any) -> str:
-    name = getattr(part, "tunable", "")
-    return name or renamed_attribute(part, "knob", "tunable") or ""
+    return getattr(part, "tunable", "")
 
 
 def setting(call: str, part: Any) -> float:

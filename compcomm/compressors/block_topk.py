@@ -25,7 +25,7 @@ class Blocks(Compressor, ABC, abstract=True):
 
     sparse = True
     keeps_zeros = True
-    knob = "ratio"
+    tunable = "ratio"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -62,6 +62,7 @@ class ChunkedTopK(Compressor):
 
     def delta(self, numel: int) -> float | None:
         lost = LOST[self.values]
+        lost = max(lost, 2.0**-20) if self.dct and lost is not None else lost  # the transforms round
         return None if lost is None else min(1.0, self.k / max(1, min(numel, CHUNK))) * (1 - lost)
 
     def kept(self, numel: int) -> int:
@@ -101,7 +102,7 @@ class ChunkedTopK(Compressor):
 
 def _parts(flat: Tensor, segment: Segment) -> list[Tensor]:
     """Views of a parameter: its chunks [down, across, 64, 64], the columns right of them, the rows below; or itself."""
-    rows = segment.shape[0] if segment.whole and len(segment.shape) > 1 else 1
+    rows = segment.shape[0] or 1 if segment.whole and len(segment.shape) > 1 else 1
     down, across = rows // SIDE, len(flat) // rows // SIDE
     if not down * across:
         return [flat]

@@ -29,10 +29,10 @@ from torch import Tensor
 
 from ..ops.scratch import scratch
 from .description import Described
+from .former import OF_COMPRESSORS, asked, declared, without_find
 from .layout import Bucket, Layout, Segment
 from .packing import Packing, pack
 from .random import Rng
-from .renamed import without_find
 from .rows import Find, Inputs, Received, Rows
 from .source import Source, Target
 from .state import Slot
@@ -55,7 +55,11 @@ class Compressor(Described, Rows, ABC, abstract=True):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        declared(cls)
         without_find(cls)
+
+    def __getattr__(self, name: str) -> Any:
+        return asked(self, name, OF_COMPRESSORS)
 
     def __post_init__(self) -> None:
         least = getattr(self, "dense_below", 0)

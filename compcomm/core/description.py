@@ -77,6 +77,8 @@ def known(name: str) -> type[Described] | None:
         made = installed.load(name, entry)
         if not issubclass(made, Described):
             raise ValueError(f"{name} of {installed.origin(entry)} is neither a Compressor nor a Reducer.")
+        if name not in Described.registry:
+            raise ValueError(f"{name} of {installed.origin(entry)} is an abstract class, or a private one.")
     return Described.registry.get(name)
 
 

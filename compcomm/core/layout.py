@@ -7,11 +7,13 @@ layout over the same buffer.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from math import prod
-from threading import Lock
+from numbers import Integral
+from threading import RLock
 from typing import Any, ClassVar, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -71,20 +73,24 @@ class Layout:
     numel: int
 
     _known: ClassVar[WeakValueDictionary[tuple[tuple[Segment, ...], int], Layout]] = WeakValueDictionary()
-    _lock: ClassVar[Lock] = Lock()
+    _lock: ClassVar[Any] = RLock()
+    """Entered again where a signal's handler, or a finalizer, makes a layout in the middle of another's making."""
 
     def __new__(cls, segments: Iterable[Segment], numel: int | None = None) -> Layout:
         segments = tuple(segments)
         end = max((s.stop for s in segments), default=0)
         key = segments, end if numel is None else numel
-        with cls._lock:  # buckets of several sessions are laid out in several threads
+        try:
             found = cls._known.get(key)
-            if found is None:
-                found = super().__new__(cls)
-                found.segments, found.numel = key
-                found._check(end)
-                cls._known[key] = found
-        return found
+        except TypeError:
+            raise TypeError(f"Layout: a shape is no tuple of integers in {segments}. Give tuples.") from None
+        if found is not None:
+            return found
+        made = super().__new__(cls)
+        made.segments, made.numel = key
+        made._check(end)
+        with cls._lock:  # sessions lay their buckets out in several threads
+            return cls._known.setdefault(key, made)
 
     def __reduce__(self) -> tuple[type[Layout], tuple[tuple[Segment, ...], int]]:
         return Layout, (self.segments, self.numel)
@@ -94,6 +100,8 @@ class Layout:
         if end > numel:
             raise ValueError(f"Layout(numel={numel}): a segment ends at element {end}, beyond the buffer.")
         for s in self.segments:
+            if not all(isinstance(n, Integral) for n in (s.start, s.stop, s.offset, *s.shape)):
+                raise TypeError(f"Layout: {s} has places or a shape that are no integers.")
             if not 0 <= s.start <= s.stop or s.offset < 0 or s.offset + s.numel > prod(s.shape):
                 raise ValueError(f"Layout: {s} does not fit its parameter of {prod(s.shape)} elements.")
         placed = sorted((s.start, s.stop, s.name) for s in self.segments if s.numel)
@@ -208,6 +216,14 @@ def _pairs(shapes: Any) -> Iterator[tuple[str, Any]]:
         f"Layout.of({type(shapes).__name__}): pairs of a name and a shape or tensor are needed, such as "
         f"model.named_parameters(), or dictionary.items()."
     )
+
+
+def _unlock() -> None:
+    Layout._lock = RLock()  # pyright: ignore[reportPrivateUsage]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock)  # another thread may have held it
 
 
 class Bucket(NamedTuple):

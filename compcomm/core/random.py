@@ -92,7 +92,9 @@ class Rng(NamedTuple):
         if not 0 <= k <= n < 1 << 31:
             raise ValueError(f"Rng.choose({segment.name!r}, k={k}, n={n}): k of n needs 0 <= k <= n < 2^31.")
         shared, name = self._replace(rank=0), segment.name
-        return _chosen(shared, Segment(name, (), 0, 0, segment.offset), device, k, n, stream)
+        return _chosen(
+            shared, Segment(name, (), 0, 0, segment.offset), device, k, n, stream
+        ).clone()  # theirs to change
 
 
 def on_a_device(first: int, last: int, rest: tuple[int, int, int], key: int, device: torch.device) -> Tensor:

@@ -20,6 +20,7 @@ from .compressor import Compressor, Payload
 from .context import Context
 from .deferred import DeferredBool
 from .description import Described
+from .former import OF_REDUCERS, asked, without_source
 from .layout import Bucket, Layout, Segment
 from .source import Source, Target
 from .state import Slot, State
@@ -115,6 +116,13 @@ class Resolving(NamedTuple):
 class Reducer(Described, ABC, abstract=True):
     """Base of all reducers. To write one, give ``reduce``; ``slots``, ``exact``, ``promises``, ``traits`` where the
     defaults do not fit; ``contractive``, ``resolve`` and ``check`` where it has something inside."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        without_source(cls)
+
+    def __getattr__(self, name: str) -> Any:
+        return asked(self, name, OF_REDUCERS, "traits")
 
     def slots(self, segment: Segment, world: int) -> Mapping[str, Slot]:
         """The state that a segment needs, by slot name."""

@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from inspect import Parameter, signature
 from types import ModuleType
 from typing import Any
 
@@ -55,6 +53,20 @@ MODULES = {
 }
 """What users import by its module; everything else has its name in ``compcomm`` itself."""
 
+_HEADER = dict.fromkeys(("PeerError", "Flags", "read_headers", "write_header", "write_headers"), "compcomm.core.header")
+MEMBERS = {
+    "compcomm.adaptive.legacy": {"Legacy": "compcomm.adaptive.by_size:SizeRule"},
+    "compcomm.feedback.scheme": {"Scheme": "compcomm.feedback.base:FeedbackScheme"},
+    "compcomm.reducer": {
+        "Arena": "compcomm.core.context",
+        "Group": "compcomm.core.structure",
+        "Rng": "compcomm.core.random",
+        "Store": "compcomm.core.state",
+        "settle": "compcomm.routes.choose",
+    },
+    "compcomm.wire": _HEADER,
+}
+"""What such a module had and its new one does not: where it is now, and as what."""
 CLASSES = {"Legacy": "SizeRule"}
 """Public classes, where they are named in ``compcomm``, in descriptions and in checkpoints."""
 _CLASSES = re.compile(rf"\b({'|'.join(CLASSES)})(?=\()")
@@ -74,6 +86,9 @@ class _Renamed(MetaPathFinder, Loader):
         new = MODULES[spec.name]
         warnings.warn(f"{spec.name} is now {new}; the old name goes with the next version.", FutureWarning, 2)
         module = import_module(new)
+        for name, place in MEMBERS.get(spec.name, {}).items():
+            there, _, now = place.partition(":")
+            setattr(module, name, getattr(import_module(there), now or name))
         self._spec = module.__spec__
         return module
 
@@ -102,55 +117,6 @@ def moved(name: str) -> Any:
     if f"compcomm.{name}" not in MODULES:
         raise AttributeError(f"module 'compcomm' has no attribute {name!r}")
     return import_module(f"compcomm.{name}")
-
-
-def renamed_attribute(owner: object, old: str, now: str) -> Any:
-    """What a class that was written for the last version calls ``old``, with a warning; None: it has no such."""
-    found = getattr(owner, old, None)
-    if found is not None:
-        warnings.warn(
-            f"{type(owner).__name__}.{old} is now {now}; the old one goes with the next version.", FutureWarning, 3
-        )
-    return found
-
-
-def without_find(cls: type) -> None:
-    """A compressor written for the last version is not told how to find segments: its overrides get what they know."""
-    for name, count in (("encode_rows", 4), ("decode_rows", 7), ("zero_rows", 4)):
-        old = vars(cls).get(name)
-        if not callable(old):
-            continue
-        takes = signature(old).parameters.values()
-        if len(takes) > count + 1 or any(p.kind is Parameter.VAR_POSITIONAL for p in takes):
-            continue
-        warnings.warn(
-            f"{cls.__name__}.{name} has one more argument now, find; without it, it goes with the next version.",
-            FutureWarning,
-            4,
-        )
-        setattr(cls, name, _called_without_the_last(old, count))
-
-
-def _called_without_the_last(old: Callable[..., Any], count: int) -> Callable[..., Any]:
-    @wraps(old)
-    def call(self: Any, *args: Any) -> Any:
-        return old(self, *args[:count])
-
-    return call
-
-
-def former(method: str, now: str, call: Callable[..., Any], *classes: type) -> None:
-    """Keeps a method that has become a function: it calls that, with a warning that says so."""
-
-    def old(self: Any, *args: Any, **kwargs: Any) -> Any:
-        warnings.warn(
-            f"{type(self).__name__}.{method} is now {now}; the method goes with the next version.", FutureWarning, 2
-        )
-        return call(self, *args, **kwargs)
-
-    old.__name__ = method
-    for known in classes:
-        setattr(known, method, old)
 
 
 def install() -> None:

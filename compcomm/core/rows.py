@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from .format import Format
+from .former import renamed_attribute
 from .layout import Segment
 from .random import Rng, key
-from .renamed import renamed_attribute
 
 
 class Inputs(NamedTuple):
@@ -91,7 +91,8 @@ class Rows(Format):
     def encode_rows(self, i: Inputs, gain: Tensor, rng: Rng, hints: Mapping[str, Tensor], find: Find) -> None:
         """Codes all rows of the table; on return ``i.x`` holds what was not sent."""
         for (at, add_at, numel, wire, offset, _, _, index), g in zip(i.table.tolist(), gain.tolist(), strict=True):
-            x, segment = i.x[at : at + numel], find(index, offset)
+            to, segment = i.x[at : at + numel], find(index, offset)
+            x = to.float()  # a gradient in half precision is coded in fp32
             grad = x if i.add is None else i.add[add_at : add_at + numel]
             old = x if i.decay == 1.0 else x * i.decay
             y = old if i.add is None else old + grad * i.add_scale
@@ -111,7 +112,7 @@ class Rows(Format):
                 )
             i.wire[wire : wire + len(code)] = code
             i.wire[wire + len(code) : wire + -(-size // 4) * 4] = 0
-            torch.sub(y, self.decode(i.wire[wire : wire + size], segment, rng), out=x)
+            torch.sub(y, self.decode(i.wire[wire : wire + size], segment, rng), out=to)
 
     def decode_rows(
         self, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, rng: Rng,
@@ -122,12 +123,12 @@ class Rows(Format):
             if at < 0:
                 continue
             part, segment = out[at : at + numel], find(index, offset)
-            total = torch.zeros_like(part)
+            total = torch.zeros(numel, dtype=torch.float32, device=part.device)
             if not (skip.is_cpu and skip[index]):
-                for w in wires:
-                    total += self.decode(w[wire : wire + self.section(numel)], segment, rng)
+                for w in wires:  # scaled first: the sum of large numbers may be infinite where their mean is not
+                    total.add_(self.decode(w[wire : wire + self.section(numel)], segment, rng), alpha=scale)
                 total = total if skip.is_cpu else torch.where(skip[index] == 0, total, 0.0)
-            part.copy_(part + total * scale if accumulate else total * scale)
+            part.copy_(part + total if accumulate else total)
 
     def zero_rows(self, wire: Tensor, table: Tensor, out: Tensor, rng: Rng, find: Find) -> None:
         """Zeroes the elements that a message carries: all of them, and of a sparse one those that are not zero."""

@@ -11,10 +11,11 @@ from ..core.context import Context
 from ..core.deferred import deferred
 from ..core.layout import Bucket, Layout
 from ..core.source import Target
+from ..core.transport import Transport
 from .jobs import Job
 
 
-def accept(source: Bucket, target: Bucket, rank: int, world: int, known: Container[str] | None) -> None:
+def accept(source: Bucket, target: Bucket, transport: Transport, known: Container[str] | None) -> None:
     """Whether a host may give these; asked once for all buckets of their layouts. ``known``: the parameters' names,
     where they have any.
 
@@ -22,12 +23,17 @@ def accept(source: Bucket, target: Bucket, rank: int, world: int, known: Contain
         TypeError: not two buckets.
         ValueError: what ``Session.submit`` says.
     """
+    rank, world, device = transport.rank, transport.world, transport.device
     for what, bucket in (("source", source), ("target", target)):
         flat, numel = bucket.flat, bucket.layout.numel
         if flat.dim() != 1 or not flat.is_contiguous() or flat.numel() < numel:
             raise ValueError(
                 f"submit({what}=...): its tensor has shape {tuple(flat.shape)}, and its layout {numel} elements. Give "
                 f"a flat, contiguous tensor of at least as many; for a buffer of one row, rows(world)[rank].packed()."
+            )
+        if flat.device.type != device.type:
+            raise ValueError(
+                f"submit({what}=...): its tensor lies on {flat.device}, and this session works on {device}."
             )
         if not flat.is_floating_point():
             raise ValueError(f"submit({what}=...): means are floating-point numbers, and its tensor is {flat.dtype}.")

@@ -189,9 +189,9 @@ class Session:
         if not (isinstance(x, Bucket) and isinstance(out, Bucket)):  # pyright: ignore[reportUnnecessaryIsInstance]
             wrong = type(out if isinstance(x, Bucket) else x).__name__  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"submit({wrong}): a flat tensor with its layout is needed: Bucket(flat, layout).")
-        key = x.layout, out.layout, x.flat.dtype, out.flat.dtype, x.flat.numel(), out.flat.numel()
+        key = (x.layout, out.layout, *((f.dtype, f.device, f.shape, f.stride()) for f in (x.flat, out.flat)))
         if key not in self._accepted:
-            accept(x, out, t.rank, t.world, self.setup.elements if self.setup.named else None)
+            accept(x, out, t, self.setup.elements if self.setup.named else None)
             self._accepted.add(key)
         return self.steps.submit(source, target, last, now)
 

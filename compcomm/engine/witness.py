@@ -77,7 +77,7 @@ class Witness:
 
     def look(self, flat: Tensor) -> None:
         """At the first bucket of a pass: what has become of the last step's mean?"""
-        sample, self._sample = self._sample, None
+        sample, self._sample, self._void = self._sample, None, None
         if sample is None:
             return  # what has been seen in an earlier pass of this step is to be told at its end
         self._fate = None
@@ -107,7 +107,7 @@ class Witness:
 
     def drop(self) -> None:
         """The last step's mean is none that should have been taken."""
-        self._sample = self._fate = None
+        self._sample = self._fate = self._void = None
 
     def called(self, optimizer: Any) -> None:
         """An optimizer is about to step."""
@@ -126,7 +126,7 @@ class Witness:
                     f"(hook.passes = {self._pace.done}); to give these up, hook.discard() and zero_grad()."
                 )
 
-    def verdict(self) -> Fate | None:
+    def outcome(self) -> Fate | None:
         """What has become of a mean that an optimizer should have taken; once. Whether a step was bad, so that its mean
         is NaN and memory has nothing of it, a device may say long after the next one has begun: until then, None."""
         if self._fate is None or self._fate[0].bad is None:

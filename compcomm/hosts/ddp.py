@@ -257,7 +257,7 @@ class DDPState:
 
     def tell(self) -> None:
         """Says on rank 0, after a pass, what it is that should not have become of the one before."""
-        fate = self.witness.verdict()
+        fate = self.witness.outcome()
         if fate is not None and self.attachment is not None and self.attachment.steps.transport.rank == 0:
             self.witness.speak(fate, self.attachment.reducer)
 

@@ -128,3 +128,21 @@ def test_views_do_not_lose_a_piece() -> None:
 def test_what_is_no_list_of_shapes_is_refused(shapes: object) -> None:
     with pytest.raises(TypeError, match=r"Layout\.of\(.*\): pairs of a name and a shape"):
         Layout.of(shapes)  # type: ignore[arg-type]
+
+
+def test_a_layout_made_in_the_middle_of_another() -> None:
+    """As by a signal's handler that saves a checkpoint: nothing waits for itself."""
+
+    class Meddling(int):
+        def __lt__(self, other: object) -> bool:
+            Layout.of([("made meanwhile", (5,))])
+            return int.__lt__(self, other)  # type: ignore[operator]
+
+    segment = Segment("w", (4,), 0, Meddling(4))
+    assert Layout([segment, Segment("v", (4,), 4, 8)]).numel == 8
+
+
+@pytest.mark.parametrize("segment", [Segment("f", (4.0,), 0, 4), Segment("f", (4,), 0.0, 4), Segment("f", [4], 0, 4)])  # type: ignore[arg-type]
+def test_places_are_integers(segment: Segment) -> None:
+    with pytest.raises(TypeError, match="integers"):
+        Layout([segment])

@@ -208,10 +208,13 @@ def test_what_is_no_bucket_of_this_session_is_refused(session: Session, source: 
 
 def test_another_ranks_row_is_refused() -> None:
     flat = cc.Bucket(torch.ones(3000), ROWS)
+    there = Alone()
+    there.world = 2
     for rank in (0, 1):
+        there.rank = rank
         own, other = (ROWS.rows(2)[r] for r in (rank, 1 - rank))  # type: ignore[index]
         for good in (own, own.packed(), ROWS):
-            accept(flat, cc.Bucket(torch.ones(good.numel), good), rank, 2, {"w": 2000, "b": 7})
+            accept(flat, cc.Bucket(torch.ones(good.numel), good), there, {"w": 2000, "b": 7})
         for bad in (other, other.packed()):
             with pytest.raises(ValueError, match=f"which are in row {rank}, this rank's"):
-                accept(flat, cc.Bucket(torch.ones(bad.numel), bad), rank, 2, None)
+                accept(flat, cc.Bucket(torch.ones(bad.numel), bad), there, None)

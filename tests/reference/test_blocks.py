@@ -75,3 +75,20 @@ def test_wrong_arguments_say_so() -> None:
         cc.BlockRandK(0.1, block=0)
     with pytest.raises(ValueError, match="unbiased=1 is neither"):
         cc.BlockRandK(0.1, unbiased=1)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("made", [cc.BlockTopK(1.0), cc.BlockRandK(1.0), cc.ChunkedTopK(k=4096, values=torch.float32)])
+@pytest.mark.parametrize("route", [cc.AllGather, cc.TwoPhase])
+def test_half_precision_is_coded_in_fp32(made: cc.Compressor, route: type[cc.AllGather], dtype: torch.dtype) -> None:
+    given = [torch.randn(64, 70, generator=torch.Generator().manual_seed(r)).to(dtype) for r in range(2)]
+    layout = cc.Layout.of([("w", (64, 70))])
+    means = cc.Simulator(route(made), 2).step([[cc.Bucket(g.view(-1).clone(), layout)] for g in given])
+    due = (given[0].float() + given[1].float()) / 2
+    torch.testing.assert_close(means[0][0].flat.float(), due.view(-1), rtol=2**-7, atol=1e-6)
+
+
+@pytest.mark.parametrize("made", [cc.BlockTopK(1.0), cc.ChunkedTopK(k=4096, values=torch.float32)])
+def test_a_mean_that_fits_is_no_infinity(made: cc.Compressor) -> None:
+    large = {"w": torch.full((64, 70), 3e38)}
+    assert torch.isfinite(cc.Simulator(made, 3).mean([large] * 3)[0]["w"]).all()
