@@ -113,7 +113,7 @@ def predicted(model: models.Model, methods: Sequence[Method], compute: float, fo
     transport = ProcessGroup(dist.new_group())
     try:
         line, buckets, world = measure(transport), cut(model.shapes), transport.world
-        kernels = {m.text: calibrate(m.settled(world), buckets, world, transport, line) for m in methods}
+        kernels = {m.text: calibrate(m.resolved(world), buckets, world, transport, line) for m in methods}
         return planner.made(model, buckets, world, line, compute, methods, kernels, forward)
     finally:
         transport.close()

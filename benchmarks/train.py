@@ -26,7 +26,7 @@ from tasks import load
 import compcomm as cc
 from compcomm.core.optional import need
 from compcomm.report import plots, tables
-from compcomm.report.metrics import at, settled
+from compcomm.report.metrics import at, time_to_loss
 
 Row = dict[str, Any]
 
@@ -62,8 +62,8 @@ def compare(rows: Sequence[Row]) -> None:
     for row in rows:
         row["target"] = target
         seconds, steps, loss = ([p[i] for p in row["curve"]] for i in (0, 2, 3))
-        row["seconds_to_target"] = settled(seconds, loss, target)
-        row["steps_to_target"] = settled(steps, loss, target)
+        row["seconds_to_target"] = time_to_loss(seconds, loss, target)
+        row["steps_to_target"] = time_to_loss(steps, loss, target)
         row["speedup"] = ratio(rows[0]["seconds_to_target"], row["seconds_to_target"])
 
 
@@ -80,7 +80,7 @@ def predict(rows: Sequence[Row], name: str, seconds: float | None) -> None:
     target = at(*curves[0], last)
     first = None
     for row, pace, (steps, loss) in zip(rows, paces, curves, strict=True):
-        reached = settled(*until(steps, loss, row["steps"] if seconds is None else seconds / pace), target)
+        reached = time_to_loss(*until(steps, loss, row["steps"] if seconds is None else seconds / pace), target)
         needed = None if reached is None else reached * pace
         first = first or needed
         row["predicted"] = {

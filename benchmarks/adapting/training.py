@@ -16,7 +16,7 @@ import compcomm as cc
 from compcomm.adaptive import measuring
 from compcomm.combine.setting import setting
 from compcomm.core import structure
-from compcomm.report.metrics import settled
+from compcomm.report.metrics import time_to_loss
 
 Row = dict[str, Any]
 POINTS = 20
@@ -106,7 +106,7 @@ def yardstick(name: str) -> str:
 def reached(row: Row, first: Row) -> Row:
     """With how many bytes a run, and the yardstick, come to where that ends, within one deviation of its runs."""
     target = first["loss"] + (first["loss_std"] or 0.0)
-    spent, due = (settled([p[1] for p in r["curve"]], [p[2] for p in r["curve"]], target) for r in (row, first))
+    spent, due = (time_to_loss([p[1] for p in r["curve"]], [p[2] for p in r["curve"]], target) for r in (row, first))
     return {
         "yardstick": first["name"],
         "bytes_to_yardstick": spent,

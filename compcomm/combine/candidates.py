@@ -49,12 +49,12 @@ def numbers(call: str, part: Any, candidates: Any, name: str = "candidates") -> 
             mine, base = owner(part), setting(call, part)
             same = owner(one) is one and type(one) is type(mine) and tuned(one, base) == mine
             if not same:
-                cure = f"the numbers, such as {name}=(0.001, 0.01, 0.1)"
+                hint = f"the numbers, such as {name}=(0.001, 0.01, 0.1)"
                 if name != "candidates":
-                    cure = f"{name} as a number, the {NOUNS[field(part)]} alone"
+                    hint = f"{name} as a number, the {NOUNS[field(part)]} alone"
                 raise ValueError(
                     f"{call}({name}=...): {one!r} is of another family than {mine!r}: settings differ in the "
-                    f"density, the bits or the rank alone. Give {cure}."
+                    f"density, the bits or the rank alone. Give {hint}."
                 )
             value = setting(call, one)
         if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):

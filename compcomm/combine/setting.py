@@ -46,8 +46,8 @@ def setting(call: str, part: Any) -> float:
     found = field(part)
     if found:
         return getattr(owner(part), found)
-    cure = "Use TopK(ratio=0.01), RandK(ratio=0.01), QSGD(bits=4), MinMax(bits=5) or PowerSGD(rank=4), with or without"
-    raise ValueError(f"{call}: {part!r} has no density, bits or rank to choose. {cure} a route or feedback around it.")
+    hint = "Use TopK(ratio=0.01), RandK(ratio=0.01), QSGD(bits=4), MinMax(bits=5) or PowerSGD(rank=4), with or without"
+    raise ValueError(f"{call}: {part!r} has no density, bits or rank to choose. {hint} a route or feedback around it.")
 
 
 @lru_cache(maxsize=4096)

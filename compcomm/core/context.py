@@ -45,7 +45,7 @@ class Context:
 
     ``watch``: whether anything in this attachment must know of non-finite results. ``unscale``: 1/loss-scale.
     ``bad`` is the flow's answer: it met a non-finite value on some rank. ``faults``: what its peers may have done,
-    where the device knows and the host is yet to look (``verdict``). ``participating``: whether this rank is one of
+    where the device knows and the host is yet to look (``PendingStep``). ``participating``: whether this rank is one of
     the ``present`` (None: all) in this step.
 
     What a scheme around a route tells it: ``status`` (as the kernels write it: non-finite, then nonzero per segment) of

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any
 
 
-def need(module: str, call: str, cure: str = "pip install 'compcomm[bench]'") -> Any:
+def need(module: str, call: str, hint: str = "pip install 'compcomm[bench]'") -> Any:
     """The module of that name, for `call`.
 
     Raises:
@@ -19,4 +19,4 @@ def need(module: str, call: str, cure: str = "pip install 'compcomm[bench]'") ->
         return import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise ImportError(f"{call}: {package} is not installed. Cure: {cure}.") from error
+        raise ImportError(f"{call}: {package} is not installed. Cure: {hint}.") from error

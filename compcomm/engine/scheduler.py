@@ -14,8 +14,8 @@ every rank): step 3 then comes in between, without the answer.
 So while bucket b is being coded, b-1 is on the wire in its first round, b-2 in its second. On CPU the schedule runs in
 a thread of its own, the kernels and the waits release the interpreter lock, and the backward pass goes on meanwhile.
 On CUDA (not yet measured on a GPU) it runs in the host's thread on one side stream, waits are stream-ordered, and the
-host never waits for the device within a step: what the messages said of it (``verdict``) is copied to the host behind
-the last kernel, and the Commits are answered with it when the next step begins, or state is asked for. By then the
+host never waits for the device within a step: what the messages said of it (``PendingStep``) is copied to the host
+behind the last kernel, and the Commits are answered when the next step begins, or state is asked for. By then the
 device has long said it, unless the host runs more than a step ahead. Gloo has to wait for the device before it sends
 (``staged``): there the thread of its own waits, on the same side stream.
 

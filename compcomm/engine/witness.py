@@ -73,7 +73,7 @@ class Witness:
         self._fate: tuple[Step, Fate] | None = None
         self._told: set[Fate] = set()
         self._known: WeakKeyDictionary[Any, tuple[int, int, bool]] = WeakKeyDictionary()
-        _listen(self)
+        _register(self)
 
     def look(self, flat: Tensor) -> None:
         """At the first bucket of a pass: what has become of the last step's mean?"""
@@ -168,10 +168,10 @@ _ADDED = (
 _witnesses: WeakSet[Witness] = WeakSet()
 
 
-def _listen(witness: Witness) -> None:
-    if not _witnesses and not getattr(_listen, "on", False):
+def _register(witness: Witness) -> None:
+    if not _witnesses and not getattr(_register, "on", False):
         register_optimizer_step_pre_hook(_called)
-        _listen.on = True  # pyright: ignore[reportFunctionMemberAccess]
+        _register.on = True  # pyright: ignore[reportFunctionMemberAccess]
     _witnesses.add(witness)
 
 

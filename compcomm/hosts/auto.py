@@ -118,7 +118,7 @@ class AutoController(Observer):
         self._exposed: list[float] = []
 
     @property
-    def awake(self) -> bool:
+    def measuring(self) -> bool:
         """Whether it wants to hear of further steps."""
         return not self.decided or self._limit is not None
 
@@ -128,13 +128,13 @@ class AutoController(Observer):
 
     def after_step(self, flows: Sequence[RunningFlow], exposed: float) -> None:
         """Takes a step's end in; after the last that is measured, picks. On every rank after the same step."""
-        if not self.awake:
+        if not self.measuring:
             return
         self._ends.append(perf_counter())
         self._exposed.append(exposed)
         if self._transport.world == 1:
             self.decided = True
-        if self.awake and len(self._ends) == SKIPPED_STEPS + self.auto.steps + 1:
+        if self.measuring and len(self._ends) == SKIPPED_STEPS + self.auto.steps + 1:
             if self.decided:
                 self._judge()
             else:

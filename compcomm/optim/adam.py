@@ -50,10 +50,10 @@ def adopt(
     flat = opt.flat if flat is None else flat
     lacks = any(e and not all(isinstance(e.get(n), Tensor) for n in ("exp_avg", "exp_avg_sq")) for e in entries)
     if not opt.TAKES_ADAM or lacks or not any(given["state"].values()):
-        cure = "Adam's and AdamW's state is taken" if opt.TAKES_ADAM else "OneBitAdam takes that of Adam and AdamW"
+        hint = "Adam's and AdamW's state is taken" if opt.TAKES_ADAM else "OneBitAdam takes that of Adam and AdamW"
         raise StateError(
             f"load_state_dict: this is the state of another optimizer: it lacks what {type(opt).__name__} keeps under "
-            f"'compcomm'. {cure}; else load the model alone: the moments are soon measured anew."
+            f"'compcomm'. {hint}; else load the model alone: the moments are soon measured anew."
         )
     if any(g.get("amsgrad") for g in given["param_groups"]):
         raise StateError(

@@ -34,13 +34,13 @@ def draw(plan: Plan, model: Model, methods: Sequence[Method], path: str | Path) 
 
     def kernels(method: Method, reducer: Reducer | None) -> Kernels:
         if reducer not in known:
-            planned = reducer == method.settled(plan.world)  # others take another route between more or fewer workers
+            planned = reducer == method.resolved(plan.world)  # others take another route between more or fewer workers
             found = plan.kernels[method.text] if planned else calibrate(reducer, buckets, MANY)
             known[reducer] = grown(found, reducer, buckets)
         return known[reducer]
 
     def seconds(method: Method, world: int, rate: float) -> float:
-        reducer = method.settled(world)
+        reducer = method.resolved(world)
         measured = kernels(method, reducer)
         return predict(reducer, buckets, world, plan.link.at(rate), measured, plan.compute).seconds
 

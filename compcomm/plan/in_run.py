@@ -82,8 +82,8 @@ def propose(
     chosen = (PLAIN, *map(method, methods)) if methods is not None else default()
     found: list[tuple[Method, Prediction]] = []
     for m in chosen:
-        settled = m.settled(world)
-        kernels = calibrate(settled, layouts, world, transport, link)
-        prediction = predict(settled, layouts, world, link, kernels, compute, dtype=dtype)
+        resolved = m.resolved(world)
+        kernels = calibrate(resolved, layouts, world, transport, link)
+        prediction = predict(resolved, layouts, world, link, kernels, compute, dtype=dtype)
         found.append((m, replace(prediction, method=m.text)))
     return Proposal(tuple(m for m, _ in found), tuple(p for _, p in found), measured)

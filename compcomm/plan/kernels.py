@@ -176,7 +176,7 @@ def _side_by_side(pair: Sequence[_Rank], transport: Transport) -> list[float]:
     flows = [rank.begin() for rank in pair]
     spent: list[list[float]] = [[] for _ in pair]
     pending: list[Pending | None] = [None for _ in pair]
-    landed = [False for _ in pair]
+    finished = [False for _ in pair]
 
     def advance(b: int) -> None:
         held = pending[b]
@@ -185,18 +185,18 @@ def _side_by_side(pair: Sequence[_Rank], transport: Transport) -> list[float]:
         since = perf_counter()
         op = next(flows[b])
         spent[b].append(perf_counter() - since)
-        landed[b] = isinstance(op, Commit)
-        if not landed[b]:
+        finished[b] = isinstance(op, Commit)
+        if not finished[b]:
             pending[b] = transport.start(op)
 
     transport.start(AllReduce(torch.zeros(1, dtype=torch.float32))).wait()  # all ranks are here
     begin = perf_counter()
     for b in (0, 1, 0):  # as the schedule has it
-        if not landed[b]:
+        if not finished[b]:
             advance(b)
-    while not all(landed):
+    while not all(finished):
         for b in (0, 1):
-            if not landed[b]:
+            if not finished[b]:
                 advance(b)
     took = perf_counter() - begin
     _commit(flows)

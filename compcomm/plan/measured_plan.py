@@ -37,7 +37,7 @@ def measured(model: Model, methods: Sequence[Method], compute: str | float | Non
     link, buckets = measure(transport), cut(model.shapes)
     kernels: dict[str, Kernels] = {}
     for m in methods:
-        kernels[m.text] = calibrate(m.settled(transport.world), buckets, transport.world, transport, link)
+        kernels[m.text] = calibrate(m.resolved(transport.world), buckets, transport.world, transport, link)
     return made(model, buckets, transport.world, link, float(took), methods, kernels)
 
 

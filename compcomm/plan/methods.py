@@ -17,7 +17,7 @@ class Method(NamedTuple):
     reducer: Reducer | Compressor | None
     short: str
 
-    def settled(self, world: int) -> Reducer | None:
+    def resolved(self, world: int) -> Reducer | None:
         """With its routes chosen for ``world`` ranks."""
         return None if self.reducer is None else settle(self.reducer, world)
 

@@ -82,12 +82,12 @@ def _from_code(text: str, path: Path, function: str) -> Model:
     return Model(text, model.shapes, made if isinstance(result, nn.Module) else None)
 
 
-def _ran(what: str, call: Callable[[], Any], cure: str) -> Any:
+def _ran(what: str, call: Callable[[], Any], hint: str) -> Any:
     """What ``call`` gives: somebody else's code, which may raise anything."""
     try:
         return call()
     except (Exception, SystemExit) as error:
-        raise ValueError(f"{what} raised {type(error).__name__}: {_line(error)}. {cure}") from error
+        raise ValueError(f"{what} raised {type(error).__name__}: {_line(error)}. {hint}") from error
 
 
 def _line(error: BaseException) -> str:

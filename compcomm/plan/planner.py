@@ -62,7 +62,7 @@ def plan(
     measured = dict(kernels or {})
     for m in chosen:
         if m.text not in measured:
-            measured[m.text] = calibrate(m.settled(world), buckets, world)
+            measured[m.text] = calibrate(m.resolved(world), buckets, world)
     return made(found, buckets, world, line, took, chosen, measured)
 
 
@@ -80,7 +80,7 @@ def made(
 
     def at(m: Method, line: Link) -> Prediction:
         found = predict(
-            m.settled(world), buckets, world, line, kernels.get(m.text, Kernels()), compute, forward=forward
+            m.resolved(world), buckets, world, line, kernels.get(m.text, Kernels()), compute, forward=forward
         )
         return _named(found, m.text)
 

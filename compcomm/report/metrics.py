@@ -27,15 +27,15 @@ def timing(seconds: Sequence[float]) -> Timing:
     return Timing(median(seconds), (low, high))
 
 
-def settled(x: Sequence[float], loss: Sequence[float], target: float) -> float | None:
+def time_to_loss(x: Sequence[float], loss: Sequence[float], target: float) -> float | None:
     """The ``x`` from which ``loss`` stays at or below ``target`` to the end, on straight lines between the points.
 
     One lucky dip is not enough: what counts is the last way down. None where the last loss is above the target, or is
     no number. A point that is not finite lies above every target, and the line from it counts from its far end.
 
-    >>> settled([0, 10, 20], [4.0, 3.0, 2.0], 2.5), settled([0, 10, 20, 30], [4.0, 2.0, 3.0, 2.0], 2.5)
+    >>> time_to_loss([0, 10, 20], [4.0, 3.0, 2.0], 2.5), time_to_loss([0, 10, 20, 30], [4.0, 2.0, 3.0, 2.0], 2.5)
     (15.0, 25.0)
-    >>> settled([0, 10, 20], [4.0, 2.0, 3.0], 2.5)
+    >>> time_to_loss([0, 10, 20], [4.0, 2.0, 3.0], 2.5)
     """
     above = [i for i, here in enumerate(loss) if not here <= target]  # so written, a NaN is above
     if not above:

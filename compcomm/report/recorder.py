@@ -105,8 +105,8 @@ class Recorder:
         numbers = {n: _number(n, v) for n, v in {"loss": loss, **scalars}.items() if v is not None}
         if not _OWN.isdisjoint(numbers):
             name = min(_OWN & numbers.keys())
-            cure = "The step's number is at=." if name == "step" else "Give it another name."
-            raise ValueError(f"Recorder.step({name}=...): a line holds a {name!r} of the recorder's own. {cure}")
+            hint = "The step's number is at=." if name == "step" else "Give it another name."
+            raise ValueError(f"Recorder.step({name}=...): a line holds a {name!r} of the recorder's own. {hint}")
         attachment = _attachment(self._source)
         counters = None if attachment is None else attachment.counters()
         step = self._number_of(at, counters)

@@ -67,8 +67,8 @@ def read(folder: str | Path) -> Run:
     file = path / journal.STEPS
     if not file.is_file():
         near = sorted(str(p.parent) for p in path.glob(f"*/{journal.STEPS}")) if path.is_dir() else []
-        cure = f"Its runs are {', '.join(near[:4])}." if near else 'cc.report.Recorder("FOLDER", hook) writes one.'
-        raise ValueError(f"report: {path} has no {journal.STEPS}: no run. {cure}")
+        hint = f"Its runs are {', '.join(near[:4])}." if near else 'cc.report.Recorder("FOLDER", hook) writes one.'
+        raise ValueError(f"report: {path} has no {journal.STEPS}: no run. {hint}")
     return Run(path.resolve().name, run_info.read(path), journal.read(file))
 
 

@@ -204,5 +204,5 @@ def test_bad_options_end_with_one_line_and_code_2(here: Path, capsys: pytest.Cap
 
 @pytest.mark.slow
 def test_methods_are_descriptions_and_the_first_is_ddp_as_it_is() -> None:
-    assert next(iter(default())).reducer is None and all(m.settled(8) is not None for m in default()[1:])
+    assert next(iter(default())).reducer is None and all(m.resolved(8) is not None for m in default()[1:])
     assert method(cc.TopK(0.5)).text == method("TopK(0.5)").text == "TopK(ratio=0.5)"

@@ -54,7 +54,7 @@ def test_errors_of_all_runs_have_one_scale(
 
 def test_choices_say_when_they_take_effect(tmp_path: Path, drawn: list[Any]) -> None:
     chosen = step(1, choices={"a": 3.0, "b": 5.0}), step(2)
-    history.choices(runs.read(written(tmp_path, *chosen, tunable="bits")), tmp_path / "choices.png")
+    history.choices(runs.read(written(tmp_path, *chosen, knob="bits")), tmp_path / "choices.png")
     heat, bar = drawn[0].axes
     assert "up to 10 steps after a period's end" in heat.get_title() and bar.get_ylabel() == "bits"
     low, high = bar.get_ylim()

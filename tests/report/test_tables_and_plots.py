@@ -41,18 +41,18 @@ def test_medians_come_with_the_quartiles() -> None:
 
 
 def test_a_loss_has_settled_where_it_stays_below_the_target() -> None:
-    assert metrics.settled([0, 1, 2, 3], [4, 2, 2.4, 1], 2.5) == 0.75  # falls once
-    assert metrics.settled([0, 1, 2, 3], [4, 2, 3, 1], 2.5) == 2.25  # a dip first: the last way down counts
-    assert metrics.settled([0, 1, 2], [4, 2, 3], 2.5) is None  # ends above
-    assert metrics.settled([0, 1], [4, 3], 2.5) is None
-    assert metrics.settled([5, 6], [2, 1], 2.5) == 5
-    assert metrics.settled([0, 1], [4, 2.5], 2.5) == 1  # at the target is enough, as for the run that sets it
+    assert metrics.time_to_loss([0, 1, 2, 3], [4, 2, 2.4, 1], 2.5) == 0.75  # falls once
+    assert metrics.time_to_loss([0, 1, 2, 3], [4, 2, 3, 1], 2.5) == 2.25  # a dip first: the last way down counts
+    assert metrics.time_to_loss([0, 1, 2], [4, 2, 3], 2.5) is None  # ends above
+    assert metrics.time_to_loss([0, 1], [4, 3], 2.5) is None
+    assert metrics.time_to_loss([5, 6], [2, 1], 2.5) == 5
+    assert metrics.time_to_loss([0, 1], [4, 2.5], 2.5) == 1  # at the target is enough, as for the run that sets it
 
 
 def test_losses_that_are_no_numbers_are_above_every_target() -> None:
-    assert metrics.settled([0, 1, 2], [4, math.nan, 2], 2.5) == 2
-    assert metrics.settled([0, 1, 2], [4, math.inf, 2], 2.5) == 2
-    assert metrics.settled([0, 1], [4, math.nan], 2.5) is None
+    assert metrics.time_to_loss([0, 1, 2], [4, math.nan, 2], 2.5) == 2
+    assert metrics.time_to_loss([0, 1, 2], [4, math.inf, 2], 2.5) == 2
+    assert metrics.time_to_loss([0, 1], [4, math.nan], 2.5) is None
 
 
 def test_training_table_shows_a_dash_where_the_target_was_not_reached() -> None:

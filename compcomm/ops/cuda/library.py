@@ -102,11 +102,11 @@ def explain(code: int) -> str:
     text = _library.cc_cuda_error(code).decode()
     devices = ctypes.c_int()
     if _library.cc_cuda_device_count(ctypes.byref(devices)) or not devices.value:
-        cure = "install a GPU and its driver, or keep tensors on the CPU"
+        hint = "install a GPU and its driver, or keep tensors on the CPU"
     else:
-        cure = "run with CUDA_LAUNCH_BLOCKING=1 to find the launch that failed"
+        hint = "run with CUDA_LAUNCH_BLOCKING=1 to find the launch that failed"
     return (
-        f"CUDA refused the launch: {text} (error {code}); {cure}, or run every op on torch operators with "
+        f"CUDA refused the launch: {text} (error {code}); {hint}, or run every op on torch operators with "
         "compcomm.ops.backend('reference') (COMPCOMM_BACKEND=reference)."
     )
 

@@ -11,7 +11,7 @@ from .common import dither_each, dither_run, finish, load_y, row_of, store, take
 from .launch import launch
 from .quantised import quads, raise_flag
 from .registry import kernel
-from .streams import in_order, nothing
+from .streams import natural_order, nothing
 
 TILE = 2048
 
@@ -83,7 +83,7 @@ def _decode(
         for _m in tl.range(messages, loop_unroll_factor=4):
             total = _plus(total, message, wire_at + first, wire_at + numel + first // 8, g, left, WORDS)
             message += stride
-        finish(out, x_from, i, i < left, in_order(total, 8), scale, ACCUMULATE)
+        finish(out, x_from, i, i < left, natural_order(total, 8), scale, ACCUMULATE)
     elif ACCUMULATE == 0:
         store(out + x_from + i, tl.zeros([TILE], tl.float32), i < left)
 

@@ -18,7 +18,7 @@ from ..reference.rows import Row
 from . import work
 from .common import dither_each, dither_run, finish, finite, fold_lanes, load_y, put32, row_of, store, take_f32
 from .launch import launch
-from .streams import in_order, nothing, per_load, put_stream, take_stream
+from .streams import natural_order, nothing, per_load, put_stream, take_stream
 
 TILE = 2048
 TINY = tl.constexpr(2.0**-100)
@@ -295,7 +295,7 @@ def _decode(
         for _m in tl.range(messages, loop_unroll_factor=4):
             total = _plus(total, message, heads_at, codes_at, g, left, BITS, PER, WORDS, HEAD, VALUE, FORM)
             message += stride
-        finish(out, x_from, i, i < left, in_order(total, PER), scale, ACCUMULATE)
+        finish(out, x_from, i, i < left, natural_order(total, PER), scale, ACCUMULATE)
     elif ACCUMULATE == 0:
         store(out + x_from + i, tl.zeros([TILE], tl.float32), i < left)
 

@@ -78,7 +78,7 @@ def nothing(PER: tl.constexpr, G: tl.constexpr):
 
 
 @triton.jit
-def in_order(p, PER: tl.constexpr):
+def natural_order(p, PER: tl.constexpr):
     """PER tensors [G] -> [G * PER]: one element of each in turn."""
     G: tl.constexpr = p[0].shape[0]
     if PER == 4:
