@@ -27,7 +27,7 @@ def run_of(folder: Path, layers: int = 0, steps: int = 40) -> Path:
             table["choices"] = {f"layer{i}": 0.001 * 2 ** ((i + n) % 7) for i in range(layers)}
             table["errors"] = {f"layer{i}": 0.5 for i in range(layers)}
         entries.append(step(n, **sums, **table))
-    about = {"parameters": {f"layer{i}": 10 for i in range(layers)}, "reducer": REDUCER, "tunable": "density"}
+    about = {"parameters": {f"layer{i}": 10 for i in range(layers)}, "reducer": REDUCER, "knob": "density"}
     return written(folder, *entries, '{"step": 41, "lo', **about)
 
 
