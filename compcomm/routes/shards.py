@@ -163,7 +163,7 @@ def _reencoded(
 ) -> Received | None:
     """What the owner's encoder decodes by itself, where the mean of coded rows need not be in memory: the exact rows'
     is written here. None: all of it is to be decoded first."""
-    if not getattr(c, "reencodes", False) or packing.has_lines or ctx.weights is not None or not deferred(wires):
+    if not deferred(wires) or packing.has_lines or ctx.weights is not None or not getattr(c, "reencodes", False):
         return None
     exact, coded = (packing.table(kind, mean.layout, seed=ctx.seed, message=ctx.rank) for kind in (False, True))
     if len(exact):

@@ -119,3 +119,24 @@ def test_the_old_name_warns_and_says_the_new_one() -> None:
         import_module("compcomm.rng")
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = cc.nothing  # pyright: ignore[reportAttributeAccessIssue]
+
+
+MEMBERS = {
+    ("core/reducer.py", "Reducer"): 8,
+    ("core/compressor.py", "Compressor"): 12,
+    ("core/rows.py", "Rows"): 6,
+    ("core/format.py", "Format"): 8,
+    ("core/transport.py", "Transport"): 8,
+    ("engine/session.py", "Session"): 12,
+}
+"""Public members of the contracts: what somebody who writes one must know. Before adding one, try to remove one."""
+
+
+@pytest.mark.parametrize(("file", "name"), MEMBERS)
+def test_contracts_stay_small(file: str, name: str) -> None:
+    tree = ast.parse((PACKAGE / file).read_text(encoding="utf-8"))
+    found = next(node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == name)
+    members = {node.name for node in found.body if isinstance(node, ast.FunctionDef)}
+    members |= {n.target.id for n in found.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
+    public = sorted(m for m in members if not m.startswith("_"))
+    assert len(public) <= MEMBERS[file, name], public
