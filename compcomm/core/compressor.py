@@ -176,10 +176,10 @@ class Compressor(Described, Rows, ABC, abstract=True):
             return
         if skip is None:
             skip = torch.zeros(packing.count, dtype=torch.uint8, device=wires.device)
-        if out.flat.dtype == torch.float64:
+        if out.flat.dtype == torch.float64:  # kernels add in fp32: each message is decoded alone, and added here
             self._decode_double(wires, out, rng, packing, scale, skip, accumulate, message, stride, weights, bits)
             return
-        if weights is not None:
+        if weights is not None:  # kernels have one factor for all messages
             for i, weight in enumerate(weights):
                 one = Target(out, scale * weight, accumulate or i > 0)
                 self.decode_(wires[i : i + 1], one, rng, packing, skip=skip, message=message, stride=stride, bits=bits)
@@ -192,6 +192,8 @@ class Compressor(Described, Rows, ABC, abstract=True):
         if lines is None:
             self.decode_rows(wires, table, skip, out.flat, scale, accumulate, rng, packing.find)
             return
+        # Rows that are zero in all messages are cleared; those that are zero in none need nothing. The rest, zero in
+        # some, is decoded message by message.
         said = wires if bits is None else bits.unsqueeze(0)
         split = lines.split(said, table, accumulate)
         if len(split.rest):

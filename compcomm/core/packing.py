@@ -66,6 +66,8 @@ class Packing:
         self.exact: list[Row] = []
         self.coded: list[Row] = []
         splits: list[int] = []
+        # Exact parameters first, then which rows are zero, then coded ones: what has a fixed length lies in front, so
+        # that its place does not depend on how many bytes a section of variable length took.
         for message, part in enumerate(parts):
             position = self.header
             for index, segment in part:

@@ -187,6 +187,8 @@ class Store:
             raise ValueError(
                 f"Store.bucket({name!r}, {layout!r}): its slots differ in dtype. Ask for one part's alone."
             )
+        # Values move: a parameter that lay in another bucket's slab (DDP regroups its buckets after the first step)
+        # brings what it remembers along, and slabs that nobody points into any more are let go.
         slab = Bucket(torch.empty(start, dtype=dtype, device=self.device), Layout(segments, start))
         home = self._home.setdefault(name, {})
         for segment, slot, key in zip(segments, slots, keys, strict=True):

@@ -69,6 +69,7 @@ class RunningFlow:
             pending, self._pending = self._pending, None
             pending.wait()
         op = self._next()
+        # At its Commit a flow has written its mean: the host gets it now, and memory waits for what became of the step.
         if isinstance(op, Commit):
             self.done = True
             if self.error is None:

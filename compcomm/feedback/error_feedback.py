@@ -110,6 +110,8 @@ class ErrorFeedback(FeedbackScheme):
         residual = state["residual"]
         if self.reset and ctx.step and ctx.step % self.reset == 0:
             residual.flat.zero_()
+        # A plain residual is the source's x itself: kernels read it, add the gradient and leave the error there in one
+        # pass over memory. Quantised, or averaged over steps, it is read into numbers first and written back.
         plain = self._codec is None and self.average == 1.0
         held = residual if plain else self._read(residual, x.layout, ctx)
         result = yield from self.inner.reduce(Source(held, x, self.decay, source.decay), target, state, ctx)
@@ -120,6 +122,8 @@ class ErrorFeedback(FeedbackScheme):
             result.undo()
             if result.sent is None:
                 return
+            # Residual and gradient were added up, so what was sent is all that is missing. A gradient that is not
+            # finite never entered: what remains is the finite part of the step, as the loss scaler expects.
             if self._codec is None:
                 result.sent.add_(residual, self.average)
                 return
