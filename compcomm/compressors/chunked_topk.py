@@ -62,7 +62,6 @@ class ChunkedTopK(Compressor):
 
     def delta(self, numel: int) -> float | None:
         lost = LOST[self.values]
-        lost = max(lost, 2.0**-20) if self.dct and lost is not None else lost  # the transforms round
         return None if lost is None else min(1.0, self.k / max(1, min(numel, CHUNK))) * (1 - lost)
 
     def kept(self, numel: int) -> int:

@@ -211,7 +211,7 @@ class Store:
         """An empty slab is right where every parameter travels uncompressed, and wrong where the name is."""
         declared = {slot for s in layout.segments for slot in self.reducer.slots(s, self.world)}
         near = get_close_matches(name, declared, n=1, cutoff=0.75)
-        if near:
+        if near and name not in declared:
             raise StateError(f"state[{name!r}]: {self.reducer!r} declares no such slot. Did you mean {near[0]!r}?")
 
     def segments(self) -> list[Segment]:
