@@ -265,7 +265,7 @@ def test_what_an_alternate_step_sends_follows_from_its_number(step: int, error: 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"rank": 0}, "rank=0.*1 or more"),
+        ({"rank": 0}, r"PowerSGD\(0\).*1 or more"),
         ({"rank": 2.0}, "integer"),
         ({"rank": True}, "integer"),
         ({"min_ratio": 0}, "min_ratio=0.*positive"),

@@ -93,17 +93,17 @@ def test_an_unknown_name_is_answered_with_an_installed_one_near_it(site: Path) -
 
 
 def test_a_broken_package_breaks_none_but_itself(site: Path) -> None:
-    install(site, "broken", "import no_such_thing", "[compcomm.compressors]\nBroken = broken:Broken\n")
-    install(site, "empty", "", "[compcomm.compressors]\nMissing = empty:Missing\n")
-    install(site, "odd", "class Odd: ...", "[compcomm.compressors]\nOdd = odd:Odd\nOther = odd:Odd\n")
-    install(site, "sound", METHOD.format(name="Sound"), "[compcomm.compressors]\nSound = sound:Sound\n")
-    assert repr(cc.parse("Sound()")) == "Sound()"
+    install(site, "broken", "import no_such_thing", "[compcomm.compressors]\nBroken = broken:BrokenPlugin\n")
+    install(site, "empty", "", "[compcomm.compressors]\nMissing = empty:MissingPlugin\n")
+    install(site, "odd", "class OddPlugin: ...", "[compcomm.compressors]\nOdd = odd:OddPlugin\nOther = odd:OddPlugin\n")
+    install(site, "sound", METHOD.format(name="SoundPlugin"), "[compcomm.compressors]\nSound = sound:SoundPlugin\n")
+    assert repr(cc.parse("SoundPlugin()")) == "SoundPlugin()"
     for call, said in (
-        ("Broken()", r"Broken is of the installed package broken 1\.2 \(compcomm.compressors: broken:Broken\), which "
+        ("BrokenPlugin()", r"BrokenPlugin is of the installed package broken 1\.2 \(compcomm.compressors: broken:BrokenPlugin\), which "
          r"fails to load: ModuleNotFoundError: No module named 'no_such_thing'"),
-        ("Missing()", r"empty 1\.2 .* fails to load: AttributeError"),
-        ("Odd()", r"Odd of odd 1\.2 is neither a Compressor nor a Reducer"),
-        ("Other()", r"odd 1\.2 .* no class Other: an entry has the name of its class"),
+        ("MissingPlugin()", r"empty 1\.2 .* fails to load: AttributeError"),
+        ("OddPlugin()", r"OddPlugin of odd 1\.2 is neither a Compressor nor a Reducer"),
+        ("OtherPlugin()", r"odd 1\.2 .* no class OtherPlugin: an entry has the name of its class"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=said):
             cc.parse(call)
