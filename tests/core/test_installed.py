@@ -93,17 +93,19 @@ def test_an_unknown_name_is_answered_with_an_installed_one_near_it(site: Path) -
 
 
 def test_a_broken_package_breaks_none_but_itself(site: Path) -> None:
-    install(site, "broken", "import no_such_thing", "[compcomm.compressors]\nBroken = broken:BrokenPlugin\n")
-    install(site, "empty", "", "[compcomm.compressors]\nMissing = empty:MissingPlugin\n")
-    install(site, "odd", "class OddPlugin: ...", "[compcomm.compressors]\nOdd = odd:OddPlugin\nOther = odd:OddPlugin\n")
-    install(site, "sound", METHOD.format(name="SoundPlugin"), "[compcomm.compressors]\nSound = sound:SoundPlugin\n")
-    assert repr(cc.parse("SoundPlugin()")) == "SoundPlugin()"
+    install(site, "broken", "import no_such_thing", "[compcomm.compressors]\nBust = broken:Bust\n")
+    install(site, "empty", "", "[compcomm.compressors]\nLacking = empty:Lacking\n")
+    install(
+        site, "odd", "class Strange: ...", "[compcomm.compressors]\nStrange = odd:Strange\nStranger = odd:Strange\n"
+    )
+    install(site, "sound", METHOD.format(name="Wellkept"), "[compcomm.compressors]\nWellkept = sound:Wellkept\n")
+    assert repr(cc.parse("Wellkept()")) == "Wellkept()"
     for call, said in (
-        ("BrokenPlugin()", r"BrokenPlugin is of the installed package broken 1\.2 \(compcomm.compressors: broken:BrokenPlugin\), which "
+        ("Bust()", r"Bust is of the installed package broken 1\.2 \(compcomm.compressors: broken:Bust\), which "
          r"fails to load: ModuleNotFoundError: No module named 'no_such_thing'"),
-        ("MissingPlugin()", r"empty 1\.2 .* fails to load: AttributeError"),
-        ("OddPlugin()", r"OddPlugin of odd 1\.2 is neither a Compressor nor a Reducer"),
-        ("OtherPlugin()", r"odd 1\.2 .* no class OtherPlugin: an entry has the name of its class"),
+        ("Lacking()", r"empty 1\.2 .* fails to load: AttributeError"),
+        ("Strange()", r"Strange of odd 1\.2 is neither a Compressor nor a Reducer"),
+        ("Stranger()", r"odd 1\.2 .* no class Stranger: an entry has the name of its class"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=said):
             cc.parse(call)
