@@ -20,7 +20,6 @@ def accept(source: Bucket, target: Bucket, transport: Transport, known: Containe
     where they have any.
 
     Raises:
-        TypeError: not two buckets.
         ValueError: what ``Session.submit`` says.
     """
     rank, world, device = transport.rank, transport.world, transport.device
@@ -72,8 +71,7 @@ def operands(job: Job, ctx: Context, native: bool) -> tuple[Bucket, Bucket]:
     if x is not given and given.flat.dtype.itemsize < x.flat.dtype.itemsize:
         ctx.dtype = given.flat.dtype
     if in_place:
-        same = wanted.layout is given.layout or wanted.layout == given.layout
-        return x, x if same else Bucket(x.flat, wanted.layout.row_major)
+        return x, x if wanted.layout is given.layout else Bucket(x.flat, wanted.layout.row_major)
     order = wanted.layout.row_major
     if order is wanted.layout and wanted.flat.dtype == x.flat.dtype:
         return x, wanted

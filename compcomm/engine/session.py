@@ -189,7 +189,8 @@ class Session:
         if not (isinstance(x, Bucket) and isinstance(out, Bucket)):  # pyright: ignore[reportUnnecessaryIsInstance]
             wrong = type(out if isinstance(x, Bucket) else x).__name__  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"submit({wrong}): a flat tensor with its layout is needed: Bucket(flat, layout).")
-        key = (x.layout, out.layout, *((f.dtype, f.device, f.shape, f.stride()) for f in (x.flat, out.flat)))
+        a, b = x.flat, out.flat  # a generator over the two would be three calls more for each bucket
+        key = x.layout, a.dtype, a.device, a.shape, a.stride(), out.layout, b.dtype, b.device, b.shape, b.stride()
         if key not in self._accepted:
             accept(x, out, t, self.setup.elements if self.setup.named else None)
             self._accepted.add(key)
