@@ -43,12 +43,12 @@ from ..engine.statistics import Report
 from ..engine.witness import Witness
 from ..routes.exact import Exact
 from .auto import Auto, AutoController
+from .backward import as_it_is, engine, refuse_pairs
 from .bypass import Bypass
 from .joining import connect, decline, patience
 from .names import averaged, check_dtype, every, expected, those, unfrozen
 from .sharded import check_whole_parameter
 
-_engine: Any = torch.autograd.Variable._execution_engine  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
 GradBucket: Any = dist.GradBucket  # pyright: ignore[reportPrivateImportUsage]
 
 
@@ -301,15 +301,6 @@ def _alone(model: weakref.ref[nn.Module], held: Container[int]) -> list[str]:
     return [] if found is None else unfrozen(found, held)
 
 
-def refuse_pairs(bucket: Any) -> None:
-    """Raises TypeError for what DDP hands over in a mode that takes no notice of the answer."""
-    if isinstance(bucket, tuple):
-        raise TypeError(
-            "ddp_hook: got a gradient and its parameter in place of a bucket: DDP's python_reducer mode ignores what "
-            "a hook returns. Use torch._dynamo.config.optimize_ddp = 'ddp_optimizer'."
-        )
-
-
 def ddp_hook(state: DDPState, bucket: Any) -> torch.futures.Future[Tensor]:
     """Averages one bucket; registered with a ``DDPState``."""
     refuse_pairs(bucket)
@@ -331,7 +322,7 @@ def ddp_hook(state: DDPState, bucket: Any) -> torch.futures.Future[Tensor]:
             state.witness.keep(bucket.parameters()[-1])
         if index == 0:
             state.look(flat, kind)
-        return _as_it_is(flat)
+        return as_it_is(flat)
     bypass = None if state.controller is None else state.controller.bypass
     if attachment is not None and bypass is not None:
         return _past_us(state, attachment, bypass, bucket, kind)
@@ -353,7 +344,7 @@ def ddp_hook(state: DDPState, bucket: Any) -> torch.futures.Future[Tensor]:
         state.remainder.add(flat, parameters, layout)
     if last:
         try:
-            _engine.queue_callback(partial(_after_ddp, state, attachment, kind, len(parameters) if index == 0 else 0))
+            engine.queue_callback(partial(_after_ddp, state, attachment, kind, len(parameters) if index == 0 else 0))
         except RuntimeError:  # not inside a backward pass: DDP's join() shadows one
             attachment.end_step()
     return future
@@ -371,31 +362,16 @@ def _past_us(state: DDPState, attachment: Attachment, bypass: Bypass, bucket: An
         state.remainder.add(flat, parameters, state.layout(bucket, parameters))
         if last:
             with suppress(RuntimeError):  # not inside a backward pass: DDP's join() shadows one
-                _engine.queue_callback(partial(_engine.queue_callback, state.remainder.deliver))
+                engine.queue_callback(partial(engine.queue_callback, state.remainder.deliver))
     attachment.check()
     future, sent = bypass.average(flat)
     attachment.steps.bypassed(sent, last and kind is Kind.STEP)
     return future
 
 
-def _as_it_is(flat: Tensor) -> torch.futures.Future[Tensor]:
-    made: Any = torch.futures.Future
-    future: Any = made(devices=[flat.device] if flat.is_cuda else None)
-    future.set_result(flat)
-    return future
-
-
-def once_over(call: Callable[[], None]) -> None:
-    """Calls it once this backward pass is over, and DDP has given every parameter its gradient."""
-    try:
-        _engine.queue_callback(partial(_engine.queue_callback, call))  # DDP's own callback comes between the two
-    except RuntimeError:  # not inside a backward pass: DDP's join() shadows one
-        call()
-
-
 def _after_ddp(state: DDPState, attachment: Attachment, kind: Kind, alone: int) -> None:
     attachment.steps.waiting()
-    _engine.queue_callback(partial(_end, state, attachment, kind, alone))
+    engine.queue_callback(partial(_end, state, attachment, kind, alone))
 
 
 def _end(state: DDPState, attachment: Attachment, kind: Kind, alone: int) -> None:

@@ -16,13 +16,8 @@ from ..core.deferred import not_finite
 from ..core.reducer import Reducer
 from ..engine.attachment import Attachment
 from ..hosts.attach import watch
-from ..hosts.ddp import (
-    DDPState,
-    GradBucket,
-    ddp_hook,
-    once_over,
-    refuse_pairs,
-)
+from ..hosts.backward import once_over, refuse_pairs
+from ..hosts.ddp import DDPState, GradBucket, ddp_hook
 
 
 class Hook:
