@@ -5,7 +5,7 @@
 FOLDER is a checkout of the other version whose ``.venv/bin/python`` imports it, kernels built. Each round runs every
 benchmark once with either version, the first one by turns, so that a machine whose speed drifts slows both. A row's
 ratio is the median over the rounds of after/before, kernels first being taken as multiples of memcpy of the same run;
-``spread`` are the quartiles of those ratios.
+``spread`` are the quartiles of those ratios. ``machine_code`` says which kernels differ at all.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ from statistics import median
 from typing import Any
 
 from common import commit, write
+from machine_code import compare
 
 from compcomm.report.metrics import timing
 
 HERE = Path(__file__).resolve().parents[1]
+CONTROL = 2  # rounds of kernels that are the same machine code: what they differ by is the machine's noise
+START = ["_GLOBAL__sub_I_isa.cpp", "cc_isa_best", "cc_isa_set"]  # which instruction set runs is chosen here, once
 TWO_RANKS = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 REDUCERS = ("ErrorFeedback(TopK(ratio=0.01))", "ErrorFeedback(QSGD(bits=4))", "PowerSGD(rank=4)")
 RUNS: dict[str, tuple[str, ...]] = {
@@ -62,39 +65,60 @@ def run(folder: Path, name: str, out: Path) -> dict[tuple[str, ...], float]:
     return found
 
 
-def main() -> None:
-    options = arguments()
-    folders = {"before": options.before.resolve(), "after": HERE}
-    seen: dict[str, dict[tuple[str, ...], dict[str, list[float]]]] = {name: {} for name in options.only}
-    with tempfile.TemporaryDirectory() as scratch:
-        for number in range(options.rounds):
-            for name in options.only:
-                for version in sorted(folders, reverse=bool(number % 2)):
-                    for key, value in run(folders[version], name, Path(scratch) / "rows.json").items():
-                        seen[name].setdefault(key, {}).setdefault(version, []).append(value)
-                print(f"round {number + 1} of {options.rounds}: {name}", file=sys.stderr, flush=True)
+def library(folder: Path) -> Path:
+    """The C++ library that a version loads."""
+    asks = "import compcomm.ops.native; print(*{x.split()[-1] for x in open('/proc/self/maps') if 'libcompcomm' in x})"
+    command = [str(folder / ".venv/bin/python"), "-c", asks]
+    return Path(subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip())
+
+
+def compared(seen: dict[str, dict[tuple[str, ...], dict[str, list[float]]]]) -> list[dict[str, Any]]:
+    """A row for all that both versions measured."""
     rows: list[dict[str, Any]] = []
     for name, found in seen.items():
         for key, values in found.items():
             if len(values) < 2:
-                continue  # one version has no such row
+                continue
             pairs = [after / before for before, after in zip(values["before"], values["after"], strict=True)]
             ratio = timing(pairs)
-            row = {
-                "benchmark": name,
-                "row": " ".join(filter(None, key)),
-                "unit": "memcpy" if name == "kernels" else "s",
-                "before": median(values["before"]),
-                "after": median(values["after"]),
-                "ratio": ratio.median,
-                "spread": ratio.spread,
-                "least": min(values["after"]) / min(values["before"]),
-                "rounds": len(pairs),
-            }
-            rows.append(row)
-            print(f"{name:9} {row['row']:55} {row['before']:9.4f} {row['after']:9.4f} {row['ratio']:6.3f}")
-    if options.json:
-        write(options.json, "before-after", rows, before=commit(folders["before"]), after=commit(HERE))
+            rows.append(
+                {
+                    "benchmark": name,
+                    "row": " ".join(filter(None, key)),
+                    "unit": "memcpy" if name == "kernels" else "s",
+                    "before": median(values["before"]),
+                    "after": median(values["after"]),
+                    "ratio": ratio.median,
+                    "spread": ratio.spread,
+                    "least": min(values["after"]) / min(values["before"]),
+                    "rounds": len(pairs),
+                }
+            )
+    return rows
+
+
+def main() -> None:
+    options = arguments()
+    folders = {"before": options.before.resolve(), "after": HERE}
+    code = compare(*map(library, folders.values()))
+    commits = {version: commit(folder) for version, folder in folders.items()}
+    print(f"machine code of the kernels: {code}", file=sys.stderr, flush=True)
+    seen: dict[str, dict[tuple[str, ...], dict[str, list[float]]]] = {name: {} for name in options.only}
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for number in range(options.rounds):
+            for name in options.only:
+                if name == "kernels" and number >= CONTROL and code.get("changed") in ([], START):
+                    continue
+                for version in sorted(folders, reverse=bool(number % 2)):
+                    for key, value in run(folders[version], name, Path(scratch) / "rows.json").items():
+                        seen[name].setdefault(key, {}).setdefault(version, []).append(value)
+                print(f"round {number + 1} of {options.rounds}: {name}", file=sys.stderr, flush=True)
+                rows = compared(seen)
+                if options.json:  # after each benchmark: what was measured stays where the rest is broken off
+                    write(options.json, "before-after", rows, **commits, machine_code=code)
+    for row in rows:
+        print(f"{row['benchmark']:9} {row['row']:55} {row['before']:9.4f} {row['after']:9.4f} {row['ratio']:6.3f}")
 
 
 def arguments() -> argparse.Namespace:

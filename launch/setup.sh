@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Makes or reuses .venv and installs compcomm with the extras named as arguments: bash launch/setup.sh test bench
 #
-# The kernels are compiled while pip fetches everything else: for this machine's instruction set alone, or for all sets
-# where tests compare them (extras test and dev; $CC_ISAS chooses), and for GPUs only where there is one ($CC_BUILD_CUDA
-# chooses). What the compiler said is in build/setup.log.
+# The kernels are compiled while pip fetches everything else: for this machine's instruction set alone, or for all that it
+# can run where tests compare them (extras test and dev; $CC_ISAS chooses), and for GPUs only where there is one
+# ($CC_BUILD_CUDA chooses). What the compiler said is in build/setup.log.
 #
 # What was installed is remembered by a checksum over everything that enters the build, so a second call takes a
 # second, and a changed kernel, option or pin leads to a new build. Python files are used where they lie.
@@ -83,12 +83,12 @@ sum=$(
         find pyproject.toml launch/constraints.txt launch/setup.sh csrc -type f -print0 | sort -z | xargs -0 sha256sum
     } | sha256sum | cut -d' ' -f1
 )
-case ,$extras, in *,test,* | *,dev,*) sets=all ;; *) sets=native ;; esac
+case ,$extras, in *,test,* | *,dev,*) sets=runnable ;; *) sets=native ;; esac
 sets=${CC_ISAS:-$sets}
 stamp=.venv/compcomm-$extras.sha256 built=.venv/compcomm-built
 remembered() { [ "$(cat "$1" 2>/dev/null)" = "$2" ]; }
 # What was built for tests serves all others: without this, test.sh and quickstart.sh would undo each other's build.
-if [ "$sets" = native ] && remembered $built "$sum all"; then sets=all; fi
+if [ "$sets" = native ] && remembered $built "$sum runnable"; then sets=runnable; fi
 if remembered "$stamp" "$sum" && remembered $built "$sum $sets"; then exit 0; fi
 
 pip() {

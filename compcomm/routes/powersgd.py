@@ -25,13 +25,13 @@ from ..core.deferred import (
     not_finite,
 )
 from ..core.layout import Bucket, Layout, Segment
-from ..core.random import key
 from ..core.reducer import Flow, Reduced, Reducer
 from ..core.source import Source, Target
 from ..core.state import Merge, Slot, State
 from ..core.traits import Traits
 from ..ops.work import on
-from .all_reduce import Digits, fault, place, read_flags, unpacked
+from .all_reduce import fault, place, read_flags, unpacked
+from .factor_layout import FactorLayout, factor_layout
 
 ops = torch.ops.compcomm
 ERRORS = ("aggregate", "local")
@@ -180,7 +180,7 @@ class _Factors(NamedTuple):
 class _Sent:
     """An ``Update``: what a step took out of this rank's residual. Exact parameters, which have none, are left out."""
 
-    def __init__(self, form: _Form, factors: _Factors, skip: Tensor) -> None:
+    def __init__(self, form: FactorLayout, factors: _Factors, skip: Tensor) -> None:
         self._form, self._factors, self._skip = form, factors, skip
 
     def add_(self, into: Bucket, scale: float = 1.0) -> None:
@@ -208,7 +208,7 @@ class _Work:
         self.reducer, self.state, self.ctx = reducer, state, ctx
         x, self.add_scale = source.x, source.decay
         self.x = x
-        self.form = _form(reducer, x.layout, ctx.world, ctx.seed, str(x.flat.device))
+        self.form = factor_layout(reducer, x.layout, ctx.world, ctx.seed, str(x.flat.device))
         self.residual = state["residual"]
         self.table = self.form.matrices(self.residual.layout, x.layout)
         self.real = not x.flat.is_meta
@@ -238,7 +238,7 @@ class _Work:
         second[:1].fill_(place(ctx))
         yield Sum(second)
         if self.real:
-            self._hear_second(second[:1])
+            self._read_second(second[:1])
         if self.bad is True or (ctx.watch and self._mark(not_finite(second)) is True):
             return None
         self._average("q", q)
@@ -331,7 +331,7 @@ class _Work:
         if ctx.watch:
             self._mark(not_finite(self.first))
 
-    def _hear_second(self, word: Tensor) -> None:
+    def _read_second(self, word: Tensor) -> None:
         """Looks at the number that says whether all ranks are at the same place; NaN where one failed."""
         due = self.ctx.world * place(self.ctx)
         if not deferred(word):
@@ -348,96 +348,6 @@ class _Work:
         if isinstance(self.bad, Tensor):
             self.skip = self.skip | self.bad
         return self.bad
-
-
-class _Form:
-    """Where everything of a layout lies: flags and exact parameters at the head of the first buffer, then factors."""
-
-    def __init__(self, reducer: PowerSGD, layout: Layout, world: int, seed: int, device: str) -> None:
-        self.count, self.device = len(layout.segments), device
-        self.parts: list[tuple[int, Segment, tuple[int, int, int]]] = []
-        self._exact: list[tuple[int, Segment, int]] = []
-        rows = [sizes[0] for sizes in map(reducer.sizes, layout.segments) if sizes is not None]
-        self.digits = Digits(world, sum(4 * -(-n // 32) for n in rows) if reducer.alternate else 0)
-        self.flags = self.head = 2 + self.count + self.digits.count
-        for number, s in enumerate(layout.segments):
-            sizes = reducer.sizes(s)
-            if sizes is not None:
-                self.parts.append((number, s, sizes))
-            elif s.numel:
-                self._exact.append((number, s, 4 * self.head))
-                self.head += s.numel
-        self.numel = {"p": 0, "q": 0}
-        self._places: list[tuple[int, int]] = []
-        lines: dict[str, list[list[int]]] = {"p": [], "q": []}
-        for _, s, (n, m, r) in self.parts:
-            self._places.append((self.numel["p"], self.numel["q"]))
-            for name, length in (("p", n), ("q", m)):
-                lines[name].append([self.numel[name], -1, length, 0, 0, key(seed, s.name), r, 0])
-                self.numel[name] += r * length
-        self.row_of_p = self._rows_of_p().to(device)
-        self._room = [reducer.room(s) for _, s, _ in self.parts]
-        self.lines = {name: self._table(rows) for name, rows in lines.items()}
-        self._tables: dict[object, Tensor] = {}
-
-    def _rows_of_p(self) -> Tensor:
-        """For every element of P, the number of its row's bit."""
-        first, found = 0, list[Tensor]()
-        for _, _, (n, _, r) in self.parts:
-            found.append((first + torch.arange(n, dtype=torch.int64)).repeat(r))
-            first += 32 * -(-n // 32)
-        return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
-
-    def lines_of(self, residual: Layout, bucket: Layout) -> Tensor:
-        """The table of the matrices' rows, for the kernels that look for rows of zeros."""
-        found = self._tables.get((residual, bucket, "rows"))
-        if found is None:
-            at, rows = 0, list[list[int]]()
-            for number, s, (n, m, _) in self.parts:
-                rows.append([residual.position(s), bucket.position(s), n * m, at, 0, 0, m, number])
-                at += 4 * -(-n // 32)
-            found = self._tables[residual, bucket, "rows"] = self._table(rows)
-        return found
-
-    def _table(self, rows: list[list[int]]) -> Tensor:
-        return torch.tensor(rows, dtype=torch.int64).view(-1, 8)
-
-    def used(self, factor: str) -> Tensor | None:
-        """Which elements of a factor's memory are columns in use; None: all."""
-        if all(r == room for (*_, (_, _, r)), room in zip(self.parts, self._room, strict=True)):
-            return None
-        found = self._tables.get(factor)
-        if found is None:
-            at, spans = 0, list[Tensor]()
-            for (_, _, (n, m, r)), room in zip(self.parts, self._room, strict=True):
-                length = n if factor == "p" else m
-                spans.append(torch.arange(at, at + r * length, dtype=torch.int64))
-                at += room * length
-            found = self._tables[factor] = torch.cat(spans).to(self.device)
-        return found
-
-    def exact(self, add: Layout) -> Tensor:
-        """Rows of what travels exact, for the dense codec: from a bucket, or (as ``x``) into one."""
-        found = self._tables.get(add)
-        if found is None:
-            at = [add.position(s) for _, s, _ in self._exact]
-            rows = [[a, a, s.numel, byte, 0, 0, 0, n] for a, (n, s, byte) in zip(at, self._exact, strict=True)]
-            found = self._tables[add] = self._table(rows)
-        return found
-
-    def matrices(self, residual: Layout, bucket: Layout | None) -> Tensor:
-        """The table of the matrices that ``residual`` has, with their places in a bucket (or in none)."""
-        found = self._tables.get((residual, bucket))
-        if found is None:
-            rows = [
-                [residual.position(s), -1 if bucket is None else bucket.position(s), n, m, r, p, q, number]
-                for (number, s, (n, m, r)), (p, q) in zip(self.parts, self._places, strict=True)
-            ]
-            found = self._tables[residual, bucket] = self._table([row for row in rows if row[0] >= 0])
-        return found
-
-
-_form = lru_cache(maxsize=4096)(_Form)
 
 
 @lru_cache(maxsize=256)

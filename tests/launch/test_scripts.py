@@ -81,7 +81,7 @@ def test_setup_asks_for_what_the_extras_want(checkout: Path) -> None:
     assert code != 0 and "no extra is called 'nonsense'; there are bench, gpu" in said and calls == []
 
 
-def test_setup_builds_for_this_machine_and_for_tests_all(checkout: Path) -> None:
+def test_setup_builds_for_this_machine_and_for_tests_all_that_it_runs(checkout: Path) -> None:
     """One instruction set and no CUDA without a GPU; what was built for tests is not undone by the quickstart."""
     setup, built = str(checkout / "launch" / "setup.sh"), checkout / "built"
 
@@ -93,16 +93,16 @@ def test_setup_builds_for_this_machine_and_for_tests_all(checkout: Path) -> None
 
     assert sets("bench") == "native off"
     assert sets("bench") == "nothing"
-    assert sets("test") == "all off"
+    assert sets("test") == "runnable off"
     assert sets("bench") == sets("test") == "nothing"
-    assert sets("gpu") == "all off"
+    assert sets("gpu") == "runnable off"
     assert sets("bench", CC_ISAS="baseline", CC_BUILD_CUDA="on") == "baseline on"
     assert sets("bench") == "native off"
-    assert sets("test") == "all off"
+    assert sets("test") == "runnable off"
     driver = checkout / "tools" / "nvidia-smi"
     driver.write_text("#!/bin/sh\necho 'GPU 0: one'\n")
     driver.chmod(0o755)
-    assert sets("test") == "all auto"
+    assert sets("test") == "runnable auto"
 
 
 def test_setup_shows_how_far_the_compiler_is(checkout: Path) -> None:

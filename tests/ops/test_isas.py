@@ -40,9 +40,10 @@ def test_all_sets_this_machines_or_those_named(tmp_path: Path) -> None:
     assert every[0] == "baseline" and set(every) <= set(native.ISAS)
     own = sets(configure(tmp_path, CC_ISAS="native"))
     assert len(own) == 1 and (not native.isas() or own == [native.isas()[-1]])
+    assert sets(configure(tmp_path, CC_ISAS="runnable")) == every[: every.index(own[0]) + 1]
     assert sets(configure(tmp_path, CC_ISAS=",".join(every[:2]))) == every[:2]
     wrong = configure(tmp_path, "-DCC_ISAS=sse9", CC_ISAS="all")
-    assert wrong.returncode != 0 and "CC_ISAS=sse9: choose all, native, or some of" in wrong.stderr
+    assert wrong.returncode != 0 and "CC_ISAS=sse9: choose all, native, runnable, or some of" in wrong.stderr
 
 
 @needs_cmake

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .rows import Row, check_decode_rows, check_encode_rows, decode, flag, load, pad4, put, rows, take
+from .rows import Row, decode, encode, flag, pad4, take
 
 
 def section(row: Row) -> int:
@@ -18,37 +18,28 @@ def section(row: Row) -> int:
 
 
 def cast_encode(
-    x: Tensor,
-    add: Tensor | None,
-    wire: Tensor,
-    table: Tensor,
-    status: Tensor,
-    decay: float,
-    add_scale: float,
+    x: Tensor, add: Tensor | None, wire: Tensor, table: Tensor, status: Tensor, decay: float, add_scale: float,
     half: bool,
-) -> None:
+) -> None:  # fmt: skip
     """``wire <- round(y)``, ``x <- y - round(y)``; float16 where ``half``, else bfloat16."""
-    check_encode_rows("cast_encode", x, add, wire, table, status, section)
-    for row in rows(table):
-        if row.numel == 0:
-            continue
-        y = load(x, add, row, status, decay, add_scale)
+
+    def encoded(y: Tensor, row: Row, r: int) -> tuple[Tensor, ...]:
         sent = y.to(torch.float16 if half else torch.bfloat16)
         overflow = torch.isinf(sent)
         flag(status, 0, overflow)
         sent = torch.where(overflow, torch.zeros_like(sent), sent)
-        put(wire, row.wire, sent)
-        x[row.x : row.x + row.numel] = y - sent.to(torch.float32)
+        return sent.to(torch.float32), sent
+
+    encode("cast_encode", x, add, wire, table, status, decay, add_scale, section, encoded)
 
 
 def cast_decode(
-    wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, half: bool
-) -> None:
+    wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, half: bool,
+) -> None:  # fmt: skip
     """``out (+)= scale * sum of the messages``, summed in fp32."""
-    check_decode_rows("cast_decode", wires, table, skip, out, section)
     dtype = torch.float16 if half else torch.bfloat16
 
     def values(message: Tensor, row: Row) -> Tensor:
         return take(message, row.wire, row.numel, dtype).to(torch.float32)
 
-    decode(wires, table, skip, out, scale, accumulate, values)
+    decode("cast_decode", wires, table, skip, out, scale, accumulate, section, values)

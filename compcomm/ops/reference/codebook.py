@@ -35,16 +35,12 @@ from .rows import (
     Row,
     blocks,
     ceil_div,
-    check_decode_rows,
-    check_encode_rows,
     decode,
+    encode,
     flag,
     lane_sum,
-    load,
     pad4,
-    put,
     root,
-    rows,
     take,
 )
 
@@ -111,28 +107,14 @@ def _inside(windows: list[Tensor], numel: int, device: torch.device) -> Tensor:
 
 
 def codebook_encode(
-    x: Tensor,
-    add: Tensor | None,
-    wire: Tensor,
-    table: Tensor,
-    status: Tensor,
-    decay: float,
-    add_scale: float,
-    levels: Tensor,
-    bits: int,
-    part: int,
-    dot: bool,
-    block: int,
-    step: int,
-) -> None:
+    x: Tensor, add: Tensor | None, wire: Tensor, table: Tensor, status: Tensor, decay: float, add_scale: float,
+    levels: Tensor, bits: int, part: int, dot: bool, block: int, step: int,
+) -> None:  # fmt: skip
     """``wire <- (scales, codes)`` of ``y = decay*x + add_scale*add``, ``x <- y - value``."""
-    check_encode_rows("codebook_encode", x, add, wire, table, status, lambda row: section(row.numel, bits, part, block))
     low, high = _books(levels, bits, x.device)
     top = levels[-1].item()
-    for row in rows(table):
-        if row.numel == 0:
-            continue
-        y = load(x, add, row, status, decay, add_scale)
+
+    def encoded(y: Tensor, row: Row, r: int) -> tuple[Tensor, ...]:
         windows = _windows(row, bits, part, block, step, y.device)
         inside, negative = _inside(windows, row.numel, y.device), y < 0
         scaled, power, squares, inverse = _normal(y, block)
@@ -154,8 +136,17 @@ def codebook_encode(
         flag(status, 0, ~good)
         scale = torch.where(good, scale, 0.0)
         streams = [pack(F.pad(b, (0, -b.shape[1] % 8)).to(torch.uint8).view(-1), 1) for b in last]
-        put(wire, row.wire, scale, *([pack(code.to(torch.uint8), bits)] if bits else []), *streams)
-        x[row.x : row.x + row.numel] = y - level * scale.repeat_interleave(block)[: row.numel]
+        return (
+            level * scale.repeat_interleave(block)[: row.numel],
+            scale,
+            *([pack(code.to(torch.uint8), bits)] if bits else []),
+            *streams,
+        )
+
+    encode(
+        "codebook_encode", x, add, wire, table, status, decay, add_scale,
+        lambda row: section(row.numel, bits, part, block), encoded,
+    )  # fmt: skip
 
 
 def _normal(y: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -176,20 +167,10 @@ def _normal(y: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def codebook_decode(
-    wires: Tensor,
-    table: Tensor,
-    skip: Tensor,
-    out: Tensor,
-    scale: float,
-    accumulate: bool,
-    levels: Tensor,
-    bits: int,
-    part: int,
-    block: int,
-    step: int,
-) -> None:
+    wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool,
+    levels: Tensor, bits: int, part: int, block: int, step: int,
+) -> None:  # fmt: skip
     """``out (+)= scale * sum of S c``."""
-    check_decode_rows("codebook_decode", wires, table, skip, out, lambda row: section(row.numel, bits, part, block))
     low, high = _books(levels, bits, out.device)
 
     def values(message: Tensor, row: Row) -> Tensor:
@@ -211,4 +192,7 @@ def codebook_decode(
         size = scales.repeat_interleave(block)[: row.numel]
         return torch.where(level == 0, 0.0, level * size)  # what is not sent is 0, whatever scale a peer made up
 
-    decode(wires, table, skip, out, scale, accumulate, values)
+    decode(
+        "codebook_decode", wires, table, skip, out, scale, accumulate,
+        lambda row: section(row.numel, bits, part, block), values,
+    )  # fmt: skip

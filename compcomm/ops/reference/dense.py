@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .rows import Row, check_decode_rows, check_encode_rows, decode, load, put, rows, take
+from .rows import Row, check_encode_rows, decode, load, put, rows, take
 
 
 def section(row: Row) -> int:
@@ -31,5 +31,7 @@ def dense_encode(
 
 def dense_decode(wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool) -> None:
     """``out (+)= scale * sum of the messages``."""
-    check_decode_rows("dense_decode", wires, table, skip, out, section)
-    decode(wires, table, skip, out, scale, accumulate, lambda m, row: take(m, row.wire, row.numel, torch.float32))
+    decode(
+        "dense_decode", wires, table, skip, out, scale, accumulate,
+        section, lambda m, row: take(m, row.wire, row.numel, torch.float32),
+    )  # fmt: skip

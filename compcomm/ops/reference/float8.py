@@ -26,14 +26,10 @@ from .rows import (
     Row,
     blocks,
     ceil_div,
-    check_decode_rows,
-    check_encode_rows,
     decode,
+    encode,
     flag,
-    load,
     pad4,
-    put,
-    rows,
     take,
 )
 
@@ -65,23 +61,13 @@ def round_to(t: Tensor, form: Type) -> tuple[Tensor, Tensor]:
 
 
 def float8_encode(
-    x: Tensor,
-    add: Tensor | None,
-    wire: Tensor,
-    table: Tensor,
-    status: Tensor,
-    decay: float,
-    add_scale: float,
-    e5m2: bool,
-    block: int,
-) -> None:
+    x: Tensor, add: Tensor | None, wire: Tensor, table: Tensor, status: Tensor, decay: float, add_scale: float,
+    e5m2: bool, block: int,
+) -> None:  # fmt: skip
     """``wire <- (steps, codes)`` of ``y = decay*x + add_scale*add``, ``x <- y - value``."""
-    check_encode_rows("float8_encode", x, add, wire, table, status, lambda row: section(row.numel, block))
     form = E5M2 if e5m2 else E4M3
-    for row in rows(table):
-        if row.numel == 0:
-            continue
-        flat = load(x, add, row, status, decay, add_scale)
+
+    def encoded(flat: Tensor, row: Row, r: int) -> tuple[Tensor, ...]:
         y = blocks(flat, block)
         norm = y.abs().amax(1)
         top = torch.full_like(norm, form.top)  # a tensor: dividing by a Python number may become a product
@@ -93,15 +79,17 @@ def float8_encode(
         value = q * steps[:, None]
         negative = y.view(torch.int32) < 0
         codes = torch.where(negative, codes | 128, codes).to(torch.uint8)
-        put(wire, row.wire, steps, codes.view(-1)[: row.numel])
-        x[row.x : row.x + row.numel] = flat - torch.where(negative, -value, value).view(-1)[: row.numel]
+        return torch.where(negative, -value, value).view(-1)[: row.numel], steps, codes.view(-1)[: row.numel]
+
+    encode(
+        "float8_encode", x, add, wire, table, status, decay, add_scale, lambda row: section(row.numel, block), encoded
+    )
 
 
 def float8_decode(
-    wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, e5m2: bool, block: int
-) -> None:
+    wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, e5m2: bool, block: int,
+) -> None:  # fmt: skip
     """``out (+)= scale * sum of q * step``. A code, its exponent in five bits, is a float16: q, or q/256 (E4M3)."""
-    check_decode_rows("float8_decode", wires, table, skip, out, lambda row: section(row.numel, block))
 
     def values(message: Tensor, row: Row) -> Tensor:
         count = ceil_div(row.numel, block)
@@ -111,4 +99,4 @@ def float8_decode(
         q = half.to(torch.int16).view(torch.float16).to(torch.float32)
         return q * (steps if e5m2 else steps * 256.0).repeat_interleave(block)[: row.numel]
 
-    decode(wires, table, skip, out, scale, accumulate, values)
+    decode("float8_decode", wires, table, skip, out, scale, accumulate, lambda row: section(row.numel, block), values)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .philox import SUPERBLOCK, philox
-from .rows import Row, check_decode_rows, check_encode_rows, decode, flag, load, put, rows, take
+from .rows import Row, check_encode_rows, decode, flag, load, put, rows, take
 
 LIMIT = 2.0**64
 _STREAM = 2  # Philox counters: 0 are dithers, 1 the indices of rand-k
@@ -118,7 +118,6 @@ def hadamard_inverse(
     step: int,
 ) -> None:
     """``out = scale * R^T z``, or ``out + scale * R^T z``; ``z``: the bytes of one vector, ``[1, bytes]``."""
-    check_decode_rows("hadamard_inverse", z, table, skip, out, section)
 
     def values(message: Tensor, row: Row) -> Tensor:
         numbers = take(message, row.wire, row.numel, torch.float32)
@@ -128,4 +127,4 @@ def hadamard_inverse(
             parts.append(butterflies(own * root(size)).view(-1))
         return torch.cat(parts) * signs(row.key, row.offset, row.numel, step, z.device)
 
-    decode(z, table, skip, out, scale, accumulate, values)
+    decode("hadamard_inverse", z, table, skip, out, scale, accumulate, section, values)

@@ -24,14 +24,10 @@ from .philox import uniform
 from .rows import (
     Row,
     ceil_div,
-    check_decode_rows,
-    check_encode_rows,
     decode,
+    encode,
     flag,
-    load,
     pad4,
-    put,
-    rows,
     take,
 )
 
@@ -44,31 +40,21 @@ def section(numel: int, bits: int, block: int) -> int:
 
 
 def minmax_encode(
-    x: Tensor,
-    add: Tensor | None,
-    wire: Tensor,
-    table: Tensor,
-    status: Tensor,
-    decay: float,
-    add_scale: float,
-    gain: Tensor,
-    bits: int,
-    stochastic: bool,
-    block: int,
-    step: int,
-    rank: int,
-) -> None:
+    x: Tensor, add: Tensor | None, wire: Tensor, table: Tensor, status: Tensor, decay: float, add_scale: float,
+    gain: Tensor, bits: int, stochastic: bool, block: int, step: int, rank: int,
+) -> None:  # fmt: skip
     """``wire <- (low and high, levels)`` of ``y = decay*x + add_scale*add``, ``x <- y - value``."""
-    check_encode_rows("minmax_encode", x, add, wire, table, status, lambda row: section(row.numel, bits, block))
-    for row, factor in zip(rows(table), gain, strict=True):
-        if row.numel == 0:
-            continue
-        y = load(x, add, row, status, decay, add_scale)
+
+    def encoded(y: Tensor, row: Row, r: int) -> tuple[Tensor, ...]:
         noise = uniform(row.key, row.offset, row.numel, step, rank, y.device) if stochastic else None
-        ends, levels = _quantise(y, factor, 2**bits - 1, block, status, noise)
+        ends, levels = _quantise(y, gain[r], 2**bits - 1, block, status, noise)
         levels = levels.view(-1)[: row.numel]
-        put(wire, row.wire, ends, pack(levels.to(torch.uint8), bits))
-        x[row.x : row.x + row.numel] = y - _values(ends, levels, 2**bits - 1, block)
+        return _values(ends, levels, 2**bits - 1, block), ends, pack(levels.to(torch.uint8), bits)
+
+    encode(
+        "minmax_encode", x, add, wire, table, status, decay, add_scale,
+        lambda row: section(row.numel, bits, block), encoded,
+    )  # fmt: skip
 
 
 def _repeated(y: Tensor, block: int) -> Tensor:
@@ -113,10 +99,9 @@ def _values(ends: Tensor, levels: Tensor, top: int, block: int) -> Tensor:
 
 
 def minmax_decode(
-    wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, bits: int, block: int
-) -> None:
+    wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, bits: int, block: int,
+) -> None:  # fmt: skip
     """``out (+)= scale * sum of (low + level * unit)``."""
-    check_decode_rows("minmax_decode", wires, table, skip, out, lambda row: section(row.numel, bits, block))
 
     def values(message: Tensor, row: Row) -> Tensor:
         count = ceil_div(row.numel, block)
@@ -124,4 +109,6 @@ def minmax_decode(
         raw = take(message, row.wire + 8 * count, packed_bytes(row.numel, bits), torch.uint8)
         return _values(ends, unpack(raw, bits, row.numel), 2**bits - 1, block)
 
-    decode(wires, table, skip, out, scale, accumulate, values)
+    decode(
+        "minmax_decode", wires, table, skip, out, scale, accumulate, lambda row: section(row.numel, bits, block), values
+    )

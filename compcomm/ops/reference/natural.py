@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .bits import pack, packed_bytes, unpack
 from .philox import dither
-from .rows import Row, check_decode_rows, check_encode_rows, decode, flag, load, pad4, put, rows, take
+from .rows import Row, decode, encode, flag, pad4, take
 
 INFINITE, LARGEST, SIGN = 0x7F800000, 0x7F000000, -(2**31)
 FIELDS = SIGN | INFINITE
@@ -31,36 +31,25 @@ def section(row: Row) -> int:
 
 
 def natural_encode(
-    x: Tensor,
-    add: Tensor | None,
-    wire: Tensor,
-    table: Tensor,
-    status: Tensor,
-    decay: float,
-    add_scale: float,
-    gain: Tensor,
-    step: int,
-    rank: int,
-) -> None:
+    x: Tensor, add: Tensor | None, wire: Tensor, table: Tensor, status: Tensor, decay: float, add_scale: float,
+    gain: Tensor, step: int, rank: int,
+) -> None:  # fmt: skip
     """``wire <- (exponents, signs)`` of ``y = decay*x + add_scale*add``, ``x <- y - value``."""
-    check_encode_rows("natural_encode", x, add, wire, table, status, section)
-    for row, factor in zip(rows(table), gain, strict=True):
-        if row.numel == 0:
-            continue
-        y = load(x, add, row, status, decay, add_scale)
+
+    def encoded(y: Tensor, row: Row, r: int) -> tuple[Tensor, ...]:
         u = dither(row.key, row.offset, row.numel, step, rank, y.device).to(torch.int32)
-        t = (y * factor).view(torch.int32) + (u * 128 + 64)
+        t = (y * gain[r]).view(torch.int32) + (u * 128 + 64)
         infinite = (t & INFINITE) == INFINITE
         flag(status, 0, infinite)
         t = torch.where(infinite, (t & SIGN) | LARGEST, t)
         codes, signs = (t >> 23 & 255).to(torch.uint8), (t < 0).to(torch.uint8)
-        put(wire, row.wire, codes, pack(signs, 1))
-        x[row.x : row.x + row.numel] = y - (t & FIELDS).view(torch.float32)
+        return (t & FIELDS).view(torch.float32), codes, pack(signs, 1)
+
+    encode("natural_encode", x, add, wire, table, status, decay, add_scale, section, encoded)
 
 
 def natural_decode(wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool) -> None:
     """``out (+)= scale * sum of +-2^(code - 127)``."""
-    check_decode_rows("natural_decode", wires, table, skip, out, section)
 
     def values(message: Tensor, row: Row) -> Tensor:
         codes = take(message, row.wire, row.numel, torch.uint8)
@@ -69,4 +58,4 @@ def natural_decode(wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scal
         size = codes.to(torch.int32) << 23
         return torch.where(negative, size | SIGN, size).view(torch.float32)
 
-    decode(wires, table, skip, out, scale, accumulate, values)
+    decode("natural_decode", wires, table, skip, out, scale, accumulate, section, values)

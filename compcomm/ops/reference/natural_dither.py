@@ -28,15 +28,11 @@ from .rows import (
     Row,
     blocks,
     ceil_div,
-    check_decode_rows,
-    check_encode_rows,
     decode,
+    encode,
     flag,
     lane_sum,
-    load,
-    put,
     root,
-    rows,
     take,
 )
 
@@ -44,33 +40,23 @@ ONE = 0x3F800000
 
 
 def natural_dither_encode(
-    x: Tensor,
-    add: Tensor | None,
-    wire: Tensor,
-    table: Tensor,
-    status: Tensor,
-    decay: float,
-    add_scale: float,
-    gain: Tensor,
-    bits: int,
-    norm2: bool,
-    block: int,
-    step: int,
-    rank: int,
-) -> None:
+    x: Tensor, add: Tensor | None, wire: Tensor, table: Tensor, status: Tensor, decay: float, add_scale: float,
+    gain: Tensor, bits: int, norm2: bool, block: int, step: int, rank: int,
+) -> None:  # fmt: skip
     """``wire <- (steps, codes)`` of ``y = decay*x + add_scale*add``, ``x <- y - value``."""
-    check_encode_rows("natural_dither_encode", x, add, wire, table, status, lambda row: section(row.numel, bits, block))
     levels = 2 ** (bits - 1) - 1
-    for row, factor in zip(rows(table), gain, strict=True):
-        if row.numel == 0:
-            continue
-        y = load(x, add, row, status, decay, add_scale)
+
+    def encoded(y: Tensor, row: Row, r: int) -> tuple[Tensor, ...]:
         noise = dither(row.key, row.offset, row.numel, step, rank, y.device).to(torch.int32) * 128 + 64
-        steps, q = _quantise(blocks(y, block), factor, levels, norm2, status, blocks(noise, block))
+        steps, q = _quantise(blocks(y, block), gain[r], levels, norm2, status, blocks(noise, block))
         value = _values(q, steps[:, None], levels).view(-1)[: row.numel]
         codes = (q + levels).to(torch.uint8).view(-1)[: row.numel]
-        put(wire, row.wire, steps, pack(codes, bits))
-        x[row.x : row.x + row.numel] = y - value
+        return value, steps, pack(codes, bits)
+
+    encode(
+        "natural_dither_encode", x, add, wire, table, status, decay, add_scale,
+        lambda row: section(row.numel, bits, block), encoded,
+    )  # fmt: skip
 
 
 def _quantise(
@@ -95,10 +81,9 @@ def _values(q: Tensor, steps: Tensor, levels: int) -> Tensor:
 
 
 def natural_dither_decode(
-    wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, bits: int, block: int
-) -> None:
+    wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, bits: int, block: int,
+) -> None:  # fmt: skip
     """``out (+)= scale * sum of +-2^(i - s) * step``."""
-    check_decode_rows("natural_dither_decode", wires, table, skip, out, lambda row: section(row.numel, bits, block))
     levels = 2 ** (bits - 1) - 1
 
     def values(message: Tensor, row: Row) -> Tensor:
@@ -108,4 +93,7 @@ def natural_dither_decode(
         q = unpack(raw, bits, row.numel).to(torch.int32) - levels
         return _values(q, steps.repeat_interleave(block)[: row.numel], levels)
 
-    decode(wires, table, skip, out, scale, accumulate, values)
+    decode(
+        "natural_dither_decode", wires, table, skip, out, scale, accumulate,
+        lambda row: section(row.numel, bits, block), values,
+    )  # fmt: skip

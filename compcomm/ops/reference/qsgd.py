@@ -23,16 +23,12 @@ from .rows import (
     Row,
     blocks,
     ceil_div,
-    check_decode_rows,
-    check_encode_rows,
     decode,
+    encode,
     flag,
     lane_sum,
-    load,
     pad4,
-    put,
     root,
-    rows,
     take,
 )
 
@@ -45,34 +41,22 @@ def section(numel: int, bits: int, block: int) -> int:
 
 
 def qsgd_encode(
-    x: Tensor,
-    add: Tensor | None,
-    wire: Tensor,
-    table: Tensor,
-    status: Tensor,
-    decay: float,
-    add_scale: float,
-    gain: Tensor,
-    bits: int,
-    levels: int,
-    norm2: bool,
-    stochastic: bool,
-    block: int,
-    step: int,
-    rank: int,
-) -> None:
+    x: Tensor, add: Tensor | None, wire: Tensor, table: Tensor, status: Tensor, decay: float, add_scale: float,
+    gain: Tensor, bits: int, levels: int, norm2: bool, stochastic: bool, block: int, step: int, rank: int,
+) -> None:  # fmt: skip
     """``wire <- (steps, codes)`` of ``y = decay*x + add_scale*add``, ``x <- y - value``."""
-    check_encode_rows("qsgd_encode", x, add, wire, table, status, lambda row: section(row.numel, bits, block))
-    for row, factor in zip(rows(table), gain, strict=True):
-        if row.numel == 0:
-            continue
-        y = load(x, add, row, status, decay, add_scale)
+
+    def encoded(y: Tensor, row: Row, r: int) -> tuple[Tensor, ...]:
         noise = uniform(row.key, row.offset, row.numel, step, rank, y.device) if stochastic else None
-        steps, q = quantise(y, factor, levels, norm2, block, status, noise)
+        steps, q = quantise(y, gain[r], levels, norm2, block, status, noise)
         value = (q.to(torch.float32) * steps[:, None]).view(-1)[: row.numel]
         codes = (q + levels).to(torch.uint8).view(-1)[: row.numel]
-        put(wire, row.wire, steps, pack(codes, bits))
-        x[row.x : row.x + row.numel] = y - value
+        return value, steps, pack(codes, bits)
+
+    encode(
+        "qsgd_encode", x, add, wire, table, status, decay, add_scale,
+        lambda row: section(row.numel, bits, block), encoded,
+    )  # fmt: skip
 
 
 def quantise(
@@ -94,18 +78,10 @@ def quantise(
 
 
 def qsgd_decode(
-    wires: Tensor,
-    table: Tensor,
-    skip: Tensor,
-    out: Tensor,
-    scale: float,
-    accumulate: bool,
-    bits: int,
-    levels: int,
-    block: int,
-) -> None:
+    wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool,
+    bits: int, levels: int, block: int,
+) -> None:  # fmt: skip
     """``out (+)= scale * sum of (code - levels) * step``."""
-    check_decode_rows("qsgd_decode", wires, table, skip, out, lambda row: section(row.numel, bits, block))
 
     def values(message: Tensor, row: Row) -> Tensor:
         count = ceil_div(row.numel, block)
@@ -114,4 +90,6 @@ def qsgd_decode(
         q = unpack(raw, bits, row.numel).to(torch.int32) - levels
         return q.to(torch.float32) * steps.repeat_interleave(block)[: row.numel]
 
-    decode(wires, table, skip, out, scale, accumulate, values)
+    decode(
+        "qsgd_decode", wires, table, skip, out, scale, accumulate, lambda row: section(row.numel, bits, block), values
+    )

@@ -163,16 +163,27 @@ def lane_sum(values: Tensor) -> Tensor:
     return total[:, 0]
 
 
+def encode(
+    op: str, x: Tensor, add: Tensor | None, wire: Tensor, table: Tensor, status: Tensor, decay: float, add_scale: float,
+    section: Callable[[Row], int], code: Callable[[Tensor, Row, int], tuple[Tensor, ...]],
+) -> None:  # fmt: skip
+    """``code(y, row, number of the row)`` gives what a receiver will read, and the parts of the message; ``x`` keeps y
+    less that."""
+    check_encode_rows(op, x, add, wire, table, status, section)
+    for r, row in enumerate(rows(table)):
+        if row.numel:
+            y = load(x, add, row, status, decay, add_scale)
+            value, *parts = code(y, row, r)
+            put(wire, row.wire, *parts)
+            x[row.x : row.x + row.numel] = y - value
+
+
 def decode(
-    wires: Tensor,
-    table: Tensor,
-    skip: Tensor,
-    out: Tensor,
-    scale: float,
-    accumulate: bool,
-    values: Callable[[Tensor, Row], Tensor],
-) -> None:
+    op: str, wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool,
+    section: Callable[[Row], int], values: Callable[[Tensor, Row], Tensor],
+) -> None:  # fmt: skip
     """``r = (v_0 + v_1 + ...) * scale`` in message order; ``out = r`` or ``out + r``; skipped rows give zero."""
+    check_decode_rows(op, wires, table, skip, out, section)
     skipped = cast("list[int]", skip.tolist())
     for row in rows(table):
         if row.x == -1 or row.numel == 0:

@@ -21,16 +21,12 @@ from .rows import (
     Row,
     blocks,
     ceil_div,
-    check_decode_rows,
-    check_encode_rows,
     decode,
+    encode,
     flag,
     lane_sum,
-    load,
     pad4,
-    put,
     root,
-    rows,
     take,
 )
 
@@ -41,22 +37,12 @@ def section(numel: int, block: int) -> int:
 
 
 def sign_encode(
-    x: Tensor,
-    add: Tensor | None,
-    wire: Tensor,
-    table: Tensor,
-    status: Tensor,
-    decay: float,
-    add_scale: float,
-    kind: int,
-    block: int,
-) -> None:
+    x: Tensor, add: Tensor | None, wire: Tensor, table: Tensor, status: Tensor, decay: float, add_scale: float,
+    kind: int, block: int,
+) -> None:  # fmt: skip
     """``wire <- (scales, bits)`` of ``y = decay*x + add_scale*add``, ``x <- y - value``."""
-    check_encode_rows("sign_encode", x, add, wire, table, status, lambda row: section(row.numel, block))
-    for row in rows(table):
-        if row.numel == 0:
-            continue
-        y = load(x, add, row, status, decay, add_scale)
+
+    def encoded(y: Tensor, row: Row, r: int) -> tuple[Tensor, ...]:
         padded = blocks(y, block)
         sizes, squares = lane_sum(padded.abs()), lane_sum(padded * padded)
         elements = torch.full_like(sizes, block)
@@ -66,8 +52,9 @@ def sign_encode(
         flag(status, 0, ~torch.isfinite(scale))
         scale = torch.where(torch.isfinite(scale), scale, 0.0)
         negative = y < 0
-        put(wire, row.wire, scale, pack(negative.to(torch.uint8), 1))
-        x[row.x : row.x + row.numel] = y - _values(negative, scale, block)
+        return _values(negative, scale, block), scale, pack(negative.to(torch.uint8), 1)
+
+    encode("sign_encode", x, add, wire, table, status, decay, add_scale, lambda row: section(row.numel, block), encoded)
 
 
 def _values(negative: Tensor, scale: Tensor, block: int) -> Tensor:
@@ -76,10 +63,9 @@ def _values(negative: Tensor, scale: Tensor, block: int) -> Tensor:
 
 
 def sign_decode(
-    wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, block: int
-) -> None:
+    wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, block: int,
+) -> None:  # fmt: skip
     """``out (+)= scale * sum of +-scale_of_block``."""
-    check_decode_rows("sign_decode", wires, table, skip, out, lambda row: section(row.numel, block))
 
     def values(message: Tensor, row: Row) -> Tensor:
         count = ceil_div(row.numel, block)
@@ -87,4 +73,4 @@ def sign_decode(
         raw = take(message, row.wire + 4 * count, packed_bytes(row.numel, 1), torch.uint8)
         return _values(unpack(raw, 1, row.numel) != 0, scales, block)
 
-    decode(wires, table, skip, out, scale, accumulate, values)
+    decode("sign_decode", wires, table, skip, out, scale, accumulate, lambda row: section(row.numel, block), values)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .philox import dither_of, philox
-from .rows import Row, check_decode_rows, check_encode_rows, decode, flag, lane_sum, load, put, rows, take
+from .rows import Row, check_encode_rows, decode, flag, lane_sum, load, put, rows, take
 
 LIMIT = 2.0**64
 _COUNT, _GAUSS = 3, 4  # streams
@@ -104,13 +104,12 @@ def count_decode(
 ) -> None:
     """``out (+)= scale * R^T (sum of the messages)``."""
     check_k("count_decode", table, decoding=True)
-    check_decode_rows("count_decode", wires, table, skip, out, section)
 
     def values(message: Tensor, row: Row) -> Tensor:
         place, sign = _places(row, step, message.device)
         return sign * take(message, row.wire, row.k, torch.float32)[place]
 
-    decode(wires, table, skip, out, scale, accumulate, values)
+    decode("count_decode", wires, table, skip, out, scale, accumulate, section, values)
 
 
 def _matrix(row: Row, first: int, count: int, quantiles: Tensor, step: int) -> Tensor:
@@ -170,9 +169,8 @@ def gauss_decode(
 ) -> None:
     """``out (+)= scale * R^T (sum of the messages)``."""
     check_k("gauss_decode", table, decoding=True)
-    check_decode_rows("gauss_decode", wires, table, skip, out, section)
 
     def values(message: Tensor, row: Row) -> Tensor:
         return _gauss_values(take(message, row.wire, row.k, torch.float32), row, quantiles, step)
 
-    decode(wires, table, skip, out, scale, accumulate, values)
+    decode("gauss_decode", wires, table, skip, out, scale, accumulate, section, values)

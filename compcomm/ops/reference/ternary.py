@@ -21,16 +21,12 @@ from .rows import (
     Row,
     blocks,
     ceil_div,
-    check_decode_rows,
-    check_encode_rows,
     decode,
+    encode,
     flag,
     lane_sum,
-    load,
     pad4,
-    put,
     root,
-    rows,
     take,
 )
 
@@ -43,34 +39,24 @@ def section(numel: int, block: int) -> int:
 
 
 def ternary_encode(
-    x: Tensor,
-    add: Tensor | None,
-    wire: Tensor,
-    table: Tensor,
-    status: Tensor,
-    decay: float,
-    add_scale: float,
-    gain: Tensor,
-    clip: float,
-    block: int,
-    step: int,
-    rank: int,
-) -> None:
+    x: Tensor, add: Tensor | None, wire: Tensor, table: Tensor, status: Tensor, decay: float, add_scale: float,
+    gain: Tensor, clip: float, block: int, step: int, rank: int,
+) -> None:  # fmt: skip
     """``wire <- (sizes, digits)`` of ``y = decay*x + add_scale*add``, ``x <- y - value``; ``clip`` 0: none."""
-    check_encode_rows("ternary_encode", x, add, wire, table, status, lambda row: section(row.numel, block))
-    for row, factor in zip(rows(table), gain, strict=True):
-        if row.numel == 0:
-            continue
-        y = load(x, add, row, status, decay, add_scale)
+
+    def encoded(y: Tensor, row: Row, r: int) -> tuple[Tensor, ...]:
         noise = uniform(row.key, row.offset, row.numel, step, rank, y.device)
         size = sizes(y, clip, block)
-        small, good = size < TINY, torch.isfinite(size * factor)
+        small, good = size < TINY, torch.isfinite(size * gain[r])
         flag(status, 0, ~good & ~small)
         size = torch.where(good & ~small, size, 0.0)
         q = quantise(blocks(y, block), size, blocks(noise, block)).view(-1)[: row.numel]
-        sent = size * factor
-        put(wire, row.wire, sent, trits.pack((q + 1).to(torch.uint8)))
-        x[row.x : row.x + row.numel] = y - _values(q, sent, block)
+        sent = size * gain[r]
+        return _values(q, sent, block), sent, trits.pack((q + 1).to(torch.uint8))
+
+    encode(
+        "ternary_encode", x, add, wire, table, status, decay, add_scale, lambda row: section(row.numel, block), encoded
+    )
 
 
 def sizes(y: Tensor, clip: float, block: int) -> Tensor:
@@ -98,10 +84,9 @@ def _values(q: Tensor, sent: Tensor, block: int) -> Tensor:
 
 
 def ternary_decode(
-    wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, block: int
-) -> None:
+    wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, block: int,
+) -> None:  # fmt: skip
     """``out (+)= scale * sum of (digit - 1) * size``."""
-    check_decode_rows("ternary_decode", wires, table, skip, out, lambda row: section(row.numel, block))
 
     def values(message: Tensor, row: Row) -> Tensor:
         count = ceil_div(row.numel, block)
@@ -109,4 +94,4 @@ def ternary_decode(
         raw = take(message, row.wire + 4 * count, trits.packed_bytes(row.numel), torch.uint8)
         return _values(trits.unpack(raw, row.numel).to(torch.int32) - 1, sent, block)
 
-    decode(wires, table, skip, out, scale, accumulate, values)
+    decode("ternary_decode", wires, table, skip, out, scale, accumulate, lambda row: section(row.numel, block), values)

@@ -18,15 +18,11 @@ from .rows import (
     Row,
     blocks,
     ceil_div,
-    check_decode_rows,
-    check_encode_rows,
     decode,
+    encode,
     flag,
     lane_sum,
-    load,
     pad4,
-    put,
-    rows,
     take,
 )
 
@@ -37,21 +33,12 @@ def section(numel: int, block: int) -> int:
 
 
 def two_means_encode(
-    x: Tensor,
-    add: Tensor | None,
-    wire: Tensor,
-    table: Tensor,
-    status: Tensor,
-    decay: float,
-    add_scale: float,
+    x: Tensor, add: Tensor | None, wire: Tensor, table: Tensor, status: Tensor, decay: float, add_scale: float,
     block: int,
-) -> None:
+) -> None:  # fmt: skip
     """``wire <- (r0 and r1, bits)`` of ``y = decay*x + add_scale*add``, ``x <- y - value``."""
-    check_encode_rows("two_means_encode", x, add, wire, table, status, lambda row: section(row.numel, block))
-    for row in rows(table):
-        if row.numel == 0:
-            continue
-        y = load(x, add, row, status, decay, add_scale)
+
+    def encoded(y: Tensor, row: Row, r: int) -> tuple[Tensor, ...]:
         negative = y < 0
         padded, below = blocks(y, block), blocks(negative, block)
         sums = torch.stack((lane_sum(torch.where(below, padded, 0.0)), lane_sum(torch.where(below, 0.0, padded))), 1)
@@ -61,8 +48,12 @@ def two_means_encode(
         good = torch.isfinite(sums).all(1)
         flag(status, 0, ~good)
         means = torch.where(good[:, None] & (counts > 0), sums / counts.to(torch.float32), 0.0)
-        put(wire, row.wire, means, pack(negative.to(torch.uint8), 1))
-        x[row.x : row.x + row.numel] = y - _values(negative, means, block)
+        return _values(negative, means, block), means, pack(negative.to(torch.uint8), 1)
+
+    encode(
+        "two_means_encode", x, add, wire, table, status, decay, add_scale,
+        lambda row: section(row.numel, block), encoded,
+    )  # fmt: skip
 
 
 def _values(negative: Tensor, means: Tensor, block: int) -> Tensor:
@@ -71,10 +62,9 @@ def _values(negative: Tensor, means: Tensor, block: int) -> Tensor:
 
 
 def two_means_decode(
-    wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, block: int
-) -> None:
+    wires: Tensor, table: Tensor, skip: Tensor, out: Tensor, scale: float, accumulate: bool, block: int,
+) -> None:  # fmt: skip
     """``out (+)= scale * sum of the means that the bits choose``."""
-    check_decode_rows("two_means_decode", wires, table, skip, out, lambda row: section(row.numel, block))
 
     def values(message: Tensor, row: Row) -> Tensor:
         count = ceil_div(row.numel, block)
@@ -82,4 +72,6 @@ def two_means_decode(
         raw = take(message, row.wire + 8 * count, packed_bytes(row.numel, 1), torch.uint8)
         return _values(unpack(raw, 1, row.numel) != 0, means, block)
 
-    decode(wires, table, skip, out, scale, accumulate, values)
+    decode(
+        "two_means_decode", wires, table, skip, out, scale, accumulate, lambda row: section(row.numel, block), values
+    )

@@ -23,7 +23,7 @@ from .common import load_y, philox, row_of
 from .launch import launch
 from .registry import kernel
 from .topk import check, write
-from .topk_select import (
+from .topk_plan import (
     BINS,
     COUNTS,
     FOUND,
@@ -38,14 +38,16 @@ from .topk_select import (
     TILE,
     Lists,
     Plan,
+    lists,
+    plan,
+)
+from .topk_select import (
     Source,
     add_digits,
     clear,
     digits,
-    lists,
     load_y_at,
     magnitude,
-    plan,
     put_resolved,
     resolve,
     settle,

@@ -17,26 +17,8 @@ from . import work
 from .common import put32, row_of, store
 from .launch import launch
 from .registry import kernel
-from .topk_select import (
-    CHUNK,
-    PREFIX,
-    ROUNDS,
-    STATE,
-    TILE,
-    WANTED,
-    Lists,
-    Plan,
-    Source,
-    is_listed,
-    lists,
-    load_items,
-    magnitude,
-    plan,
-    probe,
-    settle,
-    source,
-    sweep,
-)
+from .topk_plan import CHUNK, PREFIX, ROUNDS, STATE, TILE, WANTED, Lists, Plan, lists, plan
+from .topk_select import Source, is_listed, load_items, magnitude, probe, settle, source, sweep
 
 
 @triton.jit

@@ -18,7 +18,7 @@ from compcomm.ops.reference.sampled import STREAM
 from compcomm.ops.reference.sampled import plan as sample_of
 from compcomm.ops.reference.topk import Row, section
 from compcomm.ops.scratch import scratch
-from compcomm.ops.triton import faults, topk_select
+from compcomm.ops.triton import faults, topk_plan
 from compcomm.ops.triton.launch import launch
 from compcomm.ops.triton.randk import permuted
 from tests.ops.interpreted.agreement import backends
@@ -54,7 +54,7 @@ def arguments(table: Tensor, x: Tensor, add: Tensor | None, *tail: Any, decay: f
 def state(table: Tensor, row: int) -> tuple[int, int, int]:
     """(candidates found, elements wanted, room) of a row in the last call of Triton's."""
     words = scratch("top-k state", len(table) * 64, torch.int32, CPU).view(-1, 64)[row]
-    return int(words[1]), int(words[2]), int(topk_select.plan(table, CPU).rows[row, 2])
+    return int(words[1]), int(words[2]), int(topk_plan.plan(table, CPU).rows[row, 2])
 
 
 @pytest.mark.parametrize("kind", ["normal", "ties", "equal", "negative zero", "denormal", "huge", "one", "nonfinite"])
