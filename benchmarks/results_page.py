@@ -15,6 +15,7 @@ from typing import Any
 from adapting import planned
 from adapting import results as adapting
 from cells import size, table, times
+from convergence import results as convergence
 from gpu_targets import FILE as GPU
 from gpu_targets import section as on_gpu
 from momentum import results
@@ -30,7 +31,7 @@ def page() -> str:
         "Training": [quickstart()],
         "One gradient over a link": [exchange(p) for p in sorted(RESULTS.glob("exchange-*.json"))],
         "Compressors": [compressors(), volume()],
-        "Convergence": [convergence()],
+        "Convergence": [convergence.section(RESULTS)],
         "Steps that are thrown away": [thrown_away()],
         "Optimizers": [optimizers()],
         "The planner": [planned.section(RESULTS)],
@@ -38,7 +39,7 @@ def page() -> str:
         "Merging memory": [memory()],
         "Kernels": [kernels()],
         "Kernels on a GPU": [on_gpu(RESULTS)],
-        "The hook itself": [overhead()],
+        "The hook itself": [overhead(), calls(), before_after()],
     }
     parts = ["# Results", intro()]
     for title, found in groups.items():
@@ -193,70 +194,47 @@ def overhead() -> str:
     )
 
 
-def convergence() -> str:
-    """The experiments of ``benchmarks/convergence`` whose results are there."""
-    parts = [charlm(), digits(), three_workers(), logistic(), weights(), econtrol(), lyapunov()]
-    return "\n\n".join(part for part in parts if part)
-
-
-def found_in(name: str) -> dict[str, Any] | None:
-    path = f"convergence-{name}.json"
-    return load(path) if (RESULTS / path).is_file() else None
-
-
-def charlm() -> str:
-    found = found_in("charlm")
-    if found is None:
-        return ""
+def calls() -> str:
+    found = load("calls.json")
+    counts = ("calls_per_bucket", "tensors_per_bucket")
     rows = [
-        (
-            f"{r['method']}: `{r['reducer']}`",
-            f"{r['loss']:.4f}",
-            f"{r['gap']:+.3f}",
-            size(r["sent"]),
-            times(r["ratio"]),
-            times(r["coded_ratio"]),
-            times(r["card_ratio"]),
-        )
+        (f"`{r['reducer']}`", *(f"{version[c]:.0f}" for c in counts for version in (r["before"], r)))
         for r in found["rows"]
+        if r["before"]
     ]
-    first = found["rows"][0]
-    columns = [
-        "method",
-        "validation loss",
-        "to the first",
-        "bytes per step",
-        "fewer",
-        "in what is coded",
-        "on the card",
-    ]
+    columns = ["reducer", "calls before", "after", "tensors before", "after"]
     return (
-        f"**A character transformer at {found['density']:.1%} density,** no biases, {first['world_size']} workers, "
-        f"{first['steps']} steps of each at its best rate of a small grid; bytes after warm-up against fp32 "
-        f"(`launch/netlab --hosts 2 --rate 1gbit -- python benchmarks/convergence/charlm.py --data FILE`).\n\n"
-        f"{table(columns, rows)}\n\n![loss against steps](results/convergence-charlm.png)"
+        "**Python calls.** What a bucket costs a rank in calls of Python functions of ours and in tensors that torch "
+        "allocates beyond those of DDP without a hook, before the contracts became small and after "
+        f"(`python benchmarks/calls.py`).\n\n{table(columns, rows)}"
     )
 
 
-def digits() -> str:
-    found = found_in("digits")
-    if found is None:
+def before_after() -> str:
+    """Whether the package became slower when its contracts became small."""
+    if not (RESULTS / "before-after.json").is_file():
         return ""
+    found = load("before-after.json")
+    code = found["machine_code"]
     rows = [
-        (
-            f"{r['method']}: `{r['reducer']}`",
-            f"{r['accuracy']:.3f} ± {r['accuracy_std']:.3f}",
-            f"{r['train_loss']:.1e}",
-            times(r["ratio"]),
-        )
+        (r["benchmark"], f"`{r['row']}`", f"{r['before']:.4g}", f"{r['after']:.4g}", f"{r['ratio']:.3f}", spread(r))
         for r in found["rows"]
+        if r["benchmark"] != "kernels"
     ]
-    first = found["rows"][0]
+    worst = [r["ratio"] for r in found["rows"] if r["benchmark"] == "kernels"]
+    columns = ["benchmark", "row", "seconds before", "after", "after/before", "quartiles"]
     return (
-        f"**Digits,** an MLP, {found['workers']} workers, {first['steps']} steps, {first['seeds']} seeds; warm-up, "
-        f"indices and headers counted (`python benchmarks/convergence/digits.py`).\n\n"
-        f"{table(['method', 'test accuracy', 'training loss', 'fewer bytes'], rows)}"
+        f"**Two versions in turns.** Commit {found['before'][:9]} and {found['after'][:9]}, each benchmark once with "
+        f"either per round, {max(r['rounds'] for r in found['rows'])} rounds: the median of the rounds' ratios "
+        f"(`python benchmarks/before_after.py --before FOLDER`). {code['same']} of {code['functions']} C++ functions "
+        f"are the same machine code in both; the others choose the instruction set when the library is loaded. So what "
+        f"kernels differ by is the machine's noise: ratios from {min(worst):.2f} to {max(worst):.2f}.\n\n"
+        f"{table(columns, rows)}"
     )
+
+
+def spread(row: dict[str, Any]) -> str:
+    return " to ".join(f"{s:.3f}" for s in row["spread"])
 
 
 def optimizers() -> str:
@@ -300,91 +278,6 @@ def thrown_away() -> str:
         f"and rank 2 of a 64 x 96 matrix, {found['world_size']} workers (`python benchmarks/thrown_away.py`). Skipped: "
         f"what the next 200 steps bring of the gradient that was thrown away. Clipped to norm 1 by `clip_grad_norm_`, "
         f"as every step: how many steps' lengths go in that direction.\n\n{table(columns, rows)}"
-    )
-
-
-def three_workers() -> str:
-    found = found_in("three-workers")
-    if found is None:
-        return ""
-    marks = list(found["rows"][0]["f"])
-    rows = [(r["method"], f"{r['multiple']} gamma", *(f"{r['f'][t]:.3g}" for t in marks)) for r in found["rows"]]
-    return (
-        "**Three workers, Top-1.** f(x) from 1.75; without feedback x grows by exactly 1 + 11 rate/6 a step "
-        "(`python benchmarks/convergence/three_workers.py`).\n\n"
-        f"{table(['method', 'step size', *(f't = {t}' for t in marks)], rows)}"
-    )
-
-
-def logistic() -> str:
-    found = found_in("logistic")
-    if found is None:
-        return ""
-    marks = ["100", "300", "600", "1000", "1500", "3000"]
-    rows = [
-        (
-            f"{r['data']}, {r['method']}",
-            f"{r['multiple']} gamma",
-            str(r["bits_per_step"]),
-            *(f"{r['marks'][t]:.1e}" if t in r["marks"] else "" for t in marks),
-        )
-        for r in found["rows"]
-        if r["multiple"] > 1
-    ]
-    return (
-        f"**EF21 and error feedback (EF14), nonconvex logistic regression,** {found['clients']} clients, Top-1, LIBSVM "
-        f"data: |grad f|^2 after t steps; bits per client and step, indices included "
-        f"(`python benchmarks/convergence/logistic.py --data DIR`).\n\n"
-        f"{table(['data, method', 'step size', 'bits', *(f't = {t}' for t in marks)], rows)}"
-    )
-
-
-def weights() -> str:
-    found = found_in("weights")
-    if found is None:
-        return ""
-    names = list(found["rows"][0]["steps"])
-    rows = [
-        (f"{r['ratio']:g}", f"{r['rate_ratio']:.2f}", *(f"{r['steps'][n]:,}" for n in names), f"{r['fewer']:.2f}")
-        for r in found["rows"]
-    ]
-    return (
-        f"**EF21 under unlike smoothness.** Steps until |grad f|^2 has fallen by 1e8 with the step size of the "
-        f"quadratic or the arithmetic mean of the L_i, and with `smoothness_weights`, {found['world_size']} workers "
-        f"(`python benchmarks/convergence/weights.py`).\n\n"
-        f"{table(['stiffest : others', 'larger step', *names, 'fewer steps'], rows)}"
-    )
-
-
-def econtrol() -> str:
-    found = found_in("econtrol")
-    if found is None:
-        return ""
-    methods = list(dict.fromkeys(r["method"] for r in found["rows"]))
-    settings: dict[str, dict[str, float | None]] = {}
-    for r in found["rows"]:
-        settings.setdefault(f"{r['zeta']:g}, {r['sigma']:g}, {r['rate']:g}", {})[r["method"]] = r["value"]
-    rows = [
-        (name, *("diverges" if values[m] is None else f"{values[m]:.3g}" for m in methods))
-        for name, values in settings.items()
-    ]
-    return (
-        "**EControl, least squares.** f(x) - f* at the end, by unlikeness, noise and step size "
-        "(`python benchmarks/convergence/econtrol.py`).\n\n"
-        f"{table(['zeta, sigma, rate', *methods], rows)}"
-    )
-
-
-def lyapunov() -> str:
-    found = found_in("lyapunov")
-    if found is None:
-        return ""
-    rows = found["rows"]
-    slack = max(max(r["largest"], r["largest_mean"]) / r["rho"] for r in rows)
-    return (
-        f"**The tight rate of feedback** holds in every step for {sum(r['holds'] for r in rows)} of {len(rows)} pairs "
-        f"of a contractive compressor and a scheme (EF14, EF21); the largest step comes to {slack:.4f} of the bound "
-        f"(`python benchmarks/convergence/lyapunov.py`)."
     )
 
 
