@@ -44,6 +44,7 @@ from .compressors.unproven import Unproven
 from .core.compressor import Compressor, Payload
 from .core.context import Context
 from .core.description import parse
+from .core.former import METHODS as _METHODS
 from .core.former import former as _former
 from .core.header import PeerError
 from .core.layout import Bucket, Layout, Segment
@@ -83,6 +84,8 @@ from .transports.simulator import Simulator
 _install()
 _former("cost", "compcomm.cost(reducer, layout, world)", cost, Reducer, Compressor)
 _former("settle", "compcomm.settle(reducer, world)", settle, Reducer)
+for _name, (_now, _call) in _METHODS.items():
+    _former(_name, _now, _call, Reducer)
 _former("forget", "reset_state()", Attachment.reset_state, Attachment)
 _former("contractive", "compcomm.compressors.contractive.contractive(compressor)", _contractive, Compressor)
 

@@ -17,6 +17,7 @@ OF_COMPRESSORS = {
     "recodes": "reencodes",
     "recode_rows": "reencode_rows",
     "undeal_rows": "scatter_rows",
+    "small": "dense_below",
 }
 """What a compressor declared, and declares now."""
 OF_REDUCERS = {
@@ -29,6 +30,26 @@ OF_REDUCERS = {
     "needs_names": "named",
 }
 """What a reducer was asked, and where its traits say it now."""
+
+
+def _delta(reducer: Any, segment: Any) -> Any:
+    return reducer.promises(segment).delta
+
+
+def _conserves(reducer: Any, segment: Any) -> Any:
+    return reducer.promises(segment).conserves
+
+
+def _native(reducer: Any, step: int) -> Any:
+    return step < reducer.traits.in_dtype
+
+
+METHODS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "delta": ("promises(segment).delta", _delta),
+    "conserves": ("promises(segment).conserves", _conserves),
+    "native": ("step < traits.in_dtype", _native),
+}
+"""What a reducer's method was, and how it is asked now."""
 
 
 def declared(cls: type) -> None:
@@ -45,7 +66,7 @@ def asked(owner: object, name: str, names: dict[str, str], place: str = "") -> A
     """For ``__getattr__``: what ``owner`` has under today's name, with a warning; AttributeError as usual."""
     now = names.get(name)
     if now is None:
-        raise AttributeError(f"{type(owner).__name__!r} object has no attribute {name!r}")
+        return object.__getattribute__(owner, name)  # says what is missing, inside a property too
     found = getattr(getattr(owner, place) if place else owner, now)
     path = f"{place}.{now}" if place else now
     warnings.warn(

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ..adaptive.formatting import SHOWN, columns, value
 from ..adaptive.telemetry import Telemetry
 from ..combine import setting as tunable
+from ..core.former import asked
 from ..core.layout import Layout
 from ..core.reducer import Reducer
 from ..core.state import State, Store
@@ -88,6 +89,9 @@ class Report:
     choices: Mapping[str, float] = field(default_factory=dict[str, float])
     tunable: str = ""
     conserves: bool = True
+
+    def __getattr__(self, name: str) -> Any:
+        return asked(self, name, {"knob": "tunable"})
 
     @property
     def ratio(self) -> float:

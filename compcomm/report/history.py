@@ -70,7 +70,7 @@ def choices(run: Run, path: Path) -> Path | None:
     steps, names, values = run.grid("choices")
     if not names:
         return None
-    tunable = run.about.get("knob") or "setting"
+    tunable = run.about.get("tunable") or run.about.get("knob") or "setting"
     wide = float(np.nanmax(values)) > 8 * float(np.nanmin(values)) > 0
     end = max(float(run.steps[-1]["step"]), steps[-1]) + 1
     edges = np.append(steps, end)  # a choice holds until the next

@@ -27,7 +27,7 @@ def write(folder: Path, attachment: Attachment | None) -> None:
     if attachment is not None:
         known |= {
             "reducer": repr(attachment.reducer),
-            "knob": noun(attachment.reducer),
+            "tunable": noun(attachment.reducer),
             "world": attachment.wire.world,
             "parameters": attachment.elements,
         }

@@ -20,8 +20,8 @@ def test_a_compressor_that_declares_former_names() -> None:
         @dataclass(frozen=True, repr=False)
         class _Old(cc.Compressor):
             ratio: float = 0.5
-            dense_below: int = 0
 
+            small = 0
             grain = 8  # type: ignore[assignment]
             cure = "Use another."
             knob = "ratio"
@@ -40,7 +40,7 @@ def test_a_compressor_that_declares_former_names() -> None:
                 return code.view(torch.float32)
 
     words = [str(w.message) for w in said]
-    for old in ("grain", "cure", "knob"):
+    for old in ("grain", "cure", "knob", "small"):
         assert any(f"_Old.{old} is now {OF_COMPRESSORS[old]}" in w for w in words), words
     made: Any = _Old()
     assert (made.alignment, made.hint, made.tunable) == (8, "Use another.", "ratio")
@@ -58,8 +58,27 @@ def test_what_compressors_and_reducers_were_asked() -> None:
     for old, now in OF_REDUCERS.items():
         with pytest.warns(FutureWarning, match=rf"ErrorFeedback.{old} is now traits\.{now}"):
             assert getattr(reducer, old) == getattr(reducer.traits, now)
+    segment = cc.Layout.of([("w", (40, 5))]).segments[0]
+    for old, now in (("delta", reducer.promises(segment).delta), ("conserves", True)):
+        with pytest.warns(FutureWarning, match=rf"ErrorFeedback.{old} is now promises\(segment\).{old}"):
+            assert getattr(reducer, old)(segment) == now
+    with pytest.warns(FutureWarning, match="Exact.native is now step < traits.in_dtype"):
+        assert cc.Exact().native(10**9)  # type: ignore[attr-defined]
     with pytest.raises(AttributeError, match="'ErrorFeedback' object has no attribute 'nothing'"):
         reducer.nothing  # noqa: B018
+
+
+def test_a_mistake_inside_a_property_is_named() -> None:
+    """And not the property, which there is."""
+
+    @dataclass(frozen=True, repr=False)
+    class _Mine(cc.TopK):
+        @property
+        def alignment(self) -> int:
+            return self.blocks  # type: ignore[attr-defined]
+
+    with pytest.raises(AttributeError, match="no attribute 'blocks'"):
+        _ = _Mine(ratio=0.1).alignment
 
 
 def test_a_reducer_of_nine_arguments_is_refused_where_it_is_defined() -> None:
