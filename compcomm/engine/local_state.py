@@ -87,7 +87,7 @@ class LocalState:
 
         def take() -> None:
             if merged:
-                merging.adopt(store, slots)
+                merging.load_merged(store, slots)
             else:
                 store.load_state_dict(slots)
             self.resume(step)

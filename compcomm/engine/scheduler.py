@@ -277,8 +277,8 @@ class Scheduler:
     def _ask(self, step: Step, flows: list[RunningFlow]) -> PendingStep:
         """Sends what the device knows of a step on its way to the host."""
         faults = [fault for f in flows for fault in f.ctx.faults]
-        truths = [f.ctx.bad.view(1) for f in flows if isinstance(f.ctx.bad, Tensor)]
-        met = torch.cat(truths).amax().view(1).long() if truths else torch.zeros_like(faults[0].word)
+        marks = [f.ctx.bad.view(1) for f in flows if isinstance(f.ctx.bad, Tensor)]
+        met = torch.cat(marks).amax().view(1).long() if marks else torch.zeros_like(faults[0].word)
         words = torch.cat([met, *(fault.word for fault in faults)])
         if not words.is_cuda:
             return PendingStep(step, flows, faults, words, None)

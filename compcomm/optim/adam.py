@@ -34,7 +34,7 @@ def went_on(filed: Mapping[str, Any], entries: Entries) -> bool:
     return counted and isinstance(made, int) and steps(entries) != made
 
 
-def adopt(
+def take_moments(
     opt: Contract, given: Mapping[str, Any], entries: Entries, flat: Flat | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What ``opt`` goes on warming up from: moments of T steps, T the most that a parameter has made.

@@ -117,8 +117,8 @@ def _read(opt: Contract, given: Mapping[str, Any]) -> Saved:
     alone: Entries = [by_id[id(p)] for p in opt.alone.flat.params]
     filed = given[OURS] if OURS in given else given["param_groups"][0].get(OURS) if given["param_groups"] else None
     if not isinstance(filed, Mapping) or not filed or adam.went_on(filed, ours):
-        content, vectors = adam.adopt(opt, given, ours)
-        _, lonely = adam.adopt(opt, given, alone, opt.alone.flat)
+        content, vectors = adam.take_moments(opt, given, ours)
+        _, lonely = adam.take_moments(opt, given, alone, opt.alone.flat)
         return Saved(content, None, True, vectors, {}, lonely, adam.steps(alone))
     content, where = _content(opt, filed)
     merged = where == MERGED

@@ -93,7 +93,7 @@ def _empty(e: Entry) -> Tensor:
 
 
 def check(store: Store, slots: Mapping[str, object]) -> None:
-    """Whether ``adopt`` can take ``slots`` in.
+    """Whether ``load_merged`` can take ``slots`` in.
 
     Raises:
         StateError: naming the slot, the parameter, and what is wrong with it.
@@ -138,7 +138,7 @@ def _sized(there: object, here: Entry) -> bool:
     return isinstance(there, Tensor) and there.numel() != here.slot.size(here.segment.numel)
 
 
-def adopt(store: Store, slots: Mapping[str, Mapping[str, Tensor]]) -> None:
+def load_merged(store: Store, slots: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Takes this rank's part of merged slots. Local; all of it or, on any mismatch, nothing.
 
     Raises:

@@ -38,7 +38,7 @@ def survives_a_change_of_workers(r: Reducer) -> None:
         second.steps = first.steps
         for store in second.stores:
             store.declare(model_layout())
-            merging.adopt(store, merged[0])
+            merging.load_merged(store, merged[0])
         _balanced(r, second, gone, size, max(old, new), f"right after the change {where}")
         _same_copies(r, second, where)
         again = second.merged()[0]

@@ -119,7 +119,7 @@ int cc_cuda_qsgd_encode(CC_CUDA_ENCODE_PARAMS, const float* gain, int bits, int 
     return encode_as(Given{{x, add, x_type, add_type, decay, add_scale}}, wire, rows, tiles, programs, status, gain,
                      bits, levels, norm2, stochastic, block, step, rank, stream);
 }
-int cc_cuda_qsgd_reencode(CC_CUDA_RECODE_PARAMS, const float* gain, int bits, int levels, int norm2, int stochastic,
+int cc_cuda_qsgd_reencode(CC_CUDA_REENCODE_PARAMS, const float* gain, int bits, int levels, int norm2, int stochastic,
                         int64_t block, int64_t step, int64_t rank, void* stream) {
     return encode_as(Mean{x, wires, skip, from, messages, stride, scale, add_scale, x_type}, wire, rows, tiles,
                      programs, status, gain, bits, levels, norm2, stochastic, block, step, rank, stream);

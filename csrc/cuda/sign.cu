@@ -65,7 +65,7 @@ int cc_cuda_sign_encode(CC_CUDA_ENCODE_PARAMS, int kind, int64_t block, void* st
     return encode(Given{{x, add, x_type, add_type, decay, add_scale}}, Sign{block, kind}, wire, rows, tiles, programs,
                   status, stream);
 }
-int cc_cuda_sign_reencode(CC_CUDA_RECODE_PARAMS, int kind, int64_t block, void* stream) {
+int cc_cuda_sign_reencode(CC_CUDA_REENCODE_PARAMS, int kind, int64_t block, void* stream) {
     return encode(Mean{x, wires, skip, from, messages, stride, scale, add_scale, x_type}, Sign{block, kind}, wire, rows,
                   tiles, programs, status, stream);
 }

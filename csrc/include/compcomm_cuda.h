@@ -31,8 +31,8 @@ CC_API const char* cc_cuda_error(int code);   // what a code means
 // The leading arguments of what an owner does: y = x + add_scale * (scale * sum of the messages), the code of y to
 // `wire`, and to x what that leaves. Without x: y = add_scale * (scale * sum). `from` says where a row lies in the
 // messages, `rows` where in x and `wire`; both have the same rows.
-#define CC_CUDA_RECODE_PARAMS                                                                           \
-    void *x, int x_type, const uint8_t *wires, int64_t messages, int64_t stride, const cc_row *from,    \
+#define CC_CUDA_REENCODE_PARAMS \
+    void *x, int x_type, const uint8_t *wires, int64_t messages, int64_t stride, const cc_row *from, \
         const uint8_t *skip, uint8_t *wire, const cc_row *rows, const int32_t *tiles, int64_t programs, \
         uint8_t *status, float scale, float add_scale
 
@@ -41,12 +41,12 @@ CC_API int64_t cc_cuda_encode_tile(int64_t block);  // elements to a program of 
 
 CC_API int cc_cuda_sign_encode(CC_CUDA_ENCODE_PARAMS, int kind, int64_t block, void* stream);
 CC_API int cc_cuda_sign_decode(CC_CUDA_DECODE_PARAMS, int64_t block, void* stream);
-CC_API int cc_cuda_sign_reencode(CC_CUDA_RECODE_PARAMS, int kind, int64_t block, void* stream);
+CC_API int cc_cuda_sign_reencode(CC_CUDA_REENCODE_PARAMS, int kind, int64_t block, void* stream);
 
 CC_API int cc_cuda_qsgd_encode(CC_CUDA_ENCODE_PARAMS, const float* gain, int bits, int levels, int norm2,
                                int stochastic, int64_t block, int64_t step, int64_t rank, void* stream);
 CC_API int cc_cuda_qsgd_decode(CC_CUDA_DECODE_PARAMS, int bits, int levels, int64_t block, void* stream);
-CC_API int cc_cuda_qsgd_reencode(CC_CUDA_RECODE_PARAMS, const float* gain, int bits, int levels, int norm2,
+CC_API int cc_cuda_qsgd_reencode(CC_CUDA_REENCODE_PARAMS, const float* gain, int bits, int levels, int norm2,
                                int stochastic, int64_t block, int64_t step, int64_t rank, void* stream);
 
 // `stretches`: the same rows in tiles of cc_cuda_topk_stretch(). `lists`: per row where its list of candidates begins

@@ -138,7 +138,7 @@ def test_what_is_cut_anew_merges_to_the_same(reducer: cc.Reducer, old: int, new:
     merged = _filled(reducer, old).merged()[0]
     other = _filled(reducer, new, seed=1)
     for store in other.stores:
-        merging.adopt(store, merged)
+        merging.load_merged(store, merged)
         for e in store.entries():
             if e.name == "hint":
                 assert e.tensor.tolist() == [9.0]
@@ -181,7 +181,7 @@ def test_pieces_of_a_parameter_keep_their_keys() -> None:
         other = cc.Store(simulator.reducer, 0, 2)
         other.declare(cc.Layout(cut))
         with pytest.raises(cc.StateError, match=said):
-            merging.adopt(other, {"residual": merged})
+            merging.load_merged(other, {"residual": merged})
         with pytest.raises(cc.StateError, match=said):
             other.load_state_dict(simulator.stores[0].state_dict())
 
@@ -195,7 +195,7 @@ def test_owners_without_a_place_before_begin_at_zero() -> None:
     merged = two.merged()[0]
     assert sorted(merged) == ["residual"]
     for store in three.stores:
-        merging.adopt(store, merged)
+        merging.load_merged(store, merged)
         assert all(e.tensor.eq(float(e.name == "residual")).all() for e in store.entries())
     back = three.merged()[0]
     assert sorted(back) == ["residual"]
@@ -223,7 +223,7 @@ def test_ef21s_mean_is_again_the_mean_of_its_estimates(text: str, old: int, new:
     assert (merged["mean"]["w"] - merged["estimate"]["w"]).abs().max() < 1e-5
     for store in second.stores:
         store.declare(cc.Layout.of([("w", (64, 48))]))
-        merging.adopt(store, merged)
+        merging.load_merged(store, merged)
     second.steps = first.steps
     still = torch.randn(64, 48, generator=generator)
     for _ in range(400):

@@ -3,7 +3,7 @@
 What a peer sent is checked by kernels of their own, which ``report`` into the call's word (``fresh``). The kernels that
 decode do nothing where the word holds a fault, and ``remember`` it in the device's sticky word, which keeps the first.
 On a GPU nobody reads them in the call: whoever waits for the device anyway looks at ``sticky``. In the interpreter
-``settle`` raises at once, as the reference does.
+``raise_on_cpu`` raises at once, as the reference does.
 
 A word holds ``op << 52 | (row + 1) << 20 | message``: of the faults of one call the smallest is the one that the
 reference finds first, row by row, and in a row message by message.
@@ -45,7 +45,7 @@ def sticky(device: torch.device) -> Tensor:
     return _sticky[device]
 
 
-def settle(device: torch.device) -> None:
+def raise_on_cpu(device: torch.device) -> None:
     """Raises the fault of the call that ends, where results are there already: on CPU tensors."""
     if device.type == "cpu":
         raise_now(device)

@@ -50,7 +50,7 @@ from .topk_select import (
     magnitude,
     put_resolved,
     resolve,
-    settle,
+    select,
     source,
     sweep,
 )
@@ -221,5 +221,5 @@ def topk_sampled_encode(x, add, wire, table, status, decay, add_scale, step, ran
     _threshold(p, s, a, x, add, decay, add_scale, step, rank)
     sweep(p, a, x, add, status, decay, add_scale)
     _counted(p, a, y)
-    settle(p, a, y, wire, None, decided=False)
+    select(p, a, y, wire, None, decided=False)
     write(p, a, y, wire, partial=True)

@@ -18,7 +18,7 @@ from .common import put32, row_of, store
 from .launch import launch
 from .registry import kernel
 from .topk_plan import CHUNK, PREFIX, ROUNDS, STATE, TILE, WANTED, Lists, Plan, lists, plan
-from .topk_select import Source, is_listed, load_items, magnitude, probe, settle, source, sweep
+from .topk_select import Source, is_listed, load_items, magnitude, probe, select, source, sweep
 
 
 @triton.jit
@@ -116,7 +116,7 @@ def topk_encode(x, add, wire, table, status, decay, add_scale, hint):
     a, y = lists(p, wire.device), source(x, add, decay, add_scale)
     probe(p, a, x, add, decay, add_scale, None)
     sweep(p, a, x, add, status, decay, add_scale)
-    settle(p, a, y, wire, hint)
+    select(p, a, y, wire, hint)
     write(p, a, y, wire, partial=False)
 
 
@@ -137,5 +137,5 @@ def topk_some_encode(x, add, wire, table, status, decay, add_scale, counts, boun
     a, y = lists(p, wire.device), source(x, add, decay, add_scale)
     probe(p, a, x, add, decay, add_scale, work.on(counts, wire.device))
     sweep(p, a, x, add, status, decay, add_scale)
-    settle(p, a, y, wire, None)
+    select(p, a, y, wire, None)
     write(p, a, y, wire, partial=True)

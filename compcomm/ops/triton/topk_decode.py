@@ -125,7 +125,7 @@ def _decode(
         MODE=mode, CLEAR_FIRST=clear, WIDEN=widen, HAS_SKIP=skip is not None, WORDS=work.words(wires), CHUNK=CHUNK,
         CLEAR=CLEAR, num_warps=8,
     )  # fmt: skip
-    faults.settle(out.device)
+    faults.raise_on_cpu(out.device)
 
 
 _DECODE = faults.source(lambda message, row: _corrupt("topk_decode", message, row))

@@ -350,7 +350,7 @@ def sweep(p: Plan, a: Lists, x: Tensor, add: Tensor | None, status: Tensor, deca
     )  # fmt: skip
 
 
-def settle(p: Plan, a: Lists, y: Source, wire: Tensor, hint: Tensor | None, *, decided: bool = True) -> None:
+def select(p: Plan, a: Lists, y: Source, wire: Tensor, hint: Tensor | None, *, decided: bool = True) -> None:
     """What is kept, and the place of every tile in the message. Not ``decided``: how many follows from the counts."""
     w, has_add = p.stretches, y.add is not None
     for r in range(ROUNDS.value):
