@@ -1,5 +1,5 @@
-# Which instruction sets the kernels are built for: `levels` (0 baseline, 1 AVX2, 2 AVX-512), `first`, the least of them,
-# and `built`, the sum of their bits.
+# Which instruction sets the kernels are built for: `levels` (0 baseline, 1 AVX2, 2 AVX-512), `first` and `last`, the
+# least and the best of them, `built`, the sum of their bits, and `compared`, whether all but the best are for tests.
 set(names baseline)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
   set(x86 -DCC_X86=1)
@@ -15,6 +15,10 @@ else()
   set(wanted all)
 endif()
 string(TOLOWER "${wanted}" wanted)
+set(compared OFF)
+if(wanted STREQUAL "runnable")
+  set(compared ON)
+endif()
 string(REPLACE "," ";" wanted "${wanted}")
 
 if(wanted STREQUAL "native" OR wanted STREQUAL "runnable")
@@ -51,5 +55,6 @@ foreach(name IN LISTS wanted)
 endforeach()
 list(SORT levels)
 list(GET levels 0 first)
+list(GET levels -1 last)
 set_source_files_properties(isa.cpp PROPERTIES COMPILE_DEFINITIONS CC_BUILT=${built})
 message(STATUS "compcomm: kernels for ${wanted}")
