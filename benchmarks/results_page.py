@@ -78,6 +78,7 @@ def quickstart() -> str:
             f"{r['seconds_per_step']:.3f}",
             "-" if r["seconds_to_target"] is None else f"{r['seconds_to_target']:.1f}",
             times(r["speedup"]),
+            r.get("bound") or "-",
         )
         for r in found["rows"]
     ]
@@ -89,6 +90,7 @@ def quickstart() -> str:
         "s per step",
         "s to stay at the loss of the first",
         "sooner",
+        "steps bound by",
     ]
     return (
         f"**Training.** The quickstart: a character transformer on {found['data']}, {found['link']}, equal wall time "
