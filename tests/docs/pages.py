@@ -1,10 +1,16 @@
-"""The pages as text: their code, their tables, their headings, their links."""
+"""The pages as text: their code, their tables, their headings, their links. And the bytes that they quote."""
 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
+
+import compcomm as cc
+from compcomm.plan.buckets import cut
+from compcomm.plan.cost import traffic
+from compcomm.plan.shapes import resnet50
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -61,9 +67,13 @@ def anchors(text: str) -> set[str]:
     found: set[str] = set()
     for line in prose(text).splitlines():
         if re.match(r"#{1,6} ", line):
-            words = re.sub(r"[^\w\s-]", "", line.lstrip("#").strip().lower())
-            found.add(re.sub(r"[\s]+", "-", words))
+            found.add(anchor(line.lstrip("#")))
     return found
+
+
+def anchor(heading: str) -> str:
+    """The name of a heading."""
+    return re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", heading.strip().lower()))
 
 
 def rows(text: str, header: str) -> list[list[str]]:
@@ -77,3 +87,10 @@ def rows(text: str, header: str) -> list[list[str]]:
         plain = re.sub(r"\[(`[^`]*`)\]\([^)]*\)", r"\1", line)
         found.append([cell.strip().strip("`") for cell in plain.strip("|").split("|")])
     return found
+
+
+@lru_cache
+def sent(call: str | None, world: int) -> int:
+    """Bytes that a rank sends in a step of ResNet-50's shapes, in DDP's buckets; None: DDP without a hook."""
+    reducer = None if call is None else cc.settle(cc.parse(call), world)
+    return sum(p.sent for bucket in traffic(reducer, cut(resnet50()), world) for p in bucket)
