@@ -71,8 +71,8 @@ class OneBitAdam(FrozenVariance):
             parameters; a DDP model with another hook. ``AgreementError`` where the ranks differ.
 
     State, bytes per element: m 4, v 4, the residual 4 (and 4 per element owned), and 4 for the momentum under way, made
-    when it is needed (without DDP in the first step). In fp32 whatever the parameters are. CPU kernels only so far: on
-    a GPU the references of the operators run, one parameter after the other.
+    when it is needed (without DDP in the first step). In fp32 whatever the parameters are. Kernels are in C++ and in
+    Triton; those of GPUs are tested to the bit and not yet measured.
 
     Checkpoints: ``torch.optim.AdamW`` (Adam) takes those of this optimizer and goes on from the same moments and step
     with bias correction; after the freeze "exp_avg_sq" is the frozen variance, with its floor. This one takes those of
