@@ -34,7 +34,7 @@ class ErrorFeedback(FeedbackScheme):
     """p = decay e + g;  send c = C(p);  e <- (1 - average) e + average (p - c);  out = mean of c over the ranks.
 
     - ``decay`` in (0, 1]: 1 forgets nothing.
-    - ``dtype`` of the residual: ``float32``; ``bfloat16``; ``int8``, codes of 8 bits with a scale per 64 elements, 1.07
+    - ``dtype`` of the residual: ``float32``; ``bfloat16``; ``int8``, codes of 8 bits with a scale per 64 elements, 1.06
       bytes per parameter; ``float64``, for double-precision gradients.
     - ``average`` in (0, 1]: 1 is plain feedback. Below, the residual is a moving average of the errors.
     - ``reset``: the residual begins at zero again every so many steps; 0: never. (Not the owners' in two-phase.)
