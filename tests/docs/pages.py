@@ -17,6 +17,7 @@ DOCS = ROOT / "docs"
 OUTSIDE = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "benchmarks/RESULTS.md")
 PAGES = [*OUTSIDE, *(p.relative_to(ROOT).as_posix() for p in sorted(DOCS.rglob("*.md")))]
 """Paths from the repository's root."""
+BUCKETS = cut(resnet50())
 
 _FENCE = re.compile(r"^(?:<!-- needs: (\w+) -->\n)?```(\w*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"(?<!`)!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -93,4 +94,4 @@ def rows(text: str, header: str) -> list[list[str]]:
 def sent(call: str | None, world: int) -> int:
     """Bytes that a rank sends in a step of ResNet-50's shapes, in DDP's buckets; None: DDP without a hook."""
     reducer = None if call is None else cc.settle(cc.parse(call), world)
-    return sum(p.sent for bucket in traffic(reducer, cut(resnet50()), world) for p in bucket)
+    return sum(p.sent for bucket in traffic(reducer, BUCKETS, world) for p in bucket)
