@@ -312,25 +312,30 @@ def ours() -> set[str]:
     return {f.__name__ for m in modules for f in vars(m).values() if isinstance(f, triton.JITFunction)}
 
 
-def test_kernels_run_on_a_side_stream_while_the_backward_pass_goes_on(alone: Workers) -> None:
-    (kernels,) = alone.run(traced, reducer=QUANTISED, where=DEVICE)
+Kernel = tuple[str, int, float, float]
+
+
+def kinds(kernels: list[Kernel]) -> tuple[list[Kernel], list[Kernel]]:
+    """Our kernels that begin between the first product and the last, and the products."""
     known = ours()
     coding = [k for k in kernels if k[0] in known or "compcomm" in k[0] or k[0].startswith("cc_")]
-    others = [k for k in kernels if "gemm" in k[0].lower() or "cutlass" in k[0].lower() or "nvjet" in k[0].lower()]
+    others = [k for k in kernels if any(part in k[0].lower() for part in ("gemm", "cutlass", "nvjet"))]
     assert coding and others, sorted({k[0] for k in kernels})
+    first, last = (f(o[2] for o in others) for f in (min, max))
+    between = [c for c in coding if first < c[2] < last]
+    assert between, "coding began only after the last product"
+    return coding, others
+
+
+def test_kernels_run_on_a_side_stream_while_the_backward_pass_goes_on(alone: Workers) -> None:
+    coding, others = kinds(*alone.run(traced, reducer=QUANTISED, where=DEVICE))
     main = {stream for _, stream, _, _ in others}
     assert len(main) == 1
     assert main.isdisjoint(stream for _, stream, _, _ in coding), "coding runs in the backward pass's own stream"
     overlapping = [c for c in coding if any(c[2] < o[3] and o[2] < c[3] for o in others)]
-    between = [c for c in coding if min(o[2] for o in others) < c[2] < max(o[3] for o in others)]
-    assert between, "coding began only after the last product"
     assert overlapping, "no coding kernel ran at the same time as a product"
 
 
 def test_the_backward_pass_goes_on_while_gloo_waits_for_the_device(two: Workers) -> None:
     for kernels in two.run(traced, reducer=QUANTISED, where=DEVICE):
-        known = ours()
-        coding = [k for k in kernels if k[0] in known or "compcomm" in k[0] or k[0].startswith("cc_")]
-        others = [k for k in kernels if "gemm" in k[0].lower() or "cutlass" in k[0].lower() or "nvjet" in k[0].lower()]
-        last = max(o[2] for o in others)
-        assert [c for c in coding if min(o[2] for o in others) < c[2] < last], "coding began after the last product"
+        kinds(kernels)

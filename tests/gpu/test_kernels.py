@@ -35,20 +35,24 @@ def served(kind: str, op: str) -> None:
         pytest.skip(found)
 
 
+def held(kind: str, op: str, args: tuple[Any, ...], cpu: str) -> None:
+    """The call on the device and on the CPU: equal, and nothing around its tensors touched."""
+    placed, expected = device.place(op, args), device.copied(args)
+    with backend("reference") if cpu == "reference" else using(cpu):
+        getattr(OPS, op)(*expected)
+    with backend(kind):
+        getattr(OPS, op)(*placed.args)
+    device.agree(op, placed.args, expected)
+    assert placed.untouched(), "the kernel wrote outside of its tensors"
+
+
 @pytest.mark.parametrize("op", device.names())
 @pytest.mark.parametrize("kind", BACKENDS)
 def test_every_call_equals_the_reference(kind: str, op: str) -> None:
     """What must be written is poisoned before, and so is the memory around every tensor; that stays as it is."""
     served(kind, op)
     for _, make in device.of(op):
-        args = device.poison(op, make())
-        placed, expected = device.place(op, args), device.copied(args)
-        with backend("reference"):
-            getattr(OPS, op)(*expected)
-        with backend(kind):
-            getattr(OPS, op)(*placed.args)
-        device.agree(op, placed.args, expected)
-        assert placed.untouched(), "the kernel wrote outside of its tensors"
+        held(kind, op, device.poison(op, make()), "reference")
 
 
 def large(n: int, seed: int = 0) -> Tensor:
@@ -86,13 +90,7 @@ def test_at_full_size(kind: str, name: str) -> None:
     table = torch.tensor([[0, 0, FULL, 0, 0, 0x123456789ABCDEF, FULL // 100, 0]])
     wire = torch.full((nbytes,), device.POISON, dtype=torch.uint8)
     args = (large(FULL) * 0.1, large(FULL, 1), wire, table, torch.zeros(2, dtype=torch.uint8), 0.9, 1.5, *tail)
-    placed = device.place(op, args)
-    with using(CPU):
-        getattr(OPS, op)(*args)
-    with backend(kind):
-        getattr(OPS, op)(*placed.args)
-    device.agree(op, placed.args, args)
-    assert placed.untouched()
+    held(kind, op, args, CPU)
 
 
 @pytest.mark.slow
@@ -110,13 +108,7 @@ def test_eight_messages_of_full_size(kind: str, name: str) -> None:
         for message in wires:
             getattr(OPS, op)(x, add, message, table, torch.zeros(2, dtype=torch.uint8), 1.0, 1.0, *tail)
     args = (wires, table, torch.zeros(1, dtype=torch.uint8), add.nan_to_num(0.0, 0.0, 0.0), 0.125, True, *rest)
-    placed = device.place(decode, args)
-    with using(CPU):
-        getattr(OPS, decode)(*args)
-    with backend(kind):
-        getattr(OPS, decode)(*placed.args)
-    device.agree(decode, placed.args, args)
-    assert placed.untouched()
+    held(kind, decode, args, CPU)
 
 
 @pytest.mark.slow

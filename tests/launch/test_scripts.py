@@ -23,13 +23,14 @@ case "$*" in
     echo "$*" >>calls
     if [[ "$*" = *"-e ."* ]]; then
         echo "$CC_ISAS ${{CC_BUILD_CUDA:-auto}}" >built
-        [ ! -e compiles ] || for n in 1 2 3 4 5 6 7 8; do echo "  [$n/8] Building"; sleep 0.5; done
-        [ ! -e compiles ] || sleep 1
+        [ ! -e compiles ] || for n in 1 2 3 4 5 6 7 8; do echo "  [$n/8] Building"; /bin/sleep 0.1; done
     fi
     [ ! -e fails ] ;;
 *) exec {sys.executable} "$@" ;;
 esac
 """
+SHORT = "#!/bin/sh\nexec /bin/sleep 0.05\n"
+"""Whoever waits for something and looks again each second looks more often."""
 
 
 @pytest.fixture
@@ -38,11 +39,15 @@ def checkout(tmp_path: Path) -> Path:
     for name in ("launch", "csrc"):
         shutil.copytree(ROOT / name, tmp_path / name)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    for name in (".venv/bin/python", "tools/tc", "tools/c++"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(STAND_IN if name.startswith(".venv") else "#!/bin/sh\n")
-        (tmp_path / name).chmod(0o755)
+    for name, text in {"python": STAND_IN, "tc": "#!/bin/sh\n", "c++": "#!/bin/sh\n", "sleep": SHORT}.items():
+        put(tmp_path / (".venv/bin" if name == "python" else "tools") / name, text)
     return tmp_path
+
+
+def put(program: Path, text: str) -> None:
+    program.parent.mkdir(parents=True, exist_ok=True)
+    program.write_text(text)
+    program.chmod(0o755)
 
 
 def bash(checkout: Path, *arguments: str, **variables: str) -> tuple[int, str, list[str]]:
@@ -99,9 +104,7 @@ def test_setup_builds_for_this_machine_and_for_tests_all_that_it_runs(checkout: 
     assert sets("bench", CC_ISAS="baseline", CC_BUILD_CUDA="on") == "baseline on"
     assert sets("bench") == "native off"
     assert sets("test") == "runnable off"
-    driver = checkout / "tools" / "nvidia-smi"
-    driver.write_text("#!/bin/sh\necho 'GPU 0: one'\n")
-    driver.chmod(0o755)
+    put(checkout / "tools" / "nvidia-smi", "#!/bin/sh\necho 'GPU 0: one'\n")
     assert sets("test") == "runnable auto"
 
 
@@ -121,11 +124,10 @@ def test_system_packages_are_named_before_they_are_installed(checkout: Path, all
     folder.mkdir()
     for found in [*Path("/usr/bin").iterdir(), *Path("/bin").iterdir()]:
         target = folder / found.name
-        if found.name not in ("tc", "c++", "g++", "clang++", "apt-get", "id") and not target.is_symlink():
+        if found.name not in ("sleep", "tc", "c++", "g++", "clang++", "apt-get", "id") and not target.is_symlink():
             target.symlink_to(found)
-    for name, text in {"id": "echo 0", "apt-get": 'echo "apt-get $*" >>calls'}.items():
-        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
-        (folder / name).chmod(0o755)
+    for name, text in {"id": "echo 0", "apt-get": 'echo "apt-get $*" >>calls', "sleep": "exec /bin/sleep 0.05"}.items():
+        put(folder / name, f"#!/bin/sh\n{text}\n")
     setup = checkout / "launch" / "setup.sh"  # system folders are looked through as well
     setup.write_text(setup.read_text().replace(":/usr/sbin:/sbin", ""))
     variables = {"PATH": str(folder), "COMPCOMM_NO_APT": "0" if allowed else "1"}
@@ -156,9 +158,7 @@ def test_kernels_that_do_not_build_are_said(checkout: Path, built: bool) -> None
 
 
 def test_without_a_gpu_the_gpu_check_says_so_and_is_done(checkout: Path) -> None:
-    driver = checkout / "tools" / "nvidia-smi"
-    driver.write_text("#!/bin/sh\necho no driver answers\nexit 9\n")
-    driver.chmod(0o755)
+    put(checkout / "tools" / "nvidia-smi", "#!/bin/sh\necho no driver answers\nexit 9\n")
     code, said, calls = bash(checkout, str(checkout / "launch" / "gpu_check.sh"), str(checkout / "found"))
     assert (code, calls) == (0, [])
     assert "skipped: no GPU here that a driver knows of (nvidia-smi: no driver answers)" in said
@@ -184,8 +184,7 @@ case "$*" in
 esac
 """,
     }.items():
-        (checkout / name).write_text(text)
-        (checkout / name).chmod(0o755)
+        put(checkout / name, text)
     folder = checkout / "found"
     code, said, _ = bash(checkout, str(checkout / "launch" / "gpu_check.sh"), str(folder))
     assert code == int(fails), said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,18 +12,21 @@ import compcomm as cc
 
 from . import models
 
-SHAPES = {"a": (64, 48), "b": (40, 65), "c": (64,), "d": (33, 40), "e": (3, 21, 20)}
+SHAPES: dict[str, tuple[int, ...]] = {"a": (64, 48), "b": (40, 65), "c": (64,), "d": (33, 40), "e": (3, 21, 20)}
 Named = dict[str, Tensor]
 
 
 class Given(nn.Module):
-    """Uses the parameters that it gets a gradient for; four buckets of 0.004 MB."""
+    """Uses the parameters that it gets a gradient for; four buckets of 0.004 MB. ``stored`` lays them in memory."""
 
-    def __init__(self, dtypes: dict[str, torch.dtype] | None = None) -> None:
+    def __init__(
+        self, dtypes: dict[str, torch.dtype] | None = None, shapes: dict[str, tuple[int, ...]] = SHAPES,
+        stored: Callable[[Tensor], Tensor] = torch.Tensor.contiguous,
+    ) -> None:  # fmt: skip
         super().__init__()
-        for name, shape in SHAPES.items():
+        for name, shape in shapes.items():
             made = torch.linspace(-0.5, 0.5, torch.Size(shape).numel()).view(shape)
-            self.register_parameter(name, nn.Parameter(made.to((dtypes or {}).get(name, torch.float32))))
+            self.register_parameter(name, nn.Parameter(stored(made.to((dtypes or {}).get(name, torch.float32)))))
 
     def forward(self, gradients: Named) -> Tensor:
         parts = [(p * gradients[n].to(p.dtype)).sum().float() for n, p in self.named_parameters() if n in gradients]
@@ -35,12 +39,10 @@ def hooked(module: nn.Module, reducer: str, **options: Any) -> tuple[Any, Any]:
     return models.wrap(module, cc.parse(reducer), **{"megabytes": 0.004, "optimizer": plain, **options})
 
 
-def gradients(rank: int, step: int) -> Named:
+def gradients(rank: int, step: int, shapes: dict[str, tuple[int, ...]] = SHAPES) -> Named:
     """A rank's gradients, a function of (rank, step); a part of them is the same in every step."""
     moving, still = (torch.Generator().manual_seed(1000 * s + rank) for s in (step, 999))
-    return {
-        n: torch.randn(shape, generator=moving) + torch.randn(shape, generator=still) for n, shape in SHAPES.items()
-    }
+    return {n: torch.randn(s, generator=moving) + torch.randn(s, generator=still) for n, s in shapes.items()}
 
 
 def cut(attachment: Any) -> list[list[str]]:

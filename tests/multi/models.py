@@ -45,6 +45,13 @@ def wrap(module: nn.Module, reducer: Any = None, *, megabytes: float = 0.05, **o
     return ddp, None if reducer is None else cc.attach(ddp, reducer, timeout=timeout, **options)
 
 
+def unbound(module: nn.Module, reducer: Any, *, megabytes: float = 0.05, **options: Any) -> tuple[DDP, cc.DDPState]:
+    """A DDP model with the hook in PyTorch's own form, which knows no names yet."""
+    ddp, state = DDP(module, bucket_cap_mb=megabytes), cc.DDPState(reducer, **{"timeout": patience(20), **options})
+    ddp.register_comm_hook(state, cc.ddp_hook)
+    return ddp, state
+
+
 def batches(rank: int, steps: int, width: int = 64, start: int = 0) -> list[Tensor]:
     """A rank's inputs, a function of (rank, step)."""
     return [torch.randn(8, width, generator=torch.Generator().manual_seed(1000 * s + rank)) for s in

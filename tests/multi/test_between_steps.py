@@ -108,9 +108,7 @@ def unnamed(rank: int, world: int) -> Any:
     part = {"0.*": cc.Exact(), "*": cc.parse(EF)}
     cases: list[tuple[Any, int]] = [(cc.Partition(part), 0), (cc.Warmup(3, cc.Partition(part)), 0), (cc.Exact(), 2)]
     for reducer, every in cases:
-        model = DDP(models.mlp(), bucket_cap_mb=0.05)
-        state = cc.DDPState(reducer, check_every=every, timeout=20)
-        model.register_comm_hook(state, cc.ddp_hook)
+        model, state = models.unbound(models.mlp(), reducer, check_every=every)
         told.append(models.caught(lambda m=model: models.train(m, models.batches(rank, 1))))
         model.reducer._reset_state()
         state.bind(model)
@@ -150,9 +148,7 @@ def test_names_that_one_rank_alone_lacks(two: Workers) -> None:
 def loads_without_names(rank: int, world: int) -> Any:
     told: list[Any] = []
     for steps in (0, 2):
-        model = DDP(models.mlp(), bucket_cap_mb=0.05)
-        state = cc.DDPState(cc.parse(EF), timeout=15)
-        model.register_comm_hook(state, cc.ddp_hook)
+        model, state = models.unbound(models.mlp(), cc.parse(EF), timeout=15)
         models.train(model, models.batches(rank, steps))
         if rank == 0:
             state.bind(model)
@@ -168,9 +164,7 @@ def test_a_checkpoint_where_one_rank_lacks_names(two: Workers) -> None:
 
 
 def counts(rank: int, world: int) -> Any:
-    model = DDP(models.mlp(), bucket_cap_mb=0.05)
-    state = cc.DDPState(cc.parse(EF), timeout=20)
-    model.register_comm_hook(state, cc.ddp_hook)
+    model, state = models.unbound(models.mlp(), cc.parse(EF))
     models.train(model, models.batches(rank, 4))
     before = state.attachment.report()
     state.bind(model)

@@ -47,6 +47,16 @@ def exchange(rank: int, world: int, reducer: str, steps: int) -> Any:
     return means, state, report.bytes_sent, report.relative_error
 
 
+def simulated(reducer: str, world: int, steps: int) -> tuple[Any, cc.Simulator]:
+    """Every rank's means of the last step, and the simulator."""
+    simulator, expected = cc.Simulator(cc.parse(reducer), world, seed=7), None
+    for step in range(steps):
+        expected = simulator.step(
+            [[cc.Bucket(g, lay) for g, lay in zip(gradients(r, step), layouts(), strict=True)] for r in range(world)]
+        )
+    return expected, simulator
+
+
 REDUCERS = [
     "ErrorFeedback(TopK(ratio=0.05))",
     "ErrorFeedback(AllGather(QSGD(bits=4, rounding='nearest')))",
@@ -67,13 +77,7 @@ REDUCERS = [
 def test_processes_equal_the_simulator(request: Any, world: int, reducer: str) -> None:
     workers: Workers = request.getfixturevalue("two" if world == 2 else "three")
     results = workers.run(exchange, reducer=reducer, steps=3)
-    simulator = cc.Simulator(cc.parse(reducer), world, seed=7)
-    expected: Any = None
-    for step in range(3):
-        buckets = [
-            [cc.Bucket(g, lay) for g, lay in zip(gradients(r, step), layouts(), strict=True)] for r in range(world)
-        ]
-        expected = simulator.step(buckets)
+    expected, simulator = simulated(reducer, world, 3)
     for rank, (means, state, sent, errors) in enumerate(results):
         for b, mean in enumerate(means):
             assert torch.equal(mean, expected[rank][b].flat), (rank, b)
@@ -93,8 +97,7 @@ def test_processes_equal_the_simulator(request: Any, world: int, reducer: str) -
 @pytest.mark.parametrize("reducer", ["Exact()", "RandK(ratio=0.3)", "SharedScale(QSGD(bits=4))"])
 def test_sums_of_floats_equal_the_simulator_within_rounding(three: Workers, reducer: str) -> None:
     results = three.run(exchange, reducer=reducer, steps=1)
-    buckets = [[cc.Bucket(g, lay) for g, lay in zip(gradients(r, 0), layouts(), strict=True)] for r in range(3)]
-    expected = cc.Simulator(cc.parse(reducer), 3, seed=7).step(buckets)
+    expected, _ = simulated(reducer, 3, 1)
     for rank, (means, *_) in enumerate(results):
         for b, mean in enumerate(means):
             assert torch.equal(mean, results[0][0][b])
@@ -112,11 +115,7 @@ POWERS = [
 def test_factors_equal_the_simulator_to_the_bit_between_two(two: Workers, reducer: str) -> None:
     """A sum of two numbers has one value, whoever adds: buckets of factors, residuals and state."""
     results = two.run(exchange, reducer=reducer, steps=3)
-    simulator = cc.Simulator(cc.parse(reducer), 2, seed=7)
-    expected: Any = None
-    for step in range(3):
-        inputs = [[cc.Bucket(g, lay) for g, lay in zip(gradients(r, step), layouts(), strict=True)] for r in range(2)]
-        expected = simulator.step(inputs)
+    expected, simulator = simulated(reducer, 2, 3)
     for rank, (means, state, sent, errors) in enumerate(results):
         assert all(torch.equal(m, e.flat) for m, e in zip(means, expected[rank], strict=True))
         held = simulator.stores[rank].state_dict()
@@ -130,11 +129,7 @@ def test_factors_equal_the_simulator_to_the_bit_between_two(two: Workers, reduce
 def test_factors_of_three_agree_to_the_bit(three: Workers, reducer: str) -> None:
     """A ring adds in an order of its own: near the simulator, and the same on every rank, state included."""
     results = three.run(exchange, reducer=reducer, steps=3)
-    simulator = cc.Simulator(cc.parse(reducer), 3, seed=7)
-    expected: Any = None
-    for step in range(3):
-        inputs = [[cc.Bucket(g, lay) for g, lay in zip(gradients(r, step), layouts(), strict=True)] for r in range(3)]
-        expected = simulator.step(inputs)
+    expected, _ = simulated(reducer, 3, 3)
     for rank, (means, state, *_) in enumerate(results):
         for b, mean in enumerate(means):
             assert torch.equal(mean, results[0][0][b])

@@ -69,11 +69,11 @@ def long(*case: Any) -> Any:
         long(2, "PowerSGD(rank=4)", 32, 0.5, 60),
         long(3, "PowerSGD(rank=2, alternate=True)", 16, 0.2, 50),
         long(2, "Partition({'weights.1*': ErrorFeedback(TopK(ratio=0.01)), '*': RandK(ratio=0.1)})", 16, 0.2, 50),
-        (2, "ErrorFeedback(TopK(ratio=0.01))", 32, 0.5, 20),
-        (3, "ErrorFeedback(TwoPhase(QSGD(bits=4, rounding='nearest')))", 16, 0.2, 15),
-        (2, "PowerSGD(rank=4)", 32, 0.5, 15),
-        (3, "PowerSGD(rank=2, alternate=True)", 16, 0.2, 15),
-        (2, "Partition({'weights.1*': ErrorFeedback(TopK(ratio=0.01)), '*': RandK(ratio=0.1)})", 16, 0.2, 15),
+        (2, "ErrorFeedback(TopK(ratio=0.01))", 32, 0.5, 10),
+        (3, "ErrorFeedback(TwoPhase(QSGD(bits=4, rounding='nearest')))", 16, 0.2, 8),
+        (2, "PowerSGD(rank=4)", 32, 0.5, 8),
+        (3, "PowerSGD(rank=2, alternate=True)", 16, 0.2, 8),
+        (2, "Partition({'weights.1*': ErrorFeedback(TopK(ratio=0.01)), '*': RandK(ratio=0.1)})", 16, 0.2, 8),
     ],
 )
 def test_random_delays(request: Any, world: int, reducer: str, width: int, megabytes: float, steps: int) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import compcomm as cc
 
-from . import models
+from . import given, models
+from .given import Given, gradients
 from .harness import Workers
 
 pytestmark = pytest.mark.multi
@@ -23,24 +24,7 @@ QUANTISED = "ErrorFeedback(QSGD(bits=4, rounding='nearest'))"
 SPARSE = "ErrorFeedback(SparseAllReduce(TopK(ratio=0.05)))"
 PARTS = f"Partition({{'a': {QUANTISED}, 'b': {SPARSE}, '*': Exact()}})"
 VELOCITY = "DGC(QSGD(bits=4, rounding='nearest'), momentum=0.0, masking=False)"
-SHAPES = {"a": (64, 48), "b": (40, 65), "c": (64,)}
-
-
-class Given(nn.Module):
-    """A model whose gradients are what it is given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name, shape in SHAPES.items():
-            self.register_parameter(name, nn.Parameter(torch.zeros(shape)))
-
-    def forward(self, gradients: dict[str, Tensor]) -> Tensor:
-        return torch.stack([(p * gradients[n]).sum() for n, p in self.named_parameters()]).sum()
-
-
-def given(rank: int, step: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(1000 * step + rank)
-    return {n: torch.randn(shape, generator=generator) for n, shape in SHAPES.items()}
+SHAPES = {n: given.SHAPES[n] for n in "abc"}
 
 
 def advance(model: Any, rank: int, steps: range) -> dict[str, Tensor]:
@@ -48,7 +32,7 @@ def advance(model: Any, rank: int, steps: range) -> dict[str, Tensor]:
     applied = {n: torch.zeros(shape, dtype=torch.float64) for n, shape in SHAPES.items()}
     for step in steps:
         model.zero_grad()
-        model(given(rank, step)).backward()
+        model(gradients(rank, step, SHAPES)).backward()
         for n, p in model.module.named_parameters():
             applied[n] += p.grad
     return applied
@@ -56,7 +40,7 @@ def advance(model: Any, rank: int, steps: range) -> dict[str, Tensor]:
 
 def stage(rank: int, world: int, reducer: str, first: int, last: int, source: str, target: str) -> Any:
     """Steps of a run that was begun by another number of workers, and goes on with yet another."""
-    model, attachment = models.wrap(Given(), cc.parse(reducer), megabytes=0.01, seed=3)
+    model, attachment = models.wrap(Given(shapes=SHAPES), cc.parse(reducer), megabytes=0.01, seed=3)
     if source:
         attachment.load_portable_state_dict(cc.checkpoint.load(source))
     began = attachment.step
@@ -94,7 +78,7 @@ def test_four_workers_then_two_then_three_lose_nothing(
         results = pool.run(stage, reducer=reducer, first=at, last=at + 5, source=source, target=target)
         for n in SHAPES:
             for step in range(at, at + 5):
-                left[n] += torch.stack([given(rank, step)[n] for rank in range(world)]).double().mean(0)
+                left[n] += torch.stack([gradients(rank, step, SHAPES)[n] for rank in range(world)]).double().mean(0)
             left[n] -= results[0][0][n]
             held = remembered(reducer, [r[1] for r in results], n)
             assert (left[n] - held).abs().max() < 2e-4, (n, world)
@@ -143,7 +127,7 @@ def test_weights_are_those_of_the_workers_there_are(two: Workers, three: Workers
 
 
 def reported(rank: int, world: int, reducer: str) -> Any:
-    model, attachment = models.wrap(Given(), cc.parse(reducer), megabytes=0.01)
+    model, attachment = models.wrap(Given(shapes=SHAPES), cc.parse(reducer), megabytes=0.01)
     advance(model, rank, range(3))
     return attachment.report().relative_error
 
@@ -161,13 +145,13 @@ def test_the_report_reads_residuals_in_any_form(two: Workers) -> None:
 def saved_by_torch(rank: int, world: int, reducer: str, folder: str) -> Any:
     import torch.distributed.checkpoint as dcp
 
-    model, attachment = models.wrap(Given(), cc.parse(reducer), megabytes=0.01)
+    model, attachment = models.wrap(Given(shapes=SHAPES), cc.parse(reducer), megabytes=0.01)
     advance(model, rank, range(5))
     exact, merged = attachment.state_dict(), attachment.portable_state_dict()
     dcp.save({"hook": exact, "merged": merged}, checkpoint_id=folder)
     on = advance(model, rank, range(5, 8))
 
-    again, second = models.wrap(Given(), cc.parse(reducer), megabytes=0.01)
+    again, second = models.wrap(Given(shapes=SHAPES), cc.parse(reducer), megabytes=0.01)
     blank = {"hook": second.state_dict(), "merged": second.portable_state_dict()}
     dcp.load(blank, checkpoint_id=folder)
     second.load_portable_state_dict(blank["merged"])
@@ -221,7 +205,7 @@ def test_merging_needs_one_copy_beside_the_running_state(four: Workers) -> None:
 
 
 def refuses(rank: int, world: int) -> Any:
-    model, attachment = models.wrap(Given(), cc.parse(EF), megabytes=0.01)
+    model, attachment = models.wrap(Given(shapes=SHAPES), cc.parse(EF), megabytes=0.01)
     advance(model, rank, range(3))
     good = attachment.portable_state_dict()
     before, slots = models.own(attachment.state_dict()), good["slots"]
@@ -285,7 +269,7 @@ def test_a_foreign_portable_state_changes_nothing(two: Workers) -> None:
 def schedules(rank: int, world: int) -> Any:
     """Rates 1/2, then 1/4, then 1: error feedback with the rate inside its memory, and with ``rescale_error``."""
     rates = [0.5] * 4 + [0.25] * 4 + [1.0] * 4
-    model, attachment = models.wrap(Given(), cc.parse(EF), megabytes=0.01)
+    model, attachment = models.wrap(Given(shapes=SHAPES), cc.parse(EF), megabytes=0.01)
     ours = {n: torch.zeros(shape) for n, shape in SHAPES.items()}
     for step, rate in enumerate(rates):
         if step and rate != rates[step - 1]:
@@ -296,7 +280,7 @@ def schedules(rank: int, world: int) -> Any:
     simulator = cc.Simulator(cc.parse(EF), world)
     inside = {n: torch.zeros(shape) for n, shape in SHAPES.items()}
     for step, rate in enumerate(rates):
-        sent = simulator.mean([{n: rate * g for n, g in given(r, step).items()} for r in range(world)])
+        sent = simulator.mean([{n: rate * g for n, g in gradients(r, step, SHAPES).items()} for r in range(world)])
         for n in SHAPES:
             inside[n] -= sent[0][n]
     bad = [models.caught(lambda a=a, b=b: attachment.rescale_error(a, b)) for a, b in ((0, 1), (1, -1), (1, "x"))]
@@ -313,11 +297,8 @@ def test_rescaling_is_the_form_with_the_rate_inside(two: Workers) -> None:
 
 
 def through_the_form_of_pytorch(rank: int, world: int) -> Any:
-    from torch.nn.parallel import DistributedDataParallel as DDP
 
-    model = DDP(Given(), bucket_cap_mb=0.01)
-    state = cc.DDPState(cc.parse(EF), timeout=20)
-    model.register_comm_hook(state, cc.ddp_hook)
+    model, state = models.unbound(Given(shapes=SHAPES), cc.parse(EF), megabytes=0.01)
     unnamed = models.caught(state.portable_state_dict)
     state.bind(model)
     advance(model, rank, range(3))

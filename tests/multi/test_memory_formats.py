@@ -6,18 +6,21 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import compcomm as cc
 from compcomm.core.strides import storage_order
 
 from ..contract.cases import REDUCERS
 from . import models
+from .given import Given, gradients
 from .harness import Workers
 
 pytestmark = [pytest.mark.multi, pytest.mark.timeout(180)]
 
-SHAPES = {"a": (48, 40), "b": (24, 16, 3, 3), "c": (64,), "d": (3, 20, 24), "e": (8, 4, 3, 5, 5)}
+SHAPES: dict[str, tuple[int, ...]] = {
+    "a": (48, 40), "b": (24, 16, 3, 3), "c": (64,), "d": (3, 20, 24), "e": (8, 4, 3, 5, 5)
+}  # fmt: skip
 CHOSEN = [repr(cases[0]) for cases in REDUCERS.values() if not isinstance(cases[0], cc.Partition)] + [
     "ErrorFeedback(QSGD(bits=4, rounding='nearest'), dtype=torch.int8, average=0.3)",
     "ErrorFeedback(TwoPhase(SignScale(block=64)))",
@@ -36,29 +39,15 @@ def unusual(t: Tensor) -> Tensor:
     return t.movedim(0, -1).contiguous().movedim(-1, 0)
 
 
-class Stored(nn.Module):
-    """Parameters whose gradients are what it is given."""
-
-    def __init__(self, odd: bool) -> None:
-        super().__init__()
-        for name, shape in SHAPES.items():
-            zeros = torch.zeros(shape)
-            self.register_parameter(name, nn.Parameter(unusual(zeros) if odd else zeros))
-
-    def forward(self, gradients: dict[str, Tensor]) -> Tensor:
-        return torch.stack([(p * gradients[n]).sum() for n, p in self.named_parameters()]).sum()
-
-
-def gradients(rank: int, step: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(100 * step + rank)
-    return {n: torch.randn(shape, generator=generator) for n, shape in SHAPES.items()}
+def model(odd: bool) -> Given:
+    return Given(shapes=SHAPES, stored=unusual if odd else torch.Tensor.contiguous)
 
 
 class Run:
     """A model of that reducer, and the means of its steps, row-major."""
 
     def __init__(self, rank: int, reducer: str, odd: bool, state: Any = None) -> None:
-        self.rank, module = rank, Stored(odd)
+        self.rank, module = rank, model(odd)
         plain = torch.optim.SGD(module.parameters(), lr=0.1)
         self.model, self.hook = models.wrap(module, cc.parse(reducer), megabytes=0.004, optimizer=plain)
         if state is not None:
@@ -68,7 +57,7 @@ class Run:
         found: list[Tensor] = []
         for step in steps:
             self.model.zero_grad()
-            self.model(gradients(self.rank, step)).backward()
+            self.model(gradients(self.rank, step, SHAPES)).backward()
             found += [p.grad.contiguous().clone() for p in self.model.parameters()]
         return found
 
@@ -109,13 +98,13 @@ def test_means_and_state_do_not_depend_on_the_memory_format(two: Workers) -> Non
 
 @pytest.mark.parametrize("odd", [False, True])
 def test_the_scenario_has_parameters_of_every_kind(odd: bool) -> None:
-    orders = [storage_order(p) for p in Stored(odd).parameters()]
+    orders = [storage_order(p) for p in model(odd).parameters()]
     assert orders == ([(1, 0), (0, 2, 3, 1), (), (1, 2, 0), (0, 2, 3, 4, 1)] if odd else [()] * 5)
 
 
 def powers(rank: int, world: int) -> float:
     """The error of a mean of rank one that PowerSGD(1) should send whole."""
-    run, given = Run(rank, "PowerSGD(rank=1)", True), gradients(0, 0)
+    run, given = Run(rank, "PowerSGD(rank=1)", True), gradients(0, 0, SHAPES)
     row = torch.randn(1, 144, generator=torch.Generator().manual_seed(1))
     given["a"] = torch.arange(48.0).view(-1, 1) * torch.linspace(1, 2, 40)
     given["b"] = (torch.arange(24.0).view(-1, 1) @ row).view(24, 16, 3, 3)
@@ -140,10 +129,10 @@ def test_a_piece_cannot_be_turned() -> None:
 
 
 def unlike(rank: int, world: int) -> Any:
-    model, _ = models.wrap(Stored(False))
+    ddp, _ = models.wrap(model(False))
     if rank == 1:
-        model.module.b.data = unusual(model.module.b.data)
-    return models.caught(lambda: cc.attach(model, cc.Exact(), timeout=20))
+        ddp.module.b.data = unusual(ddp.module.b.data)
+    return models.caught(lambda: cc.attach(ddp, cc.Exact(), timeout=20))
 
 
 def test_ranks_of_unlike_memory_formats(two: Workers) -> None:

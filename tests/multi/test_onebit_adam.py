@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import compcomm as cc
@@ -22,47 +22,6 @@ from .harness import Workers
 pytestmark = pytest.mark.multi
 KIND = "OneBitAdam"
 FREEZE = KINDS[KIND].freeze
-
-
-class Branches(nn.Module):
-    """Uses one of two layers, or both."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.trunk, self.left, self.right = nn.Linear(40, 40), nn.Linear(40, 40), nn.Linear(40, 40)
-
-    def forward(self, x: Tensor, left: bool, right: bool) -> Tensor:
-        h = self.trunk(x)
-        return (
-            sum(([self.left(h)] if left else []) + ([self.right(h)] if right else []), torch.zeros(())).square().mean()
-        )  # type: ignore[call-overload]
-
-
-def branches(rank: int, world: int, ddp: bool) -> Any:
-    """After the freeze: a branch on rank 0 alone, then on no rank."""
-    model, own = make(KIND, Branches(), ddp, **({"find_unused_parameters": True} if ddp else {}))
-    moved: list[bool] = []
-    for step in range(FREEZE + 6):
-        own.zero_grad()
-        late = step - FREEZE
-        right = late < 0 or (late < 3 and rank == 0)
-        before = next(p.detach().clone() for n, p in model.named_parameters() if n.endswith("right.weight"))
-        model(torch.randn(8, 40, generator=torch.Generator().manual_seed(10 * step + rank)), True, right).backward()
-        own.step()
-        after = next(p for n, p in model.named_parameters() if n.endswith("right.weight"))
-        moved.append(not torch.equal(before, after))
-    own.detach()
-    return models.flat(model), moved
-
-
-@pytest.mark.parametrize("ddp", [True, False])
-def test_branches_that_some_ranks_do_not_use(two: Workers, ddp: bool) -> None:
-    results = two.run(branches, ddp=ddp)
-    for end, moved in results:
-        assert torch.equal(end, results[0][0])
-        assert moved[: FREEZE + 3] == [True] * (FREEZE + 3)
-        assert ddp or moved[FREEZE + 3 :] == [False] * 3, "no rank has a gradient, so nothing moves"
 
 
 def hooked(rank: int, world: int) -> Any:

@@ -1,4 +1,5 @@
-"""Why the variance has a floor: handwritten digits, whose dark corners never have a gradient."""
+"""Why the variance has a floor: handwritten digits, whose dark corners never have a gradient. (In small:
+``tests/optim/test_contract.py``'s dead elements.)"""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ import compcomm as cc
 
 from .harness import Workers
 
-pytestmark = [pytest.mark.multi, pytest.mark.slow]
+pytestmark = [pytest.mark.multi, pytest.mark.full]
 
 BENCHMARKS = str(Path(__file__).resolve().parents[2] / "benchmarks")
 OPTIONS = {"OneBitAdam": {"lr": 1e-3, "freeze": 45}, "OneBitLamb": {"lr": 0.01, "freeze": 60}}
@@ -49,9 +50,9 @@ def digits(rank: int, world: int, kind: str, **options: Any) -> Any:
     ("ranks", "kind", "options"),
     [
         ("two", "OneBitAdam", {}),
-        pytest.param("four", "OneBitAdam", {}, marks=pytest.mark.full),
-        pytest.param("four", "OneBitAdam", {"bias_correction": True}, marks=pytest.mark.full),
-        pytest.param("four", "OneBitLamb", {}, marks=pytest.mark.full),
+        ("four", "OneBitAdam", {}),
+        ("four", "OneBitAdam", {"bias_correction": True}),
+        ("four", "OneBitLamb", {}),
     ],
     ids=str,
 )
@@ -62,14 +63,7 @@ def test_with_the_floor_it_learns(request: Any, ranks: str, kind: str, options: 
     assert kind != "OneBitAdam" or largest < 2.0
 
 
-@pytest.mark.parametrize(
-    ("ranks", "kind"),
-    [
-        ("two", "OneBitAdam"),
-        pytest.param("four", "OneBitAdam", marks=pytest.mark.full),
-        pytest.param("four", "OneBitLamb", marks=pytest.mark.full),
-    ],
-)
+@pytest.mark.parametrize(("ranks", "kind"), [("two", "OneBitAdam"), ("four", "OneBitAdam"), ("four", "OneBitLamb")])
 def test_without_it_diverges(request: Any, ranks: str, kind: str) -> None:
     """The published formula: elements whose v is next to nothing take steps that nothing bounds."""
     workers: Workers = request.getfixturevalue(ranks)

@@ -89,8 +89,14 @@ def threads(rank: int, world: int, ddp: bool, dtype: str) -> Any:
         torch.set_num_threads(kept)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("ddp", [True, False])
+@pytest.mark.parametrize(
+    ("ddp", "dtype"),
+    [
+        (True, "float32"),
+        (False, "bfloat16"),
+        *(pytest.param(*p, marks=pytest.mark.full) for p in ((True, "bfloat16"), (False, "float32"))),
+    ],
+)
 def test_the_number_of_threads_decides_nothing(three: Workers, ddp: bool, dtype: str) -> None:
     """x, c, phi, scales and floors are the same to the bit with 1, 3 and 5 threads."""
     results = three.run(threads, ddp=ddp, dtype=dtype)
@@ -101,33 +107,3 @@ def test_the_number_of_threads_decides_nothing(three: Workers, ddp: bool, dtype:
         for t, (one, other) in enumerate(zip(first, found, strict=True)):
             assert torch.equal(one[0], other[0]) and one[1:] == other[1:], t
     assert any(phi != 1.0 for phi in first[-1][2])
-
-
-def branches(rank: int, world: int) -> Any:
-    """Without DDP, after the freeze: a parameter's gradient on rank 0 alone, then on no rank."""
-    model, own = make(KIND, Given(), False, weight_decay=0.1)
-    kept: list[Any] = []
-    for step in range(FREEZE + 6):
-        own.zero_grad()
-        late = step - FREEZE
-        now = given(KIND, rank, step)
-        if late >= 3 or (late >= 0 and rank == 1):
-            del now["b"]
-        model(now).backward()
-        own.step()
-        entry = own.state_dict()["state"][1]
-        p = dict(model.named_parameters())["b"].detach().clone()
-        kept.append((p, entry["exp_avg"], entry.get("exp_avg_sq"), ratios(own)[1][1]))
-    own.detach()
-    return models.flat(model), kept
-
-
-def test_a_parameter_that_some_ranks_do_not_use(two: Workers) -> None:
-    """Where no rank has a gradient all that is its own stays as it is."""
-    results = two.run(branches)
-    for end, kept in results:
-        assert torch.equal(end, results[0][0])
-        assert not torch.equal(kept[FREEZE + 1][0], kept[FREEZE + 2][0])
-        for x, m, w, phi in kept[FREEZE + 3 :]:
-            old = kept[FREEZE + 2]
-            assert torch.equal(x, old[0]) and torch.equal(m, old[1]) and torch.equal(w, old[2]) and phi == old[3]

@@ -182,27 +182,27 @@ def test_no_dtype_is_the_default_one(two: Workers, kind: str) -> None:
 def turns(rank: int, world: int, kind: str) -> Any:
     """Saved in one order of memory and loaded in another: what is saved again, and where more steps lead."""
     found: list[Any] = []
+    model, own = make(kind, rank)
     for at in (2, 7):
-        model, own = make(kind, rank)
-        advance(model, own, rank, range(at))
-        forms = [(own.state_dict(), values(model))]
+        advance(model, own, rank, range(own.steps, at))
+        forms = [(own.state_dict(), values(model))] if at > FREEZE else []
         forms.append((own.portable_state_dict(), values(model)))  # which synchronises first
-        own.detach()
         for saved, x in forms:
             ends: list[Any] = []
             for turned in (False, True):
-                model, own = make(kind, rank, turned)
-                own.load_state_dict(saved)
-                again = own.portable_state_dict() if saved is forms[1][0] else own.state_dict()
+                other, fresh = make(kind, rank, turned)
+                fresh.load_state_dict(saved)
+                again = fresh.portable_state_dict() if saved is forms[-1][0] else fresh.state_dict()
                 with torch.no_grad():
-                    for n, p in model.module.named_parameters():
+                    for n, p in other.module.named_parameters():
                         p.copy_(x[n])
-                advance(model, own, rank, range(at, at + 4))
+                advance(other, fresh, rank, range(at, at + 4))
                 if kind == "ZeroOneAdam":
-                    own.synchronise()
-                own.detach()
-                ends.append((same(saved, again), values(model)))
+                    fresh.synchronise()
+                fresh.detach()
+                ends.append((same(saved, again), values(other)))
             found.append(ends)
+    own.detach()
     return found
 
 

@@ -93,6 +93,7 @@ def compare(results: list[Any], reducer: cc.Reducer, world: int, exact: bool) ->
                 assert mean is not None
                 if t in BAD:
                     assert mean.isnan().all() or n != BAD[t], f"rank {rank} does not see that {n} is NaN in step {t}"
+                    assert torch.equal(mean.isnan(), due.isnan()), f"{n} is spoiled in step {t}, in another bucket"
                 elif exact:
                     assert torch.equal(mean, due), f"{n} in step {t}"
                 else:

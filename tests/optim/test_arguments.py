@@ -17,29 +17,11 @@ def params() -> list[nn.Parameter]:
     return [nn.Parameter(torch.ones(4, 3)), nn.Parameter(torch.ones(3))]
 
 
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"lr": -1.0}, r"OneBitAdam\(lr=-1.0\): a number, 0 or more"),
-        ({"eps": -1e-8}, r"eps=-1e-08"),
-        ({"eps": float("nan")}, r"eps=nan"),
-        ({"weight_decay": -0.1}, r"weight_decay=-0.1"),
-        ({"betas": (0.9, 1.0)}, r"betas=\(0.9, 1.0\)\): two numbers in \[0, 1\)"),
-        ({"betas": (0.9,)}, r"betas=\(0.9,\)"),
-        ({"amsgrad": True}, r"amsgrad=True\): .*ends with the warm-up"),
-        ({"freeze": -3}, r"OneBitAdam\(freeze=-3\): give the number of warm-up steps"),
-        ({"freeze": 0}, r"freeze=0"),
-        ({"freeze": 2.5}, r"freeze=2.5"),
-        ({"freeze": "later"}, r"freeze='later'"),
-        ({"v_floor": -1}, r"v_floor=-1\): a part of the root mean square"),
-        ({"v_floor": 1.5}, r"v_floor=1.5"),
-        ({"warmup": cc.ErrorFeedback(cc.TopK(0.01))}, r"warmup=.*keeps what it does not send.*Use Exact\(\)"),
-        ({"compressor": cc.SignScale(scale="dot")}, r"no contraction.*Use SignScale\(scale='l1'\)"),
-    ],
-)
-def test_options(options: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        OneBitAdam(params(), **options)
+def test_a_warm_up_that_never_begins() -> None:
+    with pytest.raises(ValueError, match=r"OneBitAdam\(freeze=-3\): give the number of warm-up steps"):
+        OneBitAdam(params(), freeze=-3)
+    with pytest.raises(ValueError, match=r"amsgrad=True\): .*ends with the warm-up"):
+        OneBitAdam(params(), amsgrad=True)
 
 
 def test_what_is_no_parameter() -> None:

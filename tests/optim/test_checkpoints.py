@@ -12,8 +12,9 @@ from torch import Tensor
 import compcomm as cc
 from compcomm.optim import OneBitAdam
 
+from .alone import drive, flat, give, gradients, parameters
+from .alone import make as made
 from .saved import ours, same, tensors
-from .test_alone import drive, flat, gradients, module
 
 FREEZE = 5
 OPTIONS: dict[str, Any] = {"ZeroOneAdam": {"var_update_scaler": 2, "local_step_scaler": 1, "local_step_clipper": 4}}
@@ -28,8 +29,7 @@ def through(state: Any) -> Any:
 
 
 def make(kind: str, params: list[Tensor], **options: Any) -> Any:
-    given = {"lr": 0.01, "freeze": FREEZE, **OPTIONS.get(kind, {}), **options}
-    return getattr(cc.optim, kind)(params, **given)
+    return made(kind, params, **{"freeze": FREEZE, **OPTIONS.get(kind, {}), **options})
 
 
 def copies(params: list[Tensor]) -> list[Tensor]:
@@ -39,7 +39,7 @@ def copies(params: list[Tensor]) -> list[Tensor]:
 @pytest.mark.parametrize("back", [False, True])
 def test_adam_and_ours_go_on_from_each_other(back: bool) -> None:
     """With bias correction the one is the other."""
-    params = list(module().parameters())
+    params = parameters()
     options = {"lr": 0.01, "freeze": 99, "bias_correction": True, "weight_decay": 0.01}
     there: Any = OneBitAdam(params, **options) if back else torch.optim.AdamW(params, lr=0.01)
     drive(there, params, range(6))
@@ -54,11 +54,11 @@ def test_adam_and_ours_go_on_from_each_other(back: bool) -> None:
 
 def test_a_parameter_that_adam_has_stepped_less_often() -> None:
     """Corrected by the count of the others its moments are what they are by its own."""
-    params = list(module().parameters())
+    params = parameters()
     adam = torch.optim.AdamW(params, lr=0.01)
     for step in range(6):
-        for p, g in zip(params, gradients(step), strict=True):
-            p.grad = None if p is params[1] and step < 4 else g
+        a, b, c = gradients(step)
+        give(params, [a, b if step >= 4 else None, c])
         adam.step()
     own = OneBitAdam(params, freeze=99, bias_correction=True)
     own.load_state_dict(through(adam.state_dict()))
@@ -68,7 +68,7 @@ def test_a_parameter_that_adam_has_stepped_less_often() -> None:
 
 
 def test_without_bias_correction_the_next_step_is_as_long_as_adams() -> None:
-    params = list(module().parameters())
+    params = parameters()
     there = torch.optim.AdamW(params, lr=0.01, weight_decay=0.0)
     drive(there, params, range(6))
     again, before = copies(params), flat(params)
@@ -84,7 +84,7 @@ def test_without_bias_correction_the_next_step_is_as_long_as_adams() -> None:
 @pytest.mark.parametrize("kind", ["OneBitAdam", "ZeroOneAdam"])
 def test_a_frozen_variance_is_a_variance_to_adam(kind: str, correction: bool) -> None:
     """Divided as Adam divides it, it is what steps are divided by here with bias correction."""
-    params = list(module().parameters())
+    params = parameters()
     own = make(kind, params, bias_correction=correction)
     drive(own, params, range(8))
     made = 5 if kind == "OneBitAdam" else own.refreshes
@@ -105,7 +105,7 @@ def test_a_frozen_variance_is_a_variance_to_adam(kind: str, correction: bool) ->
 
 def test_what_adam_went_on_with_is_adams() -> None:
     """Ours lies in its groups still, and is of before then."""
-    params = list(module().parameters())
+    params = parameters()
     own = make("OneBitAdam", params)
     drive(own, params, range(8))
     adam = torch.optim.AdamW(params)
@@ -125,7 +125,7 @@ def test_what_adam_went_on_with_is_adams() -> None:
     ],
 )
 def test_adams_that_do_not_fit(change: Any, says: str) -> None:
-    params = list(module().parameters())
+    params = parameters()
     adam = torch.optim.Adam(params)
     drive(adam, params, range(2))
     saved = through(adam.state_dict())
@@ -137,7 +137,7 @@ def test_adams_that_do_not_fit(change: Any, says: str) -> None:
 
 
 def test_adams_in_the_others() -> None:
-    params = list(module().parameters())
+    params = parameters()
     adam = torch.optim.Adam(params)
     drive(adam, params, range(2))
     for kind in ("ZeroOneAdam", "OneBitLamb"):
@@ -166,7 +166,7 @@ def first_version(saved: Any) -> Any:
 @pytest.mark.parametrize("at", [3, 13, 14])
 @pytest.mark.parametrize("kind", cc.optim.__all__)
 def test_the_first_versions_are_taken(kind: str, at: int) -> None:
-    params = list(module().parameters())
+    params = parameters()
     own = make(kind, params)
     drive(own, params, range(at))
     again, other = copies(params), None
