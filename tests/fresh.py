@@ -4,8 +4,8 @@ One process imports torch and forks for each program: what the package reads whe
 library is there) and what happens at an interpreter's end are the program's own. A fork goes on in the main script, so
 it ends as any program does.
 
-Where the import is not what is tested, ``warm=True`` forks another process, which has imported the package too, and
-what torch itself imports with its first optimizer: that takes longer than most of these programs run.
+Where the import is not what is tested, ``warm=True`` forks another process, which has imported the package too, with
+what torch itself imports for its first optimizer, what draws, and digits: it takes longer than most of them run.
 
 >>> Programs(folder).run("import compcomm; print(compcomm.__name__)")
 """
@@ -32,8 +32,11 @@ import torch, torch.distributed, torch.distributed.tensor, torch.nn.parallel
 assert not {"compcomm", "triton"} & sys.modules.keys(), "a fresh interpreter has imported neither"
 """
 WARM = """
+import contextlib
 import torch, torch.distributed, torch.nn.parallel
 import compcomm
+with contextlib.suppress(ImportError):
+    import matplotlib.pyplot, rich.progress, rich.table, sklearn.datasets
 """
 SERVER = """
 gc.freeze()

@@ -35,15 +35,15 @@ def test_train_compares_reducers(programs: Programs, tmp_path: Path) -> None:
     """DDP itself and `Exact()` learn alike, top-k sends less; table, JSON, plot and predictions are there."""
     said = programs.ranks(
         2,
-        BENCHMARKS / "train.py", "--task=digits", "--steps=60", "--link=100mbit", f"--json={tmp_path / 'a.json'}",
+        BENCHMARKS / "train.py", "--task=digits", "--steps=40", "--link=100mbit", f"--json={tmp_path / 'a.json'}",
         f"--plot={tmp_path / 'a.png'}", "--reducer", "Exact()", "None", f"--reducer={FEEDBACK}",
     )  # fmt: skip
     assert "speedup" in said and "ErrorFeedback(" in said
     exact, plain, sparse = rows(tmp_path / "a.json", "train")
     assert [r["reducer"] for r in (exact, plain, sparse)] == ["Exact()", "None", FEEDBACK]
     for row in (exact, plain, sparse):
-        assert row["world_size"] == 2 and row["steps"] == 60 and row["seconds_per_step"] > 0
-        assert row["curve"][0][:3] == [0, 0, 0] and row["curve"][-1][2:] == [60, row["loss"]]
+        assert row["world_size"] == 2 and row["steps"] == 40 and row["seconds_per_step"] > 0
+        assert row["curve"][0][:3] == [0, 0, 0] and row["curve"][-1][2:] == [40, row["loss"]]
         assert row["loss"] < 1.5 < row["curve"][0][3]  # ten classes: ln 10 = 2.3 before training
         assert row["payload_bytes_per_step"] <= row["bytes_per_step"]
         assert row["predicted"]["seconds_per_step"] > 8 * row["payload_bytes_per_step"] / 1e8
@@ -59,20 +59,18 @@ def test_train_compares_reducers(programs: Programs, tmp_path: Path) -> None:
 
 @pytest.mark.multi
 def test_the_main_job_in_small(programs: Programs, tmp_path: Path) -> None:
-    """The quickstart's transformer on its text, two steps for each of its reducers."""
+    """The quickstart's transformer on its text, one step for each of its reducers."""
     script = (ROOT / "launch" / "quickstart.sh").read_text()
     reducers = re.findall(r'--reducer "(.*)"', script)
     assert len(reducers) == 5
     programs.ranks(
         2,
-        BENCHMARKS / "train.py", "--task=charlm", "--steps=2", f"--json={tmp_path / 'c.json'}",
-        f"--plot={tmp_path / 'c.png'}",
-        "--reducer", *reducers,
+        BENCHMARKS / "train.py", "--task=charlm", "--steps=1", f"--json={tmp_path / 'c.json'}", "--reducer", *reducers,
     )  # fmt: skip
     found = rows(tmp_path / "c.json", "train")
     assert [r["reducer"] for r in found] == reducers
     for row in found:
-        assert row["steps"] == 2 and math.isfinite(row["loss"])
+        assert row["steps"] == 1 and math.isfinite(row["loss"])
         assert row["loss"] < row["curve"][0][3]
     sent = [row["payload_bytes_per_step"] for row in found]
     assert sent == sorted(sent, reverse=True)
