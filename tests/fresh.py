@@ -4,8 +4,8 @@ One process imports torch and forks for each program: what the package reads whe
 library is there) and what happens at an interpreter's end are the program's own. A fork goes on in the main script, so
 it ends as any program does.
 
-Where the import is not what is tested, ``warm=True`` forks another process, which has imported the package too, with
-what torch itself imports for its first optimizer, what draws, and digits: it takes longer than most of them run.
+Where the import is not what is tested, ``warm=True`` forks another process, which has imported the package too, and
+what torch itself imports with its first optimizer: that takes longer than most of these programs run.
 
 >>> Programs(folder).run("import compcomm; print(compcomm.__name__)")
 """
@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tests.patience import patience
 
@@ -32,12 +32,11 @@ import torch, torch.distributed, torch.distributed.tensor, torch.nn.parallel
 assert not {"compcomm", "triton"} & sys.modules.keys(), "a fresh interpreter has imported neither"
 """
 WARM = """
-import contextlib
 import torch, torch.distributed, torch.nn.parallel
 import compcomm
-with contextlib.suppress(ImportError):
-    import matplotlib.pyplot, rich.progress, rich.table, sklearn.datasets
 """
+BENCHMARKS = ("matplotlib.pyplot", "rich.progress", "rich.table", "sklearn.datasets")
+"""What benchmarks draw and train with, which takes as long as many of them run."""
 SERVER = """
 gc.freeze()
 children = 0
@@ -57,12 +56,15 @@ while True:
         if not more:
             os._exit(0)
         line += more
+    job = json.loads(line)
+    for name in job["imports"]:  # here, so that all further programs have it too
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     child = os.fork()
     if child == 0:
         break
     children += 1
     print(json.dumps([child, None]), flush=True)
-job = json.loads(line)
 for stream, name in ((0, os.devnull), (1, job["out"]), (2, job["err"])):
     os.dup2(os.open(name, os.O_RDWR | os.O_CREAT, 0o644), stream)
 os.environ.update(job["environment"])
@@ -84,7 +86,7 @@ class Server:
 
     def __init__(self, imports: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", f"import gc, json, os, select, sys\n{imports}{SERVER}"],
+            [sys.executable, "-c", f"import contextlib, gc, importlib, json, os, select, sys\n{imports}{SERVER}"],
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         self._rest = b""
@@ -136,13 +138,16 @@ class Programs:
         self._servers: dict[bool, Server] = {}
         self._begun: dict[int, tuple[Server, Path, Path]] = {}
 
-    def start(self, code: str, *arguments: str, warm: bool = False, **environment: str) -> int:
-        """The process id of a program that has begun."""
+    def start(
+        self, code: str, *arguments: str, warm: bool = False, imports: tuple[str, ...] = (), **environment: str
+    ) -> int:
+        """The process id of a program that has begun. ``imports``: what it finds imported, where that is installed."""
         if warm not in self._servers:
             self._servers[warm] = Server(WARM if warm else COLD)
         number = next(self._numbers)
         out, err = self._folder / f"{number}.out", self._folder / f"{number}.err"
-        job = {"code": code, "arguments": arguments, "environment": environment, "out": str(out), "err": str(err)}
+        job = {"code": code, "arguments": arguments, "environment": environment, "out": str(out), "err": str(err),
+               "imports": imports}  # fmt: skip
         pid = self._servers[warm].begin(job)
         self._begun[pid] = self._servers[warm], out, err
         return pid
@@ -163,8 +168,8 @@ class Programs:
         del self._begun[pid]
         return Ended(code, out.read_text(), err.read_text())
 
-    def run(self, code: str, *arguments: str, timeout: float = 60, warm: bool = False, **environment: str) -> Ended:
-        return self.wait(self.start(code, *arguments, warm=warm, **environment), timeout)
+    def run(self, code: str, *arguments: str, timeout: float = 60, **more: Any) -> Ended:
+        return self.wait(self.start(code, *arguments, **more), timeout)
 
     def script(self, script: str | Path, *arguments: str, timeout: float = 100, **environment: str) -> Ended:
         """The end of a script: a path, or the name of a module. It starts warm, in this folder."""
@@ -174,10 +179,11 @@ class Programs:
         """What the ranks of a script say, started with what torchrun tells them; each must end well."""
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = str(free.getsockname()[1])
+        imports = BENCHMARKS if isinstance(script, Path) else ()
         given = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
                  "MASTER_PORT": port, "OMP_NUM_THREADS": "1", **environment}  # fmt: skip
         begun = [
-            self.start(_main(script), *arguments, warm=True, RANK=str(r), LOCAL_RANK=str(r), **given)
+            self.start(_main(script), *arguments, warm=True, imports=imports, RANK=str(r), LOCAL_RANK=str(r), **given)
             for r in range(world)
         ]
         ended = [self.wait(program, timeout) for program in begun]

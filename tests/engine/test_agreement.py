@@ -7,12 +7,7 @@ import torch
 from torch import nn
 
 from compcomm.engine import replicas
-from compcomm.engine.agreement import (
-    AgreementError,
-    _compare,
-    agree,
-    gather,
-)
+from compcomm.engine.agreement import AgreementError, _compare, agree, gather
 from compcomm.hosts.names import named
 from compcomm.transports.process_group import ProcessGroup
 

@@ -9,12 +9,7 @@ import pytest
 import torch
 
 import compcomm as cc
-from compcomm.core.collectives import (
-    AllGather,
-    AllReduce,
-    AllToAll,
-    Collective,
-)
+from compcomm.core.collectives import AllGather, AllReduce, AllToAll, Collective
 from compcomm.core.context import Arena
 from compcomm.core.deferred import DeferredError
 from compcomm.core.header import PeerError, read_headers

@@ -30,18 +30,13 @@ FOUR = "ErrorFeedback(QSGD(bits=4, rounding='nearest'))"
 
 
 @pytest.mark.parametrize(
-    ("times", "longest"),
-    [((0.3, 0.1, 0.2), "compute"), ((0.1, 0.3, 0.2), "kernels"), ((0.1, 0.2, 0.3), "wire")],
+    ("times", "longest"), [((0.3, 0.1, 0.2), "compute"), ((0.1, 0.3, 0.2), "kernels"), ((0.1, 0.2, 0.3), "wire")]
 )
 def test_the_longest_time_bounds(times: tuple[float, float, float], longest: str) -> None:
     made = row("Exact()", 1, 1.0, 1.0, 1, *times)
     assert made["bound"] == longest
     assert bounds.bound({**made, "link_seconds": 1.0}) == "wire"
-    waits = {
-        **made,
-        "wire_seconds": 1.0,
-        "link_seconds": 0.01,
-    }  # for a core, not for the link
+    waits = {**made, "wire_seconds": 1.0, "link_seconds": 0.01}  # for a core, not for the link
     assert bounds.bound(waits) == ("compute" if longest == "compute" else "kernels")
     assert bounds.bound({**made, "wire_seconds": None, "kernel_seconds": None}) is None  # DDP alone tells no times
 

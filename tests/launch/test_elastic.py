@@ -42,7 +42,7 @@ def environment() -> dict[str, str]:
 def train(programs: Programs, folder: Path, *arguments: str) -> tuple[dict[str, Any], str]:
     """How a run of launch/elastic.py with two workers ended, and what it printed."""
     told = ["2", str(ROOT / "launch" / "elastic.py"), "--folder", str(folder), *arguments]
-    code, out, err = programs.run(AGENT, *told, timeout=120, warm=True, **environment())
+    code, out, err = programs.run(AGENT, *told, timeout=120, warm=True, imports=("sklearn.datasets",), **environment())
     assert code == 0, out + err
     return json.loads((folder / "end.json").read_text()), out + err
 

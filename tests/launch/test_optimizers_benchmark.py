@@ -80,7 +80,7 @@ def test_convergence(programs: Programs, tmp_path: Path, monkeypatch: pytest.Mon
     assert by_name["Adam"]["loss_difference"] is by_name["LAMB"]["loss_difference"] is None
     monkeypatch.setattr(results_page, "RESULTS", tmp_path)
     text = results_page.optimizers()
-    assert all(f"| {name} |" in text for name in names) and " 1-bit Adam, L2 scale: " in text
+    assert all(f"| {name} |" in text for name in names)
     same = {"task": "digits", "steps": 40, "seeds": 1, "compressor": methods.COMPRESSOR, "local_steps": 2}
     onto = argparse.Namespace(onto=file, **same)
     here, shared = argparse.Namespace(world=2), methods.setting("digits", None, None)

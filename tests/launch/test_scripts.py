@@ -62,26 +62,28 @@ def bash(checkout: Path, *arguments: str, **variables: str) -> tuple[int, str, l
 
 
 def test_setup_installs_once_and_again_after_a_change(checkout: Path) -> None:
+    """A failed installation is not remembered. A compiler's failure ends in a pure-Python install, which works: but not
+    without a word. The package itself is built beside its requirements, so its own name must not be among those."""
     setup = str(checkout / "launch" / "setup.sh")
+    (checkout / "fails").touch()
+    assert bash(checkout, setup, "test")[0] != 0
+    (checkout / "fails").unlink()
+    (checkout / "unbuilt").touch()
     code, said, calls = bash(checkout, setup, "test")
-    assert code == 0, said
+    assert code == 0 and "kernels did not build" in said and "build/setup.log" in said, said
     kernels, others = sorted(calls, key=lambda call: " -r " in call)
     assert "--no-deps -e ." in kernels and "-c launch/constraints.txt -r build/requirements.txt" in others
-    assert bash(checkout, setup, "test")[2] == []
-    kernel = next((checkout / "csrc").rglob("*.cpp"))
-    kernel.write_text(kernel.read_text() + "// changed\n")
-    assert len(bash(checkout, setup, "test")[2]) == 2
-    assert "compcomm[bench,test]" in bash(checkout, setup, "test", "bench")[1]
-    assert bash(checkout, setup, "test")[2] == []
-
-
-def test_setup_asks_for_what_the_extras_want(checkout: Path) -> None:
-    """The package itself is built beside that, so that its own name must not be among it; a wrong extra is an error."""
-    setup = str(checkout / "launch" / "setup.sh")
-    assert bash(checkout, setup, "test")[0] == 0
     named = [re.split(r"[^\w-]", line)[0] for line in (checkout / "build/requirements.txt").read_text().splitlines()]
     assert {"torch", "numpy", "matplotlib", "rich", "triton", "pytest"} <= set(named)
     assert "compcomm" not in named and len(named) == len(set(named))
+    assert bash(checkout, setup, "test")[2] == []
+    (checkout / "unbuilt").unlink()
+    kernel = next((checkout / "csrc").rglob("*.cpp"))
+    kernel.write_text(kernel.read_text() + "// changed\n")
+    code, said, calls = bash(checkout, setup, "test")
+    assert len(calls) == 2 and "kernels did not build" not in said
+    assert "compcomm[bench,test]" in bash(checkout, setup, "test", "bench")[1]
+    assert bash(checkout, setup, "test")[2] == []
     code, said, calls = bash(checkout, setup, "nonsense")
     assert code != 0 and "no extra is called 'nonsense'; there are bench, gpu" in said and calls == []
 
@@ -137,24 +139,6 @@ def test_system_packages_are_named_before_they_are_installed(checkout: Path, all
     assert ("apt-get install -y -qq iproute2 g++" in calls) is allowed
     assert "no `tc` here (iproute2 is not installed): no shaped links" in said
     assert "no `c++` here (g++ is not installed): no C++ kernels" in said
-
-
-def test_a_failed_installation_is_not_remembered(checkout: Path) -> None:
-    setup = str(checkout / "launch" / "setup.sh")
-    (checkout / "fails").touch()
-    assert bash(checkout, setup, "test")[0] != 0
-    (checkout / "fails").unlink()
-    assert len(bash(checkout, setup, "test")[2]) == 2
-
-
-@pytest.mark.parametrize("built", [True, False])
-def test_kernels_that_do_not_build_are_said(checkout: Path, built: bool) -> None:
-    """The compiler's failure ends in a pure-Python install, which works: but not without a word."""
-    if not built:
-        (checkout / "unbuilt").touch()
-    code, said, _ = bash(checkout, str(checkout / "launch" / "setup.sh"), "test")
-    assert code == 0, said
-    assert ("kernels did not build" in said and "build/setup.log" in said) is not built
 
 
 def test_without_a_gpu_the_gpu_check_says_so_and_is_done(checkout: Path) -> None:

@@ -163,21 +163,6 @@ def test_a_checkpoint_where_one_rank_lacks_names(two: Workers) -> None:
     assert all("load_state_dict: parameters have no names yet" in message for _, message, _ in (*bound, *unbound))
 
 
-def counts(rank: int, world: int) -> Any:
-    model, state = models.unbound(models.mlp(), cc.parse(EF))
-    models.train(model, models.batches(rank, 4))
-    before = state.attachment.report()
-    state.bind(model)
-    return before.bytes_dense, before.ratio, state.attachment.report().bytes_dense
-
-
-def test_dense_bytes_are_known_without_names(two: Workers) -> None:
-    elements = 4 * (64 * 64 + 64)
-    for dense, ratio, named in two.run(counts):
-        assert dense == named == 4 * elements
-        assert 5 < ratio < 20
-
-
 def warms_up(rank: int, world: int) -> Any:
     model, attachment = models.wrap(models.mlp().bfloat16(), cc.parse(f"Warmup(4, {EF})"))
     plain, _ = models.wrap(models.mlp().bfloat16())

@@ -108,14 +108,15 @@ def test_mixed_dtypes(two: Workers) -> None:
 
 
 def unbound(rank: int, world: int) -> Any:
-
     inputs = models.batches(rank, 6)
     reducer = cc.ErrorFeedback(cc.TopK(ratio=0.05))
     model, state = models.unbound(models.mlp(), reducer)
     models.train(model, inputs[:3])
     refused = models.caught(state.state_dict)
     before = _sums(state.attachment.setup.store.state_dict())
+    dense, ratio = state.report().bytes_dense, state.report().ratio
     state.bind(model)
+    assert dense == state.report().bytes_dense == 4 * 4 * (64 * 64 + 64) and 5 < ratio < 20  # known without names
     saved = models.own(state.state_dict())
     after, names = _sums(saved["slots"]), sorted(saved["slots"]["residual"])
     named, _ = models.wrap(models.mlp(), reducer)
