@@ -83,7 +83,7 @@ def test_no_compression_where_nothing_pays(two: Workers) -> None:
 
 
 def test_the_fastest_method_on_a_slow_link_stays_where_it_saves(two: Workers) -> None:
-    results = two.run(picks, rate="10mbit", margin=0.3, steps=2 * BEFORE + 3)
+    results = two.run(picks, rate="4mbit", margin=0.3, steps=2 * BEFORE + 3)  # much to save, on a busy machine as well
     for off, _, reducer, plain, report in results:
         assert max(off[:BEFORE]) < 1e-6
         assert max(off[BEFORE:]) > 1e-6
