@@ -5,8 +5,8 @@ A scenario is a top-level function ``scenario(rank, world, **arguments)``; what 
 rank; what it raises is raised here, with the ranks' tracebacks. Ranks meet through a file, so no port is taken.
 
 Pools of different sizes share their processes (a ``Crew``): rank 1 of two is rank 1 of four, too. What torch's modules
-made at import is frozen for the garbage collector, which runs after every scenario: else it takes longer than many of
-them.
+made at import, at whichever scenario's, is frozen for the garbage collector, which runs after every scenario: else it
+takes longer than many of them.
 
 Every scenario has a default group of its own. Each Gloo group keeps three threads that wake up all the time, and a
 group of ours stays until ``destroy_process_group()``: without that, a folder of tests leaves a thousand threads, and
@@ -21,6 +21,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import time
 import traceback
@@ -140,6 +141,7 @@ def _serve(rank: int, backend: str, pipe: Connection) -> None:
     options: dict[str, Any] = {"device_id": torch.device("cuda", rank)} if "nccl" in backend else {}
     gc.collect()
     gc.freeze()
+    imported = len(sys.modules)
     pipe.send(_READY)
     try:
         while True:
@@ -157,5 +159,8 @@ def _serve(rank: int, backend: str, pipe: Connection) -> None:
             gc.collect()  # whatever still holds a group would keep its threads
             if dist.is_initialized():
                 dist.destroy_process_group()
+            if len(sys.modules) > imported:  # the compiler's modules alone hold a hundred thousand objects
+                imported = len(sys.modules)
+                gc.freeze()
     except (EOFError, ConnectionResetError, KeyboardInterrupt):
         pass

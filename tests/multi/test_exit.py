@@ -44,7 +44,7 @@ import torch
 from compcomm.core.background import Background
 
 def busy():
-    end = time.monotonic() + 1.0
+    end = time.monotonic() + 0.5
     while time.monotonic() < end:
         torch.cat([torch.ones(1000)] * 1000).square().sum()
 """

@@ -6,7 +6,6 @@ a new DDP model: one takes one hook for good.
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import traceback
@@ -22,6 +21,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import compcomm as cc
+from compcomm import testing
 
 from ..docs.pages import PAGES, code, read
 from .harness import Workers
@@ -50,9 +50,10 @@ def fresh(names: dict[str, Any]) -> None:
 def run(rank: int, world: int, pages: dict[str, list[str]], folder: str) -> dict[str, str]:
     """What went wrong, by page."""
     failed: dict[str, str] = {}
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name in ("check_compressor", "check_reducer") if rank else ():  # contracts are no matter of several ranks
+            patch.setattr(testing, name, lambda *_, **__: None)
         for path, blocks in pages.items():
             try:
                 frameworks = any(re.search(r"^from (lightning|accelerate)", text, re.MULTILINE) for text in blocks)
@@ -60,8 +61,6 @@ def run(rank: int, world: int, pages: dict[str, list[str]], folder: str) -> dict
                     run_page(rank, blocks)
             except Exception:
                 failed[path] = traceback.format_exc()
-    finally:
-        os.chdir(before)
     return failed
 
 
