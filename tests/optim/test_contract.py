@@ -75,7 +75,7 @@ def test_other_precisions_with_fp32_state(kind: str, dtype: torch.dtype) -> None
     held += local.get("local update", {}).values()
     assert all(t.dtype == torch.float32 for t in held)
     assert all(t.dtype == dtype for t in (*params, *local.get("anchor", {}).values()))
-    rough = 1e-5 if dtype == torch.float64 else 0.02
+    rough = 0.02 if dtype != torch.float64 else 1e-5 if kind == "ZeroOneAdam" else 1e-6
     torch.testing.assert_close(flat(params).float(), flat(wide), rtol=rough, atol=rough)
 
 
@@ -97,7 +97,8 @@ def test_memory_formats_and_closures(kind: str) -> None:
 
         losses = [o.step(lambda m=m, o=o: closure(m, o)) for m, o in zip((one, two), owns, strict=True)]
         torch.testing.assert_close(losses[0], losses[1])
-    torch.testing.assert_close(one.weight, two.weight.contiguous(), rtol=1e-5, atol=1e-5)
+    close = 1e-5 if kind == "ZeroOneAdam" else 1e-6
+    torch.testing.assert_close(one.weight, two.weight.contiguous(), rtol=1e-5, atol=close)
 
 
 @every
