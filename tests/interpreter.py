@@ -2,13 +2,16 @@
 
 For each launch, and for each call of a device function within one, the interpreter searches ``triton.language`` for
 its builtins and puts its own in their place; for each operation it builds the table of numpy's types anew. The
-builtins of a module do not change, within a launch they are in place already, and the table is a table. What a kernel
-computes is computed as before: nothing here stands in for an operation.
+builtins of a module do not change, within a launch they are in place already, and the table is a table. And each sum,
+difference and product of integers is made in 64 bits as well and compared with its type's limits, for an assertion that
+only a debug run has. What a kernel computes is computed as before: nothing here stands in for an operation.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
+from dataclasses import replace
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -20,7 +23,9 @@ def hasten() -> None:
         from triton.runtime import interpreter
     except ImportError:
         return
-    known = ("_patch_lang", "_patch_builtin", "_patch_attr", "_get_np_dtype", "_LangPatchScope", "tl")
+    known = (
+        "_patch_lang", "_patch_builtin", "_patch_attr", "_get_np_dtype", "_LangPatchScope", "tl", "interpreter_builder",
+    )  # fmt: skip
     if hasattr(interpreter, "hastened") or not all(hasattr(interpreter, name) for name in known):
         return
     tl, patch_lang, np_dtype = interpreter.tl, interpreter._patch_lang, interpreter._get_np_dtype
@@ -56,6 +61,26 @@ def hasten() -> None:
             found.__class__ = Scope
         return found
 
+    blocks: dict[tuple[Any, ...], Any] = {}
+    block_type, tensor = tl.block_type, tl.tensor
+
+    def with_element_ty(self: Any, scalar: Any) -> Any:
+        """A type is told by its name, and made once."""
+        key = (scalar.name, self.shape)
+        if key not in blocks:
+            blocks[key] = block_type(scalar, self.shape)
+        return blocks[key]
+
+    def shape_of(kind: Any) -> tuple[tuple[Any, ...], Any]:
+        if "constexprs" not in kind.__dict__:
+            sizes = tuple(kind.shape) if kind.is_block() else ()
+            kind.constexprs = tuple(map(tl.constexpr, sizes)), tl.constexpr(math.prod(sizes))
+        return kind.constexprs
+
+    def init(self: Any, handle: Any, kind: Any) -> None:
+        self.handle, self.type, self.dtype = handle, kind, kind.scalar
+        self.shape, self.numel = shape_of(kind)
+
     @cache
     def of_scalar(name: str) -> Any:
         return np_dtype(interpreter.tl.dtype(name))
@@ -64,5 +89,9 @@ def hasten() -> None:
         scalar = kind.scalar
         return np_dtype(kind) if isinstance(scalar, tl.pointer_type) else of_scalar(scalar.name)
 
+    block_type.with_element_ty, tensor.__init__ = with_element_ty, init
+    options = interpreter.interpreter_builder.options
+    if not options.debug and hasattr(options, "sanitize_overflow"):
+        interpreter.interpreter_builder.options = replace(options, sanitize_overflow=False)
     interpreter._patch_builtin, interpreter._patch_lang = patch_builtin, patch
     interpreter._get_np_dtype, interpreter.hastened = get_np_dtype, True

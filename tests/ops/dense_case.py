@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tests.ops.formats import discovered
+from tests.ops.formats import Coded, discovered
 from tests.ops.sparse_case import make, using
 
 OPS = torch.ops.compcomm
@@ -68,6 +68,7 @@ FORMATS = [
     Format("qsgd", bits=8, levels=5, norm2=True),
     *discovered(),
 ]
+Form = Format | Coded
 
 
 class Case(NamedTuple):
@@ -80,7 +81,7 @@ class Case(NamedTuple):
     nbytes: int
 
 
-def case(form: Format, kind: str = "normal", sizes: tuple[int, ...] = SIZES, seed: int = 0) -> Case:
+def case(form: Form, kind: str = "normal", sizes: tuple[int, ...] = SIZES, seed: int = 0) -> Case:
     lines: list[list[int]] = []
     at, byte = GAP, 4
     for i, n in enumerate(sizes):
@@ -94,7 +95,7 @@ def case(form: Format, kind: str = "normal", sizes: tuple[int, ...] = SIZES, see
 
 def encode(
     backend: str,
-    form: Format,
+    form: Form,
     c: Case,
     decay: float = 1.0,
     add_scale: float = 1.0,
@@ -116,7 +117,7 @@ def encode(
 
 
 def decode(
-    backend: str, form: Format, c: Case, wires: Tensor, out: Tensor, scale: float, accumulate: bool, skip: Tensor
+    backend: str, form: Form, c: Case, wires: Tensor, out: Tensor, scale: float, accumulate: bool, skip: Tensor
 ) -> Tensor:
     """``out`` after the call (a copy of the given one)."""
     out = out.clone()

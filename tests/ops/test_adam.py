@@ -308,19 +308,6 @@ def test_no_parameters(backend: str) -> None:
             assert all((flat == 1).all() for flat in call(backend, op, c)[:-1])
 
 
-@pytest.mark.parametrize("backend", LAST)
-def test_opcheck(backend: str) -> None:
-    c = case(shapes=((3, 4), (0,), (17,)))
-    a, b, out = c.flats
-    with using(backend):
-        torch.library.opcheck(
-            OPS.adam.default, (c.params, c.grads, c.starts, a, b, 0.9, 0.999, 1.0, 0.1, 1.0, 1e-8, 0.1, 0.1)
-        )
-        status = torch.zeros(1, dtype=torch.uint8)
-        torch.library.opcheck(OPS.momentum.default, (c.grads, c.params, c.starts, a, out, 0.9, 1.0, 0.1, status))
-        torch.library.opcheck(OPS.descend.default, (c.params, c.starts, a, b, 0.1, 0.1))
-
-
 def sparse(c: Case) -> Case:
     return c._replace(grads=[c.grads[0], c.grads[1].to_sparse(), c.grads[2]])
 

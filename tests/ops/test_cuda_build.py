@@ -57,12 +57,7 @@ def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     code = [] if request.config.getoption("full") else [f"-DCC_CUDA_CODE={ONE}"]
     done = configure(folder, "-DCC_BUILD_CUDA=on", *code)
     assert done.returncode == 0, done.stderr
-    built = subprocess.run(
-        ["cmake", "--build", str(folder), "--target", "compcomm_cuda"],
-        capture_output=True,
-        text=True,
-        timeout=patience(300),
-    )
+    built = build(folder, "compcomm_cuda", 300)
     assert built.returncode == 0, built.stdout + built.stderr
     return folder / "libcompcomm_cuda.so"
 
@@ -112,7 +107,7 @@ for op, make in calls():
 @pytest.mark.timeout(400)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_without_a_driver_it_loads_and_a_call_says_what_is_missing(library: Path, programs: Programs) -> None:
-    done = programs.run(CALL, COMPCOMM_CUDA_LIBRARY=str(library))
+    done = programs.run(CALL, warm=True, COMPCOMM_CUDA_LIBRARY=str(library))
     assert done.returncode == 0, done.stderr
     messages = set(done.stdout.splitlines())
     assert {m.split(":")[0] for m in messages} >= {"compcomm.sign_encode", "compcomm.qsgd_reencode"}, messages
@@ -149,12 +144,7 @@ def test_auto_builds_the_rest_where_nvcc_fails(tmp_path: Path) -> None:
     for wanted, code in (("auto", 0), ("on", 1)):
         folder = tmp_path / wanted
         assert configure(folder, f"-DCC_NVCC={broken}", f"-DCC_BUILD_CUDA={wanted}").returncode == 0
-        done = subprocess.run(
-            ["cmake", "--build", str(folder), "--target", "compcomm_cuda"],
-            capture_output=True,
-            text=True,
-            timeout=patience(60),
-        )
+        done = build(folder, "compcomm_cuda", 60)
         assert min(done.returncode, 1) == code, done.stdout + done.stderr
         assert "unsupported host compiler" in done.stdout + done.stderr
         assert ("nvcc failed" in done.stdout) == (wanted == "auto")
@@ -163,6 +153,7 @@ def test_auto_builds_the_rest_where_nvcc_fails(tmp_path: Path) -> None:
 def test_without_the_library_nothing_is_registered_and_the_reason_said(programs: Programs) -> None:
     done = programs.run(
         "from compcomm.ops import cuda; print(cuda.KERNELS, cuda.EMULATED, cuda.missing())",
+        warm=True,
         COMPCOMM_CUDA_LIBRARY="/nowhere/libcompcomm_cuda.so",
     )
     assert done.returncode == 0, done.stderr

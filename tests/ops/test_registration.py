@@ -7,25 +7,24 @@ import torch
 
 from compcomm.ops import native
 from tests.fresh import Programs
-from tests.ops.dense_case import Format, case
-from tests.ops.sparse_case import using
+from tests.ops.calls import calls
+from tests.ops.sparse_case import OPS, using
 
-OPS = torch.ops.compcomm
-FORMS = [Format("dense"), Format("cast"), Format("sign"), Format("qsgd", stochastic=True)]
+LAST = (*native.isas()[-1:], "reference")
+ALL = ("test_schema", "test_faketensor", "test_autograd_registration", "test_aot_dispatch_dynamic")
+CHECKED = {"sign_encode", "adam", "topk_decode"}
+"""Also whether the graph that torch.compile makes of a call, and autograd's part of it, is right: that is the same for
+all, and takes its time."""
 
 
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
-@pytest.mark.parametrize("backend", ["reference", *native.isas()[-1:]])
-def test_opcheck(form: Format, backend: str) -> None:
-    c = case(form, sizes=(40, 600))
-    wire, status = torch.zeros(c.nbytes, dtype=torch.uint8), torch.zeros(6, dtype=torch.uint8)
-    tail = (1.0, 1.0, *form.encode_tail(c.gain, 1, 0))
-    skip, out = torch.zeros(5, dtype=torch.uint8), torch.zeros_like(c.x)
-    with using(backend):
-        encode, decode = getattr(OPS, f"{form.name}_encode").default, getattr(OPS, f"{form.name}_decode").default
-        torch.library.opcheck(encode, (c.x, c.add, wire, c.table, status, *tail))
-        torch.library.opcheck(encode, (c.x, None, wire, c.table, status, *tail))
-        torch.library.opcheck(decode, (wire.unsqueeze(0), c.table, skip, out, 0.5, True, *form.decode_tail()))
+@pytest.mark.parametrize("op", sorted({op for op, _ in calls()}))
+def test_opcheck(op: str) -> None:
+    """Schemas say what is written, and fakes take what the op takes; on kernels, and on the reference."""
+    make = next(make for name, make in calls() if name == op)
+    for number, backend in enumerate(LAST):
+        utils = ALL if op in CHECKED and number == 0 else ALL[:2]
+        with using(backend):
+            torch.library.opcheck(getattr(OPS, op).default, make(), test_utils=utils)
 
 
 def test_without_a_library_the_reference_works_and_says_so_once(programs: Programs) -> None:

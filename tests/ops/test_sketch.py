@@ -11,7 +11,7 @@ from torch import Tensor
 from compcomm.compressors.sketch import quantiles
 from compcomm.ops import native
 from tests.ops.dense_case import Case, Format, case, gaps, same
-from tests.ops.sparse_case import KINDS, using
+from tests.ops.sparse_case import KINDS, rows_of_kinds, using
 
 OPS = torch.ops.compcomm
 BACKENDS = ("reference", *native.isas())
@@ -50,12 +50,14 @@ def decode(
 
 @pytest.mark.parametrize("name", ["count", "gauss"])
 def test_encode_equals_the_reference(name: str) -> None:
-    for seed, kind in enumerate(KINDS):
-        c = sketched(name, kind, seed)
+    for seed in range(3):  # every row has another kind of numbers
+        c = sketched(name, seed=seed)
+        x, add = rows_of_kinds(c.table, KINDS[3 * seed :] + KINDS[: 3 * seed], seed)
+        c = c._replace(x=x, add=add)
         due = encode("reference", name, c)
         assert due[0].isfinite().all()
         for isa in native.isas():
-            assert all(same(a, b) for a, b in zip(encode(isa, name, c), due, strict=True)), (kind, isa)
+            assert all(same(a, b) for a, b in zip(encode(isa, name, c), due, strict=True)), (seed, isa)
 
 
 @pytest.mark.parametrize("name", ["count", "gauss"])
@@ -107,7 +109,7 @@ def test_what_could_overflow_is_not_sent(name: str, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", ["reference", *native.isas()[-1:]])
 @pytest.mark.parametrize("name", ["count", "gauss"])
-def test_wrong_arguments_and_opcheck(name: str, backend: str) -> None:
+def test_wrong_arguments(name: str, backend: str) -> None:
     c = sketched(name, sizes=(40, 100))
     skip, wire = torch.zeros(5, dtype=torch.uint8), torch.zeros(c.nbytes, dtype=torch.uint8)
     status = torch.zeros(6, dtype=torch.uint8)
@@ -124,8 +126,6 @@ def test_wrong_arguments_and_opcheck(name: str, backend: str) -> None:
             table[1, column] = value
             with using(backend), pytest.raises(ValueError, match=rf"compcomm\.{name}_{kind}: table row 1.*{reason}"):
                 op(*head[kind], *rest[kind](table))
-        with using(backend):
-            torch.library.opcheck(op.default, (*head[kind], *rest[kind](c.table)))
     if name == "gauss":
         with pytest.raises(ValueError, match="quantiles has 7 elements"):
             OPS.gauss_decode(wire.unsqueeze(0), c.table, skip, c.x, 1.0, True, torch.zeros(7), 3)

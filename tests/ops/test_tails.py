@@ -102,18 +102,3 @@ def test_what_does_not_fit_is_explained(implementation: str) -> None:
     with using(implementation), pytest.raises(ValueError, match=r"magnitude_stats: .* outside x"):
         wire = torch.empty(0, dtype=torch.uint8)
         OPS.magnitude_stats(x[:9], None, wire, table, torch.zeros(2, dtype=torch.uint8), 1.0, 1.0, stats, False, False)
-
-
-def test_opcheck() -> None:
-    table = table_of([(1000, 30), (40, 3)])
-    x, stats, limit = make("normal", elements(table)), torch.zeros(2, 5, dtype=torch.float64), torch.ones(2)
-    wire, status, tests = (
-        torch.zeros(5000, dtype=torch.uint8),
-        torch.zeros(3, dtype=torch.uint8),
-        ("test_schema", "test_faketensor"),
-    )
-    for add in (None, x.clone()):
-        torch.library.opcheck(
-            OPS.magnitude_stats, (x, add, wire, table, status, 1.0, 1.0, stats, True, True), test_utils=tests
-        )
-    torch.library.opcheck(OPS.tail_stats, (x, x.clone(), table, limit, stats, True, True), test_utils=tests)

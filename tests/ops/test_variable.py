@@ -203,11 +203,3 @@ def test_arguments(name: str) -> None:
         ):
             with pytest.raises((TypeError, ValueError), match=f"compcomm.scatter: .*{error}"):
                 OPS.scatter(*bad)
-
-
-@pytest.mark.parametrize("name", ["reference", *COMPILED])
-def test_opcheck(name: str) -> None:
-    c, sizes = make(TYPICAL), torch.zeros(4, dtype=torch.int64)
-    with using(name):
-        torch.library.opcheck(OPS.compact.default, (c.wire, c.table, c.spans, torch.zeros_like(c.bodies), sizes))
-        torch.library.opcheck(OPS.scatter.default, (c.bodies, c.places, c.table, c.spans, torch.zeros_like(c.wire)))

@@ -51,11 +51,11 @@ def scatter() -> tuple[Any, ...]:
 
 
 CODEBOOKS = [
-    codebook._coded(4),
-    codebook._coded(1, dot=True, block=48),
-    codebook._coded(3, 20000),
-    codebook._coded(0, 20000, block=64),
-    codebook._coded(8, block=8192),
+    codebook.coded(4),
+    codebook.coded(1, dot=True, block=48),
+    codebook.coded(3, 20000),
+    codebook.coded(0, 20000, block=64),
+    codebook.coded(8, block=8192),
 ]
 CALLS: list[Call] = [
     *both(ternary._form(0.0, 512)),

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from compcomm.ops import backend
+from compcomm.ops import backend, native
 from tests.ops.calls import Call
 from tests.ops.dense_case import Format, case
 
@@ -25,7 +25,7 @@ def decode(form: Format, accumulate: bool = True, dtype: torch.dtype = torch.flo
     """Arguments of ``<form>_decode``: a message twice, into an ``out`` of that type."""
     c = case(form, sizes=SIZES)
     given = encode(form)
-    with backend("reference"):
+    with backend("native" if native.available() else "reference"):
         getattr(torch.ops.compcomm, f"{form.name}_encode")(*given)
     wires, skip = torch.stack([given[2]] * 2), torch.zeros(5, dtype=torch.uint8)
     return (wires, c.table, skip, c.x.to(dtype), 0.5, accumulate, *form.decode_tail())

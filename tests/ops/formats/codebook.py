@@ -12,7 +12,7 @@ from compcomm.ops.reference.codebook import section
 from . import Coded
 
 
-def _coded(bits: int, part: int = 0, dot: bool = False, block: int = 512, grid: bool = False) -> Coded:
+def coded(bits: int, part: int = 0, dot: bool = False, block: int = 512, grid: bool = False) -> Coded:
     half = uniform if grid else lloyd_max
     halves = [half(b) for b in (bits, bits + 1)[: 1 + (part > 0)] if b]
 
@@ -29,12 +29,12 @@ def _coded(bits: int, part: int = 0, dot: bool = False, block: int = 512, grid: 
 
 
 FORMATS = [
-    *(_coded(bits) for bits in range(1, 9)),
-    *(_coded(bits, 20000, block=64) for bits in range(8)),
-    *(_coded(bits, dot=True, block=block) for bits, block in ((1, 16), (3, 4096), (4, 512))),
-    *(_coded(bits, grid=True) for bits in (1, 4, 8)),
+    *(coded(bits) for bits in range(1, 9)),
+    *(coded(bits, 20000, block=64) for bits in range(8)),
+    *(coded(bits, dot=True, block=block) for bits, block in ((1, 16), (3, 4096), (4, 512))),
+    *(coded(bits, grid=True) for bits in (1, 4, 8)),
     *(
-        _coded(bits, part, block=block)
+        coded(bits, part, block=block)
         for bits, part, block in ((0, 1, 16), (0, 65535, 2048), (2, 32768, 4096), (3, 7, 48))
     ),
 ]

@@ -107,12 +107,6 @@ def test_a_mean_that_is_not_finite_stays_out_of_the_residual() -> None:
         assert wire[4:8].view(torch.float32).isfinite().all()
 
 
-@pytest.mark.parametrize("residual", [True, False])
-def test_opcheck(residual: bool) -> None:
-    for form in (Format("sign"), Format("qsgd")):
-        torch.library.opcheck(getattr(OPS, f"{form.name}_reencode").default, arguments(form, residual))
-
-
 @pytest.mark.parametrize("backend", ["reference", *["cuda"] * bool(in_cuda())])
 @pytest.mark.parametrize(
     ("column", "value", "words"),

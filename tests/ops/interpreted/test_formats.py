@@ -1,18 +1,13 @@
-"""QSGD, MinMax, natural compression and eight-bit floats on GPU kernels answer to the reference bit for bit."""
+"""Dense formats on GPU kernels answer to the reference bit for bit."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import pytest
 import torch
 
-from tests.ops.dense_case import OPS, Format, case, encode, same
+from tests.ops.dense_case import Form, Format, case, encode, same
 from tests.ops.formats import Coded, float8, minmax, natural
 from tests.ops.interpreted.agreement import check_decode, check_encode, of
-from tests.ops.sparse_case import make, using
-
-Form = Any
+from tests.ops.sparse_case import OPS, make, using
 
 
 def _of(forms: list[Coded], *labels: str) -> list[Coded]:
@@ -20,8 +15,9 @@ def _of(forms: list[Coded], *labels: str) -> list[Coded]:
 
 
 FORMATS: list[Form] = [
-    Format("qsgd"),
-    Format("qsgd", bits=3, stochastic=True),
+    *(Format("dense"), Format("cast"), Format("cast", flag=True)),
+    *(Format("sign"), Format("sign", block=48, flag=True)),
+    *(Format("qsgd"), Format("qsgd", bits=3, stochastic=True)),
     *_of(minmax.FORMATS, "5 bits nearest 512", "4 bits random 512"),
     natural.FORMATS[0],
     *_of(natural.FORMATS, "3 bits, max norm, blocks of 512"),
@@ -29,6 +25,7 @@ FORMATS: list[Form] = [
 ]
 # Every width, both norms and roundings, and blocks that are short, padded, and too long for one tile.
 VARIED: list[Form] = [
+    Format("sign", block=16),
     Format("qsgd", bits=2, stochastic=True, block=16),
     Format("qsgd", bits=5, block=48),
     Format("qsgd", bits=6, norm2=True, stochastic=True, block=64),
@@ -54,42 +51,39 @@ def test_decode(backend: str, form: Form) -> None:
     check_decode(backend, form)
 
 
-def _agree(backend: str, form: Form, table: torch.Tensor, x: torch.Tensor, add: torch.Tensor, gain: torch.Tensor):
+def _check_words(backend: str, form: Form, aligned: bool) -> None:
     """One encoder call and one decoder call on buffers of words; the message is the reference's."""
-    nbytes = int(table[-1, 3]) + form.section(int(table[-1, 2])) + 8
-    results = []
+    block = getattr(form, "block", 512)
+    sizes = (block, 4, 2 * block + 20) if aligned else (block - 1, 3, 2 * block + 17)
+    lines, at, nbytes = [], 4, 4
+    for r, n in enumerate(sizes):
+        lines.append([at, -1 if r == 1 else at, n, nbytes, 128 * r, 99 * r - 2**60, 0, r])
+        at += n + 4 * aligned
+        nbytes += form.section(n) + 4
+    table, gain = torch.tensor(lines), torch.tensor([0.8, 1.0, 0.5])
+    x, add, results = make("normal", at + 4, 1), make("normal", at + 4, 2), []
     for name in ("reference", backend):
-        left, wire = x.clone(), torch.full((nbytes,), 0xA5, dtype=torch.uint8)
-        status, out = torch.zeros(9, dtype=torch.uint8), add.clone()
+        left, wire, out = x.clone(), torch.full((nbytes,), 0xA5, dtype=torch.uint8), add.clone()
+        status, skip = torch.zeros(9, dtype=torch.uint8), torch.zeros(8, dtype=torch.uint8)
         with using(name):
-            encoder = getattr(OPS, f"{form.name}_encode")
+            encoder, decoder = (getattr(OPS, f"{form.name}_{kind}") for kind in ("encode", "decode"))
             encoder(left, add, wire, table, status, 0.9, 1.1, *form.encode_tail(gain, 1, 1))
             wires = (results[0][1] if results else wire)[None]
-            skip = torch.zeros(8, dtype=torch.uint8)
-            getattr(OPS, f"{form.name}_decode")(wires, table, skip, out, 0.5, True, *form.decode_tail())
+            decoder(wires, table, skip, out, 0.5, True, *form.decode_tail())
         results.append((left, wire, status, out))
-    for expected, found in zip(*results, strict=True):
-        assert same(found, expected), form
+    assert all(same(expected, found) for expected, found in zip(*results, strict=True)), form
 
 
-@pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "unaligned"])
-@of("encode", [*FORMATS, *VARIED])
-def test_words(backend: str, form: Form, aligned: bool) -> None:
+@of("encode", [form for form in (*FORMATS, *VARIED) if form.name not in ("dense", "cast")])
+def test_words(backend: str, form: Form) -> None:
     """Messages of words, with rows, and without, that begin and end where vectors and runs of dithers do."""
-    block = getattr(form, "block", 512)
-    sizes = (block, 4, 2 * block + 20, 640) if aligned else (block - 1, 3, 2 * block + 17)
-    lines, at, byte = [], 4, 4
-    for r, n in enumerate(sizes):
-        lines.append([at, -1 if r == 1 else at, n, byte, 128 * r, 99 * r - 2**60, 0, r])
-        at += n + 4 * aligned
-        byte += form.section(n) + 4
-    x, add = make("normal", at + 4, 1), make("normal", at + 4, 2)
-    _agree(backend, form, torch.tensor(lines), x, add, torch.tensor([0.8, 1.0, 0.5, 1.0][: len(sizes)]))
+    _check_words(backend, form, aligned=True)
+    if form.stochastic or backend == "cuda":  # only dithers know the difference, and vectors
+        _check_words(backend, form, aligned=False)
 
 
 @of("encode", LONG)
 def test_blocks_longer_than_a_tile(backend: str, form: Form) -> None:
-    c = case(form, "normal", (6160 + 2049, 12319))
+    c = case(form, "normal", (6160 + 2049, 7))
     expected, found = encode("reference", form, c, 0.75, 1.3), encode(backend, form, c, 0.75, 1.3)
-    for name, tensor in expected.items():
-        assert same(found[name], tensor), (form, name)
+    assert all(same(found[name], tensor) for name, tensor in expected.items())
