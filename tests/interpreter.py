@@ -1,8 +1,9 @@
 """Triton's interpreter, asked the same question once: half of a small kernel's time went into what to patch.
 
 For each launch, and for each call of a device function within one, the interpreter searches ``triton.language`` for
-its builtins and puts its own in their place; for each operation it builds the table of numpy's types anew. The
-builtins of a module do not change, within a launch they are in place already, and the table is a table. And each sum,
+its builtins and puts its own in their place; for each operation it builds the table of numpy's types anew, and the type
+and the shape of what comes out. The builtins of a module do not change, within a launch they are in place already, the
+table is a table, and a type is a type. And each sum,
 difference and product of integers is made in 64 bits as well and compared with its type's limits, for an assertion that
 only a debug run has. What a kernel computes is computed as before: nothing here stands in for an operation.
 """
@@ -10,7 +11,6 @@ only a debug run has. What a kernel computes is computed as before: nothing here
 from __future__ import annotations
 
 import inspect
-import math
 from dataclasses import replace
 from functools import cache
 from types import ModuleType
@@ -25,6 +25,7 @@ def hasten() -> None:
         return
     known = (
         "_patch_lang", "_patch_builtin", "_patch_attr", "_get_np_dtype", "_LangPatchScope", "tl", "interpreter_builder",
+        "interpreter_semantic",
     )  # fmt: skip
     if hasattr(interpreter, "hastened") or not all(hasattr(interpreter, name) for name in known):
         return
@@ -61,25 +62,34 @@ def hasten() -> None:
             found.__class__ = Scope
         return found
 
-    blocks: dict[tuple[Any, ...], Any] = {}
     block_type, tensor = tl.block_type, tl.tensor
+    blocks: dict[tuple[Any, ...], Any] = {}
+    semantic = type(interpreter.interpreter_semantic)
+    make_tensor, make_alike, make_ir = tensor.__init__, semantic.broadcast_impl_value, block_type.to_ir
 
     def with_element_ty(self: Any, scalar: Any) -> Any:
-        """A type is told by its name, and made once."""
-        key = (scalar.name, self.shape)
+        key = (scalar.name, *self.shape)
         if key not in blocks:
             blocks[key] = block_type(scalar, self.shape)
         return blocks[key]
 
-    def shape_of(kind: Any) -> tuple[tuple[Any, ...], Any]:
-        if "constexprs" not in kind.__dict__:
-            sizes = tuple(kind.shape) if kind.is_block() else ()
-            kind.constexprs = tuple(map(tl.constexpr, sizes)), tl.constexpr(math.prod(sizes))
-        return kind.constexprs
+    def to_ir(self: Any, builder: Any) -> Any:
+        return self if builder is interpreter.interpreter_builder else make_ir(self, builder)
 
     def init(self: Any, handle: Any, kind: Any) -> None:
+        made = kind.__dict__.get("made")
+        if made is None:
+            make_tensor(self, handle, kind)
+            kind.made = self.shape, self.numel
+            return
         self.handle, self.type, self.dtype = handle, kind, kind.scalar
-        self.shape, self.numel = shape_of(kind)
+        self.shape, self.numel = made
+
+    def broadcast(self: Any, lhs: Any, rhs: Any) -> tuple[Any, Any]:
+        a, b = lhs.type, rhs.type
+        if a is b or (a.is_block() and b.is_block() and a.shape.values == b.shape.values):
+            return lhs, rhs
+        return make_alike(self, lhs, rhs)
 
     @cache
     def of_scalar(name: str) -> Any:
@@ -89,7 +99,8 @@ def hasten() -> None:
         scalar = kind.scalar
         return np_dtype(kind) if isinstance(scalar, tl.pointer_type) else of_scalar(scalar.name)
 
-    block_type.with_element_ty, tensor.__init__ = with_element_ty, init
+    block_type.with_element_ty, block_type.to_ir = with_element_ty, to_ir
+    tensor.__init__, semantic.broadcast_impl_value = init, broadcast
     options = interpreter.interpreter_builder.options
     if not options.debug and hasattr(options, "sanitize_overflow"):
         interpreter.interpreter_builder.options = replace(options, sanitize_overflow=False)
