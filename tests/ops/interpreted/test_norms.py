@@ -61,6 +61,7 @@ def test_ties(backend: str, bits: int) -> None:
     x = torch.randint(1, 2**bits, (NUMEL,), generator=g).float()
     for at, n in zip(STARTS, SIZES, strict=True):
         x[at : at + min(n, 16)] = 2.0**26.5 if bits > 2 else 3e4
+        x[at + 16 : at + min(n, 32)] = 16124.0 if bits > 2 else 3.0  # a little below 2^53, which is soon passed
     check(backend, x)
     x[STARTS[-1] + 1000 : STARTS[-1] + 2500] = 0.0
     check(backend, x.half() if bits == 2 else x.bfloat16())
