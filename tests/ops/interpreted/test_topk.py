@@ -13,7 +13,7 @@ from compcomm.ops.reference.philox import philox
 from compcomm.ops.reference.sampled import STREAM
 from compcomm.ops.reference.sampled import plan as sample_of
 from compcomm.ops.scratch import scratch
-from compcomm.ops.triton import topk, topk_select
+from compcomm.ops.triton import topk, topk_plan, topk_select
 from tests.ops.interpreted.agreement import backends
 from tests.ops.sparse_case import agree, call, elements, encoding, make, rows_of_kinds, table_of
 
@@ -25,7 +25,7 @@ LISTED = (20_000, 100)  # long enough for a list of candidates
 def state(table: Tensor, row: int) -> tuple[int, int, int]:
     """(candidates found, elements wanted, room) of a row in the last call of Triton's."""
     words = scratch("top-k state", len(table) * 64, torch.int32, CPU).view(-1, 64)[row]
-    return int(words[1]), int(words[2]), int(topk_select.plan(table, CPU).rows[row, 2])
+    return int(words[1]), int(words[2]), int(topk_plan.plan(table, CPU).rows[row, 2])
 
 
 @pytest.mark.parametrize("backend", backends("topk_encode"))
@@ -55,9 +55,10 @@ def test_every_kind_of_numbers(backend: str) -> None:
 @pytest.mark.parametrize("backend", backends("topk_encode"))
 def test_several_blocks_with_candidates_and_without(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One row keeps a hundredth of two blocks, one half of its elements, and one is exactly a block."""
-    for module in (topk_select, topk):
+    for module in (topk_plan, topk_select, topk):
         monkeypatch.setattr(module, "TILE", 16_384)
-    monkeypatch.setattr(topk_select, "STRETCH", 32_768)
+    for module in (topk_plan, topk_select):
+        monkeypatch.setattr(module, "STRETCH", 32_768)
     table = table_of([(70_000, 700), (9000, 4501), (65_536, 65)])
     table[2, 1] = -1
     x, add = make("normal", elements(table), 1), make("ties", elements(table), 2)
