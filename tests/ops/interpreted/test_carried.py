@@ -18,7 +18,7 @@ OPS = torch.ops.compcomm
     [
         (4, 7, True, False, 16, "nonfinite"),
         (5, 7, False, True, 48, "normal"),
-        (12, 127, False, False, 4112, "huge"),
+        (12, 127, False, False, 208, "huge"),  # longer than a program
         (31, 1, True, True, 16, "denormal"),
         full(6, 3, False, False, 256, "ties"),
         full(3, 3, False, False, 16, "zero"),
@@ -42,7 +42,7 @@ def test_shared_scales(
 @pytest.mark.parametrize("backend", backends("shared_encode", "shared_decode"))
 @pytest.mark.parametrize("width", [4, 5])
 def test_shared_dithers_of_aligned_rows(backend: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One Philox call serves eight elements; the words of three ranks are summed."""
+    """One Philox call serves eight elements; the words of two ranks are summed."""
     tables = test_shared.tables
 
     def aligned(*args: int) -> tuple[torch.Tensor, torch.Tensor, int, int, int]:
@@ -52,7 +52,7 @@ def test_shared_dithers_of_aligned_rows(backend: str, width: int, monkeypatch: p
 
     monkeypatch.setattr(test_shared, "SIZES", (17, 140))
     monkeypatch.setattr(test_shared, "tables", aligned)
-    arguments = ("normal", width, 2, False, True, 64, 3)
+    arguments = ("normal", width, 2, False, True, 64, 2)
     due, found = test_shared.roundtrip("reference", *arguments), test_shared.roundtrip(backend, *arguments)
     assert all(same(found[name], truth) for name, truth in due.items())
 
