@@ -56,9 +56,11 @@ def test_double_precision(backend: str, scale: float) -> None:
 @pytest.mark.parametrize("bits", [2, 11])
 @pytest.mark.parametrize("backend", backends("norms"))
 def test_ties(backend: str, bits: int) -> None:
-    """A first element so large that others of few bits end half-way between two numbers."""
+    """A first element so large that others of few bits end half-way between two numbers; halves of odd numbers between
+    them, without which a sum that was even stays it, and ties would need no rule."""
     g = torch.Generator().manual_seed(bits)
     x = torch.randint(1, 2**bits, (NUMEL,), generator=g).float()
+    x[::3] += 0.5
     for at, n in zip(STARTS, SIZES, strict=True):
         x[at : at + min(n, 16)] = 2.0**26.5 if bits > 2 else 3e4
         x[at + 16 : at + min(n, 32)] = 16124.0 if bits > 2 else 3.0  # a little below 2^53, which is soon passed
