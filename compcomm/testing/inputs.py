@@ -48,6 +48,12 @@ def vectors(numel: int, seed: int = 0) -> dict[str, Tensor]:
     return {name: v.clone() for name, v in _vectors(numel, seed).items()}
 
 
+def rows(numel: int, seed: int = 0) -> tuple[list[str], Tensor]:
+    """The names of ``vectors``, and the vectors as the rows of a matrix."""
+    found = _vectors(numel, seed)
+    return list(found), torch.stack(list(found.values()))
+
+
 @cache
 def _vectors(numel: int, seed: int) -> dict[str, Tensor]:
     """Drawn once: every check asks for the same ones. Others get copies, which they may write to."""
@@ -88,6 +94,7 @@ MODEL = (
 """Parameters of a little model: three that are coded by default, and four that are exact."""
 
 
+@cache
 def model_layout(names: tuple[str, ...] | None = None) -> Layout:
     """The model's parameters, or those named, in that order."""
     shapes = dict(MODEL)

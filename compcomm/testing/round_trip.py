@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -39,12 +40,22 @@ def trip(c: Compressor, y: Tensor, rng: Rng = FIRST, name: str = "w", piece: Seg
     return Trip(y, payload.dense(layout).flat, x.flat, payload)
 
 
+@lru_cache(maxsize=8)
+def _alike(count: int, numel: int) -> Layout:
+    return Layout.of((f"w{i}", (1, numel)) for i in range(count))
+
+
+def trips(c: Compressor, ys: Tensor, rng: Rng = FIRST) -> Trip:
+    """Encodes and decodes the rows of a matrix in one bucket, each a parameter with its own name."""
+    layout = _alike(*ys.shape)
+    x = Bucket(ys.clone(memory_format=torch.contiguous_format).view(-1), layout)
+    payload = c.encode_(x, rng)
+    return Trip(ys, payload.dense(layout).flat.view_as(ys), x.flat.view_as(ys), payload)
+
+
 def draws(c: Compressor, y: Tensor, count: int, rng: Rng = FIRST) -> Tensor:
     """``count`` independent decodings of one vector, [count, n]: as many parameters, each with its own name."""
-    n = y.numel()
-    layout = Layout.of((f"w{i}", (1, n)) for i in range(count))
-    payload = c.encode_(Bucket(y.repeat(count), layout), rng)
-    return payload.dense(layout).flat.view(count, n)
+    return trips(c, y.expand(count, -1), rng).value
 
 
 def accepts(c: Compressor, numel: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -26,8 +27,13 @@ def whole(step: int) -> Sequence[Layout]:
 
 def backwards(step: int) -> Sequence[Layout]:
     """Three buckets, last parameter first, as a backward pass delivers them."""
-    names = [n for n, _ in reversed(MODEL)]
-    return tuple(model_layout(tuple(part)) for part in (names[:2], names[2:5], names[5:]))
+    return _three()
+
+
+@cache
+def _three() -> Sequence[Layout]:
+    names = tuple(n for n, _ in reversed(MODEL))
+    return tuple(model_layout(part) for part in (names[:2], names[2:5], names[5:]))
 
 
 def rebuilt(step: int) -> Sequence[Layout]:
@@ -52,8 +58,9 @@ def gradients(world: int, at: int) -> list[Named]:
     return [gradient(rank, at) for rank in range(world)]
 
 
+@lru_cache(maxsize=16)
 def run(reducer: Reducer, world: int, steps: int, cut: Cut = whole) -> list[list[Named]]:
-    """``[step][rank]{name: mean}`` from the first step on."""
+    """``[step][rank]{name: mean}`` from the first step on, to read: several checks look at the same run."""
     simulator = Simulator(reducer, world, seed=17)
     return [step(simulator, gradients(world, t), cut(t)) for t in range(steps)]
 
@@ -63,6 +70,7 @@ def slot(simulator: Simulator, rank: int, name: str) -> Named:
     return simulator.stores[rank].state_dict().get(name, {})
 
 
+@lru_cache(maxsize=64)
 def roundoff(r: Reducer, world: int) -> float:
     """The unit roundoff of sums whose order depends on how a buffer is cut: 0 if payloads are decoded in rank order."""
     found = [0.0]

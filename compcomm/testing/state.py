@@ -12,7 +12,7 @@ from ..routes.choose import settle
 from ..transports.simulator import Simulator
 from .errors import demand, same_bits
 from .inputs import model_layout
-from .simulated import Named, backwards, gradients, rebuilt, step, whole
+from .simulated import Cut, Named, backwards, gradients, rebuilt, step, whole
 
 
 def declares_its_slots(r: Reducer) -> None:
@@ -52,8 +52,7 @@ def declares_its_slots(r: Reducer) -> None:
         demand(after == keys[0], r, f"a step makes slots that were not declared: {after}, not {keys[0]}.")
 
 
-def _go(simulator: Simulator, steps: range, layouts: str) -> list[Named]:
-    cut = {"whole": whole, "backwards": backwards, "rebuilt": rebuilt}[layouts]
+def _go(simulator: Simulator, steps: range, cut: Cut) -> list[Named]:
     return [step(simulator, gradients(simulator.world, t), cut(t))[0] for t in steps]
 
 
@@ -61,26 +60,31 @@ def _equal(a: list[Named], b: list[Named]) -> bool:
     return all(same_bits(x[n], y[n]) for x, y in zip(a, b, strict=True) for n in x)
 
 
+def _same_state(a: Simulator, b: Simulator) -> bool:
+    for one, two in ((x.state_dict(), y.state_dict()) for x, y in zip(a.stores, b.stores, strict=True)):
+        if one.keys() != two.keys() or not all(torch.equal(t, two[s][n]) for s in one for n, t in one[s].items()):
+            return False
+    return True
+
+
 def resumes_bit_for_bit(r: Reducer) -> None:
     """``state_dict`` of every rank, loaded into new stores at any step, continues as if nothing had happened: the same
     means and, in the end, the same state."""
     for world in (1, 3):
-        for at in (1, 3):
-            first = Simulator(r, world, seed=17)
-            _go(first, range(at), "backwards")
-            saved = [store.state_dict() for store in first.stores]
-            second = Simulator(r, world, seed=17)
-            second.steps = at
-            for store, state in zip(second.stores, saved, strict=True):
-                for layout in backwards(0):
-                    store.declare(layout)
-                store.load_state_dict(state)
-            same = _equal(_go(first, range(at, at + 3), "backwards"), _go(second, range(at, at + 3), "backwards"))
+        first = resumed = Simulator(r, world, seed=17)
+        for at, steps in ((0, 1), (1, 2), (3, 3)):
+            if at:
+                saved = [store.state_dict() for store in resumed.stores]
+                resumed = Simulator(r, world, seed=17)
+                resumed.steps = at
+                for store, state in zip(resumed.stores, saved, strict=True):
+                    for layout in backwards(0):
+                        store.declare(layout)
+                    store.load_state_dict(state)
+            due = _go(first, range(at, at + steps), backwards)
+            same = not at or _equal(due, _go(resumed, range(at, at + steps), backwards))
             demand(same, r, f"a checkpoint of step {at} continues differently ({world} ranks).")
-            for a, b in zip(first.stores, second.stores, strict=True):
-                one, two = a.state_dict(), b.state_dict()
-                equal = all(torch.equal(one[s][n], two[s][n]) for s in one for n in one[s])
-                demand(one.keys() == two.keys() and equal, r, f"state differs after resuming at step {at}.")
+            demand(_same_state(first, resumed), r, f"state differs after resuming at step {at}.")
 
 
 def can_take_a_step_back(r: Reducer) -> None:
@@ -100,18 +104,15 @@ def can_take_a_step_back(r: Reducer) -> None:
             other.steps -= 1
         again = step(other, gradients(world, t), rebuilt(t))[0]
         demand(_equal([again], [means[t]]), r, f"step {t} gives another mean after one that was taken back.")
-    for a, b in zip(plain.stores, other.stores, strict=True):
-        one, two = a.state_dict(), b.state_dict()
-        demand(one.keys() == two.keys() and all(torch.equal(one[s][n], two[s][n]) for s in one for n in one[s]), r,
-               "state differs after steps that were taken back.")  # fmt: skip
+    demand(_same_state(plain, other), r, "state differs after steps that were taken back.")
 
 
 def can_change_its_buckets_at_any_step(r: Reducer) -> None:
     """State moves with its parameters: buckets cut anew in mid-run change no mean and lose no residual."""
     world = 2
     a, b = Simulator(r, world, seed=17), Simulator(r, world, seed=17)
-    one = _go(a, range(5), "whole")
-    two = [*_go(b, range(2), "whole"), *_go(b, range(2, 4), "backwards"), *_go(b, range(4, 5), "whole")]
+    one = _go(a, range(5), whole)
+    two = [*_go(b, range(2), whole), *_go(b, range(2, 4), backwards), *_go(b, range(4, 5), whole)]
     demand(_equal(one, two), r, "cutting the buckets anew changes the means.")
     first, second = (s.stores[1].state_dict() for s in (a, b))
     for name in first:

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import torch
 
-from ..core.collectives import Collective
 from ..core.context import Context
+from ..core.drive import OutOfStepError
+from ..core.drive import lockstep as rounds_of
 from ..core.layout import Bucket, Layout
 from ..core.reducer import Flow, Reduced, Reducer
 from ..core.source import Source, Target
@@ -17,13 +18,13 @@ from ..transports.dry_run import cost, plan
 from ..transports.simulator import Simulator, perform
 from .errors import ContractError, demand
 from .inputs import model_layout
-from .simulated import WORLDS, backwards, gradients, pack, step
+from .simulated import WORLDS, backwards, gradients, pack, step, whole
 
 Signature = tuple[str, str, int]
 
 
 class Ran(NamedTuple):
-    """What one rank has after ``reduce``: result, mean, the collectives it yielded, whether it saw bad data."""
+    """What one rank has after ``reduce``: result, mean, the collectives that all yielded, whether it saw bad data."""
 
     result: Reduced
     out: Bucket
@@ -45,56 +46,42 @@ def lockstep(
 ) -> list[Ran]:
     """``reducer.reduce`` on one bucket per rank, without Commit."""
     world = len(inputs)
-    outs: list[Bucket] = []
-    contexts: list[Context] = []
+    contexts = [Context(rank, world, at, seed=17) for rank in range(world)]
+    outs = [Bucket(torch.full_like(given.flat, fill), given.layout) for given in inputs]
     flows: list[Flow] = []
     for rank, given in enumerate(inputs):
-        x = Bucket(given.flat.clone(), given.layout)
-        out = Bucket(torch.full_like(x.flat, fill), x.layout)
         store = Store(reducer, rank, world)
-        store.declare(x.layout)
-        ctx = Context(rank, world, at, seed=17)
-        contexts.append(ctx)
-        state = State(store, x.layout)
-        given_too = None if add is None else add[rank]
-        source, target = Source(x, given_too, decay, add_scale), Target(out, out_scale, accumulate)
-        flows.append(reducer.reduce(source, target, state, ctx))
-        outs.append(out)
-    seen: list[list[Signature]] = [[] for _ in range(world)]
-    done: list[Reduced] = []
+        store.declare(given.layout)
+        x, given_too = Bucket(given.flat.clone(), given.layout), None if add is None else add[rank]
+        source, target = Source(x, given_too, decay, add_scale), Target(outs[rank], out_scale, accumulate)
+        flows.append(reducer.reduce(source, target, State(store, given.layout), contexts[rank]))
+    seen: list[Signature] = []
+    rounds = rounds_of(flows)
     while True:
-        pending: list[Collective] = []
-        for rank, flow in enumerate(flows):
-            try:
-                pending.append(flow.send(False) if seen[rank] else next(flow))
-            except StopIteration as end:
-                done.append(end.value)
-                continue
-            seen[rank].append(pending[-1].signature)
-        if done:
-            if pending or len(done) != world:
-                raise ContractError(f"{reducer!r}: some ranks are done while others yield {seen}.")
-            bad = [bool(ctx.bad) for ctx in contexts]
-            return [Ran(*found) for found in zip(done, outs, seen, bad, strict=True)]
-        if len({p.signature for p in pending}) != 1:
-            raise ContractError(f"{reducer!r}: the ranks yield different collectives: {seen}.")
-        perform(pending)
+        try:
+            ops = next(rounds)
+        except StopIteration as end:
+            ends: list[Reduced] = end.value
+            return [Ran(end, out, seen, bool(c.bad)) for end, out, c in zip(ends, outs, contexts, strict=True)]
+        except OutOfStepError as error:
+            raise ContractError(f"{reducer!r}: {error}") from error
+        seen.append(ops[0].signature)
+        perform(ops)
 
 
 def sends_what_the_dry_run_says(r: Reducer) -> None:
     """``cost`` gives, for every rank, the bytes that the simulator counts, or the most where messages vary in length;
     ``Exact`` is never undercut by a bug."""
-    for world in WORLDS:
-        for layouts in ((model_layout(),), backwards(0)):
-            simulator = Simulator(r, world)
-            simulator.steps = 1 << 30
-            step(simulator, gradients(world, 0), layouts)
-            for rank in range(world):
-                due = sum(cost(r, layout, world, rank).sent for layout in layouts)
-                found = simulator.sent[rank]
-                fits = found <= due if settle(r, world).traits.variable else found == due
-                demand(fits, r, f"rank {rank} of {world} sends {found} bytes where cost() says {due}.")
-                demand(world > 1 or due == 0, r, f"sends {due} bytes to nobody.")
+    for world, cut in zip(WORLDS, (backwards, whole, backwards, whole), strict=True):
+        simulator, layouts = Simulator(r, world), cut(0)
+        simulator.steps = 1 << 30
+        step(simulator, gradients(world, 0), layouts)
+        for rank in range(world):
+            due = sum(cost(r, layout, world, rank).sent for layout in layouts)
+            found = simulator.sent[rank]
+            fits = found <= due if settle(r, world).traits.variable else found == due
+            demand(fits, r, f"rank {rank} of {world} sends {found} bytes where cost() says {due}.")
+            demand(world > 1 or due == 0, r, f"sends {due} bytes to nobody.")
 
 
 def _spoil(inputs: list[Bucket], layout: Layout) -> None:

@@ -13,7 +13,17 @@ import compcomm as cc
 from compcomm.testing.conservation import keeps_everything, remembered
 from compcomm.testing.simulated import slot
 
-SHAPES = {"a": (17, 5), "b": (9,), "c": (4, 4, 4), "d": (), "e": (0, 3), "f": (64, 3), "g": (33, 1)}
+SHAPES = st.fixed_dictionaries(
+    {
+        "a": st.sampled_from([(17, 5), (1, 40), (5, 1, 7)]),
+        "b": st.sampled_from([(9,), (600,), (1,)]),
+        "c": st.sampled_from([(4, 4, 4), (40, 39)]),
+        "d": st.just(()),
+        "e": st.just((0, 3)),
+        "f": st.sampled_from([(64, 3), (2, 1, 31)]),
+        "g": st.sampled_from([(33, 1), (16, 16)]),
+    }
+)
 small = st.sampled_from([0, 70])
 blocks = st.sampled_from([16, 32, 512])
 contractions = st.one_of(
@@ -45,6 +55,7 @@ feedback = st.one_of(routed.map(cc.ErrorFeedback), estimates, controls, velociti
 parts = st.dictionaries(st.sampled_from(["a", "[bc]", "f", "g*"]), feedback, max_size=3)
 reducers = st.one_of(
     feedback,
+    routed,
     st.builds(cc.Warmup, st.integers(0, 3), feedback),
     st.builds(lambda some, rest: cc.Partition({**some, "*": rest}), parts, st.one_of(feedback, st.just(cc.Exact()))),
 )
@@ -77,30 +88,31 @@ def _estimates_together(simulator: cc.Simulator, s: cc.Segment) -> None:
 
 
 @given(
-    reducer=reducers, world=st.integers(1, 5), plan=st.lists(events, min_size=2, max_size=7), seed=st.integers(0, 99)
-)
-def test_any_composition(reducer: cc.Reducer, world: int, plan: list[dict], seed: int) -> None:
+    reducer=reducers, world=st.integers(1, 5), shapes=SHAPES, plan=st.lists(events, min_size=2, max_size=7),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_any_composition(reducer: cc.Reducer, world: int, shapes: dict, plan: list[dict], seed: int) -> None:
     simulator = cc.Simulator(reducer, world, seed=seed)
     settled = simulator.reducer
-    whole = cc.Layout.of(SHAPES.items())
+    whole = cc.Layout.of(shapes.items())
     exact = {s.name for s in whole.segments if settled.exact(s)}
     g = torch.Generator().manual_seed(seed)
-    applied = {n: torch.zeros(s, dtype=torch.float64) for n, s in SHAPES.items()}
-    due = {n: torch.zeros(s, dtype=torch.float64) for n, s in SHAPES.items()}
+    applied = {n: torch.zeros(s, dtype=torch.float64) for n, s in shapes.items()}
+    due = {n: torch.zeros(s, dtype=torch.float64) for n, s in shapes.items()}
     for t, event in enumerate(plan):
-        given = [{n: torch.randn(s, generator=g) for n, s in SHAPES.items()} for _ in range(world)]
+        given = [{n: torch.randn(s, generator=g) for n, s in shapes.items()} for _ in range(world)]
         given[t % world][event["zero"]].zero_()
         for n in event["dead"]:
             for gradient in given:
                 gradient[n].zero_()
         if event["bad"]:
             given[event["bad"][1] % world][event["bad"][0]].view(-1)[-1] = inf
-        layouts = [cc.Layout.of((n, SHAPES[n]) for n in part) for part in event["cut"]]
+        layouts = [cc.Layout.of((n, shapes[n]) for n in part) for part in event["cut"]]
         flats = [[torch.cat([x[s.name].reshape(-1) for s in ly.segments]) for ly in layouts] for x in given]
         buckets = [[cc.Bucket(f, ly) for f, ly in zip(fs, layouts, strict=True)] for fs in flats]
         means = [{n: v for b in rank for n, v in b.views().items()} for rank in simulator.step(buckets)]
         assert simulator.bad == bool(event["bad"])
-        for n in SHAPES:
+        for n in shapes:
             assert all(torch.equal(m[n].nan_to_num(), means[0][n].nan_to_num()) for m in means), n
             if not simulator.bad:
                 applied[n] += means[0][n]

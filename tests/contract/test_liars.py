@@ -188,11 +188,14 @@ def test_a_compressor_that_is_no_value_is_caught() -> None:
         is_a_value(Loose())
 
 
+INNER = cc.settle(cc.ErrorFeedback(cc.TopK(ratio=0.1)), 2)
+
+
 class Wrapped(cc.Reducer):
     """Error feedback with top-k, but for one fault."""
 
     def _inner(self) -> cc.Reducer:
-        return cc.settle(cc.ErrorFeedback(cc.TopK(ratio=0.1)), 2)
+        return INNER
 
     traits = Traits(stateful=True)  # type: ignore[assignment]
 
@@ -216,62 +219,55 @@ def test_an_honest_reducer_passes() -> None:
     check_reducer(_reducer())
 
 
-def _rank_specific(self: Wrapped, source: Source, target: Target, state: State, ctx: cc.Context) -> Flow:
-    result = yield from Wrapped.reduce(self, source, target, state, ctx)
+Reduce = Callable[..., Flow]
+
+
+def _before(change: Callable[[Source, State, cc.Context], object]) -> Reduce:
+    """Feedback of an input that was changed."""
+
+    def reduce(self: Wrapped, source: Source, target: Target, state: State, ctx: cc.Context) -> Flow:
+        change(source, state, ctx)
+        return (yield from Wrapped.reduce(self, source, target, state, ctx))
+
+    return reduce
+
+
+def _after(change: Callable[[cc.Reduced, Target, State, cc.Context], object]) -> Reduce:
+    """Feedback that goes on to change something, or to return something else."""
+
+    def reduce(self: Wrapped, source: Source, target: Target, state: State, ctx: cc.Context) -> Flow:
+        result = yield from Wrapped.reduce(self, source, target, state, ctx)
+        return change(result, target, state, ctx) or result
+
+    return reduce
+
+
+def _rank_specific(result: cc.Reduced, target: Target, state: State, ctx: cc.Context) -> None:
     if ctx.rank == 1 and target.out.flat.numel():
         target.out.flat[0] += 1e-7
-    return result
 
 
-def _forgets_to_undo(self: Wrapped, source: Source, target: Target, state: State, ctx: cc.Context) -> Flow:
-    result = yield from Wrapped.reduce(self, source, target, state, ctx)
-    return cc.Reduced(result.sent, result.error)
+def _drops_a_residual(result: cc.Reduced, target: Target, state: State, ctx: cc.Context) -> None:
+    if ctx.step == 3:
+        state["residual"].flat[:1] = 0
 
 
-def _drops_a_residual(self: Wrapped, source: Source, target: Target, state: State, ctx: cc.Context) -> Flow:
-    result = yield from Wrapped.reduce(self, source, target, state, ctx)
-    residual = state["residual"].flat
-    if ctx.step == 3 and residual.numel():
-        residual[0] = 0
-    return result
+def _clips_by_name(result: cc.Reduced, target: Target, state: State, ctx: cc.Context) -> None:
+    residual = state["residual"]
+    for view in {s.name: residual.view(s) for s in residual.layout.segments}.values():  # one piece of each
+        view.clamp_(-0.1, 0.1)
+
+
+def _remembers_elsewhere(source: Source, state: State, ctx: cc.Context) -> None:
+    memory = ctx.buffer("memory", source.x.flat.numel(), torch.float32)
+    memory += source.x.flat
+    source.x.flat.add_(memory, alpha=1e-3)
 
 
 def _talks_when_it_likes(self: Wrapped, source: Source, target: Target, state: State, ctx: cc.Context) -> Flow:
     if not source.x.flat.is_meta and not source.x.flat.isfinite().all():
         yield from cc.Exact().reduce(source, Target(cc.Bucket(source.x.flat.clone(), source.layout)), state, ctx)
     return (yield from Wrapped.reduce(self, source, target, state, ctx))
-
-
-def _depends_on_the_bucket(self: Wrapped, source: Source, target: Target, state: State, ctx: cc.Context) -> Flow:
-    source.x.flat.mul_(1 + ctx.bucket * 1e-3)
-    return (yield from Wrapped.reduce(self, source, target, state, ctx))
-
-
-def _remembers_elsewhere(self: Wrapped, source: Source, target: Target, state: State, ctx: cc.Context) -> Flow:
-    memory = ctx.buffer("memory", source.x.flat.numel(), torch.float32)
-    memory += source.x.flat
-    source.x.flat.add_(memory, alpha=1e-3)
-    return (yield from Wrapped.reduce(self, source, target, state, ctx))
-
-
-def _hides_overflow(self: Wrapped, source: Source, target: Target, state: State, ctx: cc.Context) -> Flow:
-    source.x.flat.nan_to_num_(0.0, 0.0, 0.0)
-    return (yield from Wrapped.reduce(self, source, target, state, ctx))
-
-
-def _moves_everything(self: Wrapped, source: Source, target: Target, state: State, ctx: cc.Context) -> Flow:
-    result = yield from Wrapped.reduce(self, source, target, state, ctx)
-    target.out.flat.add_(1e-12)
-    return result
-
-
-def _clips_by_name(self: Wrapped, source: Source, target: Target, state: State, ctx: cc.Context) -> Flow:
-    result = yield from Wrapped.reduce(self, source, target, state, ctx)
-    residual = state["residual"]
-    by_name = {s.name: residual.view(s) for s in residual.layout.segments}  # one piece of each
-    for view in by_name.values():
-        view.clamp_(-0.1, 0.1)
-    return result
 
 
 def _keeps_the_infinite(self: Wrapped, source: Source, target: Target, state: State, ctx: cc.Context) -> Flow:
@@ -285,18 +281,24 @@ def _keeps_the_infinite(self: Wrapped, source: Source, target: Target, state: St
 
 
 REDUCERS: dict[str, tuple[Callable[[cc.Reducer], None], dict[str, object]]] = {
-    "holds another mean": (worlds.gives_every_rank_the_same_mean, {"reduce": _rank_specific}),
-    "miss the sum": (conservation.applies_nothing_of_a_bad_step, {"reduce": _forgets_to_undo}),
-    "miss the sum .* after 12": (conservation.loses_nothing_over_many_steps, {"reduce": _drops_a_residual}),
+    "holds another mean": (worlds.gives_every_rank_the_same_mean, {"reduce": _after(_rank_specific)}),
+    "miss the sum": (conservation.applies_nothing_of_a_bad_step, {
+        "reduce": _after(lambda result, *_: cc.Reduced(result.sent, result.error))}),
+    "miss the sum .* after 12": (conservation.loses_nothing_over_many_steps, {
+        "reduce": _after(_drops_a_residual)}),
     "some ranks are done|different collectives|where the dry run": (
         conservation.applies_nothing_of_a_bad_step, {"reduce": _talks_when_it_likes}),
-    "when buckets are": (worlds.does_not_depend_on_how_buckets_are_cut, {"reduce": _depends_on_the_bucket}),
-    "depends on the piece beside it, in step 0: go over": (pieces.treats_pieces_alone, {"reduce": _clips_by_name}),
+    "when buckets are": (worlds.does_not_depend_on_how_buckets_are_cut, {
+        "reduce": _before(lambda source, _, ctx: source.x.flat.mul_(1 + ctx.bucket * 1e-3))}),
+    "depends on the piece beside it, in step 0: go over": (pieces.treats_pieces_alone, {
+        "reduce": _after(_clips_by_name)}),
     "slot 'residual' of 'head' is not finite after the bad step 2: give back in undo": (
         conservation.applies_nothing_of_a_bad_step, {"reduce": _keeps_the_infinite}),
-    "continues differently": (state.resumes_bit_for_bit, {"reduce": _remembers_elsewhere}),
-    "without a gradient move": (worlds.leaves_rows_of_zeros, {"reduce": _moves_everything}),
-    "is bad: True": (conservation.applies_nothing_of_a_bad_step, {"reduce": _hides_overflow}),
+    "continues differently": (state.resumes_bit_for_bit, {"reduce": _before(_remembers_elsewhere)}),
+    "without a gradient move": (worlds.leaves_rows_of_zeros, {
+        "reduce": _after(lambda _, target, *__: target.out.flat.add_(1e-12) is None)}),
+    "is bad: True": (conservation.applies_nothing_of_a_bad_step, {
+        "reduce": _before(lambda source, *_: source.x.flat.nan_to_num_(0.0, 0.0, 0.0))}),
     "is called exact": (worlds.averages_what_it_can_send_whole, {"exact": lambda self, segment: True}),
     "loses": (worlds.loses_no_more_than_it_says, {
         "promises": lambda self, segment: Promises(0.99), "_inner": lambda self: cc.AllGather(cc.TopK(ratio=0.1))}),

@@ -13,7 +13,7 @@ import compcomm as cc
 from compcomm.ops import backend
 from compcomm.transports.simulator import Simulator
 
-LAYOUT = cc.Layout.of([("a", (40, 30)), ("b", (17,)), ("c", (64, 20)), ("idle", (33, 40))])
+LAYOUT = cc.Layout.of([("a", (40, 30)), ("b", (17,)), ("idle", (33, 40))])
 
 
 def with_full(reducer: str) -> object:
@@ -54,7 +54,7 @@ def train(reducer: str, wanted: str) -> tuple[list[Tensor], list[bool], list[Ten
             given = [torch.randn(LAYOUT.numel, generator=draw) for _ in range(2)]
             if step > 0:
                 for flat in given:
-                    flat[LAYOUT.segments[3].start :] = 0.0
+                    flat[LAYOUT.segments[2].start :] = 0.0
             if step == 1:
                 given[1][5] = float("inf")
             found = simulator.step([[cc.Bucket(flat, LAYOUT)] for flat in given])

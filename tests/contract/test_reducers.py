@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import pytest
+from typing import Any
 
 import compcomm as cc
 from compcomm.testing import REDUCER_CHECKS, conservation, elastic, pieces, state, traffic, worlds
 
 from .cases import REDUCERS
-from .selection import pairs
+from .selection import hold, pairs
 
 COSTLY = (
     elastic.survives_a_change_of_workers,
@@ -33,6 +31,6 @@ COSTLY = (
 TURNS = 8  # of 16: a further case runs two of them
 
 
-@pytest.mark.parametrize(("reducer", "check"), pairs(REDUCERS, REDUCER_CHECKS, COSTLY, TURNS))
-def test_contract(reducer: cc.Reducer, check: Callable[[cc.Reducer], None]) -> None:
-    check(reducer)
+@pairs(REDUCERS, REDUCER_CHECKS, COSTLY, TURNS)
+def test_contract(case: cc.Reducer, checks: Any) -> None:
+    hold(case, checks)

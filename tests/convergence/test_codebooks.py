@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import pairwise
 from math import pi, sqrt
-from typing import Any
 
 import numpy as np
 import pytest
@@ -200,24 +199,3 @@ def test_delta_is_a_bound_and_not_far_from_the_worst(c: Codebook) -> None:
                     worst = min(worst, float(value @ value / x.double().square().sum()))
         assert delta <= worst + 1e-6
         assert worst < 1.35 * delta + 1e-3
-
-
-@pytest.mark.parametrize(
-    ("make", "reason"),
-    [
-        (lambda: cc.LloydMax(0), r"bits=0 is outside \(0, 8\]"),
-        (lambda: cc.LloydMax(8.5), "Cast"),
-        (lambda: cc.LloydMax(True), "not a number"),
-        (lambda: cc.LloydMax("2"), "not a number"),  # type: ignore[arg-type]
-        (lambda: cc.LloydMax(2, "l2"), "neither 'mse' nor 'dot'"),
-        (lambda: cc.LloydMax(2, block=40), "multiple of 16"),
-        (lambda: cc.Grid(2.5), "LloydMax"),  # type: ignore[arg-type]
-        (lambda: cc.Grid(9), "from 1 to 8"),
-        (lambda: cc.SignScale("mse"), "none of 'l1', 'l2' and 'dot'"),
-        (lambda: cc.ErrorFeedback(cc.LloydMax(2, "dot")), "Use scale='mse'"),
-        (lambda: cc.ErrorFeedback(cc.SignScale("dot")), "Use SignScale"),
-    ],
-)
-def test_wrong_arguments(make: Any, reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
-        make()

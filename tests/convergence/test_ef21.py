@@ -57,7 +57,7 @@ def slot(simulator: cc.Simulator, name: str) -> Tensor:
 
 
 @cache
-def path(reducer: Any, steps: int = 120, rate: float | None = None, present: Any = None) -> tuple[Tensor, cc.Simulator]:
+def path(reducer: Any, steps: int = 60, rate: float | None = None, present: Any = None) -> tuple[Tensor, cc.Simulator]:
     """All x of a descent, and the simulator at its end; several tests look at the same one."""
     problem, simulator = Problem(), cc.Simulator(reducer, WORLD)
     x, found = torch.zeros(D, dtype=F64), []
@@ -71,7 +71,7 @@ def ef21(inner: Any = TOP, **more: Any) -> cc.EF21:
     return cc.EF21(inner, dtype=F64, **more)
 
 
-def page(steps: int = 120, present: Any = None, k: int = 2, **more: Any) -> Tensor:
+def page(steps: int = 60, present: Any = None, k: int = 2, **more: Any) -> Tensor:
     """The same descent by the NumPy page, with its Top-k in fp32 as on the wire."""
 
     def top(y: np.ndarray, rank: int, t: int) -> np.ndarray:
@@ -134,44 +134,15 @@ def test_sending_everything_is_gradient_descent_whatever_the_weights() -> None:
 
 
 @pytest.mark.slow
-def test_it_converges_to_the_optimum_where_error_feedback_cannot() -> None:
-    problem = Problem()
-    best = torch.linalg.solve(problem.h.mean(0), problem.c.mean(0))
-    found, _ = path(ef21(), 500, 12 * problem.rate(2 / D))
-    assert float((found[-1] - best).norm()) < 1e-9 * float(best.norm())
-
-
-@pytest.mark.slow
 def test_momentum_one_is_none_and_with_everything_sent_it_is_a_moving_average() -> None:
     assert gap(path(ef21(momentum=1.0))[0], path(ef21())[0]) == 0.0
     problem, v, x = Problem(), torch.zeros(D, dtype=F64), torch.zeros(D, dtype=F64)
-    found, _ = path(ef21(ALL, momentum=0.1), 120)
-    for t in range(120):
+    found, _ = path(ef21(ALL, momentum=0.1))
+    for t in range(60):
         g = problem.gradients(x).mean(0)
         v = g if t == 0 else 0.9 * v + 0.1 * g
         x = x - problem.rate(2 / D) * v
         assert gap(found[t], x) < 1e-7
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("beta", [0.0, 0.5])
-def test_heavy_ball_is_the_optimizer_s(beta: float) -> None:
-    """EF21-HB: v <- beta v + m; 0 is EF21, and with everything sent it is gradient descent with momentum."""
-    problem, ends = Problem(), []
-    for inner in (TOP, ALL):
-        simulator, x = cc.Simulator(ef21(inner), WORLD), torch.nn.Parameter(torch.zeros(D, dtype=F64))
-        optimizer = torch.optim.SGD([x], lr=problem.rate(2 / D), momentum=beta)
-        for _ in range(100):
-            x.grad = step(simulator, problem.gradients(x.detach()))
-            optimizer.step()
-        ends.append(x.detach().clone())
-    if beta == 0.0:
-        assert gap(ends[0], path(ef21(), 100)[0][-1]) < 1e-14
-    x, v = torch.zeros(D, dtype=F64), torch.zeros(D, dtype=F64)
-    for _ in range(100):
-        v = beta * v + problem.gradients(x).mean(0)
-        x = x - problem.rate(2 / D) * v
-    assert gap(ends[1], x) < 1e-7
 
 
 @pytest.mark.slow
@@ -213,28 +184,20 @@ def test_everyone_present_is_ef21_and_half_of_them_converge() -> None:
     assert float((found[-1] - best).norm()) < 1e-5 * float(best.norm())
 
 
-def test_weights_leave_the_path_of_a_homogeneous_compressor_alone() -> None:
-    """C(a x) = a C(x): EF21-W is EF21, h_i apart by the factor W w_i (powers of two, so that fp32 payloads agree)."""
-    weights = (0.5, 0.25, 0.125, 0.0625, 0.0625)
-    plain, a = path(ef21())
-    weighted, b = path(ef21(weights=weights))
-    # W w is no power of two for W = 5; what fp32 on the wire rounds is all that differs, and EF21 sends it again
-    assert gap(plain, weighted) < 1e-6
-    h, k = slot(a, "estimate"), slot(b, "estimate") * WORLD * torch.tensor(weights, dtype=F64).view(-1, 1)
-    assert gap(h, k) < 1e-5
-
-
 @pytest.mark.slow
 def test_the_path_to_the_last_digit() -> None:
-    """Four workers, weights 1/2, 1/4, 1/8, 1/8: W w are powers of two, and the paths agree to 1e-12."""
+    """C(a x) = a C(x): EF21-W is EF21, h_i apart by the factor W w_i. Four workers, weights 1/2, 1/4, 1/8, 1/8: W w are
+    powers of two, and the paths agree to 1e-12."""
     problem, weights = Problem(1, 4), (0.5, 0.25, 0.125, 0.125)
-    ends = []
+    ends, estimates = [], []
     for given in (None, weights, (0.25,) * 4):
         simulator, x = cc.Simulator(ef21(weights=given), 4), torch.zeros(D, dtype=F64)
-        for _ in range(120):
+        for _ in range(60):
             x = x - problem.rate(2 / D) * step(simulator, problem.gradients(x))
         ends.append(x)
+        estimates.append(slot(simulator, "estimate"))
     assert gap(ends[0], ends[1]) < 1e-12 and gap(ends[0], ends[2]) < 1e-13
+    assert gap(estimates[0], estimates[1] * 4 * torch.tensor(weights, dtype=F64).view(-1, 1)) < 1e-11
 
 
 @pytest.mark.turns(2)
@@ -294,22 +257,3 @@ def test_a_bad_step_is_undone(options: dict[str, Any]) -> None:
             assert gap(slot(simulator, name), old) < 1e-6, name
         step(simulator, problem.gradients(x))
         assert not simulator.bad
-
-
-@pytest.mark.parametrize(
-    ("make", "error", "reason"),
-    [
-        (lambda: cc.EF21(TOP, weights=(0.5, 0.6)), ValueError, "they add up to 1.1"),
-        (lambda: cc.EF21(TOP, weights=(1.5, -0.5)), ValueError, "positive and finite"),
-        (lambda: cc.EF21(TOP, weights=(0.5, float("nan"))), ValueError, "positive and finite"),
-        (lambda: cc.EF21(TOP, weights=0.5), TypeError, "one number per rank"),  # type: ignore[arg-type]
-        (lambda: cc.settle(cc.EF21(TOP, weights=(0.5, 0.5)), 3), ValueError, "2 weights and 3 ranks"),
-        (lambda: cc.EF21(TOP, momentum=0.0), ValueError, r"in \(0, 1\]"),
-        (lambda: cc.EF21(TOP, dtype=torch.float16), ValueError, "float32 or"),
-        (lambda: cc.EF21(cc.SignScale("l2")), ValueError, "no contraction"),
-        (lambda: step(cc.Simulator(cc.EF21(TOP), 2), torch.ones(2, D, dtype=F64)), TypeError, "dtype=float64"),
-    ],
-)
-def test_refusals(make: Any, error: type[Exception], reason: str) -> None:
-    with pytest.raises(error, match=reason):
-        make()

@@ -30,7 +30,7 @@ def _mean(simulator: cc.Simulator, gradients: list[Tensor]) -> Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world", [1, 3, 4])
+@pytest.mark.parametrize("world", [1, 3])
 @pytest.mark.parametrize("compressor", CONTRACTIONS, ids=repr)
 def test_virtual_iterate(compressor: cc.Compressor, world: int) -> None:
     """x~ = x - gamma (mean residual + owners' residuals) follows plain gradient descent on the gradients at x."""
@@ -41,7 +41,7 @@ def test_virtual_iterate(compressor: cc.Compressor, world: int) -> None:
     simulator = cc.Simulator(cc.ErrorFeedback(compressor), world)
     x = torch.ones(d, dtype=torch.float64)
     virtual = x.clone()
-    for _ in range(60):
+    for _ in range(40):
         gradients = [m @ m.T @ x - v for m, v in zip(a, b, strict=True)]
         x = x - rate * _mean(simulator, gradients)
         virtual = virtual - rate * torch.stack(gradients).mean(0)
@@ -66,7 +66,7 @@ def test_rates_by_hand() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(("d", "compressor"), [*((10, c) for c in CONTRACTIONS), (20, cc.TopK(k=2, dense_below=1))])
 def test_tight_rate_holds_at_every_step(d: int, compressor: cc.Compressor, seed: int) -> None:
     """V = |z|^2 - 2<z, e> + (1 + 1/sqrt(eps))|e|^2, z = x - x*: V falls by the factor rho in every single step.

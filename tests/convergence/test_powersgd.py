@@ -194,16 +194,6 @@ def test_gradients_of_any_size(size: float, form: dict[str, Any]) -> None:
         torch.testing.assert_close(found.double() / size, due.double(), rtol=1e-3, atol=1e-2)
 
 
-def test_scaled_losses_leave_unscaled_residuals() -> None:
-    shapes = {"w": (20, 30), "b": (5,)}
-    given = gradients(2, shapes)
-    plain, scaled = cc.Simulator(cc.PowerSGD(rank=2), 2), cc.Simulator(cc.PowerSGD(rank=2), 2, unscale=2.0**-10)
-    for _ in range(3):
-        a, b = plain.mean(given)[0], scaled.mean([{n: t * 1024 for n, t in g.items()} for g in given])[0]
-        assert all(torch.equal(a[n] * 1024, b[n]) for n in shapes)
-    assert torch.equal(held(plain, "w")[1], held(scaled, "w")[1])
-
-
 def test_what_is_compressed() -> None:
     shapes = {
         "matrix": (64, 48),
@@ -260,27 +250,3 @@ def test_what_an_alternate_step_sends_follows_from_its_number(step: int, error: 
     inputs[2].flat[500] = float("inf")
     for ran in lockstep(reducer, inputs, step):
         assert ran.seen == due and ran.bad and ran.out.flat.isnan().all()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ({"rank": 0}, r"PowerSGD\(0\).*1 or more"),
-        ({"rank": 2.0}, "integer"),
-        ({"rank": True}, "integer"),
-        ({"min_ratio": 0}, "min_ratio=0.*positive"),
-        ({"min_ratio": float("inf")}, "positive number"),
-        ({"min_ratio": "2"}, "positive number"),
-        ({"error": "global"}, "'aggregate', 'local'"),
-        ({"warm_start": 1}, "True or False"),
-        ({"alternate": "yes"}, "True or False"),
-    ],
-)
-def test_bad_arguments(arguments: dict[str, Any], words: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=words):
-        cc.PowerSGD(**{"rank": 4, **arguments})
-
-
-def test_feedback_around_it_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"It has feedback already: use PowerSGD\(2\) as it is"):
-        cc.ErrorFeedback(cc.PowerSGD(rank=2))

@@ -45,18 +45,6 @@ def test_methods_that_have_become_functions_work_on_with_a_warning() -> None:
         assert cc.QSGD(bits=4).contractive() == cc.Contractive(cc.QSGD(bits=4))  # type: ignore[attr-defined]
 
 
-def test_an_owner_keeps_unscaled_residuals_whatever_the_loss_scale() -> None:
-    generator = torch.Generator().manual_seed(0)
-    gradients = [torch.randn(64, 64, generator=generator) for _ in range(4)]
-    plain = cc.Simulator(cc.TwoPhase(cc.SignScale(), server=cc.ErrorFeedback), 2)
-    scaled = cc.Simulator(cc.TwoPhase(cc.SignScale(), server=cc.ErrorFeedback), 2)
-    for scale, gradient in zip((1024.0, 1024.0, 2048.0, 64.0), gradients, strict=True):
-        scaled.unscale = 1 / scale
-        wanted = plain.mean([{"w": gradient}] * 2)[0]["w"]
-        found = scaled.mean([{"w": gradient * scale}] * 2)[0]["w"] / scale
-        assert torch.equal(found, wanted)
-
-
 def test_a_sum_over_ranks_that_are_out_of_step_is_noticed() -> None:
     layout = cc.Layout.of([("w", (64, 64))])
     reducer = cc.settle(cc.RandK(ratio=0.1), 2)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +9,11 @@ from pathlib import Path
 import pytest
 
 import compcomm as cc
+from compcomm.__main__ import main
 from compcomm.core import installed
 from compcomm.core.description import Described
+from compcomm.plan import kernels
 from compcomm.plan.recommend import python
-
-ROOT = Path(__file__).resolve().parents[2]
 
 METHOD = '''
 from dataclasses import dataclass
@@ -127,17 +125,16 @@ def test_our_names_stay_ours_and_the_first_of_two_packages_wins(site: Path) -> N
     assert type(cc.parse("TopK(ratio=0.1)")) is cc.TopK
 
 
-@pytest.mark.slow
-def test_the_command_line_plans_with_it(site: Path) -> None:
+def test_the_command_line_plans_with_it(
+    site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kernels, "_BUDGET", 0.0)
     install(site, "theirs_d", METHOD.format(name="Theirs"), "[compcomm.compressors]\nTheirs = theirs_d:Theirs\n")
     (site / "net.py").write_text("def shapes():\n    return [('w', (256, 100))]\n")
     command = f"plan --model {site}/net.py --workers 8 --bandwidth 100mbit --latency 50us --compute 0.2".split()
-    told = subprocess.run(
-        [sys.executable, "-m", "compcomm", *command, "--reducer", "Theirs(k=50)"],
-        capture_output=True, text=True, timeout=100, env={**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{ROOT}"},
-    )  # fmt: skip
-    assert told.returncode == 0, told.stderr
-    assert any(line.startswith("Theirs(k=50) ") for line in told.stdout.splitlines()), told.stdout
+    assert main([*command, "--reducer", "Theirs(k=50)"]) == 0
+    said = capsys.readouterr().out
+    assert any(line.startswith("Theirs(k=50) ") for line in said.splitlines()), said
 
 
 def test_what_the_planner_tells_to_paste_makes_it(site: Path) -> None:

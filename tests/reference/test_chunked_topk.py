@@ -81,13 +81,3 @@ def test_bytes_and_contraction(values: torch.dtype, bits: int) -> None:
     assert value.isfinite().all() and int((value != 0).sum()) == c.kept(x.numel())
     if values == torch.float16:
         assert float(value.abs().max()) == 65504
-
-
-def test_wrong_arguments_say_so() -> None:
-    for k in (0, 4097, 2.5, True):
-        with pytest.raises(ValueError, match="is not a number of elements of a chunk, 1 to 4096"):
-            cc.ChunkedTopK(k)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="values bfloat16, float16 or float32"):
-        cc.ChunkedTopK(values=torch.int8)
-    with pytest.raises(ValueError, match=r"ErrorFeedback.*no contraction.*Use values=bfloat16 or float32"):
-        cc.settle(cc.ErrorFeedback(cc.ChunkedTopK(values=torch.float16)), 2)
