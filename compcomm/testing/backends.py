@@ -21,15 +21,15 @@ def gives_the_same_bits_on_every_backend(c: Compressor) -> None:
     c = coding(c)
     rng = Rng(seed=2, step=70_000, rank=3)
     for n in [n for n in (1, 17, 300, 513, 3000) if accepts(c, n)]:
-        names, g = rows(n)
+        names, g = (found[:: 3 if n > 200 else 1] for found in rows(n))
         x = vectors(n, 4)["lognormal"] * g.abs().mean(1, keepdim=True)
         layout = Layout.of([*((name, (1, n)) for name in names), ("b", (5,))])
         exact = torch.arange(5, dtype=torch.float32)
         results: list[tuple[torch.Tensor, ...]] = []
         for backend in ("reference", "native"):
             with ops.backend(backend):
-                held = Bucket(torch.cat((x.view(-1), exact)), layout)
-                sent = c.encode_(Source(held, Bucket(torch.cat((g.view(-1), exact)), layout), 0.75, 0.3), rng)
+                held = Bucket(torch.cat((x.reshape(-1), exact)), layout)
+                sent = c.encode_(Source(held, Bucket(torch.cat((g.reshape(-1), exact)), layout), 0.75, 0.3), rng)
                 out = sent.dense(layout)
                 c.decode_(torch.stack((sent.wire, sent.wire)), Target(out, 0.7, True), rng, sent.packing)
             results.append((sent.wire, held.flat, out.flat, sent.status))

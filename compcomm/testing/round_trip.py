@@ -40,7 +40,7 @@ def trip(c: Compressor, y: Tensor, rng: Rng = FIRST, name: str = "w", piece: Seg
     return Trip(y, payload.dense(layout).flat, x.flat, payload)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)
 def _alike(count: int, numel: int) -> Layout:
     return Layout.of((f"w{i}", (1, numel)) for i in range(count))
 
@@ -51,6 +51,13 @@ def trips(c: Compressor, ys: Tensor, rng: Rng = FIRST) -> Trip:
     x = Bucket(ys.clone(memory_format=torch.contiguous_format).view(-1), layout)
     payload = c.encode_(x, rng)
     return Trip(ys, payload.dense(layout).flat.view_as(ys), x.flat.view_as(ys), payload)
+
+
+def errors(c: Compressor, ys: Tensor, rng: Rng = FIRST) -> Tensor:
+    """What coding the rows of a matrix, each a parameter, leaves of them."""
+    x = Bucket(ys.clone(memory_format=torch.contiguous_format).view(-1), _alike(*ys.shape))
+    c.encode_(x, rng)
+    return x.flat.view(ys.shape)
 
 
 def draws(c: Compressor, y: Tensor, count: int, rng: Rng = FIRST) -> Tensor:
