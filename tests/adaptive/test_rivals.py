@@ -280,7 +280,7 @@ Accordion(LGreCo(TopK(ratio=0.1)), high=0.01) => two controllers
 Accordion(Exact(), high=0.01) => has no density
 Accordion(TopK(ratio=0.1), high=(0.01, 0.02)) => one setting, such as high=0.01
 Accordion(TopK(ratio=0.1), high=()) => one setting
-LGreCo(Accordion(TopK(ratio=0.1), high=0.01, every=50)) => LGreCo(Accordion( every=50\)
+LGreCo(Accordion(TopK(ratio=0.1), high=0.01, every=50)) => LGreCo(Accordion(..., every=50)
 LGreCo(Accordion(TopK(ratio=0.1), high=0.01, every=30), every=20) => a period late
 LGreCo(GlobalTopK(TopK(ratio=0.1))) => window=200
 SizeRule(DGC(TopK(ratio=0.1), warmup=3), large=0.01) => two schedules
