@@ -86,11 +86,8 @@ def test_no_import_runs_up() -> None:
     assert up == set(), "a lower room may not know a higher one: hand the thing in, or move it down"
 
 
-def test_a_first_import_loads_no_planner_and_nothing_heavy(programs: Programs) -> None:
-    code = (
-        "import sys, compcomm as cc; cc.report.Recorder; "
-        "print([m for m in sys.modules if m.startswith(('compcomm.plan', 'matplotlib', 'tensorboard', 'rich'))])"
-    )
+def test_a_first_import_loads_no_planner(programs: Programs) -> None:
+    code = "import sys, compcomm; print([m for m in sys.modules if m.startswith('compcomm.plan')])"
     done = programs.run(code)
     assert done.stdout.strip() == "[]", done.stderr
 

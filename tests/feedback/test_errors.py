@@ -151,6 +151,7 @@ TwoPhase(QSGD(bits=4), server=EF21) => server=EF21 | use Contractive(QSGD(bits=4
 """,
     TOP=TOP,
     LAYOUT=LAYOUT,
+    checkpoint=cc.checkpoint,
 )
 def test_bad_input(call: Any, words: list[str]) -> None:
     refused(call, *words)

@@ -14,6 +14,7 @@ import torch
 import compcomm as cc
 from compcomm.engine.statistics import Counters
 from compcomm.report.totals import Sums
+from tests.fresh import Programs
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -192,6 +193,15 @@ def test_without_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ImportError, match=r"Recorder\(tensorboard=True\): tensorboard is not installed. Cure: pip inst"
     ):
         cc.report.Recorder(tmp_path, tensorboard=True)
+
+
+def test_nothing_heavy_is_imported_before_it_is_needed(programs: Programs) -> None:
+    code = (
+        "import sys, compcomm as cc; cc.report.Recorder; "
+        "print([m for m in ('matplotlib', 'tensorboard', 'rich') if m in sys.modules])"
+    )
+    said = programs.run(code)
+    assert said.stdout.strip() == "[]", said.stderr
 
 
 def test_mistakes(tmp_path: Path) -> None:
