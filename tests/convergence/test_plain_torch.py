@@ -27,15 +27,15 @@ BENCHMARKS = str(Path(__file__).resolve().parents[2] / "benchmarks")
         ("ErrorFeedback(BlockRandK(ratio=0.5, block=16))", 1.9),
     ],
 )
-def test_digits(reducer: str, least: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digits(reducer: str, least: float) -> None:
     sys.path.insert(0, BENCHMARKS)
     try:
-        from tasks import digits
+        from tasks.digits import Digits
+
+        task = Digits()
     finally:
         sys.path.remove(BENCHMARKS)
-    monkeypatch.setattr(digits, "HIDDEN", 128)
-    task, described = digits.Digits(), cc.parse(reducer)
-    model = task.model(0)
+    model, described = task.model(0), cc.parse(reducer)
     named = dict(model.named_parameters())
     simulator = cc.Simulator(described, world=2)
     own = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)

@@ -30,10 +30,8 @@ def test_the_mean_is_unbiased_with_the_variance_of_the_shared_step(world: int, n
     u = (flat.abs() * s / norms[:, None]).frac()
     due = float(((norms[:, None] / s).square() * u * (1 - u)).sum()) / world**2
     simulator = cc.Simulator(cc.SharedScale(cc.QSGD(bits=4, norm=norm, block=block)), world)
-    mean, names, steps = torch.stack(xs).double().mean(0), [f"w{i}" for i in range(30)], 20
-    drawn = (simulator.mean([dict.fromkeys(names, x) for x in xs])[0] for _ in range(steps))
-    outs = torch.stack([means[n].double() for means in drawn for n in names])
-    draws = len(outs)
+    mean, draws = torch.stack(xs).double().mean(0), 600
+    outs = torch.stack([simulator.mean([{"w": x} for x in xs])[0]["w"].double() for _ in range(draws)])
     errors = (outs - mean).square().sum((1, 2))
     assert float(errors.mean()) == pytest.approx(due, abs=5 * float(errors.std()) / sqrt(draws) + 1e-4 * due)
     for v in (torch.ones(SHAPE).double(), mean, mean.sign()):

@@ -26,7 +26,7 @@ def test_variance_is_that_of_the_formula(kind: str, omega: float, name: str) -> 
     x = vectors(D)[name]
     c = _sketch(kind)
     assert c.omega(D) == omega
-    sample = draws(c, x, 6000).double()
+    sample = draws(c, x, 20_000).double()
     errors = (sample - x.double()).square().sum(1) / x.double().square().sum()
     assert float(errors.mean()) == pytest.approx(omega, rel=0.05)
     noise = float(errors.std()) / len(errors) ** 0.5
@@ -88,3 +88,23 @@ def test_bytes_and_names() -> None:
     assert (c.section(1000), c.kept(1001), c.alignment, c.omega(1000)) == (400, 101, 4096, 9.0)
     assert repr(cc.ErrorFeedback(c)) == "ErrorFeedback(Contractive(Sketch(ratio=0.1)))"
     assert isinstance(cc.settle(c, 8), cc.AllReduce)
+
+
+def test_wrong_arguments() -> None:
+    for call, reason in {
+        "Sketch()": "give either size",
+        "Sketch(3, 0.5)": "give either size",
+        "Sketch(0)": "size=0 is not a number of sums",
+        "Sketch(2.5)": "size=2.5 is not a number of sums",
+        "Sketch(ratio=0.0)": r"ratio=0.0 is not in \(0, 1\]",
+        "Sketch(ratio=2)": r"ratio=2 is not in \(0, 1\]",
+        "Sketch(9, kind='ams')": "kind='ams' is none of 'srht', 'count', 'gaussian'",
+        "Sketch(9, block=100)": "block=100 is not a power of two",
+        "Sketch(9, dense_below=-1)": "dense_below=-1",
+    }.items():
+        with pytest.raises(ValueError, match=reason):
+            cc.parse(call)
+    with pytest.raises(ValueError, match=r"size=9 exceeds a parameter of 8 elements. Use ratio"):
+        cc.Sketch(9).section(8)
+    with pytest.raises(ValueError, match=r"over the limit.*Use kind='srht'"):
+        cc.Sketch(ratio=0.5, kind="gaussian").section(1 << 20)
