@@ -43,7 +43,7 @@ def test_a_kill_in_the_middle_of_writing_leaves_the_old_file(programs: Programs,
     path = tmp_path / "state.pt"
     cut = 0
     for attempt in range(3):
-        writer, deadline = programs.start(WRITER, str(path), warm=True), time.monotonic() + patience(60)
+        writer, deadline = programs.start(WRITER, str(path)), time.monotonic() + patience(60)
         while len(said := programs.output(writer).split()) <= attempt and time.monotonic() < deadline:
             time.sleep(0.01)
         last, part = int(said[-1]), tmp_path / f".state.pt.{writer}.part"

@@ -209,7 +209,7 @@ def test_slots_that_make_no_sense() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("text", ["QSGD(bits=4, rounding='nearest')", "SparseAllReduce(TopK(ratio=0.2))"])
+@pytest.mark.parametrize("text", ["QSGD(bits=4, rounding='nearest')", "SparseAllReduce(TopK(ratio=0.05))"])
 @pytest.mark.parametrize(("old", "new"), [(4, 2), (3, 4)])
 def test_ef21s_mean_is_again_the_mean_of_its_estimates(text: str, old: int, new: int) -> None:
     """The owner's residual is mean(h) - m: where it is lost, m never comes right again between two ranks."""
@@ -226,7 +226,7 @@ def test_ef21s_mean_is_again_the_mean_of_its_estimates(text: str, old: int, new:
         merging.load_merged(store, merged)
     second.steps = first.steps
     still = torch.randn(64, 48, generator=generator)
-    for _ in range(100):
+    for _ in range(400):
         (mean, *_) = second.mean([{"w": still + rank} for rank in range(new)])
     assert (mean["w"] - still - (new - 1) / 2).abs().max() < 1e-3
 
