@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
@@ -82,32 +80,6 @@ def test_supports_that_overlap_add_up() -> None:
             assert torch.equal(mean[rank]["w"].view(-1), (kept[0] + kept[1]) * 0.5)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ({"ratio": 0.0}, "ratio=0.0 is not in"),
-        ({"ratio": 1.5}, "ratio=1.5 is not in"),
-        ({"ratio": True}, "ratio=True is not in"),
-        ({"ratio": 0.1, "fit": "normal"}, "fit='normal' is no distribution. Choose one of exponential, pareto, gamma"),
-        ({"ratio": 0.1, "stages": 0}, r"stages=0 is not in 1\.\.4"),
-        ({"ratio": 0.1, "stages": 5}, r"stages=5 is not in 1\.\.4"),
-        ({"ratio": 0.1, "stages": True}, "stages=True is not in"),
-        ({"ratio": 0.1, "capacity": 0.9}, "capacity=0.9 is not a multiple of the target, 1 or above"),
-        ({"ratio": 0.1, "capacity": float("inf")}, "capacity=inf"),
-        ({"ratio": 0.1, "dense_below": -1}, "dense_below=-1"),
-    ],
-    ids=str,
-)
-def test_wrong_arguments_are_explained(arguments: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=rf"Threshold\(.*{words}"):
-        cc.Threshold(**arguments)
-
-
-def test_selections_have_names() -> None:
-    with pytest.raises(ValueError, match=r"select='best' is no selection. Choose 'exact' or 'sampled'"):
-        cc.TopK(ratio=0.1, select="best")
-
-
 SELECTIONS = [cc.TopK(ratio=0.05, select="sampled"), *(cc.Threshold(ratio=0.05, fit=fit) for fit in FITS)]
 
 
@@ -159,7 +131,10 @@ def test_stages_adapt_to_gaussian_data(fit: str, ratio: float, first: int) -> No
     layout = cc.Layout.of([("w", (1, len(x)))])
     memory = torch.tensor([float(first), 0.0, 0.0])
     for step in range(50):
+        before = int(memory[0])
         c.encode_(cc.Bucket(x.clone(), layout), cc.Rng(step=step), hints={"stages": memory})
+        if memory[1] == 0 and int(memory[0]) == before:  # five calls changed nothing: nor will the next ones
+            break
     assert 0.8 <= achieved(c, x, int(memory[0])) <= 1.2
     if first == 0:
         assert int(memory[0]) == c.usual, "and it was right from the start"
