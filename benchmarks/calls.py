@@ -44,6 +44,10 @@ REDUCERS = (
     "ErrorFeedback(SignScale())",
     "DGC(TopK(ratio=0.01))",
     "PowerSGD(rank=4)",
+    "AllReduce(RandK(ratio=0.01))",
+    "SharedScale(QSGD(bits=4))",
+    "EF21(TopK(ratio=0.01))",
+    "Partition({'*weight': ErrorFeedback(TopK(ratio=0.01)), '*': Exact()})",
 )
 FEW, MORE, SIDE, STEPS = 2, 6, 384, 4
 EMPTY = ("aten::empty", "aten::empty_strided")

@@ -314,12 +314,9 @@ class Payload(NamedTuple):
             table = table[skip[table[:, 7]] == 0]
         if len(table):
             self.compressor.zero_rows(self.wire, table, into.flat, self.rng, self.packing.find)
-        for row in self.packing.exact:
-            at = into.layout.position(row.segment)
-            if skip is not None and skip[row.number]:
-                continue
-            if at >= 0 and (self.message is None or row.message == self.message):
-                into.flat[at : at + row.segment.numel] = 0
+        for at, numel, number in self.packing.exact_spans(into.layout, self.message):
+            if skip is None or not skip[number]:
+                into.flat[at : at + numel] = 0
 
     def dense(self, layout: Layout) -> Bucket:
         """The decoded payload as a new bucket."""

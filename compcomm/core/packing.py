@@ -48,9 +48,9 @@ class Tables(NamedTuple):
 class Packing:
     """How the segments of a layout travel: as one message, or cut into one message per owner.
 
-    ``splits`` are the messages' lengths in bytes; ``exact`` and ``coded`` the rows of either kind. ``bare``: nothing
-    but the sections, for what stays here. ``apart``: the bits of zero rows, ``apart`` bytes of them, are not in the
-    message but in a buffer of their own, where messages are sums.
+    ``splits`` are the messages' lengths in bytes; ``exact`` and ``coded`` the rows of either kind, ``exact_bytes`` what
+    the former take. ``bare``: nothing but the sections, for what stays here. ``apart``: the bits of zero rows,
+    ``apart`` bytes of them, are not in the message but in a buffer of their own, where messages are sums.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Packing:
         self.count, self.apart, self._apart = count, 0, apart
         self.header = 0 if bare else -(-(FIELDS + -(-count // 8)) // 4) * 4
         self.exact: list[Row] = []
+        self.exact_bytes = 0
         self.coded: list[Row] = []
         splits: list[int] = []
         # Exact parameters first, then which rows are zero, then coded ones: what has a fixed length lies in front, so
@@ -74,6 +75,7 @@ class Packing:
                 if segment.numel and compressor.exact(segment):
                     self.exact.append(Row(message, index, segment, position))
                     position += segment.numel * 4
+                    self.exact_bytes += segment.numel * 4
             coded: list[Row] = []
             for index, segment in part:
                 if segment.numel and not compressor.exact(segment):
@@ -97,6 +99,7 @@ class Packing:
         self._tables: dict[tuple[object, ...], Tensor] = {}
         self._joint: dict[tuple[object, ...], Tables] = {}
         self._stacked: dict[tuple[object, ...], tuple[Tensor, tuple[tuple[int, int], ...]]] = {}
+        self._exact_spans: dict[tuple[object, ...], tuple[tuple[int, int, int], ...]] = {}
         self._found: dict[tuple[int, int], Segment] = {}
         self._gains: dict[int | None, Tensor] = {}
         self._lines: dict[tuple[object, ...], Lines | None] = {}
@@ -202,6 +205,15 @@ class Packing:
                 joined = bool(spans) and spans[-1][1] == at
                 spans.append((spans.pop()[0] if joined else at, at + numel))
             found = self._stacked[cached] = many.view(-1, 8), tuple(spans)
+        return found
+
+    def exact_spans(self, x: Layout, message: int | None) -> tuple[tuple[int, int, int], ...]:
+        """Where ``x`` has what travels exact: first element, number of them, index. Memory usually has none of it."""
+        found = self._exact_spans.get((x, message))
+        if found is None:
+            rows = (r for r in self.exact if message is None or r.message == message)
+            spans = ((x.position(r.segment), r.segment.numel, r.number) for r in rows)
+            found = self._exact_spans[x, message] = tuple(span for span in spans if span[0] >= 0)
         return found
 
     def gains(self, message: int | None = None) -> Tensor:

@@ -70,7 +70,7 @@ class AllReduce(Route):
         total, message = room[front - 4 * counts :], room[front - packing.header :]
         flags, body = total[: 4 * counts].view(torch.float32), total[4 * counts :]
         body.copy_(payload.wire[packing.header :])
-        split = 4 * counts + sum(4 * r.segment.numel for r in packing.exact)
+        split = 4 * counts + packing.exact_bytes
         exact, coded = total[:split].view(torch.float32), total[split:].view(c.dtype)
         if ctx.weights is not None:  # numbers, so the payload of w*y is w times that of y
             exact.mul_(ctx.weights[ctx.rank] * ctx.world)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
-
-import torch
-from torch import Tensor
 
 from ..core.collectives import AllReduce, ReduceScatter
 from ..core.context import Context
@@ -15,6 +12,7 @@ from ..core.deferred import clear, either, not_finite
 from ..core.layout import Bucket, Layout, Segment
 from ..core.reducer import Flow, Reduced, Reducer
 from ..core.source import Source, Target
+from ..core.spans import add_, clear_padding, copy_, move_
 from ..core.state import State
 from ..core.traits import ALWAYS, Promises, Traits
 
@@ -52,62 +50,88 @@ class Exact(Reducer):
         dtype = given.flat.dtype
         if ctx.dtype is not None and plain and not target.accumulate:
             dtype, in_place = ctx.dtype, False  # the copy is wider than what it holds
-        if in_place and plain:
-            y = out.flat
-        else:
-            y = out.flat if in_place else ctx.buffer("exact", sum(s.numel for s in layout.segments), dtype)
-            _gather(y, layout, source)
+        even = None if in_place else _even_rows(layout, out.layout, ctx.rank, world)
+        packed = layout.packed() if even is None else even
+        y = out.flat if in_place else ctx.buffer("exact" if even is None else "exact rows", packed.numel, dtype)
+        if not (in_place and plain):
+            _gather(Bucket(y, packed), source, in_place)
         scale = target.scale / world
         if scale != 1.0 and not y.is_meta:
             y.mul_(scale)  # before the sum, as DDP does: half-precision sums then fit
-        rows = layout.rows(world) if layout.covers and out.layout != layout else None
-        if rows is not None and sum(s.numel for s in out.layout.segments) * world == layout.numel:
-            part = ctx.buffer("row", layout.numel // world, dtype)
-            yield ReduceScatter(y, part)
-            delivery = _Mean(out, part, Layout(rows[ctx.rank].segments, layout.numel).packed(), target.accumulate)
-        else:
+        if even is None:
             yield AllReduce(y)
-            delivery = _Mean(out, y, layout.packed(), target.accumulate)
-        bad = not_finite(delivery.mean) if ctx.watch else False
+            delivery = _Mean(out, Bucket(y, packed), target.accumulate)
+        else:
+            part = ctx.buffer("row", packed.numel // world, dtype)
+            yield ReduceScatter(y, part)
+            delivery = _Mean(out, Bucket(part, _row(packed, ctx.rank, world)), target.accumulate)
+        bad = not_finite(delivery.mean.flat) if ctx.watch else False
         ctx.bad = either(ctx.bad, bad)
         if target.accumulate:  # what accumulates must not take in an infinity
-            clear(delivery.mean, bad)
+            clear(delivery.mean.flat, bad)
         if not in_place:
             delivery.add(1.0)
         return Reduced(undo=delivery.undo, bad=bad)
 
 
 class _Mean(NamedTuple):
-    """The mean, packed as ``where`` says, on its way to ``out``."""
+    """The mean on its way to ``out``."""
 
     out: Bucket
-    mean: Tensor
-    where: Layout
+    mean: Bucket
     accumulate: bool
 
     def add(self, sign: float) -> None:
-        for s in self.where.segments:
-            at = self.out.layout.position(s)
-            if at >= 0:
-                part, mean = self.out.flat[at : at + s.numel], self.mean[s.start : s.stop]
-                part.copy_(torch.add(part, mean, alpha=sign) if self.accumulate else mean)
+        if self.accumulate:
+            add_(self.out, self.mean, sign)
+        else:
+            copy_(self.out, self.mean)
 
     def undo(self) -> None:
         if self.accumulate:
             self.add(-1.0)
 
 
-def _gather(y: Tensor, layout: Layout, source: Source) -> None:
-    """y = decay*x + add_scale*add, packed; x keeps nothing."""
+def _gather(y: Bucket, source: Source, in_place: bool) -> None:
+    """y = decay*x + add_scale*add; x keeps nothing. ``in_place``: y is the gradient's own buffer."""
     x, add, decay, add_scale = source
-    for s, to in zip(layout.segments, layout.packed().segments, strict=True):
-        part = y[to.start : to.stop]
-        at = x.layout.position(s)
-        old = None if at < 0 else x.flat[at : at + s.numel]
-        if add is None:
-            part.copy_(old * decay if old is not None and decay != 1.0 else old)  # type: ignore[arg-type]
-            continue
-        grad = add.flat[s.start : s.stop]
-        part.copy_(grad * add_scale if old is None else old * decay + grad * add_scale)
-        if old is not None:
-            old.zero_()
+    given, scale = (x, decay) if add is None else (add, add_scale)
+    if not in_place:
+        clear_padding(y)
+        copy_(y, given)
+    if scale != 1.0:
+        y.flat.mul_(scale)
+    if add is not None:
+        move_(y, x, decay)
+
+
+@lru_cache(maxsize=4096)
+def _even_rows(layout: Layout, wanted: Layout, rank: int, world: int) -> Layout | None:
+    """The rows of a sharded host's buffer, packed one by one and as long as the longest, for a reduce-scatter; None
+    where a rank wants more than its own row, or an all-reduce is no longer.
+
+    All ranks must find the same, so it does not count which row is this rank's: where a single one has all segments,
+    its owner cannot tell it from the whole.
+    """
+    rows = layout.rows(world) or ()
+    lengths = [sum(s.numel for s in row.segments) for row in rows]
+    if sum(map(bool, lengths)) < 2 or world * max(lengths) > 2 * sum(lengths):
+        return None
+    if any((wanted.position(s) >= 0) != (r == rank) for r, row in enumerate(rows) for s in row.segments if s.numel):
+        return None
+    width, segments = max(lengths), list[Segment]()
+    for r, row in enumerate(rows):
+        start = r * width
+        for s in row.segments:
+            segments.append(s._replace(start=start, stop=start + s.numel))
+            start += s.numel
+    return Layout(segments, world * width)
+
+
+@lru_cache(maxsize=4096)
+def _row(rows: Layout, rank: int, world: int) -> Layout:
+    """The part of equal rows that a rank owns, as a buffer of its own."""
+    width = rows.numel // world
+    first = rank * width
+    own = (s for s in rows.segments if first <= s.start and s.stop <= first + width)
+    return Layout((s._replace(start=s.start - first, stop=s.stop - first) for s in own), width)

@@ -53,6 +53,7 @@ class FactorLayout:
                 self.numel[name] += r * length
         self.row_of_p = self._rows_of_p().to(device)
         self._room = [reducer.room(s) for _, s, _ in self.parts]
+        self._in_use = all(r == room for (*_, (_, _, r)), room in zip(self.parts, self._room, strict=True))
         self.lines = {name: self._table(rows) for name, rows in lines.items()}
         self._tables: dict[object, Tensor] = {}
 
@@ -80,7 +81,7 @@ class FactorLayout:
 
     def used(self, factor: str) -> Tensor | None:
         """Which elements of a factor's memory are columns in use; None: all."""
-        if all(r == room for (*_, (_, _, r)), room in zip(self.parts, self._room, strict=True)):
+        if self._in_use:
             return None
         found = self._tables.get(factor)
         if found is None:

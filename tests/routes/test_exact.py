@@ -99,3 +99,53 @@ def test_an_exact_part_does_not_make_a_bad_step_good() -> None:
     simulator = cc.Simulator(reducer, 1)
     simulator.mean([{"a": torch.tensor([1.0, float("inf"), 2.0, 3.0]), "b": torch.full((8,), 3e38)}])
     assert simulator.bad, "the sum of b's elements overflows, its elements do not: that says nothing about a"
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_rows_with_padding_are_scattered(accumulate: bool) -> None:
+    """Each rank's row arrives by one reduce-scatter, as long as the fullest; padding is neither sent nor touched."""
+    segments = [cc.Segment("a", (3, 2), 0, 6), cc.Segment("b", (2,), 7, 9), cc.Segment("c", (7,), 10, 17)]
+    layout = cc.Layout(segments, 20)
+    rows = layout.rows(2)
+    assert rows is not None
+    inputs = [torch.randn(20, generator=torch.Generator().manual_seed(r)) for r in range(2)]
+    for flat in inputs:
+        flat[9] = float("nan")
+    outs = [cc.Bucket(torch.full((20,), 5.0), row) for row in rows]
+    ctxs = [cc.Context(r, 2) for r in range(2)]
+    flows = [
+        cc.Exact().reduce(
+            cc.Source(cc.Bucket(flat, layout)),
+            cc.Target(out, accumulate=accumulate),
+            State(cc.Store(cc.Exact()), layout),
+            ctx,
+        )
+        for flat, out, ctx in zip(inputs, outs, ctxs, strict=True)
+    ]
+    ops: list[Any] = [next(f) for f in flows]
+    assert [type(op).__name__ for op in ops] == ["ReduceScatter"] * 2 and ops[0].recv.numel() == 8
+    total = ops[0].send + ops[1].send
+    for op, part in zip(ops, total.view(2, 8), strict=True):
+        op.recv.copy_(part)
+    for r, (f, out) in enumerate(zip(flows, outs, strict=True)):
+        with pytest.raises(StopIteration):
+            next(f)
+        assert ctxs[r].bad is False
+        due = torch.full((20,), 5.0)
+        for s in rows[r].segments:
+            mean = 0.5 * inputs[0][s.start : s.stop] + 0.5 * inputs[1][s.start : s.stop]
+            due[s.start : s.stop] = mean + 5.0 * accumulate
+        assert out.flat.equal(due)
+
+
+def test_all_ranks_send_the_same_where_one_row_has_everything() -> None:
+    """Its owner wants all segments, as if there were no rows: no rank may take another collective than it does."""
+    layout = cc.Layout([cc.Segment("a", (3,), 0, 3)], 8)
+    rows = layout.rows(2)
+    assert rows is not None
+    for r, row in enumerate(rows):
+        x = cc.Bucket(torch.ones(8), layout)
+        flow = cc.Exact().reduce(
+            cc.Source(x), cc.Target(cc.Bucket(x.flat, row)), State(cc.Store(cc.Exact()), layout), cc.Context(r, 2)
+        )
+        assert type(next(flow)).__name__ == "AllReduce"
