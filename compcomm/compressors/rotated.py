@@ -80,10 +80,11 @@ class Rotated(CompressorWrapper):
         inner, outer, z = _rotate(i.table, i.x.device)
         vector = z.view(torch.uint8)
         ops.hadamard_forward(i.x, i.add, vector, outer, i.status, i.decay, i.add_scale, self.block, rng.step)
-        status = torch.zeros_like(i.status)  # that z is not zero says nothing of the gradient
+        # That z is not zero says nothing of the gradient.
+        status = scratch("rotated status", i.status.numel(), torch.uint8, i.status.device).zero_()
         self.compressor.encode_rows(Inputs(z, None, i.wire, inner, status, 1.0, 1.0), gain, rng, hints, find)
         i.status[0] |= status[0]
-        nothing = torch.zeros_like(status[1:])
+        nothing = scratch("rotated skip", status.numel() - 1, torch.uint8, i.status.device).zero_()
         self.compressor.decode_rows(i.wire.unsqueeze(0), inner, nothing, z, 1.0, False, rng, find)
         ops.hadamard_inverse(vector.unsqueeze(0), outer, nothing, i.x, -1.0, True, self.block, rng.step)
 

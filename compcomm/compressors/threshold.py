@@ -118,7 +118,8 @@ class Threshold(Selection):
         few = 4 * found < target
         counts = torch.where(few, target, torch.minimum(found, room))
         bounds = torch.where(few | (found > room), 0.0, limit)
-        seen = torch.zeros_like(i.status)  # the gradient was reported already, and is not in x any more
+        # The gradient was reported already, and is not in x any more.
+        seen = scratch("seen", i.status.numel(), torch.uint8, i.status.device).zero_()
         ops.topk_some_encode(i.x, None, i.wire, i.table, seen, 1.0, 1.0, counts, bounds)
 
     def _columns(self, table: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -22,6 +22,7 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -175,7 +176,7 @@ class Compressor(Described, Rows, ABC, abstract=True):
         if wires.is_meta:
             return
         if skip is None:
-            skip = torch.zeros(packing.count, dtype=torch.uint8, device=wires.device)
+            skip = _none(packing.count, wires.device)
         if out.flat.dtype == torch.float64:  # kernels add in fp32: each message is decoded alone, and added here
             self._decode_double(wires, out, rng, packing, scale, skip, accumulate, message, stride, weights, bits)
             return
@@ -257,6 +258,12 @@ class Compressor(Described, Rows, ABC, abstract=True):
                     part.add_(total, alpha=scale)
                 else:
                     torch.mul(total.double(), scale, out=part)
+
+
+@lru_cache(maxsize=4096)
+def _none(count: int, device: torch.device) -> Tensor:
+    """Marks for no segment; kernels only read it."""
+    return torch.zeros(count, dtype=torch.uint8, device=device)
 
 
 def _sum_of(x: Bucket, add: Bucket | None, decay: float, add_scale: float, layout: Layout) -> Bucket:

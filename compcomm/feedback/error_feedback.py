@@ -155,7 +155,7 @@ class ErrorFeedback(FeedbackScheme):
             if average < 1.0:
                 held.flat.mul_(average)
                 quantized.decode_add_(residual.flat, held.layout, self._codec, held, 1.0 - average)
-            quantized.encode_(held, residual.flat, self._codec)
+            quantized.encode_(held, residual.flat, self._codec, status=slabs.zero_status(ctx, held.layout, "discarded"))
         ctx.arena.take_back(held.flat)
 
 

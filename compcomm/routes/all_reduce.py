@@ -24,8 +24,11 @@ from ..core.reducer import Flow
 from ..core.source import Source, Target
 from ..core.state import State
 from ..core.traits import Traits
+from ..ops.scratch import scratch
 from ..ops.work import on
 from .base import RoundTrip, Route
+
+_PLACES = torch.tensor([1 << i for i in range(8)], dtype=torch.uint8)
 
 
 @dataclass(frozen=True, repr=False)
@@ -128,36 +131,43 @@ class Digits:
         while self.base ** (self.each + 1) <= 1 << 24:
             self.each += 1
         self.count = -(-self.rows // self.each)
-        self._powers = torch.tensor([self.base**i for i in range(self.each)], dtype=torch.int64)
+        powers = torch.tensor([self.base**i for i in range(self.each)], dtype=torch.int64)
+        self._powers, self._numbers = powers, powers.float()
 
     def write(self, bits: Tensor, to: Tensor) -> None:
         """Numbers for the bits of zero rows."""
         if bits.is_meta:
             return
-        moved = torch.zeros(self.count * self.each, dtype=torch.float32, device=bits.device)
-        moved[: self.rows] = 1 - unpacked(bits)
-        to.copy_((moved.view(-1, self.each) * on(self._powers, bits.device)).sum(1))
+        moved = scratch("digits", self.count * self.each, device=bits.device)
+        moved[self.rows :].zero_()
+        nonzero_rows(bits, moved[: self.rows])
+        digits = moved.view(-1, self.each).mul_(on(self._numbers, bits.device))
+        torch.sum(digits, 1, out=to)
 
     def read(self, numbers: Tensor, bits: Tensor) -> None:
         """The bits of rows that are zero on all ranks, from the sums."""
         if bits.is_meta:
             return
-        sums = torch.nan_to_num(numbers, 0.0, 0.0, 0.0).long()
-        counts = (sums.view(-1, 1) // on(self._powers, bits.device)) % self.base
-        zero = (counts.view(-1)[: self.rows] == 0).to(torch.uint8).view(-1, 8)
-        bits.copy_((zero << _eight(bits.device)).sum(1, dtype=torch.uint8))
+        device = bits.device
+        finite = torch.nan_to_num(numbers, 0.0, 0.0, 0.0, out=scratch("sums", self.count, device=device))
+        sums = scratch("whole sums", self.count, torch.int64, device=device).copy_(finite)
+        counts = scratch("counts", self.count * self.each, torch.int64, device=device)
+        torch.floor_divide(sums.view(-1, 1), on(self._powers, device), out=counts.view(-1, self.each))
+        counts.remainder_(self.base)
+        zero = scratch("zero", self.rows, torch.bool, device=device)
+        torch.logical_not(counts[: self.rows], out=zero)
+        eights = zero.view(torch.uint8).view(-1, 8).mul_(on(_PLACES, device))
+        torch.sum(eights, 1, dtype=torch.uint8, out=bits)
 
 
 digits_of = lru_cache(maxsize=4096)(Digits)
 
 
-def unpacked(bits: Tensor) -> Tensor:
-    """One uint8 per bit, the low bit of each byte first."""
-    return ((bits.view(-1, 1) >> _eight(bits.device)) & 1).view(-1)
-
-
-def _eight(device: torch.device) -> Tensor:
-    return torch.arange(8, dtype=torch.uint8, device=device)
+def nonzero_rows(bits: Tensor, to: Tensor) -> Tensor:
+    """One fp32 number per bit, the low bit of each byte first: 0 where it is set, and the row zero, else 1."""
+    each = scratch("bits", to.numel(), torch.uint8, device=bits.device)
+    torch.bitwise_and(bits.view(-1, 1), on(_PLACES, bits.device), out=each.view(-1, 8))
+    return torch.logical_not(each, out=to)
 
 
 def place(ctx: Context) -> int:

@@ -30,7 +30,7 @@ from ..core.source import Source, Target
 from ..core.state import Merge, Slot, State
 from ..core.traits import Traits
 from ..ops.work import on
-from .all_reduce import fault, place, read_flags, unpacked
+from .all_reduce import fault, nonzero_rows, place, read_flags
 from .factor_layout import FactorLayout, factor_layout
 
 ops = torch.ops.compcomm
@@ -260,7 +260,8 @@ class _Work:
             return None
         if zero is not None:  # a P that was drawn, and not measured, has something in every row
             form.digits.read(self.first[2 + form.count : form.flags], zero)
-            p.mul_(1.0 - unpacked(zero)[form.row_of_p])
+            moved = nonzero_rows(zero, self.ctx.buffer("rows", form.digits.rows, torch.float32))
+            p.mul_(torch.index_select(moved, 0, form.row_of_p, out=self.ctx.buffer("kept", p.numel(), p.dtype)))
         self._average(made, sums)
         sent = sums if own is None else own
         return _Factors(p, q, sent, q) if even else _Factors(p, q, p, sent)

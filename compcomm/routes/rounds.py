@@ -49,7 +49,7 @@ def to_all(payload: Payload, ctx: Context, tag: str) -> Exchange:
     body, heads = ctx.buffer(tag + " body", width - head), ctx.buffer(tag + " heads", head * world)
     bodies = ctx.buffer(tag + " bodies", (width - head) * world)
     _arrange(packing, messages, width)
-    (used,) = _compact(packing, (own,), (0,), payload, body)
+    (used,) = _compact(packing, (own,), (0,), payload, body, ctx.buffer(tag + " sizes", 1, torch.int64))
     write_header(wire[:head], payload.status, ctx, length=head + used)
     yield AllGather(wire[:head], heads)
     flags = read_headers(heads.view(world, head), packing.count, ctx, lengths, shorter=True)
@@ -75,13 +75,14 @@ def to_owners(payload: Payload, ctx: Context, tag: str) -> Exchange:
     body, bodies = ctx.buffer(tag + " body", room), ctx.buffer(tag + " bodies", (mine - head) * world)
     mixed, heads = ctx.buffer(tag + " heads out", head * world), ctx.buffer(tag + " heads", head * world)
     _arrange(packing, (ctx.rank,) * world, mine)
-    used = _compact(packing, tuple(range(world)), starts, payload, body)
+    sizes = ctx.buffer(tag + " sizes", world, torch.int64)
+    used = _compact(packing, tuple(range(world)), starts, payload, body, sizes)
     write_headers(mixed.split(head), payload.status, ctx, lengths=[head + n for n in used])
     yield AllToAll(mixed, heads, (head,) * world, (head,) * world)
     flags = read_headers(heads.view(world, head), packing.count, ctx, (mine,) * world, shorter=True)
-    sizes = tuple(length - head for length in flags.lengths)
-    yield AllToAll(body[: sum(used)], bodies[: sum(sizes)], used, sizes, capacity=room)
-    places = list(zip(accumulate((0, *sizes[:-1])), sizes, strict=True))
+    lengths = tuple(length - head for length in flags.lengths)
+    yield AllToAll(body[: sum(used)], bodies[: sum(lengths)], used, lengths, capacity=room)
+    places = list(zip(accumulate((0, *lengths[:-1])), lengths, strict=True))
     _scatter(packing, (ctx.rank,) * world, mine, bodies, places, received)
     return wires, flags
 
@@ -107,12 +108,11 @@ def _arrange(packing: Packing, messages: tuple[int, ...], stride: int) -> tuple[
 
 
 def _compact(
-    packing: Packing, messages: tuple[int, ...], starts: tuple[int, ...], payload: Payload, body: Tensor
+    packing: Packing, messages: tuple[int, ...], starts: tuple[int, ...], payload: Payload, body: Tensor, sizes: Tensor
 ) -> tuple[int, ...]:
-    """The bodies of ``messages``, back to back in ``body``; returns their lengths in bytes."""
+    """The bodies of ``messages``, back to back in ``body``; returns their lengths in bytes, by way of ``sizes``."""
     if body.is_meta:
         return tuple(packing.splits[m] - packing.header for m in messages)
-    sizes = torch.empty(len(messages), dtype=torch.int64, device=body.device)
     ops.compact(payload.wire, *_spans(packing, messages, starts), body, sizes)
     return tuple(sizes.tolist())
 
@@ -120,5 +120,5 @@ def _compact(
 def _scatter(
     packing: Packing, messages: tuple[int, ...], stride: int, bodies: Tensor, places: list[tuple[int, int]], to: Tensor
 ) -> None:
-    if not to.is_meta:
+    if not to.is_meta:  # where bodies begin is heard anew in every step, so this small table is made anew
         ops.scatter(bodies, torch.tensor(places, dtype=torch.int64), *_arrange(packing, messages, stride), to)

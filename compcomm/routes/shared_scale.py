@@ -151,8 +151,8 @@ def _flags(peaks: Tensor, count: int, ctx: Context) -> Flags:
     first, second, bad = peaks[:3].tolist()
     if first == float("inf") or (first, second) != (place(ctx), -place(ctx)):
         raise fault(ctx.step, ctx.bucket, 1 if first == float("inf") else 2)
-    skip = (peaks[3 : 3 + count] == 0).to(torch.uint8)
-    return Flags(bad > 0, skip, bool(skip.any()))
+    zero = peaks.numpy()[3 : 3 + count] == 0
+    return Flags(bad > 0, torch.from_numpy(zero.view("u1")), bool(zero.any()))
 
 
 def _seal(word: Tensor, ctx: Context) -> DeferredBool:

@@ -59,6 +59,7 @@ def encode_(
     decay: float = 1.0,
     add: Bucket | None = None,
     add_scale: float = 1.0,
+    status: Tensor | None = None,
 ) -> Tensor:
     """slab <- encode(decay * x + add_scale * add). Leaves the content of ``x`` unspecified.
 
@@ -67,6 +68,7 @@ def encode_(
         slab: uint8, written from end to end.
         layout: the segments that are kept in this form; None: all of ``x.layout``.
         add: fp32, read only; holds all segments of ``layout`` too.
+        status: uint8 memory for what is returned; None: fresh memory.
 
     Returns:
         The kernels' ``status``, uint8: whether a non-finite number was met (and left out), then per segment whether
@@ -75,7 +77,7 @@ def encode_(
     layout = layout or x.layout
     packing = packed(codec, layout)
     _check("encode_", slab, packing.nbytes, layout, codec)
-    payload = codec.encode_(Source(x, add, decay, add_scale), _RNG, wire=slab, packing=packing)
+    payload = codec.encode_(Source(x, add, decay, add_scale), _RNG, wire=slab, packing=packing, status=status)
     return payload.status
 
 
