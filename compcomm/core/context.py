@@ -34,6 +34,11 @@ class Arena:
         """Ends a loan."""
         self._free.append(lent if lent._base is None else lent._base)
 
+    def clear(self) -> None:
+        """Lets all of it go: nobody who ran here runs again."""
+        self.buffers.clear()
+        self._free = []
+
     def nbytes(self) -> int:
         """Bytes held."""
         return sum(b.numel() * b.element_size() for b in (*self.buffers.values(), *self._free))

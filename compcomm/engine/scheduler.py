@@ -169,6 +169,11 @@ class Scheduler:
         if self.before is not None and step.counted and not step.recorded:
             step.kept = self.before.take(self.store)
 
+    def change(self, store: Store) -> None:
+        """Other state from the next step on, and maybe another reducer: what is kept of the old one's steps goes."""
+        self.store, self.last = store, []
+        self.arena.clear()
+
     def take_back(self) -> None:
         """All is as it was before the last step, which is over, and its number comes again."""
         step, self.latest = self.latest, None
@@ -315,6 +320,8 @@ class Scheduler:
     def _close(self, step: Step, bad: bool, abandon: bool) -> None:
         """The end of a step: its flows are told how it went, then whoever watches, then controllers review it."""
         flows, step.bad, failed = self._flows, bad, False
+        if abandon:  # its flows wrote over the buffers in which the last step's lie
+            self.last = []
         for f in flows:
             f.commit(bad)
             failed = failed or f.error is not None

@@ -73,7 +73,7 @@ class Setup:
         for expected in (*self._scheduler.layouts, layout):
             store.declare(expected)
         self.options, self.reducer = replace(self.options, reducer=reducer), settled
-        self._scheduler.store, self._scheduler.last = store, []
+        self._scheduler.change(store)
 
     def configuration(self) -> Any:
         """What ``switch`` changes, for ``restore``."""
@@ -81,7 +81,9 @@ class Setup:
 
     def restore(self, configuration: Any) -> None:
         """As it was."""
-        self.options, self.reducer, self._scheduler.store = configuration
+        self.options, self.reducer, store = configuration
+        if store is not self.store:
+            self._scheduler.change(store)
 
     def rename(self, names: Mapping[str, str], parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
         """Gives parameters their real names: random numbers are keyed by name."""

@@ -188,6 +188,16 @@ def test_an_abandoned_step_gives_its_payloads_back() -> None:
     assert bench.scheduler.number == 2
 
 
+def test_an_abandoned_step_leaves_no_flows_whose_buffers_it_wrote_over() -> None:
+    bench = Bench(cc.settle(cc.ErrorFeedback(cc.TopK(ratio=0.1)), 1))
+    bench.bucket(bench.step(), 0, True)
+    assert len(bench.scheduler.last) == 1
+    step = bench.step()
+    bench.bucket(step, 0, False)
+    bench.scheduler.abandon(step)
+    assert bench.scheduler.last == []
+
+
 class Broken(cc.SignScale):
     """Raises when it codes; a description on meta tensors does too."""
 

@@ -109,6 +109,59 @@ def test_a_step_whose_last_bucket_came_ends_by_itself(session: Session) -> None:
     assert session.step == 3
 
 
+def test_errors_are_those_of_the_last_good_step_or_unknown() -> None:
+    """An abandoned step writes over the buffers in which the last one's payloads lie."""
+    session = make(cc.ErrorFeedback(cc.TopK(ratio=0.1)))
+    for scale, abandoned in ((1.0, False), (-3.0, True)):
+        session.begin_step()
+        session.submit(cc.Bucket(scale * torch.arange(1.0, 1 + LAYOUT.numel), LAYOUT), last=not abandoned)
+        if abandoned:
+            session.abandon_step()
+        else:
+            session.end_step()
+            errors = session.statistics.errors()
+            assert errors["b"] is None and errors["w"] is not None and 0.0 < errors["w"] < 1.0
+    assert session.statistics.errors() == {}
+    session.close()
+
+
+@pytest.mark.parametrize(
+    "text", ["ErrorFeedback(TopK(ratio=0.1))", "DGC(TopK(ratio=0.1), momentum=0.0)", "EControl(TopK(ratio=0.1))"]
+)
+def test_whoever_feeds_something_back_has_errors(text: str) -> None:
+    """By what the slots declare, and not by their names."""
+    session = make(cc.parse(text))
+    for step in range(2):  # EControl's first one is dense
+        session.begin_step()
+        session.submit(cc.Bucket(torch.arange(LAYOUT.numel).sub(900.0 * step), LAYOUT), last=True)
+        session.end_step()
+    error = session.statistics.errors()["w"]
+    assert error is not None and 0.0 < error < 1.0
+    session.close()
+
+
+def test_another_reducer_begins_with_no_scratch_memory_of_the_old_one() -> None:
+    session = make(cc.ErrorFeedback(cc.TopK(ratio=0.1)))
+    arena = session.steps.scheduler.arena
+
+    def step() -> None:
+        session.begin_step()
+        session.submit(bucket(), last=True)
+        session.end_step()
+
+    step()
+    before, held = session.setup.configuration(), arena.nbytes()
+    session.setup.switch(cc.Exact())
+    step()
+    assert held > 0 and arena.nbytes() == 0, "a plain sum in place needs none"
+    session.setup.restore(before)
+    step()
+    assert arena.nbytes() == held
+    session.setup.switch(cc.Exact())
+    assert arena.nbytes() == 0
+    session.close()
+
+
 def test_sources_and_targets(session: Session) -> None:
     session.begin_step()
     with pytest.raises(TypeError, match="a host gives its gradient alone"):
