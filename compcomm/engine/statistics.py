@@ -15,7 +15,7 @@ from ..combine import setting as tunable
 from ..core.former import asked
 from ..core.layout import Layout
 from ..core.reducer import Reducer
-from ..core.state import State, Store
+from ..core.state import Merge, State, Store
 from ..core.structure import choices, controllers, current, scheduled
 from ..core.tables import table
 from ..transports.dry_run import plan
@@ -278,7 +278,8 @@ def parameter_bytes(
 def relative_errors(flows: Sequence[RunningFlow], store: Store) -> dict[str, float | None]:
     """|x - C(x)| / |x| by parameter, from the residual that a step left and the payload that it sent."""
     found: dict[str, float | None] = {}
-    unsent = {(e.segment.name, e.segment.offset): e for e in store.entries() if e.name in ("residual", "velocity")}
+    fed_back = (e for e in store.entries() if e.slot.pending and e.slot.merge is Merge.MEAN)  # of a rank's own coding
+    unsent = {(e.segment.name, e.segment.offset): e for e in fed_back}
     for flow in flows:
         layout, sent = flow.bucket.layout, flow.result.sent
         found.update((s.name, None) for s in layout.segments)

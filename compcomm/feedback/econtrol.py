@@ -111,7 +111,7 @@ class EControl(EstimateScheme):
             if result.sent is not None:
                 result.sent.add_(estimate, -1.0)
 
-        return Reduced(undo=undo, bad=result.bad, dead=result.dead)
+        return Reduced(result.sent, undo=undo, bad=result.bad, dead=result.dead)
 
 
 _TYPICAL = 1 << 20
