@@ -172,4 +172,4 @@ class LocalState:
         """Between two steps, with parameters that have names."""
         self._steps.between(call)
         if not self._setup.named:
-            raise StateError(nameless(call))
+            raise StateError(nameless(call, self._setup.options.host))

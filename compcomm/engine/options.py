@@ -11,6 +11,7 @@ from torch import nn
 from ..core.compressor import Compressor
 from ..core.reducer import Reducer
 from ..core.structure import Group
+from .host import SCRIPT, Host
 
 
 def _is(value: object, *kinds: type) -> bool:
@@ -23,6 +24,7 @@ class Options:
 
     Args:
         reducer, scaler, seed, check_every, optimizer, discardable: see ``DDPState``.
+        host: how errors speak of it.
     """
 
     reducer: Reducer | Compressor
@@ -31,25 +33,27 @@ class Options:
     check_every: int = 0
     optimizer: Any = None
     discardable: bool = False
+    host: Host = SCRIPT
 
     def __post_init__(self) -> None:
+        call = self.host.call
         if not _is(self.reducer, Reducer, Compressor):
             raise TypeError(
-                f"attach: {self.reducer!r} is no reducer. Give one, such as cc.ErrorFeedback(cc.TopK(ratio=0.01)), "
+                f"{call}: {self.reducer!r} is no reducer. Give one, such as cc.ErrorFeedback(cc.TopK(ratio=0.01)), "
                 f"or a compressor; cc.parse(text) makes one from text."
             )
         if not _is(self.seed, int) or not -(2**63) <= self.seed < 2**63:
-            raise ValueError(f"attach: seed={self.seed!r} is not a 64-bit integer.")
+            raise ValueError(f"{call}: seed={self.seed!r} is not a 64-bit integer.")
         if not _is(self.check_every, int) or self.check_every < 0:
-            raise ValueError(f"attach: check_every={self.check_every!r}: give a number of steps, or 0 for never.")
+            raise ValueError(f"{call}: check_every={self.check_every!r}: give a number of steps, or 0 for never.")
         if self.scaler is not None and not callable(getattr(self.scaler, "get_scale", None)):
-            raise TypeError(f"attach: scaler={self.scaler!r} has no get_scale(); give a torch.amp.GradScaler.")
+            raise TypeError(f"{call}: scaler={self.scaler!r} has no get_scale(); give a torch.amp.GradScaler.")
 
         if not isinstance(self.discardable, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"attach: discardable={self.discardable!r}: True keeps what discard() needs, or False.")
+            raise TypeError(f"{call}: discardable={self.discardable!r}: True keeps what discard() needs, or False.")
         if any(not isinstance(getattr(o, "param_groups", None), list) for o in self._optimizers):
             raise TypeError(
-                f"attach: optimizer={self.optimizer!r} has no param_groups. Give one of torch.optim, or several in "
+                f"{call}: optimizer={self.optimizer!r} has no param_groups. Give one of torch.optim, or several in "
                 f"a tuple."
             )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core.transport import Transport
 from .agreement import gather
+from .host import SCRIPT, Host
 from .observer import Observer
 from .running_flow import RunningFlow
 from .setup import Setup
@@ -27,7 +28,7 @@ class Comparison(Observer):
     def after_step(self, flows: Sequence[RunningFlow], exposed: float) -> None:
         number, setup = self._steps.scheduler.number, self._setup
         if number % setup.options.check_every == 0:
-            check(self._steps.transport, setup.parameters, number, alone=setup.unaveraged())
+            check(self._steps.transport, setup.parameters, number, alone=setup.unaveraged(), host=setup.options.host)
 
 
 class DivergenceError(RuntimeError):
@@ -40,6 +41,7 @@ def check(
     step: int,
     call: str = "check_every",
     alone: Sequence[str] = (),
+    host: Host = SCRIPT,
 ) -> None:
     """Compares a 64-bit BLAKE2 hash of every parameter over the ranks: 8 bytes each on the wire, and what each rank
     knows of parameters that train ``alone``.
@@ -49,13 +51,13 @@ def check(
             or one that trains alone.
     """
     size = 8 * len(parameters)
-    mine = b"".join([size.to_bytes(8, "little"), *(digest(t) for _, t in parameters), _few(alone).encode()])
-    rows = gather(transport, mine)
+    mine = b"".join([size.to_bytes(8, "little"), *(digest(t) for _, t in parameters), few(alone).encode()])
+    rows = gather(transport, mine, call)
     if any(row[:8] != mine[:8] or len(row) < 8 + size for row in rows):
         raise DivergenceError(f"{call}, step {step}: the ranks hold different numbers of parameters.")
     told = [row[8 + size :].decode("utf-8", "replace") for row in rows]
     if any(told):
-        raise DivergenceError(f"{call}, step {step}: {unaveraged(next(filter(None, told)))}")
+        raise DivergenceError(f"{call}, step {step}: {next(filter(None, told))} {host.alone}")
     hashes = np.frombuffer(b"".join(row[8 : 8 + size] for row in rows), dtype=np.uint64).reshape(transport.world, -1)
     wrong = (hashes != hashes[0]).any(0)
     if wrong.any():
@@ -71,17 +73,8 @@ def check(
         )
 
 
-def unaveraged(names: str | Iterable[str]) -> str:
-    """What is wrong with parameters that want a gradient and are in no bucket, and what to do."""
-    which = names if isinstance(names, str) else _few(list(names))
-    return (
-        f"{which} had requires_grad=False when DDP(...) was made, or came later: in no bucket, so each rank trains its "
-        f"own. Make DDP(...) anew after unfreezing. Where each rank shall have its own, tell DDP before it is made: "
-        f"DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, [names])."
-    )
-
-
-def _few(names: Sequence[str]) -> str:
+def few(names: Sequence[str]) -> str:
+    """The first of some parameters."""
     text = ", ".join(map(repr, names[:3]))
     return text and f"parameter{'s' * (len(names) > 1)} {text}{', ...' if len(names) > 3 else ''}"
 

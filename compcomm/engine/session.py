@@ -107,10 +107,7 @@ class Session:
             reducer = settle(options.reducer, world)
             if parameters is None and (options.check_every or reducer.traits.named):
                 what = f"check_every={options.check_every}" if options.check_every else repr(options.reducer)
-                raise StateError(
-                    f"DDPState: {what} needs the parameters' names. Call state.bind(model) before the first backward "
-                    f"pass, or use cc.attach(model, reducer)."
-                )
+                raise StateError(f"{options.host.call}: {what} needs the parameters' names. {options.host.unnamed}")
             store = Store(reducer, transport.rank, world, device)
             for expected in layouts or (layout,):
                 store.declare(expected.row_major)
@@ -131,7 +128,7 @@ class Session:
             "parameters": [_told(n, p) for n, p in named],
             **(facts or {}),
         }
-        agree(transport, compared, failure)
+        agree(transport, compared, failure, host=options.host)
         over = weakref.WeakMethod(self._over)  # the worker's thread must not keep its owner alive
 
         def after(flows: list[RunningFlow], bad: bool) -> None:
@@ -143,7 +140,7 @@ class Session:
         scheduler = Scheduler(transport, store, Arena(device), options.seed, after, before)
         in_thread = device.type != "cuda" or transport.staged
         worker = Worker(self, "compcomm-scheduler") if in_thread else None
-        self.steps = Steps(transport, scheduler, worker, pace or Pace())
+        self.steps = Steps(transport, scheduler, worker, pace or Pace(), options.host)
         self.setup = Setup(options, reducer, parameters, scheduler)
         self.statistics = Statistics(self.setup, self.steps)
         self.observers: list[Observer] = []

@@ -14,13 +14,14 @@ from ..core.reducer import Reducer
 from ..core.state import Store
 from ..core.structure import check_optimizer
 from ..routes.choose import settle
+from .host import Host
 from .options import Options
 from .scheduler import Scheduler
 
 
-def nameless(call: str) -> str:
+def nameless(call: str, host: Host) -> str:
     """Why what needs names cannot be done."""
-    return f"{call}: parameters have no names yet. Call state.bind(model) first."
+    return f"{call}: parameters have no names yet. {host.nameless}"
 
 
 class Setup:

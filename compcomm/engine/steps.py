@@ -14,6 +14,7 @@ from ..core.source import Source, Target
 from ..core.state import StateError
 from ..core.transport import Transport, TransportError
 from ..transports.worker import Worker
+from .host import Host
 from .jobs import Job, Step
 from .pace import Kind, Pace
 from .scheduler import Scheduler
@@ -26,10 +27,14 @@ class Steps:
     then does it run to its end. It is *over* when everything is done that is done after it.
     """
 
-    def __init__(self, transport: Transport, scheduler: Scheduler, worker: Worker | None, pace: Pace) -> None:
+    def __init__(
+        self, transport: Transport, scheduler: Scheduler, worker: Worker | None, pace: Pace, host: Host
+    ) -> None:
         self.transport, self.scheduler, self.worker = transport, scheduler, worker
         self.pace = pace
         """How the host's backward passes make steps."""
+        self.host = host
+        """How errors speak of it."""
         self.exposed = 0.0
         """Seconds that the host has waited for buckets with nothing else to do."""
         self.on_broken: Callable[[], object] | None = None
@@ -143,14 +148,13 @@ class Steps:
         if self.open:
             raise StateError(
                 f"{call}: step {self.scheduler.number} has begun and its backward pass has not ended, or raised, so a "
-                f"part of the residuals is under way. After an error, run model.reducer._reset_state() and one more "
-                f"backward pass on every rank, then call {call} again; or go back to the last checkpoint."
+                f"part of the residuals is under way. {self.host.unfinished.format(call=call)}"
             )
         self.synchronize()
 
     def check(self) -> None:
         """Raises where no further step is possible."""
-        reducer = self.scheduler.store.reducer
+        reducer, host = self.scheduler.store.reducer, self.host
         broken = self.scheduler.broken
         if broken is not None:
             was_open, self.open = self.open, False
@@ -158,15 +162,15 @@ class Steps:
                 self._tell_host()
                 raise broken
             raise RuntimeError(
-                f"{reducer!r}: this attachment broke in step {self.scheduler.number - 1} and takes no more gradients: "
+                f"{reducer!r}: this {host.what} broke in step {self.scheduler.number - 1} and takes no more gradients: "
                 f"{type(broken).__name__}: {broken} Restart from a checkpoint."
             ) from broken
         if self.closed:
-            raise RuntimeError(f"{reducer!r}: this attachment was detached. Wrap the model in a new DDP(...).")
+            raise RuntimeError(f"{reducer!r}: this {host.what} {host.over}")
         try:
             self.transport.check()
         except TransportError as error:
-            raise RuntimeError(f"{reducer!r}: {error}") from None
+            raise RuntimeError(f"{reducer!r}: {error} {host.regroup}") from None
 
     def close(self) -> None:
         """Ends the thread; a step that is under way is given up."""

@@ -36,7 +36,6 @@ from ..engine.attachment import Attachment
 from ..engine.options import Options
 from ..engine.pace import NOTHING, Kind, Pace
 from ..engine.remainder import Remainder
-from ..engine.replicas import unaveraged
 from ..engine.saved import Portable
 from ..engine.setup import nameless
 from ..engine.statistics import Report
@@ -46,7 +45,7 @@ from .auto import Auto, AutoController
 from .backward import as_it_is, engine, refuse_pairs
 from .bypass import Bypass
 from .joining import connect, decline, patience
-from .names import averaged, check_dtype, every, expected, those, unfrozen
+from .names import DDP, averaged, check_dtype, every, expected, those, unaveraged, unfrozen
 from .sharded import check_whole_parameter
 
 GradBucket: Any = dist.GradBucket  # pyright: ignore[reportPrivateImportUsage]
@@ -85,7 +84,7 @@ class DDPState:
     ) -> None:
         self.auto = reducer if isinstance(reducer, Auto) else None
         given = Exact() if isinstance(reducer, Auto) else reducer
-        self.options = Options(given, scaler, seed, check_every, optimizer, discardable)
+        self.options = Options(given, scaler, seed, check_every, optimizer, discardable, DDP)
         self.group, self.timeout = group, patience(timeout)
         self.attachment: Attachment | None = None
         self.controller: AutoController | None = None
@@ -233,7 +232,7 @@ class DDPState:
 
     def _opened(self, call: str) -> Attachment:
         if self._bound is None:
-            raise StateError(nameless(call))
+            raise StateError(nameless(call, DDP))
         if self.attachment is None:
             return self.open(self._bound[0][1].device if self._bound else torch.device("cpu"))
         return self.attachment
@@ -243,7 +242,7 @@ class DDPState:
         if self.attachment is not None:
             return self.attachment  # which asks them
         if self._bound is None:
-            decline(StateError(nameless(call)), self.group, torch.device("cpu"))
+            decline(StateError(nameless(call, DDP)), self.group, torch.device("cpu"))
         return self._opened(call)
 
     def look(self, flat: Tensor, kind: Kind) -> None:

@@ -15,8 +15,8 @@ from ..transports.process_group import ProcessGroup
 _LONGEST = 1e9  # seconds: a generation
 
 
-def patience(timeout: timedelta | float | None) -> timedelta | None:
-    """The timeout of one collective; None: torch's default.
+def patience(timeout: timedelta | float | None, call: str = "attach") -> timedelta | None:
+    """The timeout of one collective; None: torch's default. ``call``: how errors name what it was given to.
 
     Raises:
         TypeError: it is no time.
@@ -25,13 +25,13 @@ def patience(timeout: timedelta | float | None) -> timedelta | None:
     if timeout is None or isinstance(timeout, timedelta):
         found = timeout
     elif isinstance(timeout, bool) or not isinstance(timeout, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"attach: timeout={timeout!r}: give a number of seconds, a timedelta, or None for torch's own.")
+        raise TypeError(f"{call}: timeout={timeout!r}: give a number of seconds, a timedelta, or None for torch's own.")
     elif not 0 < timeout <= _LONGEST:
-        raise ValueError(f"attach: timeout={timeout!r} is not a positive time: give seconds, up to {_LONGEST:.0e}.")
+        raise ValueError(f"{call}: timeout={timeout!r} is not a positive time: give seconds, up to {_LONGEST:.0e}.")
     else:
         found = timedelta(seconds=float(timeout))
     if found is not None and found <= timedelta(0):
-        raise ValueError(f"attach: timeout={timeout!r} is not a positive time.")
+        raise ValueError(f"{call}: timeout={timeout!r} is not a positive time.")
     return found
 
 
@@ -42,7 +42,7 @@ def connect(
 
     ``timeout``: seconds (or timedelta) that one collective may take; None: torch's default, 30 minutes.
     """
-    return ProcessGroup.over(group, device, patience(timeout))
+    return ProcessGroup.over(group, device, patience(timeout, "connect"))
 
 
 def decline(error: Exception, group: dist.ProcessGroup | None, device: torch.device) -> NoReturn:

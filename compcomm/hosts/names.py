@@ -9,9 +9,29 @@ import torch
 from torch import Tensor, nn
 
 from ..core.layout import Layout
+from ..engine.host import Host
+from ..engine.replicas import few
 from .sharded import check_whole_parameter
 
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
+
+
+DDP = Host(
+    call="attach",
+    make="attach",
+    what="attachment",
+    over="was detached. Wrap the model in a new DDP(...).",
+    unnamed="Call state.bind(model) before the first backward pass, or use cc.attach(model, reducer).",
+    nameless="Call state.bind(model) first.",
+    unfinished="After an error, run model.reducer._reset_state() and one more backward pass on every rank, then call "
+    "{call} again; or go back to the last checkpoint.",
+    alike="Convert the model alike on every rank, before DDP(...).",
+    alone="had requires_grad=False when DDP(...) was made, or came later: in no bucket, so each rank trains its own. "
+    "Make DDP(...) anew after unfreezing. Where each rank shall have its own, tell DDP before it is made: "
+    "DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, [names]).",
+    regroup="Train before that, or wrap the model in a new DDP(...) and attach.",
+)
+"""How errors speak to who has a DDP model."""
 
 
 def inner(model: nn.Module) -> nn.Module:
@@ -63,6 +83,11 @@ def unfrozen(model: nn.Module, held: Container[int]) -> list[str]:
             found.setdefault(id(parameter), []).append(name)
     skip = _to_ignore(model)
     return [plain(names[0]) for names in found.values() if not any(n in skip for n in names)]
+
+
+def unaveraged(names: list[str]) -> str:
+    """What is wrong with what ``unfrozen`` names, and what to do."""
+    return f"{few(names)} {DDP.alone}"
 
 
 def plain(name: str) -> str:

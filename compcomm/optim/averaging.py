@@ -21,6 +21,7 @@ from .exchange import Exchange
 from .flags import Flags
 from .flat import Batch, Flat
 from .hook import Hook
+from .options import host
 from .skips import Skips
 
 
@@ -138,7 +139,7 @@ class Averaging(Skips):
     def _make(self, reducer: Compressor | Reducer, trial: Callable[[Reducer, Layout], None] | None = None) -> Exchange:
         groups = [repr({k: v for k, v in g.items() if k not in ("params", checkpoint.OURS)}) for g in self.param_groups]
         facts = {"optimizer": self._call, **self._facts, "groups": groups}
-        return Exchange(reducer, self.flat, self.group, self._timeout, self._seed, facts, trial)
+        return Exchange(reducer, self.flat, self.group, self._timeout, self._seed, facts, host(self._call), trial)
 
     def _start_gradient_averaging(self) -> None:
         """Gradients are averaged: by DDP's hook, or by ``dense`` in ``step``. Collective."""

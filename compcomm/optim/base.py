@@ -14,7 +14,7 @@ from torch import Tensor
 from ..core.compressor import Compressor
 from ..core.reducer import Reducer
 from ..engine.statistics import Report
-from ..hosts.joining import decline
+from ..hosts.joining import decline, patience
 from . import checkpoint, recall
 from .averaging import Averaging
 from .options import check_warmup, feedback
@@ -73,7 +73,7 @@ class CompressedOptimizer(Averaging):
         self._driven, self._scaled, self._apart = False, True, False
         self._names = {}
         self._facts = dict(facts)
-        self._timeout, self._seed = timeout, seed
+        self._seed = seed
         self._warmup = warmup
         self._hook = None
         self.dense = None
@@ -82,6 +82,7 @@ class CompressedOptimizer(Averaging):
         ddp: Any = None
         try:
             check()
+            self._timeout = patience(timeout, self._call)
             source = find(self._call, given, params)
             ddp = source.ddp
             if group is None and ddp is not None:

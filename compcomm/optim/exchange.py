@@ -20,6 +20,7 @@ from ..core.layout import Bucket, Layout
 from ..core.reducer import Reducer
 from ..core.transport import Transport
 from ..engine.attachment import Attachment
+from ..engine.host import Host
 from ..engine.options import Options
 from ..engine.statistics import Report
 from ..hosts.joining import connect
@@ -40,6 +41,7 @@ class Exchange:
         timeout: timedelta | float | None,
         seed: int,
         facts: Mapping[str, Any],
+        host: Host,
         trial: Callable[[Reducer, Layout], None] | None = None,
     ) -> None:
         """Collective over the group.
@@ -47,7 +49,7 @@ class Exchange:
         Raises:
             AgreementError: the ranks differ in parameters, reducer or ``facts``, or one of them cannot take part.
         """
-        options = Options(reducer, seed=seed)
+        options = Options(reducer, seed=seed, host=host)
         named: list[tuple[str, nn.Parameter]] = flat.named
         transport = connect(group, flat.device, timeout)
         self.attachment = Attachment(transport, options, named, trial=trial, layouts=flat.layouts, facts=facts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from ..engine.attachment import Attachment
 from ..hosts.attach import watch
 from ..hosts.backward import once_over, refuse_pairs
 from ..hosts.ddp import DDPState, GradBucket, ddp_hook
+from .options import host
 
 
 class Hook:
@@ -52,6 +54,7 @@ class Hook:
         """From now on gradients are averaged by ``warmup``; None: they are left alone. Collective."""
         if warmup is not None:
             self._state = DDPState(warmup, group=group, timeout=timeout, seed=seed)
+            self._state.options = replace(self._state.options, host=host(self._call))
             self._state.bind(ddp)
             self.attachment = self._state.open(next(p.device for p in ddp.parameters()))
             watch(ddp, self.attachment)

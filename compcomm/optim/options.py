@@ -15,10 +15,24 @@ from ..compressors.sign import SignScale
 from ..compressors.unproven import Unproven
 from ..core.compressor import Compressor
 from ..core.reducer import Reducer
+from ..engine.host import Host
 from ..feedback.error_feedback import ErrorFeedback
 from ..routes.base import Route
 from ..routes.choose import settle
 from ..routes.exact import Exact
+
+
+def host(call: str) -> Host:
+    """How errors of what averages for an optimizer speak: its parameters have names, and a step of its own ends."""
+    return Host(
+        call=call,
+        make="make it",
+        what="optimizer",
+        over="is detached. Make a new one, and a new DDP(...).",
+        unfinished="After an error, restart from a checkpoint.",
+        alike="Convert the model alike on every rank, before the optimizer (and DDP) is made.",
+        regroup=f"Train before that, or make a new {call}, and a new DDP(...).",
+    )
 
 
 def feedback(call: str, compressor: Any) -> Compressor | Reducer:

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..engine.replicas import unaveraged
 from ..hosts.attach import check_free
 from ..hosts.names import (
     averaged,
     check_dtype,
     inner,
     named,
+    unaveraged,
     unfrozen,
 )
 from ..hosts.sharded import check_whole, check_whole_parameter

@@ -43,7 +43,7 @@ def compare(call: str, transport: Transport, flat: Flat, step: int, alike: bool)
     if alike:
         replicas.check(transport, flat.named, step, f"{call}, without DDP")
     grads = [p.grad for p in flat.params if p.grad is not None]
-    rows = gather(transport, b"".join(replicas.digest(g) for g in grads))
+    rows = gather(transport, b"".join(replicas.digest(g) for g in grads), call)
     if any(bool(g.any()) for g in grads) and all(row == rows[0] for row in rows):
         raise RuntimeError(
             f"{call}: the gradients of all ranks are equal to the bit. Either DDP averages them already: give the "

@@ -154,7 +154,7 @@ class ProcessGroup:
         kind, dtype, nbytes = op.signature
         return TransportError(
             f"rank {self.rank} of {self.world}: {kind} of {nbytes} bytes ({dtype}) did not finish: a peer has died, or "
-            f"is later than the group's timeout (as where hook.enabled or hook.passes differs between ranks). "
+            f"is later than the group's timeout (as where `enabled`, `passes` or the buckets differ between ranks). "
             f"The cause is in the log of the first rank that stopped. [{error}]"
         )
 
@@ -169,7 +169,7 @@ class ProcessGroup:
         if dist.group.WORLD is not self._default or (self._given is not None and not compat.alive(self._given)):
             raise TransportError(
                 "its process group was destroyed (torch.distributed.destroy_process_group()), so nothing averages "
-                "these gradients. Train before that, or wrap the model in a new DDP(...) and attach."
+                "these gradients."
             )
 
     def close(self) -> None:

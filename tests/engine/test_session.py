@@ -14,6 +14,7 @@ import compcomm as cc
 from compcomm.core.collectives import AllGather, AllToAll, Collective, ReduceScatter
 from compcomm.core.source import Source, Target
 from compcomm.core.transport import Pending, TransportError
+from compcomm.engine.host import Host
 from compcomm.engine.observer import Observer
 from compcomm.engine.operands import accept
 from compcomm.engine.options import Options
@@ -204,7 +205,28 @@ def test_a_transport_that_is_gone_and_a_session_that_is_closed() -> None:
         session.begin_step()
     session.close()
     assert transport.closed
-    with pytest.raises(RuntimeError, match="was detached"):
+    with pytest.raises(RuntimeError, match="this session was closed"):
+        session.begin_step()
+
+
+def test_errors_speak_of_the_host() -> None:
+    """A script's user reads of the session; a host that hands in its own words is spoken of by these."""
+    with pytest.raises(ValueError, match=r"^Session: seed=1.5 is not"):
+        Options(cc.Exact(), seed=1.5)  # type: ignore[arg-type]
+    with pytest.raises(cc.StateError, match=r"^Session: check_every=3 needs the parameters' names\. Give the names"):
+        Session(Alone(), Options(cc.Exact(), check_every=3), None)
+    ours = Host(call="train", what="trainer", over="has ended. Start another.", nameless="Name them.")
+    with pytest.raises(TypeError, match=r"^train: scaler=3 has no get_scale"):
+        Options(cc.Exact(), scaler=3, host=ours)
+    session = Session(Alone(), Options(cc.Exact(), host=ours), None)
+    with pytest.raises(cc.StateError, match=r"save: parameters have no names yet\. Name them"):
+        session.state.load("save", {}, merged=False)
+    session.begin_step()
+    session.submit(bucket())
+    with pytest.raises(cc.StateError, match=r"call abandon_step\(\) on every rank, then call state_dict again"):
+        session.state.save()
+    session.close()
+    with pytest.raises(RuntimeError, match="this trainer has ended"):
         session.begin_step()
 
 
