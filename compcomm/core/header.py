@@ -121,7 +121,8 @@ def read_headers(
         if (magic, flags >> 16, step, bucket, length) != here or flags & 0xFFFF & ~(NONFINITE | FAILED):
             raise PeerError(
                 f"rank {rank} sent (magic, rank, step, bucket, bytes) = {(magic, flags >> 16, step, bucket, length)} "
-                f"where {here} was due: the ranks are out of step, or configured differently."
+                f"where {here} was due: the ranks are out of step, or configured differently. Make the same calls with "
+                f"the same arguments on every rank, and restart."
             )
         bad |= bool(flags & NONFINITE)
     zero = np.bitwise_and.reduce(heads[:, FIELDS:], axis=0)
@@ -144,7 +145,8 @@ def _read_later(messages: Tensor, count: int, ctx: Context, lengths: tuple[int, 
             return PeerError(f"rank {rank} failed in step {step}, bucket {bucket}; its own log has the error.")
         return PeerError(
             f"rank {rank} sent, for step {step} and bucket {bucket}, a message of another program, step, bucket or "
-            f"length: the ranks are out of step, or configured differently."
+            f"length: the ranks are out of step, or configured differently. Make the same calls with the same "
+            f"arguments on every rank, and restart."
         )
 
     ctx.faults.append(DeferredError(word, explain))

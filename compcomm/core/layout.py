@@ -98,16 +98,25 @@ class Layout:
     def _check(self, end: int) -> None:
         numel = self.numel
         if end > numel:
-            raise ValueError(f"Layout(numel={numel}): a segment ends at element {end}, beyond the buffer.")
+            raise ValueError(
+                f"Layout(numel={numel}): a segment ends at element {end}, beyond the buffer. Give numel={end} or more, "
+                f"or leave it out."
+            )
         for s in self.segments:
             if not all(isinstance(n, Integral) for n in (s.start, s.stop, s.offset, *s.shape)):
-                raise TypeError(f"Layout: {s} has places or a shape that are no integers.")
+                raise TypeError(f"Layout: {s} has places or a shape that are no integers. Count elements, as integers.")
             if not 0 <= s.start <= s.stop or s.offset < 0 or s.offset + s.numel > prod(s.shape):
-                raise ValueError(f"Layout: {s} does not fit its parameter of {prod(s.shape)} elements.")
+                raise ValueError(
+                    f"Layout: {s} does not fit its parameter of {prod(s.shape)} elements. It needs 0 <= start <= stop "
+                    f"and, within the parameter, 0 <= offset and offset + stop - start <= {prod(s.shape)}."
+                )
         placed = sorted((s.start, s.stop, s.name) for s in self.segments if s.numel)
         for (_, stop, a), (start, _, b) in pairwise(placed):
             if start < stop:
-                raise ValueError(f"Layout: {a!r} ends at element {stop} and {b!r} begins at {start}: they overlap.")
+                raise ValueError(
+                    f"Layout: {a!r} ends at element {stop} and {b!r} begins at {start}: they overlap. Give each "
+                    f"element of the buffer to one segment, as Layout.of(...) does."
+                )
 
     @classmethod
     def of(cls, shapes: Iterable[tuple[str, Iterable[int] | Tensor]]) -> Layout:

@@ -267,7 +267,10 @@ def pack_rows(compressor: Format, layout: Layout, world: int) -> Packing:
     """One message per owner, with the owner's row of a sharded host's buffer (``Layout.rows``)."""
     rows = layout.rows(world)
     if rows is None:
-        raise ValueError(f"{compressor!r}: {layout!r} is not made of {world} equal rows, one per owner.")
+        raise ValueError(
+            f"{compressor!r}: {layout!r} is not made of {world} equal rows, one per owner. "
+            f"Lay the buffer out in one row per rank, each with segments of its own, or ask for the whole mean."
+        )
     where = {s: i for i, s in enumerate(layout.segments)}
     parts = tuple(tuple((where[s], s) for s in row.segments) for row in rows)
     return Packing(compressor, parts, len(layout.segments))

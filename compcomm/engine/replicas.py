@@ -54,7 +54,11 @@ def check(
     mine = b"".join([size.to_bytes(8, "little"), *(digest(t) for _, t in parameters), few(alone).encode()])
     rows = gather(transport, mine, call)
     if any(row[:8] != mine[:8] or len(row) < 8 + size for row in rows):
-        raise DivergenceError(f"{call}, step {step}: the ranks hold different numbers of parameters.")
+        counts = [int.from_bytes(row[:8], "little") // 8 for row in rows]
+        raise DivergenceError(
+            f"{call}, step {step}: the ranks hold different numbers of parameters: {counts}, in rank order. Build the "
+            f"same model on every rank."
+        )
     told = [row[8 + size :].decode("utf-8", "replace") for row in rows]
     if any(told):
         raise DivergenceError(f"{call}, step {step}: {next(filter(None, told))} {host.alone}")

@@ -115,7 +115,10 @@ class DDPState:
         names = every(model)
         unknown = [p for key, p in self._seen.items() if key not in names]
         if unknown:
-            raise StateError(f"{call}: {len(unknown)} parameters that had gradients are not in this model.")
+            raise StateError(
+                f"{call}: {len(unknown)} parameters that had gradients are not in this model. Give the DDP model that "
+                f"has the hook."
+            )
         if isinstance(model, nn.parallel.DistributedDataParallel):
             parameters = averaged(model)
             alone = unfrozen(model, {id(p) for _, p in parameters})
@@ -268,7 +271,10 @@ class DDPState:
             self._meet(parameters)
             found = Layout.of((self._names[id(p)], p) for p in parameters)
             if found.numel != bucket.buffer().numel():
-                raise RuntimeError(f"DDP's bucket has {bucket.buffer().numel()} elements where {found.numel} are due.")
+                raise RuntimeError(
+                    f"ddp_hook: DDP's bucket has {bucket.buffer().numel()} elements where its parameters have "
+                    f"{found.numel}: their shapes have changed. Make DDP(...) anew after changing parameters."
+                )
             self._layouts[key] = found
         return found
 

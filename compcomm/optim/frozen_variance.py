@@ -138,7 +138,9 @@ class FrozenVariance(CompressedOptimizer):
         steps, frozen = extra.get("steps"), extra.get("frozen_at")
         whole = all(isinstance(extra.get(name), Mapping) for name in self.KEPT)
         if not isinstance(steps, int) or not isinstance(frozen, int | None) or not whole:
-            raise StateError(f"load_state_dict: steps={steps!r}, frozen_at={frozen!r}: the checkpoint is damaged.")
+            raise StateError(
+                f"load_state_dict: steps={steps!r}, frozen_at={frozen!r}: the checkpoint is damaged. Use an older one."
+            )
         self._check_vectors(vectors, frozen)
         Freeze("auto", 0.9).load_state_dict(extra["warmup"])
 

@@ -64,10 +64,12 @@ def check_local(
         if shapes != [p.shape for p in params]:
             raise StateError(
                 f"load_state_dict: this rank's {name!r}, of its steps since the last synchronisation, is missing or of "
-                f"others."
+                f"others. Give each rank the state_dict() that it saved itself, of this model."
             )
     if not isinstance(extra.get("steps"), int) or extra["steps"] < 1:
         raise StateError(f"load_state_dict: {extra.get('steps')!r} local steps. Use an older checkpoint.")
     for name in ("travelled", "shrunk"):
         if not isinstance(extra.get(name), list) or len(extra[name]) != groups:
-            raise StateError(f"load_state_dict: {name}={extra.get(name)!r} where {groups} numbers are due.")
+            raise StateError(
+                f"load_state_dict: {name}={extra.get(name)!r} where {groups} numbers are due. Use an older checkpoint."
+            )

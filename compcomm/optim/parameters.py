@@ -79,7 +79,10 @@ def _groups(call: str, given: Any, names: Mapping[int, str], ddp: Any) -> tuple[
         raise TypeError(f"{call}({type(given).__name__}): give a model, its parameters, or a list of groups.")
     entries: list[Any] = list(given)
     if not entries:
-        raise ValueError(f"{call}: there are no parameters.")
+        raise ValueError(
+            f"{call}([]): there are no parameters. Give the model, or model.parameters(), called anew: what it returns "
+            f"is read once."
+        )
     found: list[dict[str, Any]] = [dict(e) for e in entries] if isinstance(entries[0], dict) else [{"params": entries}]
     count = 0
     out: list[tuple[str, Tensor]] = []
@@ -98,7 +101,8 @@ def _groups(call: str, given: Any, names: Mapping[int, str], ddp: Any) -> tuple[
     devices = {p.device for group in found for _, p in group["params"] if isinstance(p, Tensor)}
     if len(devices) > 1:
         raise ValueError(
-            f"{call}: parameters on {' and '.join(sorted(map(str, devices)))}; one process has one device."
+            f"{call}: parameters on {' and '.join(sorted(map(str, devices)))}; one process has one device. Move all of "
+            f"them to one, before the optimizer is made."
         )
     return found, ddp, out
 

@@ -154,13 +154,23 @@ def _in_order(opt: Contract, given: Mapping[str, Any]) -> Entries:
     there = [len(g["params"]) for g in given["param_groups"]]
     here = [len(g["params"]) for g in opt.param_groups]
     if there != here:
-        raise StateError(f"load_state_dict: groups of {there} parameters in the checkpoint and of {here} here.")
+        raise StateError(
+            f"load_state_dict: groups of {there} parameters in the checkpoint and of {here} here. Make the optimizer "
+            f"with the groups that it was saved with."
+        )
     keys = list(chain.from_iterable(g["params"] for g in given["param_groups"]))
     state = given["state"]
     if not isinstance(state, Mapping) or not set(state) <= set(keys):
         count = len(state) if isinstance(state, Mapping) else "no"
-        raise StateError(f"load_state_dict: moments of {count} parameters, and there are {len(keys)} here.")
+        raise StateError(_other_model(count, len(keys)))
     return [_mapping(state.get(key)) for key in keys]
+
+
+def _other_model(count: int | str, here: int) -> str:
+    return (
+        f"load_state_dict: moments of {count} parameters, and there are {here} here. Load it into the model that it "
+        f"was saved with."
+    )
 
 
 def _content(opt: Contract, filed: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
@@ -188,7 +198,7 @@ def _vectors(flat: Flat, entries: Entries) -> dict[str, Tensor]:
     empty = [i for i, e in enumerate(entries) if not e]
     if empty:
         count = len(entries) - len(empty)
-        raise StateError(f"load_state_dict: moments of {count} parameters, and there are {len(entries)} here.")
+        raise StateError(_other_model(count, len(entries)))
     names: list[str] = (
         sorted(n for n in entries[0] if n not in ("step", OURS) and _there(entries[0][n])) if entries else []
     )
@@ -217,7 +227,10 @@ def _lonely(opt: Contract, entries: Entries) -> tuple[dict[str, Tensor], int]:
         return opt.alone.vectors(), 0
     vectors = _vectors(opt.alone.flat, entries)
     if set(vectors) != set(opt.alone.vectors()):
-        raise StateError(f"load_state_dict: moments {sorted(vectors)} of parameters that DDP ignores.")
+        raise StateError(
+            f"load_state_dict: moments {sorted(vectors)} of parameters that DDP ignores, where "
+            f"{sorted(opt.alone.vectors())} are due. Use a checkpoint of this optimizer."
+        )
     return vectors, adam.steps(entries)
 
 

@@ -343,7 +343,7 @@ class ZeroOneAdam(RefreshedVariance):
         if not numbers or not isinstance(warmup, Mapping) or not isinstance(local, Mapping | None):
             raise StateError(
                 f"load_state_dict: steps={steps!r}, refreshes={refreshes!r}, frozen_at={frozen!r}: the checkpoint is "
-                f"damaged."
+                f"damaged. Use an older one."
             )
         check_moments(vectors, frozen, [] if local else ["exp_avg"])
         Freeze(1, 0.0).load_state_dict(warmup)

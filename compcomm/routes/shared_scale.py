@@ -177,7 +177,8 @@ class _Form:
         self.width = (2 * uniform.levels * world).bit_length()
         if self.width > 24:
             raise ValueError(
-                f"SharedScale({compressor!r}): sums over {world} ranks need {self.width} bits; 24 are exact."
+                f"SharedScale({compressor!r}): sums over {world} ranks need {self.width} bits, and integers of up to "
+                f"24 are exact in fp32. Use fewer levels, or TwoPhase(...), whose payloads are not summed."
             )
         self.norms = self.nbytes = 0
         self._exact: list[tuple[int, Segment, int]] = []
