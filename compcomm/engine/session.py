@@ -206,7 +206,9 @@ class Session:
 
     def abandon_step(self) -> None:
         """Gives up a step that has not ended, on every rank after the same bucket: its collectives are finished, and
-        memory is as if they had not been. Without such a step it does nothing.
+        what they sent goes back into memory, as in a step that met a NaN. Residuals then hold the gradient of the
+        buckets that had come, and send it later; estimates are those of the step before. The step counts in ``step``.
+        Without such a step, or without a bucket in it, nothing happens.
 
         Raises:
             RuntimeError: this session is broken or closed.
@@ -235,7 +237,7 @@ class Session:
 
     @property
     def step(self) -> int:
-        """Averaged backward passes so far, those that were discarded or ignored left out."""
+        """Averaged backward passes so far: bad and abandoned ones count, discarded and ignored ones do not."""
         self.steps.synchronize()
         return self.steps.scheduler.number
 
