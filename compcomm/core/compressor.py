@@ -147,11 +147,11 @@ class Compressor(Described, Rows, ABC, abstract=True):
                 lines = None
             if lines is not None:
                 ops.zero_rows_mark(x.flat, add_flat, wire, lines.table)
-            reencode_rows = None if received is None else getattr(self, "reencode_rows")  # noqa: B009
-            if received is None or reencode_rows is None:
+            if received is None:
                 self.encode_rows(inputs, gain, rng, hints or {}, packing.find)
             else:
-                reencode_rows(inputs, received, gain, rng)
+                reencoder: Any = self  # only compressors that say so (``reencodes``) are given ``received``
+                reencoder.reencode_rows(inputs, received, gain, rng)
             if lines is not None:  # nothing was there, so nothing is left, whatever was coded
                 ops.zero_rows_clear(x.flat, wire, lines.table)
         return payload

@@ -21,11 +21,6 @@ class Recommendation(NamedTuple):
     line: str
     reason: str
 
-    @property
-    def compresses(self) -> bool:
-        """Whether it is anything but DDP as it is."""
-        return self.method != "DDP"
-
 
 def choose(predictions: Sequence[Prediction], close: float = CLOSE) -> Recommendation:
     """The shortest predicted step; of those within ``close`` of it the first in order, which goes from the least that a

@@ -70,7 +70,7 @@ def test_four_workers_and_sixty_four_want_different_methods() -> None:
 
 def test_on_a_fast_link_nothing_pays() -> None:
     found = made(4, "100gbit").recommendation
-    assert not found.compresses and found.line == "compression does not pay here: use DDP as it is"
+    assert found.method == "DDP" and found.line == "compression does not pay here: use DDP as it is"
     assert "hides behind the backward pass" in found.reason
 
 
