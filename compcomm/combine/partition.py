@@ -89,12 +89,14 @@ class Partition(Wrapper):
         whole = x.layout if add is None else add.layout
         for pattern, layout in _selections(self, whole):
             part = self.ready(self.parts[pattern])
+            # Payloads live until the Commit is answered, so parts must not have one another's buffers of this bucket.
             ctx.tag = f"{outer}{pattern}/"
             own = Source(Bucket(x.flat, layout)) if add is None else Source(x, Bucket(add.flat, layout))
             results.append(
                 (
                     yield from part.reduce(
                         own._replace(decay=source.decay, add_scale=source.add_scale),
+                        # A row of a sharded buffer is laid out by itself: each part finds there what it has.
                         target if out.layout != whole else target._replace(out=Bucket(out.flat, layout)),
                         state.on(layout),
                         ctx,

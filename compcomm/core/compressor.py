@@ -122,16 +122,17 @@ class Compressor(Described, Rows, ABC, abstract=True):
         packing = packing or pack(self, wide.layout)
         size = packing.nbytes if message is None else packing.splits[message]
         device = wide.flat.device
-        if wire is None:
+        if wire is None:  # zeros: padding is sent too, and must not show what the memory held
             wire = torch.zeros(size, dtype=torch.uint8, device=device)
         if status is None:
             status = torch.zeros(1 + packing.count, dtype=torch.uint8, device=device)
         else:
-            status.zero_()
+            status.zero_()  # kernels only set bits
         payload = Payload(self, packing, wire, status, rng, message)
         if wire.is_meta:
             return payload
         if x.flat.dtype == torch.float64:
+            # What was lost by rounding y to fp32 is part of the error: it is taken from y itself, so that x + sent = y.
             y = _sum_of(x, add, decay, add_scale, wide.layout)
             single = Bucket(y.flat.float(), y.layout)
             coded = self.encode_(single, rng, hints=hints, wire=wire, packing=packing, message=message)
@@ -143,9 +144,9 @@ class Compressor(Described, Rows, ABC, abstract=True):
             ops.dense_encode(x.flat, add_flat, wire, exact, status, decay, add_scale)
         if table is not None:
             inputs = Inputs(x.flat, add_flat, wire, table, status, decay, add_scale)
-            if packing.apart:
+            if packing.apart:  # the route marks and clears zero rows itself: their bits travel in a sum
                 lines = None
-            if lines is not None:
+            if lines is not None:  # before the kernel writes what was not sent over x
                 ops.zero_rows_mark(x.flat, add_flat, wire, lines.table)
             if received is None:
                 self.encode_rows(inputs, gain, rng, hints or {}, packing.find)
@@ -231,6 +232,7 @@ class Compressor(Described, Rows, ABC, abstract=True):
         message: int | None, stride: int | None, weights: Sequence[float] | None, bits: Tensor | None,
     ) -> None:  # fmt: skip
         """Every message by itself in fp32, which is what it holds; their sum in double precision."""
+        # One call for all messages: they are read as one long message whose table has every row once for each.
         count, width, wires = len(wires), out.layout.numel, wires.contiguous().view(1, -1)
         single = torch.empty(count * width, dtype=torch.float32, device=wires.device)
         for coded in (False, True):
@@ -240,8 +242,10 @@ class Compressor(Described, Rows, ABC, abstract=True):
                 coded, out.layout, count, wires.numel() // count, seed=rng.seed, message=message, stride=stride
             )  # fmt: skip
             if coded:
+                # Scale and weights wait for double precision: a product in fp32 would be rounded once more.
                 self.decode_rows(wires, table, skip, single, 1.0, False, rng, packing.find)
                 lines = packing.lines(out.layout, message=message, stride=stride)
+                # Each message has zero rows of its own.
                 for one, said in zip(single.view(count, width), wires.view(count, -1), strict=True):
                     if lines is not None:
                         ops.zero_rows_clear(one, said if bits is None else bits, lines.table)
@@ -249,6 +253,7 @@ class Compressor(Described, Rows, ABC, abstract=True):
                 ops.dense_decode(wires, table, skip, single, 1.0, False)
             for start, stop in spans:
                 values = single.view(count, width)[:, start:stop]
+                # ``spans`` are what these rows have written: elsewhere ``single`` is whatever memory held.
                 if weights is not None:
                     total = torch.tensor(weights, dtype=torch.float64, device=wires.device) @ values.double()
                 else:

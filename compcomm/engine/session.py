@@ -93,6 +93,8 @@ class Session:
         device, world = transport.device, transport.world
         named: list[tuple[str, nn.Parameter]] = []
         layout = Layout(())
+        # A rank that cannot take part comes to ``agree`` all the same, with what stands in here: its peers are there
+        # already, and would wait until the timeout.
         failure: Exception | None = None
         reducer: Reducer = Exact()
         store = Store(reducer)
@@ -109,12 +111,13 @@ class Session:
                 what = f"check_every={options.check_every}" if options.check_every else repr(options.reducer)
                 raise StateError(f"{options.host.call}: {what} needs the parameters' names. {options.host.unnamed}")
             store = Store(reducer, transport.rank, world, device)
+            # Memory is there before the ranks agree: where one has not enough of it, all hear so now, in no step.
             for expected in layouts or (layout,):
                 store.declare(expected.row_major)
             if parameters is not None:
                 reducer.check(layout)
             check_optimizer(reducer, options.groups(parameters))
-            if trial is not None:
+            if trial is not None:  # last: what a host measures or announces is known to fit
                 trial(reducer, layout)
         except Exception as error:
             failure = error
@@ -138,6 +141,8 @@ class Session:
 
         before = Before(options.discardable)
         scheduler = Scheduler(transport, store, Arena(device), options.seed, after, before)
+        # On CUDA nothing waits within a step, so a thread would cost a hand-over for each bucket and gain nothing; but
+        # Gloo waits for the device before it sends.
         in_thread = device.type != "cuda" or transport.staged
         worker = Worker(self, "compcomm-scheduler") if in_thread else None
         self.steps = Steps(transport, scheduler, worker, pace or Pace(), options.host)
@@ -147,7 +152,7 @@ class Session:
         self.state = LocalState(self.setup, self.steps, self.statistics, self.observers)
         if options.check_every:
             self.observers.append(Comparison(self.setup, self.steps))
-        self._accepted: set[object] = set()
+        self._accepted: set[object] = set()  # last of all: an attachment takes no new attribute from then on
 
     def begin_step(self, counted: bool = True) -> None:
         """Begins a step, on every rank. ``counted``: else it is averaged exactly, and is no step to memory.

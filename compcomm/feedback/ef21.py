@@ -102,15 +102,19 @@ class EF21(EstimateScheme):
             return (yield from self.begin(tracked, mean, source, target, state, ctx))
         status = slabs.zero_status(ctx, x.layout)
         slabs.nonzero_segments(x, status)
-        here = 1.0 if ctx.participating else 0.0
+        here = 1.0 if ctx.participating else 0.0  # an absent rank codes zeros
         if self.momentum < 1.0:
             v = state["momentum"]
             if ctx.participating:
                 slabs.axpby(v, x, status, alpha=1.0 - self.momentum, beta=self.momentum * scale)
+            # The inner reducer multiplies by the scale. Whether a gradient is there at all is said of g, not of v,
+            # which may be nonzero where g is zero: so this status is discarded.
             slabs.axpby(x, v, slabs.zero_status(ctx, v.layout, "discarded"), beta=1.0 / scale)
+        # y = g - h with h as ``add``, which kernels only read: what they do not send they leave in x.
         ctx.weights, ctx.status = self.weights, status
         change = Source(x, estimate, decay=here * scale / share, add_scale=-here)
         result = yield from self.inner.reduce(change, Target(wanted(mean, target.out), accumulate=True), state, ctx)
+        # By what was sent, and not by what was meant: so h on this rank and its part of m never drift apart.
         if result.sent is not None:
             result.sent.add_(estimate)
         exact = lacking(mean, estimate)
@@ -120,7 +124,7 @@ class EF21(EstimateScheme):
 
         def undo() -> None:
             result.undo()
-            exact.fill_(0.0)
+            exact.fill_(0.0)  # delivered and cleared by then: undo left minus the mean there
             if result.sent is not None:
                 result.sent.add_(estimate, -1.0)
 

@@ -64,6 +64,7 @@ class CompressedOptimizer(Averaging):
         ddp_averages: bool,
         check: Callable[[], None],
     ) -> None:
+        # Before torch's __init__, which calls our ``add_param_group``.
         self._call = type(self).__name__
         self._closed = self._checked = False
         self._left = []
@@ -80,6 +81,7 @@ class CompressedOptimizer(Averaging):
         self.exchange = None
         self.group = group
         ddp: Any = None
+        # What one rank refuses it tells its peers (``decline``): they wait for it where exchanges are agreed on.
         try:
             check()
             self._timeout = patience(timeout, self._call)
@@ -92,6 +94,7 @@ class CompressedOptimizer(Averaging):
             self.world = dist.get_world_size(self.group) if dist.is_available() and dist.is_initialized() else 1
             if self.world < 1:
                 raise ValueError(f"{self._call}(group=...): this rank is not in the group.")
+            # torchrun has started several processes: alone, each would train a model of its own, without a word.
             if self.world == 1 and not dist.is_initialized() and os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
                 raise RuntimeError(
                     f"{self._call}: WORLD_SIZE={os.environ['WORLD_SIZE']} and no process group: the ranks would train "

@@ -32,12 +32,15 @@ struct Normal {  // y*power has a sum of squares that fp32 holds; t = y*power*in
 };
 static Normal normal(const float* y, int64_t n, float squares) {
     Normal r;
+    // From 2^-80 on, what the square of an element loses to underflow (below 2^-126) is less than 2^-46 of the sum, and
+    // the sum has 24 bits. Below, or where it overflows, squares are taken of y * power, whose largest is near 1.
     if (__builtin_expect(!(squares >= 0x1p-80f) || !is_finite(squares), 0)) {
         I16 worst = splat(0);
         F16 sum = splat(0.0f);
         for (int64_t i = 0; i < n; i += 16)
             worst = max(worst, magnitude_bits(load(y + i, (int)(n - i < 16 ? n - i : 16))));
         const float largest = as_float(max_lanes(worst));
+        // The exponent that turns the largest element's into that of 1; from 1 to 253 power and 1/power are normal.
         const int32_t e = 254 - (as_bits(largest) >> 23);
         r.power = as_float((e < 1 ? 1 : e > 253 ? 253 : e) << 23);
         for (int64_t i = 0; i < n; i += 16) {
@@ -45,7 +48,7 @@ static Normal normal(const float* y, int64_t n, float squares) {
             sum = sum + t * t;
         }
         squares = sum_lanes(sum);
-        if (!(largest >= 0x1p-100f)) {
+        if (!(largest >= 0x1p-100f)) {  // the scale would come near the denormals and lose bits: sent as zero
             r.squares = squares, r.inverse = 0.0f;
             return r;
         }
@@ -61,6 +64,7 @@ template <int B, bool PART> struct Nearest {
     Book<PART ? B + 1 : 0> high;
     explicit Nearest(const float* half) : low(half), high(half + (1 << B >> 1)) {}
     CC_INLINE void add(F16 c, F16 scaled, int real, Sums& sums) {
+        // An even codebook has no zero: lanes past the end would count with its smallest level.
         if (real < 16) c = select(mask_of(below(real)), c, splat(0.0f));
         sums.product = sums.product + c * floats(magnitude_bits(scaled));
         sums.norm = sums.norm + c * c;
@@ -125,6 +129,7 @@ template <int B, bool PART> static inline Sums quantise(const Nearest<B, PART>& 
             if (B) store_u8x64(codes + i, c);
         }
         if (!B) continue;
+        // Lanes past the end hold a code of their own; the padding of a message is zero.
         memset(codes + count, 0, (size_t)(ceil_div(count, 64) * 64 - count));
         pack_codes<B ? B : 1>(codes, count, out + first * B / 8);
     }
@@ -151,6 +156,7 @@ int64_t encode(CC_ENCODE_PARAMS, const float* levels, const Shape& shape, bool d
     const float top = levels[(1 << B >> 1) + (PART ? 1 << B : 0) - 1];
     for (int64_t r = 0; r < nrows; r++) {
         const cc_row row = rows[r];
+        // Without add its column is not read, whatever it says: places and lengths are below MAX_NUMEL each.
         if (!encode_row_fits(row, x_numel, add ? add_numel : 2 * MAX_NUMEL, wire_bytes, status_numel, 0, true) ||
             !inside(row.wire, shape.section(row.numel), wire_bytes))
             return CC_BAD_ROW(r);
@@ -171,8 +177,10 @@ int64_t encode(CC_ENCODE_PARAMS, const float* levels, const Shape& shape, bool d
             const Sums sums = quantise<B, PART>(nearest, px, n, scale, window, section + 4 * blocks + i * B / 8,
                                                 section + shape.stream(row.numel, b));
             const float product = sum_lanes(sums.product), norm = sum_lanes(sums.norm);
+            // Levels are symmetric, so <c,y> = <|c|,|y|>; it is 0 where every level that was met is 0.
             float s = dot ? (product > 0.0f ? scale.squares / product : 0.0f) : product / norm;
             s = scale.inverse > 0.0f ? s / scale.power : 0.0f;
+            // Where the decoder's largest value would overflow, nothing is sent: x keeps the block.
             if (!is_finite(s * top)) s = 0.0f, status[0] |= 1;
             memcpy(section + 4 * b, &s, 4);
             subtract(format, px, section, blocks, b, i, n);

@@ -11,6 +11,7 @@ template <bool NORM2, bool STOCHASTIC>
 int64_t encode(CC_ENCODE_PARAMS, const float* gain, const Setting& set, int64_t step, int64_t rank) {
     for (int64_t r = 0; r < nrows; r++) {
         const cc_row row = rows[r];
+        // Without add its column is not read, whatever it says: places and lengths are below MAX_NUMEL each.
         if (!encode_row_fits(row, x_numel, add ? add_numel : 2 * MAX_NUMEL, wire_bytes, status_numel, 0, true) ||
             !inside(row.wire, section_bytes(row.numel, set.bits, set.block), wire_bytes))
             return CC_BAD_ROW(r);
@@ -31,7 +32,9 @@ int64_t encode(CC_ENCODE_PARAMS, const float* gain, const Setting& set, int64_t 
                                                             row.offset + i, end, out, gradient, status);
             memcpy(steps + 4 * b, &size, 4);
         }
+        // What pads the codes is sent too: a message is the same to the bit whatever the buffer held.
         memset(codes + bytes, 0, (size_t)(pad4(bytes) - bytes));
+        // A gradient of -0.0 is none: only the sign is set.
         if (or_lanes(gradient) & 0x7fffffff) status[1 + row.index] |= 1;
     }
     return 0;
@@ -90,7 +93,7 @@ struct Format : Setting {
     }
 };
 struct Scratched {
-    uint8_t codes[TILE + 16];
+    uint8_t codes[TILE + 16];  // vectors are read whole, past the last code too
 };
 #if CC_ISA > 0
 struct Streamwise : Format {

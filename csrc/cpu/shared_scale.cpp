@@ -33,12 +33,13 @@ template <bool NORM2> static float norm(const float* x, int64_t n) {
     I16 largest = splat(0);
     for (int64_t i = 0; i < n; i += 16) {
         const F16 y = n - i < 16 ? load(x + i, (int)(n - i)) : load(x + i);
-        if (NORM2) sum = sum + y * y;
+        if (NORM2) sum = sum + y * y;  // sixteen sums and a fixed tree: the same bits on every instruction set
         else largest = max(largest, magnitude_bits(y));
     }
     return NORM2 ? __builtin_sqrtf(sum_lanes(sum)) : as_float(max_lanes(largest));
 }
 
+// size / levels may be rounded up: near the largest float `levels` of that overflow, and so would the decoder's values.
 CC_INLINE bool scalable(float size, int levels) {
     return is_finite(size) && is_finite((float)levels * (size / (float)levels));
 }
@@ -48,6 +49,8 @@ struct Scale {
     Scale(const uint8_t* norms, int64_t block, int levels) {
         float size;
         memcpy(&size, norms + 4 * block, 4);
+        // From 2^-100 on the step, size / 127 or more, is far above the denormals (2^-126) and has all of its bits.
+        // Smaller blocks are sent as zero and stay in x.
         const bool used = size >= 0x1p-100f && scalable(size, levels);
         step = splat(used ? size / (float)levels : 0.0f), inverse = splat(used ? (float)levels / size : 0.0f);
     }
@@ -65,13 +68,14 @@ static void quantise(float* x, const cc_row& r, const uint8_t* norms, uint8_t* t
         I16 word = splat(0);
         for (int k = 0; k < words.lanes; k++) {
             const int64_t i = 16 * (int64_t)k;
-            I16 code = top;
+            I16 code = top;  // zero, in lanes past the end: sums keep to the room that a lane has
             if (i < count) {
                 const int m = (int)(count - i < 16 ? count - i : 16);
                 float* p = x + base + i;
                 const Scale s(norms, (base + i) / block, levels);
                 const F16 y = m == 16 ? load(p) : load(p, m), t = y * s.inverse;
                 I16 q = STOCHASTIC ? floor_int(t + load(u + i, m)) : round_int(t);
+                // y / step may round to beyond the levels, and one level more would carry into the next lane.
                 q = min(max(q, bottom), top);
                 const F16 rest = y - to_float(q) * s.step;
                 if (m == 16) store(p, rest);
@@ -157,6 +161,7 @@ CC_KERNEL(cc_shared_decode,
            int accumulate, int width, int levels, int64_t block, int64_t world),
           (words, word_bytes, norms, norm_bytes, rows, nrows, skip, skip_numel, out, out_numel, scale, accumulate, width,
            levels, block, world)) {
+    // levels * world, what stands for zero in a sum, then fits int32: 127 * 2^24 < 2^31.
     if (!sensible(width, levels, block) || world < 1 || world > (1 << 24)) return CC_BAD_PARAMETER;
     const Words form(width);
     for (int64_t i = 0; i < nrows; i++) {

@@ -234,6 +234,7 @@ def _decode(
                     code = take_code(message, codes_at + first // 8 * BITS, i, mask, BITS)
                 if PART:
                     byte = tl.load(message + streams_at + place // 8, mask=inside, other=0).to(tl.int32)
+                    # The finer codebook lies behind the coarse one. Outside the window the byte is 0, and unused.
                     fine = 2 * code + ((byte >> (place % 8)) & 1) + (2**BITS if BITS else 0)
                     if BITS:
                         level = tl.load(book + tl.where(inside, fine, code))
@@ -242,9 +243,9 @@ def _decode(
                 else:
                     level = tl.load(book + code)
                 v = level * size
-                if BITS == 0:
+                if BITS == 0:  # a level that is not there, times a peer's infinite scale, would be NaN
                     v = tl.where(level == 0, 0.0, v)
-                total = tl.where(m == 0, v, total + v)
+                total = tl.where(m == 0, v, total + v)  # 0 + -0.0 would be 0.0: the first is taken as it is
                 message += stride
             finish(out, x_at + first, i, mask, total, scale, ACCUMULATE)
         elif ACCUMULATE == 0:

@@ -206,15 +206,16 @@ def _encode(
     all_left = tl.minimum(numel - first, NB * BLOCK)
     chunks = 1 if CHUNKS == 1 else (all_left + WIDE - 1) // WIDE
     x_from = tl.multiple_of(x_at + first, STEP)
+    # An absent ``add`` is any negative place; -16 keeps what ``multiple_of`` promises the compiler.
     add_from = tl.multiple_of(tl.where(add_at < 0, -16, add_at + first), STEP)
-    if CHUNKS == 1:
+    if CHUNKS == 1:  # y stays in registers; a longer block is read again for its codes
         left = tl.multiple_of(all_left.to(tl.int32), STEP)
         i, mask = places(left, NB, WIDE, C, BLOCK)
         y, seen = raw_y(x, add, x_from, add_from, i, mask, decay, add_scale, HAS_ADD)
         alive = tl.max(tl.ravel(size_bits(seen)), axis=0) != 0
         peak = over_block(size_bits(y))
-        bad = tl.max(peak, axis=0) >= INFINITE
-        if bad:
+        bad = tl.max(peak, axis=0) >= INFINITE  # as integers: a maximum of floats would lose a NaN
+        if bad:  # rare, so only then is every element looked at and cleaned
             y, _bad, _alive = load_y(x, add, x_from, add_from, i, mask, decay, add_scale, True, HAS_ADD)
             peak = over_block(size_bits(y))
     else:
@@ -229,7 +230,7 @@ def _encode(
             bads = tl.maximum(bads, over_block(_bad.to(tl.int32)))
             alives = tl.maximum(alives, over_block(_alive.to(tl.int32)))
         bad, alive = tl.max(bads, axis=0) != 0, tl.max(alives, axis=0) != 0
-    if NORM2:
+    if NORM2:  # in the order of the other kernels' sums: the step must have the same bits
         norm = tl.sqrt_rn(square_sums(x, add, x_from, add_from, all_left, decay, add_scale, HAS_ADD, NB, BLOCK))
     else:
         norm = peak.to(tl.float32, bitcast=True)
@@ -249,6 +250,7 @@ def _encode(
             x_from_c = x_from
         dither = dither_tile(offset, first + c * WIDE, i, step, rank, key, RUNS) if STOCHASTIC else 0
         codes, value = CODE(y, per_block(steps), per_block(inverse), dither, FORM, STOCHASTIC, NORM2)
+        # Over what was just read: no other program, and no later chunk, reads these places.
         store(x + x_from_c + i, y - value, mask)
         put_stream(wire, codes_at, numel, first + c * WIDE, codes, left, BITS, BLOCK, WHOLE)
 

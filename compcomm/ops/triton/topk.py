@@ -51,6 +51,8 @@ def _write(
     slot = (mine >> 32).to(tl.int32)
     tied = (mine & 0xFFFFFFFF).to(tl.int32)
 
+    # Offsets have 16 bits, so a section counts its elements by blocks of 65,536. All tiles' slots are known beforehand:
+    # a block's count is where the next one begins, and no program waits for another.
     BLOCK: tl.constexpr = 65536 // TILE
     if tile % BLOCK == 0:
         more = (tile + BLOCK) * TILE < numel
@@ -60,6 +62,8 @@ def _write(
         if (first < k) & (wanted < first + TILE):
             _clear(wire, offsets_at, values_at, first, wanted, k, WORDS, TILE)
 
+    # An x of half precision still has its old content, and each of its elements is to become y rounded: the list of
+    # the largest is of no use then.
     listed = is_listed(state, wanted, tl.load(rows + 3 * row + 2)) & (NARROW == 0)
     items = tl.minimum(numel - first, TILE).to(tl.int32)
     if listed:
@@ -73,12 +77,14 @@ def _write(
         )  # fmt: skip
         mag = magnitude(y)
         equal = mask & (mag == limit)
+        # Of equal magnitudes the lowest indices are kept, and slots rise with the index: the message has the same bits
+        # as every other kernel's.
         rank = tied + tl.cumsum(equal.to(tl.int32), axis=0) - 1
         kept = (mask & (mag > limit)) | (equal & (rank < ties))
         at = slot + tl.cumsum(kept.to(tl.int32), axis=0) - 1
         offset = (tile % BLOCK).to(tl.int32) * TILE + i
         to = wire + offsets_at + 2 * at.to(tl.int64)
-        if WORDS:
+        if WORDS:  # the wire lies at a multiple of four: else a store of two bytes is a fault
             tl.store(to.to(tl.pointer_type(tl.uint16)), offset.to(tl.uint16), mask=kept)
         else:
             tl.store(to, (offset & 0xFF).to(tl.uint8), mask=kept)

@@ -50,7 +50,7 @@ def _apply(
 ):  # fmt: skip
     row, number, x_at, _, numel, wire_at, _, _, k, entry = row_of(table, tiles)
     p = tl.program_id(0)
-    if faulty(word):
+    if faulty(word):  # places of a corrupt section may lie anywhere: nothing of the call is written
         if p == 0:
             remember(word, sticky)
         return
@@ -73,7 +73,7 @@ def _apply(
                 tl.store(total + i, tl.zeros([CLEAR], tl.float32), mask=i < room)
             else:
                 store(out + i, tl.zeros([CLEAR], tl.float32), i < room)
-        tl.debug_barrier()
+        tl.debug_barrier()  # other threads add to what was cleared here
     elif WIDEN:
         for c in range(0, room, CLEAR):
             i = c + wide
@@ -83,6 +83,8 @@ def _apply(
         offsets_at = (numel + 65535) // 65536 * 4
         values_at = offsets_at + (2 * k + 3) // 4 * 4
         section_ = wires + wire_at
+        # One program has these places for all messages, and within a message they differ (``topk_check``): sums have
+        # one order, and need no atomic operation.
         for _message in range(messages):
             count = take32(section_, 4 * number, tl.full([], 1, tl.int1), WORDS).to(tl.int32)
             before = tl.load(begin + p).to(tl.int64)
@@ -97,7 +99,7 @@ def _apply(
                         piece = pieces + 4 * row
                         at = _natural(tl.load(piece) + first + at, piece, grain)
                     value = take_f32(section_ + values_at + 4 * before, 4 * i, mask, WORDS) * scale
-                    if WIDEN:
+                    if WIDEN:  # rounded to half precision once, and not with every message
                         tl.store(total + at, tl.load(total + at, mask=mask, other=0.0) + value, mask=mask)
                     else:
                         old = tl.load(out + at, mask=mask, other=0.0).to(tl.float32)
