@@ -17,7 +17,7 @@ from ..core.deferred import not_finite
 from ..core.reducer import Reducer
 from ..engine.attachment import Attachment
 from ..hosts.attach import watch
-from ..hosts.backward import once_over, refuse_pairs
+from ..hosts.backward import as_it_is, once_over, refuse_pairs
 from ..hosts.ddp import DDPState, GradBucket, ddp_hook
 from .options import host
 
@@ -83,10 +83,7 @@ class Hook:
         flat: Tensor = bucket.buffer()
         if self.alarm is not None:
             self._look_at(self.alarm, flat, bucket.index(), bucket.is_last())
-        made: Any = torch.futures.Future
-        future: Any = made(devices=[flat.device] if flat.is_cuda else None)
-        future.set_result(flat)
-        return future
+        return as_it_is(flat)
 
     def _look_at(self, alarm: Callable[[bool], bool], flat: Tensor, index: int, last: bool) -> None:
         if index == 0:  # also after a backward pass that did not end
