@@ -105,15 +105,17 @@ class Partition(Wrapper):
             )
         ctx.tag = outer
 
-        def undo() -> None:
+        def on_rollback() -> None:
             for result in results:
-                result.undo()
+                result.on_rollback()
 
-        def keep() -> None:
+        def on_commit() -> None:
             for result in results:
-                result.keep()
+                result.on_commit()
 
-        return Reduced(_Several([r.sent for r in results if r.sent is not None]), undo=undo, keep=keep)
+        return Reduced(
+            _Several([r.sent for r in results if r.sent is not None]), on_rollback=on_rollback, on_commit=on_commit
+        )
 
 
 @lru_cache(maxsize=4096)

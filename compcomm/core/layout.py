@@ -50,11 +50,11 @@ class Segment(NamedTuple):
         """Elements ``[low, high)`` of this segment, at the place where they are."""
         return Segment(self.name, self.shape, self.start + low, self.start + high, self.offset + low, self.order)
 
-    def share(self, rank: int, world: int, grain: int = 1) -> Segment:
-        """What ``rank`` owns: with nb blocks of ``grain`` elements, blocks floor(r nb/W) to floor((r+1) nb/W)."""
-        blocks = -(-self.numel // grain)
-        low = min(self.numel, rank * blocks // world * grain)
-        high = min(self.numel, (rank + 1) * blocks // world * grain)
+    def share(self, rank: int, world: int, alignment: int = 1) -> Segment:
+        """What ``rank`` owns: with nb blocks of ``alignment`` elements, blocks floor(r nb/W) to floor((r+1) nb/W)."""
+        blocks = -(-self.numel // alignment)
+        low = min(self.numel, rank * blocks // world * alignment)
+        high = min(self.numel, (rank + 1) * blocks // world * alignment)
         return self.piece(low, high)
 
 

@@ -73,27 +73,27 @@ class Reduced:
     """What ``reduce`` returns.
 
     ``sent``: this rank's own payload, None where everything went (``Exact``). ``error``: what this rank failed to
-    send (aliases x), None when nothing was lost. ``undo``: gives back what this step took from memory, and takes what
-    a route added to an ``out`` that accumulates, for a step that the optimizer skips. ``keep``: what is left to do
-    where the step counts. ``bad``: a rank met a non-finite value in this bucket. ``dead``: uint8 per segment, 1 where
-    every rank's gradient is zero; None where there is surely no such segment.
+    send (aliases x), None when nothing was lost. ``on_rollback``: gives back what this step took from memory, and
+    takes what a route added to an ``out`` that accumulates, for a step that the optimizer skips. ``on_commit``: what
+    is left to do where the step counts. ``bad``: a rank met a non-finite value in this bucket. ``unused``: uint8 per
+    segment, 1 where every rank's gradient is zero; None where there is surely no such segment.
     """
 
     sent: Update | None = None
     error: Bucket | None = None
-    undo: Callable[[], None] = _nothing
-    keep: Callable[[], None] = _nothing
+    on_rollback: Callable[[], None] = _nothing
+    on_commit: Callable[[], None] = _nothing
     bad: DeferredBool = False
-    dead: Tensor | None = None
+    unused: Tensor | None = None
 
-    def after(self, undo: Callable[[], None]) -> Reduced:
-        """The same, where ``undo`` comes before its own."""
+    def after(self, first: Callable[[], None]) -> Reduced:
+        """The same, where a rollback begins with ``first``."""
 
         def both() -> None:
-            undo()
-            self.undo()
+            first()
+            self.on_rollback()
 
-        return replace(self, undo=both)
+        return replace(self, on_rollback=both)
 
 
 Flow = Generator[Collective, bool, Reduced]
@@ -166,7 +166,7 @@ class Reducer(Described, ABC, abstract=True):
         """target.out = (out if accumulate) + scale * mean over the ranks of y, y = decay*x + add_scale*add.
 
         On return ``source.x`` holds y minus what was sent. Where a rank met a non-finite value, ``out`` is NaN; where
-        it accumulates, the finite part is added, and ``Reduced.undo`` takes it back.
+        it accumulates, the finite part is added, and ``Reduced.on_rollback`` takes it back.
         """
         raise NotImplementedError
 
@@ -205,14 +205,14 @@ def traits_of(part: Reducer | Compressor) -> Traits:
 def flow(
     reducer: Reducer, given: Source | Bucket, state: State, ctx: Context, wanted: Target | Bucket | None = None
 ) -> Flow:
-    """The whole life of a bucket in a step: reduce, then Commit, then keep or, where the step was bad, undo.
+    """The whole life of a bucket in a step: reduce, then Commit, then ``on_commit`` or, in a bad step, ``on_rollback``.
 
     ``given`` and ``wanted`` as ``reduce`` has them, or as plain buckets; None: the mean goes where the gradient was."""
     source = given if isinstance(given, Source) else Source(given)
     target = wanted if isinstance(wanted, Target) else Target(wanted or source.x)
     result = yield from reducer.reduce(source, target, state, ctx)
     if (yield Commit()):
-        result.undo()
+        result.on_rollback()
     else:
-        result.keep()
+        result.on_commit()
     return result

@@ -61,7 +61,7 @@ class Slot:
     """A tensor per parameter: ``numel`` elements (None: as many as the segment has) of ``dtype``, first ``fill``.
 
     Args:
-        grain: of SHARDED slots: a rank holds ``segment.share(rank, world, grain)``.
+        alignment: of SHARDED slots: a rank holds ``segment.share(rank, world, alignment)``.
         into: of SHARDED slots: the slot of the same parameter that takes this one's value up when the workers change,
             as the mean residual takes up what an owner still owed; "": joined and cut anew.
         codec: the slot holds no numbers but bytes that stand for as many fp32 numbers as the segment has.
@@ -75,7 +75,7 @@ class Slot:
     numel: int | None = None
     dtype: torch.dtype = torch.float32
     fill: float = 0.0
-    grain: int = 1
+    alignment: int = 1
     into: str = ""
     codec: Codec | None = None
     pending: bool = False
@@ -171,7 +171,7 @@ class Store:
         for s in layout.segments:
             slot = self.reducer.slots(s, self.world).get(name) if s.numel else None
             if slot is not None:
-                held = s.share(self.rank, self.world, slot.grain) if slot.merge is Merge.SHARDED else s
+                held = s.share(self.rank, self.world, slot.alignment) if slot.merge is Merge.SHARDED else s
                 numel = slot.size(held.numel)
                 plain = slot.numel is None and slot.codec is None
                 shape, offset = (s.shape, held.offset) if plain else ((numel,), 0)
@@ -234,7 +234,7 @@ class Store:
                 segment = self._segments[key]
                 slot = self.reducer.slots(segment, self.world)[name]
                 sharded = slot.merge is Merge.SHARDED
-                held = segment.share(self.rank, self.world, slot.grain) if sharded else segment
+                held = segment.share(self.rank, self.world, slot.alignment) if sharded else segment
                 found.append(Entry(name, slot, segment, held, tensor))
         return found
 

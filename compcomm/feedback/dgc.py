@@ -172,20 +172,20 @@ class DGC(FeedbackScheme):
         ctx.status = status
         inner: Reducer = self._thinned(ctx.step) if ctx.step < self.warmup else self.inner
         result = yield from inner.reduce(Source(v, velocity), target, state, ctx)
-        self._rest(u, v, result.dead)
+        self._rest(u, v, result.unused)
 
-        def undo() -> None:
-            result.undo()
+        def on_rollback() -> None:
+            result.on_rollback()
             if result.sent is not None:
                 result.sent.add_(v)
             u.flat.nan_to_num_(0.0, 0.0, 0.0)  # finite gradients may add up to an infinity, which would stay
 
-        def keep() -> None:
-            result.keep()
+        def on_commit() -> None:
+            result.on_commit()
             if self.masking and result.sent is not None:
                 result.sent.zero_(Bucket(u.flat, slabs.shared(u.layout, v.layout)))
 
-        return Reduced(result.sent, undo=undo, keep=keep, bad=result.bad, dead=result.dead)
+        return Reduced(result.sent, on_rollback=on_rollback, on_commit=on_commit, bad=result.bad, unused=result.unused)
 
     def _scales(self, x: Bucket, scale: float, ctx: Context) -> float | Tensor:
         """What the gradients are multiplied by: one number, or one per segment where they are clipped."""

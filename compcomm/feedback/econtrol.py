@@ -100,18 +100,18 @@ class EControl(EstimateScheme):
         result = yield from self.inner.reduce(source, Target(wanted(mean, target.out), accumulate=True), state, ctx)
         if result.sent is not None:
             result.sent.add_(estimate)
-        slabs.axpby_used(error, x, x.layout, result.dead, ctx, alpha=1.0 - self.eta)
+        slabs.axpby_used(error, x, x.layout, result.unused, ctx, alpha=1.0 - self.eta)
         exact = lacking(mean, estimate)
         self.deliver(result, x.layout, mean, exact, target, ctx)
 
-        def undo() -> None:
-            result.undo()
+        def on_rollback() -> None:
+            result.on_rollback()
             exact.fill_(0.0)
-            slabs.axpby_used(error, estimate, x.layout, result.dead, ctx, alpha=1.0)
+            slabs.axpby_used(error, estimate, x.layout, result.unused, ctx, alpha=1.0)
             if result.sent is not None:
                 result.sent.add_(estimate, -1.0)
 
-        return Reduced(result.sent, undo=undo, bad=result.bad, dead=result.dead)
+        return Reduced(result.sent, on_rollback=on_rollback, bad=result.bad, unused=result.unused)
 
 
 _TYPICAL = 1 << 20

@@ -122,13 +122,13 @@ class EF21(EstimateScheme):
             slabs.axpby(exact, exact, slabs.zero_status(ctx, exact.layout, "discarded"), beta=ctx.world / ctx.present)
         self.deliver(result, x.layout, mean, exact, target, ctx)
 
-        def undo() -> None:
-            result.undo()
+        def on_rollback() -> None:
+            result.on_rollback()
             exact.fill_(0.0)  # delivered and cleared by then: undo left minus the mean there
             if result.sent is not None:
                 result.sent.add_(estimate, -1.0)
 
-        return Reduced(undo=undo, bad=result.bad, dead=result.dead)
+        return Reduced(on_rollback=on_rollback, bad=result.bad, unused=result.unused)
 
 
 EF21.owner = EF21

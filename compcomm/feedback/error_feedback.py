@@ -118,8 +118,8 @@ class ErrorFeedback(FeedbackScheme):
         if not plain:
             self._store(residual, held, ctx, self.average)
 
-        def undo() -> None:
-            result.undo()
+        def on_rollback() -> None:
+            result.on_rollback()
             if result.sent is None:
                 return
             # Residual and gradient were added up, so what was sent is all that is missing. A gradient that is not
@@ -131,7 +131,7 @@ class ErrorFeedback(FeedbackScheme):
             result.sent.add_(again, self.average)
             self._store(residual, again, ctx, 1.0)
 
-        return replace(result, error=None, undo=undo)
+        return replace(result, error=None, on_rollback=on_rollback)
 
     def _read(self, residual: Bucket, layout: Layout, ctx: Context) -> Bucket:
         """The residual as numbers, on loan until ``_store``."""

@@ -62,7 +62,7 @@ class EstimateScheme(FeedbackScheme, ABC, abstract=True):
         else:
             slabs.deliver(out, mean, ctx, scale, accumulate)
         if not accumulate:
-            slabs.clear(out, layout, result.dead)
+            slabs.clear(out, layout, result.unused)
         exact.fill_(0.0)
         ctx.bad = either(ctx.bad, result.bad)
         if not accumulate:
@@ -84,12 +84,12 @@ class EstimateScheme(FeedbackScheme, ABC, abstract=True):
         exact = lacking(mean, tracked[0][0])
         self.deliver(result, x.layout, mean, exact, target, ctx)
 
-        def undo() -> None:
+        def on_rollback() -> None:
             mean.flat.zero_()
             for slab, _ in tracked:
                 slab.flat.zero_()
 
-        return Reduced(undo=undo, bad=result.bad)
+        return Reduced(on_rollback=on_rollback, bad=result.bad)
 
 
 def wanted(bucket: Bucket, out: Bucket) -> Bucket:

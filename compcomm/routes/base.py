@@ -72,10 +72,10 @@ class Delivery:
             fill_nan_where(self.target.out, bad)
         skipped = self.flags.skip if self.flags.zero else None
         if accumulate:
-            return Reduced(sent, self.source.x, self.undo, bad=bad, dead=skipped)
-        return Reduced(sent, self.source.x, bad=bad, dead=skipped)
+            return Reduced(sent, self.source.x, self.on_rollback, bad=bad, unused=skipped)
+        return Reduced(sent, self.source.x, bad=bad, unused=skipped)
 
-    def undo(self) -> None:
+    def on_rollback(self) -> None:
         """Takes the mean out of an ``out`` that accumulates."""
         self.decode(-1.0, True)
 

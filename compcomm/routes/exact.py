@@ -71,7 +71,7 @@ class Exact(Reducer):
             clear(delivery.mean.flat, bad)
         if not in_place:
             delivery.add(1.0)
-        return Reduced(undo=delivery.undo, bad=bad)
+        return Reduced(on_rollback=delivery.on_rollback, bad=bad)
 
 
 class _Mean(NamedTuple):
@@ -87,7 +87,7 @@ class _Mean(NamedTuple):
         else:
             copy_(self.out, self.mean)
 
-    def undo(self) -> None:
+    def on_rollback(self) -> None:
         if self.accumulate:
             self.add(-1.0)
 

@@ -165,7 +165,7 @@ class PowerSGD(Reducer):
         ops.lowrank_reconstruct(work.residual.flat, out.flat, *factors, table, work.skip, scale, accumulate, 1.0)
         fill_nan_where(out, work.bad)
         sent = _Sent(work.form, factors, work.skip)
-        return Reduced(sent, undo=lambda: sent.add_(work.residual))
+        return Reduced(sent, on_rollback=lambda: sent.add_(work.residual))
 
 
 class _Factors(NamedTuple):

@@ -76,7 +76,7 @@ class Owners(Route, ABC, abstract=True):
     def slots(self, segment: Segment, world: int) -> Mapping[str, Slot]:
         if not self.keeps or self.exact(segment):
             return {}
-        return {"server": Slot(Merge.SHARDED, grain=self.compressor.alignment, pending=True)}
+        return {"server": Slot(Merge.SHARDED, alignment=self.compressor.alignment, pending=True)}
 
 
 class TwoRounds(RoundTrip):

@@ -21,7 +21,8 @@ def gives_the_same_bits_on_every_backend(c: Compressor) -> None:
     c = coding(c)
     rng = Rng(seed=2, step=70_000, rank=3)
     for n in [n for n in (1, 17, 300, 513, 3000) if accepts(c, n)]:
-        names, g = (found[:: 3 if n > 200 else 1] for found in rows(n))
+        every, stride = rows(n), 3 if n > 200 else 1
+        names, g = every[0][::stride], every[1][::stride]
         x = vectors(n, 4)["lognormal"] * g.abs().mean(1, keepdim=True)
         layout = Layout.of([*((name, (1, n)) for name in names), ("b", (5,))])
         exact = torch.arange(5, dtype=torch.float32)

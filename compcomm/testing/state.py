@@ -37,7 +37,7 @@ def declares_its_slots(r: Reducer) -> None:
                     found = state.get(name, {}).get(s.name)
                     demand(found is not None, r, f"slot {name!r} of {s.name} is declared and not made.")
                     assert found is not None
-                    held = s.share(rank, world, slot.grain) if slot.merge is Merge.SHARDED else s
+                    held = s.share(rank, world, slot.alignment) if slot.merge is Merge.SHARDED else s
                     due = slot.size(held.numel)
                     declared_bytes += due * slot.dtype.itemsize
                     fits = found.numel() == due and found.dtype == slot.dtype

@@ -28,7 +28,7 @@ class _Three(cc.Reducer):
         return {
             "residual": cc.Slot(cc.Merge.MEAN),
             "count": cc.Slot(cc.Merge.REPLICATED, numel=2, dtype=torch.int64, fill=3),
-            "server": cc.Slot(cc.Merge.SHARDED, grain=4),
+            "server": cc.Slot(cc.Merge.SHARDED, alignment=4),
         }
 
     def reduce(self, *args: object, **options: object) -> Flow:  # type: ignore[override]

@@ -42,12 +42,12 @@ class _Every(cc.Reducer):
             "half": mean(dtype=torch.bfloat16),
             "bytes": mean(dtype=torch.uint8, codec=codec, pending=True),
             "count": cc.Slot(cc.Merge.REPLICATED, numel=2, dtype=torch.int64, fill=3),
-            "owned": owned(grain=4),
-            "owned bytes": owned(grain=64, dtype=torch.uint8, codec=codec),
-            "owed": owned(grain=4, into="mean", pending=True),
-            "owed bytes": owned(grain=64, dtype=torch.uint8, codec=codec, into="bytes"),
+            "owned": owned(alignment=4),
+            "owned bytes": owned(alignment=64, dtype=torch.uint8, codec=codec),
+            "owed": owned(alignment=4, into="mean", pending=True),
+            "owed bytes": owned(alignment=64, dtype=torch.uint8, codec=codec, into="bytes"),
             "copied": cc.Slot(cc.Merge.REPLICATED),
-            "owed copies": owned(grain=4, into="copied"),
+            "owed copies": owned(alignment=4, into="copied"),
             "hint": cc.Slot(cc.Merge.DROP, numel=1, fill=9.0),
         }
 
