@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import convergence_results
 from adapting import planned
 from adapting import results as adapting
 from cells import size, table, times
-from convergence import results as convergence
 from gpu_targets import FILE as GPU
 from gpu_targets import section as on_gpu
 from momentum import results
@@ -31,7 +31,7 @@ def page() -> str:
         "Training": [quickstart()],
         "One gradient over a link": [exchange(p) for p in sorted(RESULTS.glob("exchange-*.json"))],
         "Compressors": [compressors(), volume()],
-        "Convergence": [convergence.section(RESULTS)],
+        "Convergence": [convergence_results.section(RESULTS)],
         "Steps that are thrown away": [thrown_away()],
         "Optimizers": [optimizers()],
         "The planner": [planned.section(RESULTS)],
