@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes or reuses .venv, installs the test extras, runs the tests: bash launch/test.sh [pytest arguments]
-#   --quick    for daily work: nothing slow, no processes, no interpreted kernels
+#   --quick    for daily work: nothing slow, no processes, no descents, no interpreted kernels
 #   --full     every case, every GPU kernel compiled, the long benchmarks, and what times something
 # What lies where, and how a test stays short: tests/README.md.
 # Two workers run side by side, of which one takes all tests that start processes (-n 0: none).

@@ -1,8 +1,9 @@
 """What all tests share: hypothesis without deadlines and with fixed seeds, one thread per operator, and, where there is
 no GPU, Triton's interpreter (it is chosen once per process, before the first kernel).
 
-Three sizes of the suite: ``--quick`` for daily work (no test that is marked ``multi`` or ``slow``), the default, and
-``--full`` with the tests marked ``full``: the whole square of contract cases and checks, every GPU kernel compiled.
+Three sizes of the suite: ``--quick`` for daily work (no test that is marked ``multi`` or ``slow``, starts processes or
+follows a descent), the default, and ``--full`` with the tests marked ``full``: the whole square of contract cases and
+checks, every GPU kernel compiled.
 
 Side by side (``-n 2 --dist loadfile``), a file's tests stay on one worker, and tests that start processes share
 another: each of those wants the cores for itself.
@@ -95,6 +96,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("quick"):
         left_out |= {"multi", "slow"}
     kept = [item for item in items if not any(item.get_closest_marker(mark) for mark in left_out)]
+    if config.getoption("quick"):
+        kept = [item for item in kept if not item.nodeid.startswith((*PROCESSES, "tests/convergence/"))]
     if not config.getoption("full"):
         kept = _by_turns(kept)
     if len(kept) < len(items):

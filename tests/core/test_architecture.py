@@ -86,6 +86,7 @@ def test_no_import_runs_up() -> None:
     assert up == set(), "a lower room may not know a higher one: hand the thing in, or move it down"
 
 
+@pytest.mark.slow
 def test_a_first_import_loads_no_planner(programs: Programs) -> None:
     code = "import sys, compcomm; print([m for m in sys.modules if m.startswith('compcomm.plan')])"
     done = programs.run(code)

@@ -27,6 +27,7 @@ def test_opcheck(op: str) -> None:
             torch.library.opcheck(getattr(OPS, op).default, make(), test_utils=utils)
 
 
+@pytest.mark.slow
 def test_without_a_library_the_reference_works_and_says_so_once(programs: Programs) -> None:
     done = programs.run(
         "import torch\nimport compcomm.ops as ops\n"
@@ -45,6 +46,7 @@ def test_without_a_library_the_reference_works_and_says_so_once(programs: Progra
     assert "not installed" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not native.available(), reason="no native library")
 def test_the_environment_chooses(programs: Programs) -> None:
     show = "import compcomm.ops as ops; print(ops.native.isa(), ops.current_backend())"

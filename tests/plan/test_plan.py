@@ -154,6 +154,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_command_in_a_process_of_its_own(here: Path, programs: Programs) -> None:
     code = f"import os, runpy; os.chdir({str(here)!r}); runpy.run_module('compcomm', run_name='__main__')"
     done = programs.run(code, "plan", *SMALL, "--reducer", "TopK(ratio=0.001)", "--json", "p.json", warm=True)

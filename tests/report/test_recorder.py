@@ -195,6 +195,7 @@ def test_without_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         cc.report.Recorder(tmp_path, tensorboard=True)
 
 
+@pytest.mark.slow
 def test_nothing_heavy_is_imported_before_it_is_needed(programs: Programs) -> None:
     code = (
         "import sys, compcomm as cc; cc.report.Recorder; "
