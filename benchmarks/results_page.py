@@ -29,6 +29,7 @@ def page() -> str:
     """The whole page: a heading for each group of experiments whose files are there."""
     groups = {
         "Training": [quickstart()],
+        "Set-up": [set_up()],
         "One gradient over a link": [exchange(p) for p in sorted(RESULTS.glob("exchange-*.json"))],
         "Compressors": [compressors(), volume()],
         "Convergence": [convergence_results.section(RESULTS)],
@@ -92,10 +93,23 @@ def quickstart() -> str:
         "sooner",
         "steps bound by",
     ]
+    command = f"bash launch/quickstart.sh --seconds {found['rows'][0]['seconds']:.0f}"
     return (
         f"**Training.** The quickstart: a character transformer on {found['data']}, {found['link']}, equal wall time "
-        f"for each (`bash launch/quickstart.sh`).\n\n{table(columns, rows)}\n\n"
+        f"for each (`{command}`).\n\n{table(columns, rows)}\n\n"
         "![loss against seconds and bytes](results/quickstart.png)"
+    )
+
+
+def set_up() -> str:
+    if not (RESULTS / "set-up.json").is_file():
+        return ""
+    found = load("set-up.json")
+    rows = [(r["what"], f"{r['seconds']:.0f}") for r in found["rows"]]
+    where = f"{found['hardware']['cores']} cores, compiling for {found['hardware']['isa']}"
+    return (
+        f"**Set-up.** From a fresh clone on {where} "
+        f"(`python benchmarks/set_up.py --tests`).\n\n{table(['what', 'seconds'], rows)}"
     )
 
 
