@@ -101,7 +101,6 @@ measure optimizers-model $python benchmarks/optimizers.py model
 step=optimizers-plot
 $python benchmarks/optimizers.py plot --results "$results" --plot "$results/optimizers-throughput.png"
 measure set-up $python benchmarks/set_up.py --tests
-measure calls $python benchmarks/calls.py
 step=quickstart
 bash launch/quickstart.sh --seconds 40
 cp runs/quickstart/quickstart.json runs/quickstart/quickstart.png "$results/"

@@ -247,7 +247,7 @@ def test_results_keep_what_they_had_when_a_step_fails(checkout: Path) -> None:
     found = {file.name for file in results.iterdir()} - on_a_gpu
     assert found == exchanges | experiments | optimizers | adaptive | planned | {
         "compressors.json", "compressors.png", "kernels.json", "memory.json", "overhead.json", "quickstart.json",
-        "quickstart.png", "thrown-away.json",
+        "quickstart.png", "set-up.json", "thrown-away.json",
     }  # fmt: skip
     before = {file.name: file.read_text() for file in results.iterdir()}
     (checkout / "fails").touch()
