@@ -87,6 +87,7 @@ def _estimates_together(simulator: cc.Simulator, s: cc.Segment) -> None:
             assert float((means[0] - due).abs().max()) < 3e-5, s.name
 
 
+@pytest.mark.slow
 @given(
     reducer=reducers, world=st.integers(1, 5), shapes=SHAPES, plan=st.lists(events, min_size=2, max_size=7),
     seed=st.integers(0, 99),

@@ -15,6 +15,7 @@ emulated.choose()  # walking imports packages, and that of the CUDA kernels find
 MODULES = ["compcomm", *(m.name for m in pkgutil.walk_packages(compcomm.__path__, "compcomm."))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name: str) -> None:
     module = importlib.import_module(name)  # every module imports on a plain install: optional packages come later

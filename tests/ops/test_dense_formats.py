@@ -42,6 +42,7 @@ def test_encode(form: Form) -> None:
     assert (expected["wire"][outside] == 0xA5).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMATS, ids=str)
 def test_decode(form: Form) -> None:
     """Messages in strided buffers, added or written, with skipped and absent rows."""
@@ -61,6 +62,7 @@ def test_decode(form: Form) -> None:
             assert same(decode(isa, form, c, *arguments), expected), (form, messages, accumulate, isa)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMATS, ids=str)
 def test_residual_and_payload_make_the_input(form: Form) -> None:
     """x after = y - decoded, exactly: what is not sent stays."""
