@@ -84,7 +84,9 @@ class Rows(Format):
         old = renamed_attribute(self, "decode_segment", "decode(code, segment, rng)")
         if old is not None:
             return old(code, segment.numel, rng, key(rng.seed, segment.name), segment.offset)
-        raise NotImplementedError(f"{type(self).__name__}.decode (or decode_rows) is still to be written.")
+        raise NotImplementedError(
+            f"{type(self).__name__}.decode is still to be written (or decode_rows, and zero_rows where it is sparse)."
+        )
 
     # What a fast one overrides: a whole bucket in one call (the table is that of ``Packing.table``).
 
