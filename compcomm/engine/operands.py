@@ -42,6 +42,14 @@ def accept(source: Bucket, target: Bucket, transport: Transport, known: Containe
             f"submit: {strange[0]!r} is none of the parameters that the session was made for, so its state would be in "
             f"no checkpoint. Name it there, or correct the layout."
         )
+    parts = source.layout.rows(world) if target.layout is not source.layout else None
+    full = [r for r, part in enumerate(parts or ()) if any(s.numel for s in part.segments)]
+    if len(full) == 1 and world > 1:  # else that rank would go another way through the routes than its peers
+        raise ValueError(
+            f"submit(target=...): row {full[0]} has all segments of the buffer, so that rank cannot tell its row from "
+            f"everything. Lay each parameter over several rows, or put more into the buffer; or want everything: give "
+            f"a target of the source's layout."
+        )
     rows = Target(target).rows(source.layout, world)
     lacking = [s for s in rows[rank].segments if target.layout.position(s) < 0] if rows is not None else []
     if lacking:

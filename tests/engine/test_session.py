@@ -293,3 +293,16 @@ def test_another_ranks_row_is_refused() -> None:
         for bad in (other, other.packed()):
             with pytest.raises(ValueError, match=f"which are in row {rank}, this rank's"):
                 accept(flat, cc.Bucket(torch.ones(bad.numel), bad), there, None)
+
+
+def test_a_row_that_has_everything_is_refused_on_every_rank() -> None:
+    """Its rank would take it for the whole, and go another way through the routes than its peers."""
+    layout = cc.Layout(cc.Layout.of([("w", (8,))]).segments, 16)  # rows of 8 elements: the second is padding
+    for rank in range(2):
+        transport = Alone()
+        transport.rank, transport.world = rank, 2
+        row = (layout.rows(2) or ())[rank].packed()
+        source, target = cc.Bucket(torch.ones(16), layout), cc.Bucket(torch.ones(row.numel), row)
+        with pytest.raises(ValueError, match="row 0 has all segments of the buffer"):
+            accept(source, target, transport, {"w"})
+        accept(source, source, transport, {"w"})
