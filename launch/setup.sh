@@ -88,7 +88,12 @@ sets=${CC_ISAS:-$sets}
 stamp=.venv/compcomm-$extras.sha256 built=.venv/compcomm-built
 remembered() { [ "$(cat "$1" 2>/dev/null)" = "$2" ]; }
 # What was built for tests serves all others: without this, test.sh and quickstart.sh would undo each other's build.
-if [ "$sets" = native ] && remembered $built "$sum runnable"; then sets=runnable; fi
+case $sets in native | runnable)
+    for more in runnable all; do
+        if remembered $built "$sum $more"; then sets=$more; fi
+    done
+    ;;
+esac
 if remembered "$stamp" "$sum" && remembered $built "$sum $sets"; then exit 0; fi
 
 pip() {

@@ -28,7 +28,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ..ops.scratch import scratch
+from ..ops.scratch import scratch, stream
 from .description import Described
 from .former import OF_COMPRESSORS, asked, declared, without_find
 from .layout import Bucket, Layout, Segment
@@ -177,7 +177,7 @@ class Compressor(Described, Rows, ABC, abstract=True):
         if wires.is_meta:
             return
         if skip is None:
-            skip = _none(packing.count, wires.device)
+            skip = _none(packing.count, wires.device, stream(wires.device))
         if out.flat.dtype == torch.float64:  # kernels add in fp32: each message is decoded alone, and added here
             self._decode_double(wires, out, rng, packing, scale, skip, accumulate, message, stride, weights, bits)
             return
@@ -266,8 +266,8 @@ class Compressor(Described, Rows, ABC, abstract=True):
 
 
 @lru_cache(maxsize=4096)
-def _none(count: int, device: torch.device) -> Tensor:
-    """Marks for no segment; kernels only read it."""
+def _none(count: int, device: torch.device, stream: int) -> Tensor:
+    """Marks for no segment; kernels only read it. One for each stream: in another they may not be written yet."""
     return torch.zeros(count, dtype=torch.uint8, device=device)
 
 

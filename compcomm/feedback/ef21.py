@@ -124,7 +124,7 @@ class EF21(EstimateScheme):
 
         def on_rollback() -> None:
             result.on_rollback()
-            exact.fill_(0.0)  # delivered and cleared by then: undo left minus the mean there
+            exact.fill_(0.0)  # delivered and cleared by then: the rollback left minus the mean there
             if result.sent is not None:
                 result.sent.add_(estimate, -1.0)
 

@@ -103,6 +103,8 @@ def test_setup_builds_for_this_machine_and_for_tests_all_that_it_runs(checkout: 
     assert sets("test") == "runnable off"
     assert sets("bench") == sets("test") == "nothing"
     assert sets("gpu") == "runnable off"
+    assert sets("bench", CC_ISAS="all") == "all off"
+    assert sets("bench") == sets("test") == "nothing"
     assert sets("bench", CC_ISAS="baseline", CC_BUILD_CUDA="on") == "baseline on"
     assert sets("bench") == "native off"
     assert sets("test") == "runnable off"

@@ -45,6 +45,17 @@ def give(params: Any, given: Sequence[Tensor | None]) -> None:
         p.grad = None if g is None else g.to(p.dtype)
 
 
+def overflow(optimizer: Any, params: Any) -> torch.amp.GradScaler:
+    """A step under a GradScaler whose gradients have an infinity; the scaler, afterwards."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    give(params, gradients(99))
+    params[1].grad[0] = float("inf")
+    scaler.scale(torch.ones(()))
+    scaler.step(optimizer)
+    scaler.update()
+    return scaler
+
+
 def drive(optimizer: Any, params: Sequence[Tensor], steps: range, factor: float = 1.0) -> None:
     for step in steps:
         give(params, [factor * g for g in gradients(step)])

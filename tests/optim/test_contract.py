@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import compcomm as cc
 from tests.multi.compressed import KINDS
 
-from .alone import content, drive, flat, give, gradients, make, module, parameters, restore
+from .alone import content, drive, flat, give, gradients, make, module, overflow, parameters, restore
 from .saved import same, tensors
 
 every = pytest.mark.parametrize("kind", cc.optim.__all__)
@@ -143,14 +143,9 @@ def test_a_bad_step_changes_nothing(kind: str, when: int) -> None:
     """In the warm-up with a GradScaler; with compressed momentum or gradients also without."""
     params = parameters()
     own = make(kind, params)
-    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     drive(own, params, range(when))
     before, state = flat(params).clone(), copy.deepcopy(own.state_dict())
-    give(params, gradients(99))
-    params[1].grad[0] = float("inf")  # type: ignore[index]
-    scaler.scale(torch.ones(()))
-    scaler.step(own)
-    scaler.update()
+    scaler = overflow(own, params)
     if when > 1:
         params[1].grad[0] = float("nan")  # type: ignore[index]
         own.step()

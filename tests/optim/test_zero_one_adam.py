@@ -14,7 +14,7 @@ import compcomm as cc
 from compcomm.optim import ZeroOneAdam
 from tests.reference import zero_one_adam as page
 
-from .alone import drive, flat, give, gradients, make, moments, parameters
+from .alone import drive, flat, give, gradients, make, moments, overflow, parameters
 from .saved import ours, same
 
 FREEZE, STEPS = 12, 40
@@ -133,14 +133,9 @@ def test_a_bad_local_step_changes_nothing() -> None:
     """But the number of steps: with a GradScaler, and without."""
     params = parameters()
     own = zero_one(params)
-    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     drive(own, params, range(29))
     before, state = flat(params).clone(), copy.deepcopy(own.state_dict())
-    give(params, gradients(99))
-    params[1].grad[0] = float("inf")  # type: ignore[index]
-    scaler.scale(torch.ones(()))
-    scaler.step(own)
-    scaler.update()
+    scaler = overflow(own, params)
     assert scaler.get_scale() == 4.0 and own.steps == 30
     own.step()
     assert torch.equal(flat(params), before) and alike(state, own.state_dict()) and own.steps == 31
