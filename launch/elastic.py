@@ -82,10 +82,14 @@ class Run:
         self.optimizer.zero_grad()
         loss = nn.functional.cross_entropy(self.model(batch.x), batch.y)
         if kill:
-            next(self.model.module.parameters()).register_hook(lambda _: os.kill(os.getpid(), signal.SIGKILL))
+            next(self.model.module.parameters()).register_hook(lambda _: self.die(step))
         loss.backward()
         self.optimizer.step()
         self.schedule.step()
+
+    def die(self, step: int) -> None:
+        print(f"elastic: rank {self.rank} kills itself in step {step}", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def loss(self) -> float:
         """On the held-out pictures, of all ranks."""

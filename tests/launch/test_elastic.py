@@ -72,7 +72,7 @@ def test_a_killed_worker_changes_no_bit(programs: Programs, tmp_path: Path) -> N
     """torchrun starts both workers again; they resume from step 10 of 16 and end with the unbroken run's parameters."""
     unbroken, _ = train(programs, tmp_path / "a", "--steps=16", "--every=5")
     killed, said = train(programs, tmp_path / "b", "--steps=16", "--every=5", "--kill=12")
-    assert "failed (exitcode: -9) local_rank: 1" in said
+    assert "rank 1 kills itself in step 12" in said  # the agent names the worker that it saw fail first: either
     assert (unbroken["lives"], unbroken["began"], killed["lives"], killed["began"]) == (1, 0, 2, 10)
     for what in ("loss", "parameters", "pending", "steps"):
         assert killed[what] == unbroken[what], what

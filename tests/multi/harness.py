@@ -15,6 +15,7 @@ two cores spend a third of their time on switching between them.
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import itertools
 import multiprocessing
@@ -116,6 +117,7 @@ class Workers:
                     failures.append(f"rank {rank}: {results[rank]}")
             except (EOFError, ConnectionResetError):
                 if rank not in dead:
+                    self.crew.processes[rank].join(patience(5))  # the pipe ends before the exit code is known
                     failures.append(f"rank {rank}: died (exit code {self.crew.processes[rank].exitcode})")
         self.crew.end(dead)
         if failures:
@@ -133,6 +135,7 @@ def _serve(rank: int, backend: str, pipe: Connection) -> None:
     import torch.distributed as dist
 
     torch.set_num_threads(1)
+    faulthandler.enable()  # a crash says where
     warnings.simplefilter("error")
     # torch.compile asks every tensor for its gradient and hides this warning only from the printer, not from "error".
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf Tensor")
@@ -146,11 +149,12 @@ def _serve(rank: int, backend: str, pipe: Connection) -> None:
     try:
         while True:
             scenario, arguments, world, meet = pipe.recv()
-            dist.init_process_group(
-                init_method=f"file://{meet}", backend=backend, rank=rank, world_size=world,
-                timeout=timedelta(seconds=patience(40)), **options,
-            )  # fmt: skip
             try:
+                dist.init_process_group(
+                    init_method=f"file://{meet}", backend=backend, rank=rank, world_size=world,
+                    timeout=timedelta(seconds=patience(40)), **options,
+                )  # fmt: skip
+                dist.barrier()  # a rank that has nothing to say would leave while others still connect to it
                 answer = (True, scenario(rank, world, **arguments))
             except BaseException:
                 answer = (False, traceback.format_exc())
