@@ -55,6 +55,13 @@ def move_(to: Bucket, source: Bucket, scale: float = 1.0) -> None:
         _torch._foreach_zero_(parts)
 
 
+def clear_(bucket: Bucket) -> None:
+    """Zeroes every segment; padding keeps its content."""
+    own, _ = spans(bucket.layout, bucket.layout)
+    if own is not None:
+        _torch._foreach_zero_(own.of(bucket))
+
+
 def clear_padding(bucket: Bucket) -> None:
     """Zeroes what no segment covers."""
     gaps = _gaps(bucket.layout)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from functools import lru_cache
 
 import torch
 
 from ..core.context import Context
 from ..core.deferred import deferred
-from ..core.layout import Bucket, Layout
+from ..core.layout import Bucket
 from ..core.source import Target
+from ..core.spans import copy_
 from ..core.transport import Transport
 from .jobs import Job
 
@@ -94,17 +94,4 @@ def write(mean: Bucket, wanted: Bucket) -> None:
     if wanted.layout.covers or mean.layout is not wanted.layout:
         wanted.rearrange_(mean)
         return
-    for start, stop in _runs(wanted.layout):
-        wanted.flat[start:stop].copy_(mean.flat[start:stop])
-
-
-@lru_cache(maxsize=4096)
-def _runs(layout: Layout) -> tuple[tuple[int, int], ...]:
-    """What segments cover, in as few spans as they allow."""
-    found: list[tuple[int, int]] = []
-    for s in sorted(layout.segments, key=lambda s: s.start):
-        if found and found[-1][1] == s.start:
-            found[-1] = found[-1][0], s.stop
-        elif s.numel:
-            found.append((s.start, s.stop))
-    return tuple(found)
+    copy_(wanted, mean)

@@ -11,6 +11,7 @@ from ..core.context import Context
 from ..core.layout import Segment
 from ..core.reducer import Flow, Reduced, Reducer, Resolving
 from ..core.source import Source, Target
+from ..core.spans import clear_
 from ..core.state import Merge, Slot, State
 from . import slabs
 from .base import is_number
@@ -106,7 +107,7 @@ class EControl(EstimateScheme):
 
         def on_rollback() -> None:
             result.on_rollback()
-            exact.fill_(0.0)
+            clear_(exact)
             slabs.axpby_used(error, estimate, x.layout, result.unused, ctx, alpha=1.0)
             if result.sent is not None:
                 result.sent.add_(estimate, -1.0)

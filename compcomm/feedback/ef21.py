@@ -13,6 +13,7 @@ from ..core.context import Context
 from ..core.layout import Segment
 from ..core.reducer import Flow, Reduced, Reducer, Resolving
 from ..core.source import Source, Target
+from ..core.spans import clear_
 from ..core.state import Merge, Slot, State
 from ..core.traits import Traits
 from . import slabs
@@ -124,7 +125,7 @@ class EF21(EstimateScheme):
 
         def on_rollback() -> None:
             result.on_rollback()
-            exact.fill_(0.0)  # delivered and cleared by then: the rollback left minus the mean there
+            clear_(exact)  # delivered and cleared by then: the rollback left minus the mean there
             if result.sent is not None:
                 result.sent.add_(estimate, -1.0)
 

@@ -13,6 +13,7 @@ from ..core.deferred import either, fill_nan_where
 from ..core.layout import Bucket, Layout, Segment
 from ..core.reducer import Flow, Reduced
 from ..core.source import Source, Target
+from ..core.spans import clear_
 from ..core.state import State
 from ..core.traits import Promises, Traits
 from ..routes.exact import Exact
@@ -63,7 +64,7 @@ class EstimateScheme(FeedbackScheme, ABC, abstract=True):
             slabs.deliver(out, mean, ctx, scale, accumulate)
         if not accumulate:
             slabs.clear(out, layout, result.unused)
-        exact.fill_(0.0)
+        clear_(exact)
         ctx.bad = either(ctx.bad, result.bad)
         if not accumulate:
             fill_nan_where(out, result.bad)

@@ -14,6 +14,7 @@ import torch
 
 from ..core.collectives import AllReduce, AllReduceMax, Commit
 from ..core.context import Arena, Context
+from ..core.drive import lockstep
 from ..core.layout import Bucket, Layout
 from ..core.reducer import Flow, Reducer, flow
 from ..core.state import State, Store
@@ -252,12 +253,12 @@ def _rounds(benches: Sequence[Sequence[_Rank]]) -> list[list[float]]:
 
 def _once(flows: Sequence[Flow]) -> list[float]:
     seconds: list[float] = []
-    while True:
-        since = perf_counter()
-        ops = [next(f) for f in flows]
+    since = perf_counter()
+    for ops in lockstep(flows):
         seconds.append((perf_counter() - since) / len(flows))
         if isinstance(ops[0], Commit):
             break
         perform(ops)
+        since = perf_counter()
     _commit(flows)
     return seconds

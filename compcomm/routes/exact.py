@@ -51,7 +51,7 @@ class Exact(Reducer):
         if ctx.dtype is not None and plain and not target.accumulate:
             dtype, in_place = ctx.dtype, False  # the copy is wider than what it holds
         even = None if in_place else _even_rows(layout, out.layout, ctx.rank, world)
-        packed = layout.packed() if even is None else even
+        packed = layout.packed() if even is None else even[0]
         y = out.flat if in_place else ctx.buffer("exact" if even is None else "exact rows", packed.numel, dtype)
         if not (in_place and plain):
             _gather(Bucket(y, packed), source, in_place)
@@ -64,7 +64,7 @@ class Exact(Reducer):
         else:
             part = ctx.buffer("row", packed.numel // world, dtype)
             yield ReduceScatter(y, part)
-            delivery = _Mean(out, Bucket(part, _row(packed, ctx.rank, world)), target.accumulate)
+            delivery = _Mean(out, Bucket(part, even[1]), target.accumulate)
         bad = not_finite(delivery.mean.flat) if ctx.watch else False
         ctx.bad = either(ctx.bad, bad)
         if target.accumulate:  # what accumulates must not take in an infinity
@@ -106,9 +106,9 @@ def _gather(y: Bucket, source: Source, in_place: bool) -> None:
 
 
 @lru_cache(maxsize=4096)
-def _even_rows(layout: Layout, wanted: Layout, rank: int, world: int) -> Layout | None:
-    """The rows of a sharded host's buffer, packed one by one and as long as the longest, for a reduce-scatter; None
-    where a rank wants more than its own row, or an all-reduce is no longer.
+def _even_rows(layout: Layout, wanted: Layout, rank: int, world: int) -> tuple[Layout, Layout] | None:
+    """The rows of a sharded host's buffer, packed one by one and as long as the longest, for a reduce-scatter, and this
+    rank's of them; None where a rank wants more than its own row, or an all-reduce is no longer.
 
     All ranks must find the same, so it does not count which row is this rank's: where a single one has all segments,
     its owner cannot tell it from the whole.
@@ -125,13 +125,4 @@ def _even_rows(layout: Layout, wanted: Layout, rank: int, world: int) -> Layout 
         for s in row.segments:
             segments.append(s._replace(start=start, stop=start + s.numel))
             start += s.numel
-    return Layout(segments, world * width)
-
-
-@lru_cache(maxsize=4096)
-def _row(rows: Layout, rank: int, world: int) -> Layout:
-    """The part of equal rows that a rank owns, as a buffer of its own."""
-    width = rows.numel // world
-    first = rank * width
-    own = (s for s in rows.segments if first <= s.start and s.stop <= first + width)
-    return Layout((s._replace(start=s.start - first, stop=s.stop - first) for s in own), width)
+    return Layout(segments, world * width), rows[rank].packed()

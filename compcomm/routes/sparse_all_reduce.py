@@ -16,6 +16,7 @@ from ..core.layout import Bucket, Layout, Segment
 from ..core.packing import pack_shares
 from ..core.reducer import Flow
 from ..core.source import Source, Target
+from ..core.spans import clear_
 from ..core.state import Slot, State
 from ..ops.reference.interleave import permuted_blocks, ways_of
 from .shards import Owners, TwoRounds
@@ -107,7 +108,7 @@ class _PermutedRounds(TwoRounds):
         if out.flat.is_meta:
             return
         if not accumulate:
-            out.fill_(0.0)  # out may be x
+            clear_(out)  # out may be x
         self.permutation.add(self.wires.view(-1), out, sign * self.factor, self.flags.skip, self.wires.shape[1])
 
 

@@ -7,8 +7,7 @@ from typing import NamedTuple
 import torch
 
 from ..core.context import Context
-from ..core.drive import OutOfStepError
-from ..core.drive import lockstep as rounds_of
+from ..core.drive import OutOfStepError, lockstep
 from ..core.layout import Bucket, Layout
 from ..core.reducer import Flow, Reduced, Reducer
 from ..core.source import Source, Target
@@ -32,7 +31,7 @@ class Ran(NamedTuple):
     bad: bool
 
 
-def lockstep(
+def reduce_together(
     reducer: Reducer,
     inputs: list[Bucket],
     at: int,
@@ -56,7 +55,7 @@ def lockstep(
         source, target = Source(x, given_too, decay, add_scale), Target(outs[rank], out_scale, accumulate)
         flows.append(reducer.reduce(source, target, State(store, given.layout), contexts[rank]))
     seen: list[Signature] = []
-    rounds = rounds_of(flows)
+    rounds = lockstep(flows)
     while True:
         try:
             ops = next(rounds)
@@ -102,6 +101,6 @@ def keeps_to_one_sequence_of_collectives(r: Reducer) -> None:
                 inputs = [pack(g, layout) for g in gradients(world, at)]
                 if bad:
                     _spoil(inputs, layout)
-                for rank, ran in enumerate(lockstep(settled, inputs, at)):
+                for rank, ran in enumerate(reduce_together(settled, inputs, at)):
                     demand(ran.seen == due, r, f"rank {rank} of {world} yields {ran.seen}; the dry run lists {due}.")
                     demand(ran.bad == bad, r, f"rank {rank} of {world} calls the step {'bad' if ran.bad else 'good'}.")

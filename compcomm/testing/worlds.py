@@ -11,7 +11,7 @@ from ..transports.simulator import Simulator
 from .errors import demand, same_bits
 from .inputs import gradient, model_layout
 from .simulated import WORLDS, Named, backwards, gradients, pack, rebuilt, roundoff, run, step, whole
-from .traffic import lockstep
+from .traffic import reduce_together
 
 
 def _same(a: Named, b: Named) -> bool:
@@ -53,7 +53,7 @@ def loses_no_more_than_it_says(r: Reducer) -> None:
     for world in (1, 3):
         settled = settle(r, world)
         inputs = [pack(g, layout) for g in gradients(world, 0)]
-        results = lockstep(settled, inputs, 1 << 20)
+        results = reduce_together(settled, inputs, 1 << 20)
         for rank, (result, *_) in enumerate(results):
             if result.error is None or result.error.flat.numel() == 0:
                 continue
@@ -89,10 +89,10 @@ def codes_a_sum_in_one_go(r: Reducer) -> None:
     g = [pack(g, layout) for g in gradients(world, 1)]
     y = [Bucket(a.flat * 0.9 + b.flat * 0.3, layout) for a, b in zip(x, g, strict=True)]
     try:
-        found = lockstep(settled, x, 1 << 20, add=g, decay=0.9, add_scale=0.3)
+        found = reduce_together(settled, x, 1 << 20, add=g, decay=0.9, add_scale=0.3)
     except TypeError:
         return
-    for one, two in zip(found, lockstep(settled, y, 1 << 20), strict=True):
+    for one, two in zip(found, reduce_together(settled, y, 1 << 20), strict=True):
         same = same_bits(one.out.flat, two.out.flat)
         demand(same, r, "the mean of decay*x + add_scale*add is another than that of the sum.")
         if one.result.error is not None and two.result.error is not None:
@@ -105,8 +105,8 @@ def adds_to_what_is_there(r: Reducer) -> None:
     layout, world = model_layout(), 2
     settled = settle(r, world)
     inputs = [pack(g, layout) for g in gradients(world, 0)]
-    plain = [ran.out for ran in lockstep(settled, inputs, 5)]
-    added = [ran.out for ran in lockstep(settled, inputs, 5, fill=3.0, out_scale=0.5, accumulate=True)]
+    plain = [ran.out for ran in reduce_together(settled, inputs, 5)]
+    added = [ran.out for ran in reduce_together(settled, inputs, 5, fill=3.0, out_scale=0.5, accumulate=True)]
     for a, b in zip(plain, added, strict=True):
         near = (b.flat - (3.0 + 0.5 * a.flat)).abs() <= 4e-6 * (1 + a.flat.abs())
         demand(near.all(), r, "out_scale=0.5, accumulate=True does not give out + mean / 2.")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import compcomm as cc
-from compcomm.testing.traffic import lockstep
+from compcomm.testing.traffic import reduce_together
 from compcomm.transports.dry_run import plan
 
 FORMS: list[dict[str, Any]] = [{}, {"error": "local"}, {"alternate": True}, {"alternate": True, "error": "local"}]
@@ -245,8 +245,8 @@ def test_what_an_alternate_step_sends_follows_from_its_number(step: int, error: 
     digits = 8  # of 64 + 32 rows, twelve to a number
     assert due == [("AllReduce", "float32", 4 * (2 + 3 + 9 + digits + 3 * (64 + 16 if step % 2 == 0 else 48 + 72)))]
     inputs = [cc.Bucket(torch.randn(layout.numel), layout) for _ in range(3)]
-    assert all(ran.seen == due and not ran.bad for ran in lockstep(reducer, inputs, step))
+    assert all(ran.seen == due and not ran.bad for ran in reduce_together(reducer, inputs, step))
     inputs[0].flat.zero_()
     inputs[2].flat[500] = float("inf")
-    for ran in lockstep(reducer, inputs, step):
+    for ran in reduce_together(reducer, inputs, step):
         assert ran.seen == due and ran.bad and ran.out.flat.isnan().all()

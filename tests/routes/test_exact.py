@@ -9,7 +9,7 @@ import torch
 
 import compcomm as cc
 from compcomm.core.state import State
-from compcomm.testing.traffic import lockstep
+from compcomm.testing.traffic import reduce_together
 
 LAYOUT = cc.Layout([cc.Segment("a", (3, 4), 0, 12), cc.Segment("b", (5,), 14, 19)], 20)
 
@@ -37,7 +37,7 @@ def test_keeps_the_dtype(dtype: torch.dtype, world: int) -> None:
 
 def test_adds_scales_and_leaves_no_error() -> None:
     x, g = _inputs(3), _inputs(3, seed=1)
-    found = lockstep(cc.Exact(), x, 0, add=g, decay=0.5, add_scale=2.0, fill=1.0, out_scale=0.1, accumulate=True)
+    found = reduce_together(cc.Exact(), x, 0, add=g, decay=0.5, add_scale=2.0, fill=1.0, out_scale=0.1, accumulate=True)
     y = torch.stack([0.5 * a.flat + 2.0 * b.flat for a, b in zip(x, g, strict=True)]).mean(0)
     for result, out, seen, _ in found:
         assert result.sent is None and result.error is None and len(seen) == 1
