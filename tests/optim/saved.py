@@ -27,10 +27,10 @@ def tensors(document: Any, names: Iterable[str]) -> dict[str, dict[str, Tensor]]
 
 def same(one: Any, other: Any, *but: str) -> bool:
     """Whether two states, or parts of them, are equal to the bit, apart from what is called so."""
-    if isinstance(one, dict):
+    if isinstance(one, dict) and isinstance(other, dict):
         names = {k for k in (*one, *other) if k not in but}
         return all(k in one and k in other and same(one[k], other[k], *but) for k in names)
-    if isinstance(one, list | tuple):
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return len(one) == len(other) and all(same(a, b, *but) for a, b in zip(one, other, strict=True))
     if isinstance(one, Tensor):
         return isinstance(other, Tensor) and one.dtype == other.dtype and torch.equal(one, other)
