@@ -173,7 +173,7 @@ class Compressor(Described, Rows, ABC, abstract=True):
         """target.out = (out if accumulate) + scale * sum of the W messages in ``wires`` [W, bytes]; segments that
         ``out`` lacks are passed over, those in ``skip`` count as zero. A bucket alone is written anew. ``weights``: one
         factor per message. ``bits``: which rows are zero, where that is not in the messages (``Packing.apart``)."""
-        out, scale, accumulate = Target(target) if isinstance(target, Bucket) else target
+        out, scale, accumulate, _ = Target(target) if isinstance(target, Bucket) else target
         if wires.is_meta:
             return
         if skip is None:

@@ -72,6 +72,9 @@ class Context:
     bad: DeferredBool = False
     faults: list[DeferredError] = field(default_factory=list[DeferredError])
     tag: str = ""
+    apart: bool = False
+    """A part of the bucket had no message to say "bad" in, so this rank's ``bad`` is no other's until the end of the
+    step. The same on all ranks."""
     dtype: torch.dtype | None = None
     """Of the gradient, where the bucket is a wider copy of it: what travels exact need not be wider."""
 

@@ -200,15 +200,70 @@ class Layout:
 
     def rows(self, world: int) -> tuple[Layout, ...] | None:
         """This buffer as ``world`` equal rows, one per owner, as sharded hosts lay it out; None if one crosses."""
+        rows = self._rows.get(world)
+        if rows is None:
+            rows = self._rows[world] = self._cut(world)
+        return rows or None
+
+    def equal_rows(self, world: int) -> tuple[Layout, ...]:
+        """``rows``, which there must be.
+
+        Raises:
+            ValueError: there are none.
+        """
+        rows = self.rows(world)
+        if rows is None:
+            raise ValueError(
+                f"{self!r} is not made of {world} equal rows, one per rank, which no segment crosses. Lay it out as "
+                f"Layout.sharded({world}) does, or ask for the whole mean."
+            )
+        return rows
+
+    @cached_property
+    def _rows(self) -> dict[int, tuple[Layout, ...]]:
+        return {}
+
+    def _cut(self, world: int) -> tuple[Layout, ...]:
         if world < 1 or self.numel % world:
-            return None
+            return ()
         size = self.numel // world
         groups: list[list[Segment]] = [[] for _ in range(world)]
         for s in self.segments:
             if s.numel and s.start // size != (s.stop - 1) // size:
-                return None
+                return ()
             groups[min(s.start // size, world - 1) if size else 0].append(s)
         return tuple(Layout(group, self.numel) for group in groups)
+
+    def sharded(self, world: int) -> Layout:
+        """Whole parameters as ``fully_shard`` lays their gradients out for a reduce-scatter: ``world`` equal rows, row
+        r with shard r of every parameter, which is rows ``[r h, (r + 1) h)`` of its first dimension d0, h = ceil(d0 /
+        world). The last shards may have fewer, or none; what lacks is padding, so that all rows are equally long.
+
+        >>> [(s.start, s.stop, s.offset) for s in Layout.of([("weight", (3, 2))]).sharded(2).segments]
+        [(0, 4, 0), (4, 6, 4)]
+        """
+        heights = [-(-(s.shape[0] if s.shape else 1) // world) for s in self.segments]
+        widths = [s.numel // (s.shape[0] if s.shape else 1) if s.numel else 0 for s in self.segments]
+        length = sum(h * w for h, w in zip(heights, widths, strict=True))
+        found: list[Segment] = []
+        for rank in range(world):
+            start = rank * length
+            for s, height, width in zip(self.segments, heights, widths, strict=True):
+                low, high = (min(s.numel, r * height * width) for r in (rank, rank + 1))
+                if low < high:
+                    found.append(Segment(s.name, s.shape, start, start + high - low, s.offset + low))
+                start += height * width
+        return Layout(found, world * length)
+
+
+def joined(layouts: Iterable[Layout]) -> Layout:
+    """All segments of several buffers, as one buffer after the other."""
+    found: list[Segment] = []
+    start = 0
+    for layout in layouts:
+        found += [s._replace(start=start + s.start, stop=start + s.stop) for s in layout.segments]
+        start += layout.numel
+    return Layout(found, start)
 
 
 def _pairs(shapes: Any) -> Iterator[tuple[str, Any]]:

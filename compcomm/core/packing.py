@@ -263,14 +263,11 @@ def pack_shares(compressor: Format, layout: Layout, world: int) -> Packing:
 
 
 @lru_cache(maxsize=4096)
-def pack_rows(compressor: Format, layout: Layout, world: int) -> Packing:
-    """One message per owner, with the owner's row of a sharded host's buffer (``Layout.rows``)."""
-    rows = layout.rows(world)
-    if rows is None:
-        raise ValueError(
-            f"{compressor!r}: {layout!r} is not made of {world} equal rows, one per owner. "
-            f"Lay the buffer out in one row per rank, each with segments of its own, or ask for the whole mean."
-        )
-    where = {s: i for i, s in enumerate(layout.segments)}
-    parts = tuple(tuple((where[s], s) for s in row.segments) for row in rows)
-    return Packing(compressor, parts, len(layout.segments))
+def pack_rows(compressor: Format, layout: Layout, host: Layout, world: int) -> Packing:
+    """One message per owner, with the segments of ``layout`` that lie in the owner's row of a sharded host's buffer,
+    which is laid out as ``host`` (``Layout.equal_rows``)."""
+    owner = {(s.name, s.offset): rank for rank, row in enumerate(host.equal_rows(world)) for s in row.segments}
+    parts: list[list[tuple[int, Segment]]] = [[] for _ in range(world)]
+    for index, s in enumerate(layout.segments):
+        parts[owner[s.name, s.offset]].append((index, s))
+    return Packing(compressor, tuple(map(tuple, parts)), len(layout.segments))

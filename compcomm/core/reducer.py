@@ -101,15 +101,17 @@ Flow = Generator[Collective, bool, Reduced]
 
 class Resolving(NamedTuple):
     """For whom a description is made able to run: ``world`` ranks, inside a feedback scheme whose owners use ``scheme``
-    (None: inside none). ``choose`` is ``routes.choose.settle``."""
+    (None: inside none); ``rows``: of which each wants its own row of the mean alone. ``choose`` is
+    ``routes.choose.settle``."""
 
     world: int
     scheme: type[Reducer] | None
-    choose: Callable[[Any, int, type[Reducer] | None], Reducer]
+    rows: bool
+    choose: Callable[..., Reducer]
 
     def part(self, part: Reducer | Compressor, scheme: type[Reducer] | None = None) -> Reducer:
         """What is inside, resolved; ``scheme``: where a feedback scheme asks."""
-        return self.choose(part, self.world, scheme or self.scheme)
+        return self.choose(part, self.world, scheme or self.scheme, rows=self.rows)
 
 
 @dataclass(frozen=True, repr=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 from .layout import Bucket, Layout
@@ -44,31 +43,12 @@ class Source(NamedTuple):
 class Target(NamedTuple):
     """out = (out if accumulate) + scale * the mean.
 
-    ``out`` may be the source's ``add``, and may be its ``x`` where nobody needs the error. Its layout says what is
-    wanted: all of it, or only this rank's row of a sharded host's buffer.
+    ``out`` may be the source's ``add``, and may be its ``x`` where nobody needs the error. ``row``: what is wanted is
+    this rank's row of a sharded host's buffer alone (``Layout.equal_rows``), whose segments ``out`` has. How the buffer
+    is laid out is ``State.layout``: a source may be a scheme's memory, which has neither padding nor all segments.
     """
 
     out: Bucket
     scale: float = 1.0
     accumulate: bool = False
-
-    def rows(self, layout: Layout, world: int) -> tuple[Layout, ...] | None:
-        """The rows of ``layout``, one per rank, where this rank wants its own alone; None where it wants everything.
-
-        Raises:
-            ValueError: something is not wanted, and the buffer is not made of ``world`` equal rows.
-        """
-        return None if self.out.layout is layout else _rows(self.out.layout, layout, world)
-
-
-@lru_cache(maxsize=4096)
-def _rows(wanted: Layout, layout: Layout, world: int) -> tuple[Layout, ...] | None:
-    if wanted == layout or all(wanted.position(s) >= 0 for s in layout.segments if s.numel):
-        return None
-    rows = layout.rows(world)
-    if rows is None:
-        raise ValueError(
-            f"Target({wanted!r}): it lacks segments of {layout!r}, which is not made of {world} equal rows, one per "
-            f"rank. Give room for all segments, or for one row of a buffer whose rows no segment crosses."
-        )
-    return rows
+    row: bool = False

@@ -23,7 +23,8 @@ class Merge(Enum):
     """How a slot is combined when a checkpoint of W workers is loaded by W' workers."""
 
     REPLICATED = "replicated"
-    """Equal on all ranks: any copy serves."""
+    """Equal on all ranks: any copy serves. (Where each rank wants its own row of a mean alone, it holds of such a slot,
+    if it has a number per element, that row alone.)"""
     MEAN = "mean"
     """Only the mean over the ranks matters (residuals): every new rank takes the mean."""
     SHARDED = "sharded"
@@ -95,6 +96,11 @@ class Slot:
         if self.merge is Merge.MEAN and self.codec is None and not self.dtype.is_floating_point:
             raise ValueError(f"{self!r}: {self.dtype} has no mean. Use REPLICATED, or a floating-point dtype.")
 
+    @property
+    def of_mean(self) -> bool:
+        """Whether it has a number per element of the mean, which is what who wants a row of it has no use for."""
+        return self.merge is Merge.REPLICATED and self.numel is None
+
     def size(self, numel: int) -> int:
         """Elements of ``dtype`` for ``numel`` elements of a parameter."""
         if self.numel is not None:
@@ -137,11 +143,23 @@ class Store:
     there, parameter by parameter, when they lie in another one.
     """
 
-    def __init__(self, reducer: Slotted, rank: int = 0, world: int = 1, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        reducer: Slotted,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | str = "cpu",
+        *,
+        rows: bool = False,
+    ) -> None:
+        """``rows``: layouts are made of one row per rank, of which each wants its own alone."""
         self.reducer, self.rank, self.world, self.device = reducer, rank, world, torch.device(device)
+        self.rows = rows
         self._home: dict[str, dict[tuple[str, int], Tensor]] = {}  # slot -> (name, offset) -> view of a slab
         self._slabs: dict[tuple[str, Layout], Bucket] = {}
         self._segments: dict[tuple[str, int], Segment] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        """Of every parameter that was in a layout, here or as a piece that lies elsewhere."""
         self.cuts = 0
         """How often slabs have been cut, so that who knows where something lies can tell whether it still does."""
         self.under_way: dict[object, Any] = {}
@@ -151,6 +169,7 @@ class Store:
         """Makes every slot of every segment now, so that all ranks hold the same keys whatever comes first."""
         found: dict[str, dict[torch.dtype, list[Segment]]] = {}
         for s in layout.segments:
+            self.shapes[s.name] = s.shape
             for name, slot in self.reducer.slots(s, self.world).items():
                 found.setdefault(name, {}).setdefault(slot.dtype, []).append(s)
         for name, kinds in found.items():
@@ -168,9 +187,10 @@ class Store:
         slots: list[Slot] = []
         keys: list[tuple[str, int]] = []
         start = 0
+        wanted = layout.equal_rows(self.world)[self.rank] if self.rows else layout
         for s in layout.segments:
             slot = self.reducer.slots(s, self.world).get(name) if s.numel else None
-            if slot is not None:
+            if slot is not None and not (slot.of_mean and wanted.position(s) < 0):
                 held = s.share(self.rank, self.world, slot.alignment) if slot.merge is Merge.SHARDED else s
                 numel = slot.size(held.numel)
                 plain = slot.numel is None and slot.codec is None
@@ -243,6 +263,7 @@ class Store:
         self.under_way.clear()
         self.cuts += 1
         self._home = {s: {(names.get(n, n), o): t for (n, o), t in e.items()} for s, e in self._home.items()}
+        self.shapes = {names.get(n, n): shape for n, shape in self.shapes.items()}
         segments = [s._replace(name=names.get(s.name, s.name)) for s in self._segments.values()]
         self._segments = {(s.name, s.offset): s for s in segments}
         self._slabs = {}

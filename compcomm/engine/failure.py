@@ -23,6 +23,7 @@ from ..core.drive import rehearse as on_paper
 from ..core.header import write_header
 from ..core.layout import Bucket
 from ..core.reducer import Reducer, flow
+from ..core.source import Target
 from ..core.state import State, Store
 from ..core.structure import current
 
@@ -39,16 +40,21 @@ def outline(op: Collective) -> Collective:
 
 
 def rehearse(
-    reducer: Reducer, state: State, ctx: Context, dtype: torch.dtype, out: Bucket | None = None
+    reducer: Reducer, state: State, ctx: Context, dtype: torch.dtype, target: Target | None = None
 ) -> list[Collective]:
-    """The collectives of a bucket in this step, from the flow itself on tensors without content. ``out``: where the
+    """The collectives of a bucket in this step, from the flow itself on tensors without content. ``target``: where the
     mean goes, if not where the gradient was: a row takes another way than the whole."""
     reducer, layout = current(reducer, state), state.layout
     ghost = replace(ctx, arena=Arena("meta"), watch=False, bad=False, tag="")
     bucket = Bucket(torch.empty(layout.numel, dtype=dtype, device="meta"), layout)
-    wanted = None if out is None else Bucket(torch.empty(out.flat.numel(), dtype=dtype, device="meta"), out.layout)
-    run = flow(reducer, bucket, State(Store(reducer, ctx.rank, ctx.world, "meta"), layout), ghost, wanted)
-    return [outline(op) for op in on_paper(run)]
+    wanted = None
+    if target is not None:
+        size, layout_out = target.out.flat.numel(), target.out.layout
+        wanted = target._replace(out=Bucket(torch.empty(size, dtype=dtype, device="meta"), layout_out))
+    store = Store(reducer, ctx.rank, ctx.world, "meta", rows=state.store.rows)
+    found = [outline(op) for op in on_paper(flow(reducer, bucket, State(store, layout), ghost, wanted))]
+    ctx.apart = ctx.apart or ghost.apart
+    return found
 
 
 def failed(ops: Sequence[Collective], ctx: Context) -> list[Collective]:

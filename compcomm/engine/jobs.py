@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core.deferred import DeferredBool, DeferredError
+from ..core.deferred import DeferredError
 from ..core.reducer import Reducer
 from ..core.source import Source, Target
 from ..core.state import Store
@@ -35,9 +35,6 @@ class Step:
     """So many have come: a bucket's number is its place in the order in which they come, equal on all ranks."""
     flats: list[Tensor] = field(default_factory=list[Tensor])
     """What is written to while the step runs: what its buckets came in, and where their means go."""
-    rounded_rows: bool = False
-    bad_row: DeferredBool = False
-    """Whether a mean of this rank's rows alone did not fit its type."""
     store: Store | None = None
     kept: bool = False
     """Whether it is kept what memory held before."""
@@ -106,8 +103,7 @@ def written(words: Tensor, patience: float = 60.0) -> None:
 class Job:
     """A bucket to average: its mean goes into ``target``, then ``future`` gets that tensor. ``source`` may be where
     that is, and is written over. ``last``: no bucket of the step follows; ``now``: whatever follows, this one's mean
-    comes first. ``rows``: the target is this rank's row alone. ``since``: where the host's stream was when it came
-    (``Scheduler.mark``)."""
+    comes first. ``since``: where the host's stream was when it came (``Scheduler.mark``)."""
 
     step: Step
     source: Source
@@ -117,7 +113,6 @@ class Job:
     future: Any
     since: Any = None
     now: bool = False
-    rows: bool = False
 
     def fail(self) -> None:
         """Nothing but NaN comes of it."""

@@ -9,15 +9,14 @@ import torch
 from ..core.context import Context
 from ..core.deferred import deferred
 from ..core.layout import Bucket
-from ..core.source import Target
 from ..core.spans import copy_
 from ..core.transport import Transport
 from .jobs import Job
 
 
-def accept(source: Bucket, target: Bucket, transport: Transport, known: Container[str] | None) -> None:
+def accept(source: Bucket, target: Bucket, transport: Transport, known: Container[str] | None, rows: bool) -> None:
     """Whether a host may give these; asked once for all buckets of their layouts. ``known``: the parameters' names,
-    where they have any.
+    where they have any. ``rows``: whether each rank wants its own row.
 
     Raises:
         ValueError: what ``Session.submit`` says.
@@ -42,21 +41,15 @@ def accept(source: Bucket, target: Bucket, transport: Transport, known: Containe
             f"submit: {strange[0]!r} is none of the parameters that the session was made for, so its state would be in "
             f"no checkpoint. Name it there, or correct the layout."
         )
-    parts = source.layout.rows(world) if target.layout is not source.layout else None
-    full = [r for r, part in enumerate(parts or ()) if any(s.numel for s in part.segments)]
-    if len(full) == 1 and world > 1:  # else that rank would go another way through the routes than its peers
-        raise ValueError(
-            f"submit(target=...): row {full[0]} has all segments of the buffer, so that rank cannot tell its row from "
-            f"everything. Lay each parameter over several rows, or put more into the buffer; or want everything: give "
-            f"a target of the source's layout."
-        )
-    rows = Target(target).rows(source.layout, world)
-    lacking = [s for s in rows[rank].segments if target.layout.position(s) < 0] if rows is not None else []
+    wanted = source.layout.equal_rows(world)[rank] if rows else source.layout
+    lacking = [s for s in wanted.segments if s.numel and target.layout.position(s) < 0]
     if lacking:
+        part = f"of row {rank}, this rank's: use layout.rows({world})[{rank}]" if rows else (
+            "of the source: use its layout. (Where each rank wants a row of the mean alone, Session(..., rows=True).)"
+        )  # fmt: skip
         raise ValueError(
             f"submit: the target lacks elements {lacking[0].offset} to {lacking[0].offset + lacking[0].numel} of "
-            f"{lacking[0].name!r}, which are in row {rank}, this rank's. Use layout.rows({world})[{rank}], or "
-            f"all of it."
+            f"{lacking[0].name!r}, {part}"
         )
 
 

@@ -14,9 +14,9 @@ from ..core.state import State, Store
 from ..core.transport import Pending, Transport
 from .failure import failed, outline, rehearse
 
-Sequences = dict[tuple[Reducer, Layout, Layout], tuple[list[object], list[Collective]]]
-"""The last sequence that a healthy flow took, by reducer, layout and wanted layout: its keys, and its collectives in
-outline."""
+Sequences = dict[tuple[Reducer, Layout, Layout], tuple[list[object], list[Collective], bool]]
+"""The last sequence that a healthy flow took, by reducer, layout and wanted layout: its keys, its collectives in
+outline, and whether a part had no message (``Context.apart``)."""
 
 
 class RunningFlow:
@@ -42,6 +42,7 @@ class RunningFlow:
         deliver: Callable[[RunningFlow], None],
     ) -> None:
         self.bucket, self.out, self.ctx, self._deliver = source.x, target.out, ctx, deliver
+        self._target = target
         self.error: Exception | None = None
         self.result = Reduced()
         self.done = False
@@ -84,12 +85,12 @@ class RunningFlow:
         self.error = error
         self._flow.close()
         try:
-            due = rehearse(self._reducer, self._state, self.ctx, self.bucket.flat.dtype, self.out)
+            due = rehearse(self._reducer, self._state, self.ctx, self.bucket.flat.dtype, self._target)
         except Exception:  # what broke the flow breaks its rehearsal too: do as in the last step that went well
             known = self._sequences.get(self._sequence)
             if known is None:
                 raise error from None
-            due = known[1]
+            due, self.ctx.apart = known[1:]
         self._failed = iter(failed(due[len(self._taken) :], self.ctx))
 
     def commit(self, bad: bool) -> None:
@@ -113,7 +114,7 @@ class RunningFlow:
         keys = [_key(op) for op in taken]
         known = self._sequences.get(self._sequence)
         if known is None or known[0] != keys:
-            self._sequences[self._sequence] = keys, [outline(op) for op in taken]
+            self._sequences[self._sequence] = keys, [outline(op) for op in taken], self.ctx.apart
 
     def _next(self) -> Collective:
         since = perf_counter()

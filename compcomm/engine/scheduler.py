@@ -225,11 +225,8 @@ class Scheduler:
         half = wanted.flat.dtype != torch.float32
         if step.watch and half and (mean.flat is not wanted.flat or self.number >= step.reducer.traits.in_dtype):
             bad = not_finite(wanted.flat) if flow.error is None else False
-            if job.rows:
-                step.rounded_rows = True
-                step.bad_row = either(step.bad_row, bad)
-            else:
-                flow.ctx.bad = either(flow.ctx.bad, bad)  # equal on all ranks
+            flow.ctx.bad = either(flow.ctx.bad, bad)
+            flow.ctx.apart = flow.ctx.apart or job.target.row  # a whole mean is equal on all ranks
         self._waiting.remove(job)
         step.delivered = perf_counter()
         job.future.set_result(wanted.flat)
@@ -238,8 +235,8 @@ class Scheduler:
         step, flows = self._step, self._flows
         assert step is not None
         self._drain()
-        if step.rounded_rows and not abandon:
-            self._share_bad_rows(step, flows)
+        if self._apart(step) and not abandon:
+            self._share_bad(flows)
         self._step = None
         self.number += step.counted
         bad, undecided = abandon, False
@@ -260,15 +257,26 @@ class Scheduler:
                 f.advance()
             running = [f for f in running if not f.done]
 
-    def _share_bad_rows(self, step: Step, flows: list[RunningFlow]) -> None:
-        """Where a mean was rounded to a narrower type, each rank has seen its own row alone; whether memory takes the
-        step back must be the same on all."""
-        ctx = flows[0].ctx
+    def _apart(self, step: Step) -> bool:
+        """Whether ranks may know different things of whether a step is bad, and somebody must know the same."""
+        return step.watch and any(f.ctx.apart for f in self._flows)
+
+    @property
+    def ends_alone(self) -> bool:
+        """Whether the step that is under way could be ended without asking the other ranks."""
+        return self._step is None or not self._apart(self._step)
+
+    def _share_bad(self, flows: list[RunningFlow]) -> None:
+        """Each rank has seen some means of its own row alone; whether memory takes the step back must be the same on
+        all."""
+        ctx, mine = flows[0].ctx, False
+        for f in flows:
+            mine = either(mine, f.ctx.bad)
         flag = ctx.buffer("bad rows", 1)
-        if isinstance(step.bad_row, Tensor):
-            flag.copy_(step.bad_row.view(1))
+        if isinstance(mine, Tensor):
+            flag.copy_(mine.view(1))
         else:
-            flag.fill_(step.bad_row)
+            flag.fill_(mine)
         op = AllReduceMax(flag)
         self._count(op)
         self.transport.start(op).wait()

@@ -23,7 +23,7 @@ from typing import Any
 from torch import nn
 
 from ..core.context import Arena
-from ..core.layout import Bucket, Layout
+from ..core.layout import Bucket, Layout, joined
 from ..core.reducer import Reducer
 from ..core.source import Source, Target
 from ..core.state import StateError, Store
@@ -76,13 +76,15 @@ class Session:
         layouts: Sequence[Layout] = (),
         facts: Mapping[str, Any] | None = None,
         pace: Pace | None = None,
+        rows: bool = False,
     ) -> None:
         """Collective over the transport, which is the session's alone from now on: compares the configuration.
 
         ``parameters``: by name; None: they have none yet. ``trial`` is called with the settled reducer and all
         parameters; what it raises is heard of on every rank. ``layouts``: of the buckets that will come, where the host
         knows them and they may hold pieces of parameters; else whole parameters, in whatever buckets. ``facts``: what
-        else must be equal on all ranks, as JSON can hold.
+        else must be equal on all ranks, as JSON can hold. ``rows``: buckets are made of one row per rank
+        (``Layout.sharded``), and of each mean a rank wants its own row alone.
 
         Raises:
             AgreementError: the ranks differ, or one of them cannot take part.
@@ -106,16 +108,16 @@ class Session:
                 )
             named = list(parameters or ())
             layout = Layout.of((n, p.shape) for n, p in named)
-            reducer = settle(options.reducer, world)
+            reducer = settle(options.reducer, world, rows=rows)
             if parameters is None and (options.check_every or reducer.traits.named):
                 what = f"check_every={options.check_every}" if options.check_every else repr(options.reducer)
                 raise StateError(f"{options.host.call}: {what} needs the parameters' names. {options.host.unnamed}")
-            store = Store(reducer, transport.rank, world, device)
+            store = Store(reducer, transport.rank, world, device, rows=rows)
+            if parameters is not None:
+                reducer.check(joined(layouts) if layouts else layout)
             # Memory is there before the ranks agree: where one has not enough of it, all hear so now, in no step.
             for expected in layouts or (layout,):
                 store.declare(expected.row_major)
-            if parameters is not None:
-                reducer.check(layout)
             check_optimizer(reducer, options.groups(parameters))
             if trial is not None:  # last: what a host measures or announces is known to fit
                 trial(reducer, layout)
@@ -146,7 +148,7 @@ class Session:
         in_thread = device.type != "cuda" or transport.staged
         worker = Worker(self, "compcomm-scheduler") if in_thread else None
         self.steps = Steps(transport, scheduler, worker, pace or Pace(), options.host)
-        self.setup = Setup(options, reducer, parameters, scheduler)
+        self.setup = Setup(options, reducer, parameters, scheduler, layouts, rows)
         self.statistics = Statistics(self.setup, self.steps)
         self.observers: list[Observer] = []
         self.state = LocalState(self.setup, self.steps, self.statistics, self.observers)
@@ -171,22 +173,25 @@ class Session:
         the mean, or NaN in every element where something failed (``end_step`` says what).
 
         ``source``'s tensor is written over, and belongs to the session until the mean is there. ``target``: where the
-        mean goes, this rank's row of it alone if its layout says so; None: into ``source``. Both may be of any floating
-        type. ``last``: no bucket of this step follows; it then ends while the host goes on, ``end_step`` only waits.
-        ``now``: this mean comes before any later bucket begins, for a host that waits for it.
+        mean goes, or this rank's row of it where the session is one of rows; None: into ``source``. Both may be of any
+        floating type. ``last``: no bucket of this step follows; it then ends while the host goes on, ``end_step`` only
+        waits. ``now``: this mean comes before any later bucket begins, for a host that waits for it.
 
         Raises:
             StateError: no step has begun, or its last bucket has come.
             TypeError: something is no bucket; or the source is a sum of two: a host has gradients, and memory is the
                 reducer's.
-            ValueError: the target is neither all of the source nor this rank's row; a tensor is shorter than its layout
-                says, of integers, or not flat; or a parameter is none that the session was made for.
+            ValueError: the target lacks a part of the source, or of this rank's row; a tensor is shorter than its
+                layout says, of integers, or not flat; or a parameter is none that the session was made for.
             RuntimeError: this session is broken or closed.
         """
         source = source if isinstance(source, Source) else Source(source)
         if source.add is not None:
             raise TypeError("submit(Source(..., add=...)): a host gives its gradient alone, as Source(bucket).")
         target = target if isinstance(target, Target) else Target(target or source.x)
+        rows = self.setup.rows
+        if rows is not target.row:
+            target = target._replace(row=rows)
         x, out, t = source.x, target.out, self.steps.transport
         if not (isinstance(x, Bucket) and isinstance(out, Bucket)):  # pyright: ignore[reportUnnecessaryIsInstance]
             wrong = type(out if isinstance(x, Bucket) else x).__name__  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -194,7 +199,7 @@ class Session:
         a, b = x.flat, out.flat  # a generator over the two would be three calls more for each bucket
         key = x.layout, a.dtype, a.device, a.shape, a.stride(), out.layout, b.dtype, b.device, b.shape, b.stride()
         if key not in self._accepted:
-            accept(x, out, t, self.setup.elements if self.setup.named else None)
+            accept(x, out, t, self.setup.elements if self.setup.named else None, rows)
             self._accepted.add(key)
         return self.steps.submit(source, target, last, now)
 

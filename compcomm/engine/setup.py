@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..core.compressor import Compressor
-from ..core.layout import Layout
+from ..core.layout import Layout, joined
 from ..core.reducer import Reducer
 from ..core.state import Store
 from ..core.structure import check_optimizer
@@ -33,8 +33,14 @@ class Setup:
         reducer: Reducer,
         parameters: Sequence[tuple[str, nn.Parameter]] | None,
         scheduler: Scheduler,
+        layouts: Sequence[Layout] = (),
+        rows: bool = False,
     ) -> None:
+        """``layouts``: of the buckets that will come, where they are no whole parameters."""
         self.options, self.reducer = options, reducer
+        self.rows = rows
+        """Whether each rank wants its own row of a mean alone."""
+        self._layouts = tuple(layouts)
         self.named = parameters is not None
         """Whether parameters have their real names."""
         self.parameters = list(parameters or ())
@@ -67,14 +73,19 @@ class Setup:
             ValueError: it does not fit the model or the optimizer. What runs goes on as it was.
         """
         rank, world, device = self.store.rank, self.store.world, self.store.device
-        settled, layout = settle(reducer, world), self.layout
-        settled.check(layout)
+        settled = settle(reducer, world, rows=self.rows)
+        settled.check(joined(self._expected))
         check_optimizer(settled, self.options.groups(self.parameters))
-        store = Store(settled, rank, world, device)
-        for expected in (*self._scheduler.layouts, layout):
+        store = Store(settled, rank, world, device, rows=self.rows)
+        for expected in (*self._scheduler.layouts, *self._expected):
             store.declare(expected)
         self.options, self.reducer = replace(self.options, reducer=reducer), settled
         self._scheduler.change(store)
+
+    @property
+    def _expected(self) -> tuple[Layout, ...]:
+        """Buckets, all of which together hold every parameter once."""
+        return self._layouts or (self.layout,)
 
     def configuration(self) -> Any:
         """What ``switch`` changes, for ``restore``."""

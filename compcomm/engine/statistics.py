@@ -18,7 +18,7 @@ from ..core.reducer import Reducer
 from ..core.state import Merge, State, Store
 from ..core.structure import choices, controllers, current, scheduled
 from ..core.tables import table
-from ..transports.dry_run import plan
+from ..transports.dry_run import dense_bytes, plan
 from .running_flow import RunningFlow
 from .setup import Setup
 from .steps import Steps
@@ -187,7 +187,7 @@ class Statistics:
             world=world,
             steps=c.steps,
             bytes_sent=c.bytes_sent / steps,
-            bytes_dense=float(dense_bytes(sum(sizes.values()), world)),
+            bytes_dense=float(dense_bytes(sum(sizes.values()), world, setup.rows)),
             kernel_seconds=c.kernel_seconds / steps,
             wire_seconds=c.wire_seconds / steps,
             exposed_seconds=c.exposed_seconds / steps,
@@ -195,7 +195,7 @@ class Statistics:
             relative_error=self.errors(),
             review_seconds=c.review_seconds / steps,
             elements=sizes,
-            parameter_bytes=dict(parameter_bytes(self._current(), shapes, world, at)),
+            parameter_bytes=dict(parameter_bytes(self._current(), shapes, world, at, setup.rows)),
             choices=self.choices(),
             tunable=noun(setup.reducer),
             conserves=all(setup.reducer.promises(s).conserves for s in setup.store.segments()),
@@ -252,11 +252,6 @@ def _strict(value: Any) -> Any:
     return None if isinstance(value, float) and not isfinite(value) else value
 
 
-def dense_bytes(elements: int, world: int) -> int:
-    """What a rank sends in an all-reduce of so many fp32 numbers."""
-    return 2 * (4 * elements * (world - 1) // world)
-
-
 def noun(reducer: Reducer) -> str:
     """What its controllers choose: "density", "bits" or "rank"; "" where there are none, or they differ."""
     found = {tunable.NOUNS.get(tunable.field(controller), "") for controller, _ in controllers(reducer)}
@@ -265,13 +260,16 @@ def noun(reducer: Reducer) -> str:
 
 @lru_cache(maxsize=8)
 def parameter_bytes(
-    reducer: Reducer, shapes: tuple[tuple[str, tuple[int, ...]], ...], world: int, step: int = 1 << 30
-) -> Mapping[str, int]:
+    reducer: Reducer, shapes: tuple[tuple[str, tuple[int, ...]], ...], world: int, step: int = 1 << 30,
+    rows: bool = False,
+) -> Mapping[str, int]:  # fmt: skip
     """What each parameter would send alone in a step; without those that cannot be asked alone."""
     found: dict[str, int] = {}
     for name, shape in shapes:
         with suppress(ValueError):
-            found[name] = sum(p.sent for p in plan(reducer, Layout.of([(name, shape)]), world, step=step))
+            layout = Layout.of([(name, shape)])
+            layout = layout.sharded(world) if rows else layout
+            found[name] = sum(p.sent for p in plan(reducer, layout, world, step=step, rows=rows))
     return found
 
 

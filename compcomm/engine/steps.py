@@ -67,14 +67,13 @@ class Steps:
             )
         self.check()
         scheduler = self.scheduler
-        rows = target.rows(source.layout, self.transport.world) is not None
         device = self.transport.device
         made: Any = torch.futures.Future  # its constructor's types are those of its value
         future: Any = made(devices=[device] if device.type == "cuda" else None)
         step.flats.append(target.out.flat)
         if source.x.flat is not target.out.flat:
             step.flats.append(source.x.flat)
-        job = Job(step, source, target, step.buckets, last, future, scheduler.mark(), now, rows)
+        job = Job(step, source, target, step.buckets, last, future, scheduler.mark(), now)
         step.buckets += 1
         self.open = not last
         self._do(partial(scheduler.handle, job))

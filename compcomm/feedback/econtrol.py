@@ -98,7 +98,8 @@ class EControl(EstimateScheme):
         slabs.nonzero_segments(x, status)
         slabs.add_correction(x, error, estimate, status, eta=self.eta, scale=1.0 / source.decay)
         ctx.status = status
-        result = yield from self.inner.reduce(source, Target(wanted(mean, target.out), accumulate=True), state, ctx)
+        estimates = Target(wanted(mean, target.out), accumulate=True, row=target.row)
+        result = yield from self.inner.reduce(source, estimates, state, ctx)
         if result.sent is not None:
             result.sent.add_(estimate)
         slabs.axpby_used(error, x, x.layout, result.unused, ctx, alpha=1.0 - self.eta)

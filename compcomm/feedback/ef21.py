@@ -114,7 +114,8 @@ class EF21(EstimateScheme):
         # y = g - h with h as ``add``, which kernels only read: what they do not send they leave in x.
         ctx.weights, ctx.status = self.weights, status
         change = Source(x, estimate, decay=here * scale / share, add_scale=-here)
-        result = yield from self.inner.reduce(change, Target(wanted(mean, target.out), accumulate=True), state, ctx)
+        estimates = Target(wanted(mean, target.out), accumulate=True, row=target.row)
+        result = yield from self.inner.reduce(change, estimates, state, ctx)
         # By what was sent, and not by what was meant: so h on this rank and its part of m never drift apart.
         if result.sent is not None:
             result.sent.add_(estimate)

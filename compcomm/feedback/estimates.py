@@ -57,7 +57,7 @@ class EstimateScheme(FeedbackScheme, ABC, abstract=True):
     ) -> None:
         """out = (out if accumulate) + scale * mean: zero where every rank's gradient, of ``layout``, is, NaN on a bad
         step. Then clears ``exact``, the part of ``mean`` that travelled uncompressed."""
-        out, scale, accumulate = target
+        out, scale, accumulate, _ = target
         if out.layout == mean.layout and out.layout.covers and not accumulate:
             torch.mul(mean.flat, scale, out=out.flat)
         else:
@@ -79,7 +79,7 @@ class EstimateScheme(FeedbackScheme, ABC, abstract=True):
         for slab, factor in tracked:
             slabs.axpby(slab, x, status, beta=scale * factor)
         dtype, ctx.dtype = ctx.dtype, None  # m is to be the mean of h for good, and no rounded one
-        result = yield from Exact().reduce(Source(x), Target(x), state, ctx)
+        result = yield from Exact().reduce(Source(x), Target(x, row=target.row), state, ctx)
         ctx.dtype = dtype
         slabs.axpby(mean, x, slabs.zero_status(ctx, x.layout, "discarded"), beta=scale)
         exact = lacking(mean, tracked[0][0])

@@ -22,7 +22,7 @@ from ..core.deferred import (
 from ..core.header import Flags
 from ..core.layout import Bucket, Segment
 from ..core.packing import Packing
-from ..core.reducer import Reduced, Reducer, Sent, Update
+from ..core.reducer import Reduced, Reducer, Resolving, Sent, Update
 from ..core.source import Source, Target
 from ..core.traits import Promises
 from ..ops.gpu import corruption
@@ -46,6 +46,10 @@ class Route(Reducer, ABC, abstract=True):
 
     def contractive(self, scheme: str) -> Reducer:
         return replace(self, compressor=contractive(self.compressor, scheme))
+
+    def resolve(self, to: Resolving) -> Reducer:
+        """Where rows are wanted alone, the route of rows: the others' would be bytes for nothing."""
+        return to.part(self.compressor) if to.rows else self
 
 
 class Delivery:

@@ -21,8 +21,9 @@ from ..core.traits import ALWAYS, Promises, Traits
 class Exact(Reducer):
     """out = (1/W) sum_r x_r by an all-reduce of the bucket as it is (fp32, bf16, ...).
 
-    Bytes per rank: 2 (W-1)/W times the bucket's. No state, no error. For a sharded host's buffer a reduce-scatter,
-    half the bytes.
+    Bytes per rank: 2 (W-1)/W times the bucket's. No state, no error. Where each rank wants its own row of a sharded
+    host's buffer, a reduce-scatter of the buffer as it is (padding included), half the bytes; each rank then sees
+    non-finite values of its own row alone, and the ranks tell each other at the end of the step, if one must know.
     """
 
     def exact(self, segment: Segment) -> bool:
@@ -50,21 +51,29 @@ class Exact(Reducer):
         dtype = given.flat.dtype
         if ctx.dtype is not None and plain and not target.accumulate:
             dtype, in_place = ctx.dtype, False  # the copy is wider than what it holds
-        even = None if in_place else _even_rows(layout, out.layout, ctx.rank, world)
+        even = _even_rows(layout, state.layout, ctx.rank, world) if target.row else None
+        in_place = in_place and even is None
         packed = layout.packed() if even is None else even[0]
-        y = out.flat if in_place else ctx.buffer("exact" if even is None else "exact rows", packed.numel, dtype)
-        if not (in_place and plain):
-            _gather(Bucket(y, packed), source, in_place)
         scale = target.scale / world
-        if scale != 1.0 and not y.is_meta:
-            y.mul_(scale)  # before the sum, as DDP does: half-precision sums then fit
+        if even is not None and plain and scale == 1.0 and dtype == given.flat.dtype and even[0] is given.layout:
+            y = given.flat[: packed.numel]  # the host's own rows
+        else:
+            y = out.flat if in_place else ctx.buffer("exact" if even is None else "exact rows", packed.numel, dtype)
+            if not (in_place and plain):
+                _gather(Bucket(y, packed), source, in_place)
+            if scale != 1.0 and not y.is_meta:
+                y.mul_(scale)  # before the sum, as DDP does: half-precision sums then fit
         if even is None:
             yield AllReduce(y)
             delivery = _Mean(out, Bucket(y, packed), target.accumulate)
         else:
-            part = ctx.buffer("row", packed.numel // world, dtype)
+            ctx.apart = True
+            size, row = packed.numel // world, even[1]
+            direct = out.layout == row and out.flat.numel() == size and out.flat.dtype == dtype
+            in_place = direct and not target.accumulate
+            part = out.flat if in_place else ctx.buffer("row", size, dtype)
             yield ReduceScatter(y, part)
-            delivery = _Mean(out, Bucket(part, even[1]), target.accumulate)
+            delivery = _Mean(out, Bucket(part, row), target.accumulate)
         bad = not_finite(delivery.mean.flat) if ctx.watch else False
         ctx.bad = either(ctx.bad, bad)
         if target.accumulate:  # what accumulates must not take in an infinity
@@ -106,23 +115,23 @@ def _gather(y: Bucket, source: Source, in_place: bool) -> None:
 
 
 @lru_cache(maxsize=4096)
-def _even_rows(layout: Layout, wanted: Layout, rank: int, world: int) -> tuple[Layout, Layout] | None:
-    """The rows of a sharded host's buffer, packed one by one and as long as the longest, for a reduce-scatter, and this
-    rank's of them; None where a rank wants more than its own row, or an all-reduce is no longer.
-
-    All ranks must find the same, so it does not count which row is this rank's: where a single one has all segments,
-    its owner cannot tell it from the whole.
-    """
-    rows = layout.rows(world) or ()
-    lengths = [sum(s.numel for s in row.segments) for row in rows]
-    if sum(map(bool, lengths)) < 2 or world * max(lengths) > 2 * sum(lengths):
-        return None
-    if any((wanted.position(s) >= 0) != (r == rank) for r, row in enumerate(rows) for s in row.segments if s.numel):
-        return None
+def _even_rows(layout: Layout, host: Layout, rank: int, world: int) -> tuple[Layout, Layout] | None:
+    """Rows of equal length for a reduce-scatter, and this rank's of them, which begins at 0: the host's own where one
+    of them is full, else (for a part of its segments) packed one by one and as long as the longest. None where an
+    all-reduce is no longer; all ranks find the same."""
+    rows, size = host.equal_rows(world), host.numel // world
+    owned = [[s for s in row.segments if layout.position(s) >= 0] for row in rows]
+    lengths = [sum(s.numel for s in row) for row in owned]
     width, segments = max(lengths), list[Segment]()
-    for r, row in enumerate(rows):
+    if layout == host and width == size:
+        mine = (s._replace(start=s.start - rank * size, stop=s.stop - rank * size) for s in owned[rank])
+        return host, Layout(mine, size)
+    if world * width > 2 * sum(lengths):
+        return None
+    for r, row in enumerate(owned):
         start = r * width
-        for s in row.segments:
+        for s in row:
             segments.append(s._replace(start=start, stop=start + s.numel))
             start += s.numel
-    return Layout(segments, world * width), rows[rank].packed()
+    mine = Layout((s for s in segments if rank * width <= s.start < (rank + 1) * width), world * width)
+    return Layout(segments, world * width), Layout(mine.packed().segments, width)

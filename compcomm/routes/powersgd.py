@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
-from math import isfinite
+from math import isfinite, prod
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +25,7 @@ from ..core.deferred import (
     not_finite,
 )
 from ..core.layout import Bucket, Layout, Segment
-from ..core.reducer import Flow, Reduced, Reducer
+from ..core.reducer import Flow, Reduced, Reducer, Resolving
 from ..core.source import Source, Target
 from ..core.state import Merge, Slot, State
 from ..core.traits import Traits
@@ -108,11 +108,30 @@ class PowerSGD(Reducer):
     def traits(self) -> Traits:
         return Traits(stateful=True)
 
+    def resolve(self, to: Resolving) -> Reducer:
+        if to.rows:
+            raise ValueError(
+                f"{self!r}: it needs whole matrices, and fully_shard cuts them by rows, each for a rank of its own. "
+                f"Use it between nodes, attach(..., between='replicate'), where a shard is a matrix; or "
+                f"Rotated(LloydMax(4)), which needs no memory."
+            )
+        return self
+
+    def check(self, layout: Layout) -> None:
+        for s in layout.segments:
+            if s.numel and len(s.shape) > 1 and not s.whole and _rows(s) is None:
+                raise ValueError(
+                    f"{self!r}: elements {s.offset} to {s.offset + s.numel} of {s.name!r} {list(s.shape)} are no whole "
+                    f"rows, so no matrix. Cut parameters by rows, or not at all."
+                )
+
     def sizes(self, segment: Segment) -> tuple[int, int, int] | None:
-        """(n, m, r) of a matrix that is sent as factors; None for a parameter that travels exact."""
-        if len(segment.shape) < 2 or not segment.numel or not segment.whole:
+        """(n, m, r) of a matrix that is sent as factors; None for a parameter that travels exact. A shard of whole rows
+        is a matrix too."""
+        found = _rows(segment) if len(segment.shape) > 1 and segment.numel else None
+        if found is None:
             return None
-        n, m = segment.shape[0], segment.numel // segment.shape[0]
+        n, m = found
         r = min(self.rank, n, m)
         sent = (n + m) * r / (2 if self.alternate else 1)
         if sent * self.min_ratio >= n * m:
@@ -349,6 +368,12 @@ class _Work:
         if isinstance(self.bad, Tensor):
             self.skip = self.skip | self.bad
         return self.bad
+
+
+def _rows(segment: Segment) -> tuple[int, int] | None:
+    """The rows that a segment has of its parameter, and their length; None where it ends within one."""
+    m = prod(segment.shape[1:])
+    return None if segment.offset % m or segment.numel % m else (segment.numel // m, m)
 
 
 @lru_cache(maxsize=256)

@@ -57,6 +57,8 @@ class Owners(Route, ABC, abstract=True):
         return super().traits._replace(weights=True, stateful=self.keeps)
 
     def resolve(self, to: Resolving) -> Reducer:
+        if to.rows:  # nothing is coded twice
+            return super().resolve(to)
         scheme = to.scheme
         if scheme is not None and self.server is None:
             return replace(self, server=scheme)

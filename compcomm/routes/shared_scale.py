@@ -22,7 +22,7 @@ from ..core.deferred import (
 from ..core.header import Flags
 from ..core.layout import Bucket, Layout, Segment
 from ..core.random import key
-from ..core.reducer import Flow, Reducer
+from ..core.reducer import Flow, Reducer, Resolving
 from ..core.rows import Uniform
 from ..core.source import Source, Target
 from ..core.state import State
@@ -74,6 +74,14 @@ class SharedScale(Route):
             raise ValueError(
                 f"{scheme}({self!r}): no contraction: a rank whose gradient is small beside another's would keep "
                 f"an error larger than the gradient. Use SharedScale(QSGD(bits=4, rounding='nearest'))."
+            )
+        return self
+
+    def resolve(self, to: Resolving) -> Reducer:
+        if to.rows:
+            raise ValueError(
+                f"{self!r}: it sums integers for all ranks, and here each wants its own row of the mean alone: twice "
+                f"the bytes. Use {self.compressor!r}: every payload then goes one hop."
             )
         return self
 

@@ -20,7 +20,6 @@ from ..core.spans import clear_
 from ..core.state import Slot, State
 from ..ops.reference.interleave import permuted_blocks, ways_of
 from .shards import Owners, TwoRounds
-from .two_phase import TwoPhase
 
 GRAIN = 16
 """Elements per block that is moved: a cache line."""
@@ -67,8 +66,6 @@ class SparseAllReduce(Owners):
 
     def reduce(self, source: Source, target: Target, state: State, ctx: Context) -> Flow:
         layout, c = source.layout, self.compressor
-        if target.rows(layout, ctx.world) is not None:  # one round, and no second selection
-            return (yield from TwoPhase(c, server=False).reduce(source, target, state, ctx))
         permutation = _permutation(c, layout, ctx.world, ctx.seed)
         z = Bucket(ctx.buffer("permuted", permutation.whole.numel, torch.float32), permutation.whole)
         status = ctx.buffer("permuted status", 1 + len(layout.segments)).zero_()

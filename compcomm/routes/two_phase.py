@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ..core.context import Context
-from ..core.packing import pack_rows, pack_shares
+from ..core.packing import pack_shares
 from ..core.reducer import Flow
 from ..core.source import Source, Target
 from ..core.state import State
 from ..core.traits import Traits
-from .base import RoundTrip
-from .rounds import to_owners
 from .shards import Owners, TwoRounds
 
 
@@ -41,11 +39,6 @@ class TwoPhase(Owners):
 
     def reduce(self, source: Source, target: Target, state: State, ctx: Context) -> Flow:
         layout, c = source.layout, self.compressor
-        if target.rows(layout, ctx.world) is not None:  # a sharded host's row: one round, and no second loss
-            trip = RoundTrip(c, pack_rows(c, layout, ctx.world), source, target, ctx, message=ctx.rank)
-            payload = trip.encode()
-            trip.wires, trip.flags = yield from to_owners(payload, ctx, "received")
-            return trip.deliver(payload)
         rounds = TwoRounds(c, pack_shares(c, layout, ctx.world), source, target, ctx)
         payload = yield from rounds.run(state["server"] if self.keeps else None)
         return rounds.deliver(payload)

@@ -14,6 +14,10 @@ So what is still to be applied, sum of weight(r) e_r + the owners' residuals, is
 feedback conservation holds over a change of workers, also where another number of workers takes another route (between
 two ranks there is no owner, and so no owner's residual). Coded slots are decoded, merged and coded again.
 
+Merged is whole parameters, by name. Where ranks hold pieces of them, all of them (``fully_shard``'s buffers) or some
+(a shard), the pieces are put together, and cut anew where they are loaded, for other numbers of ranks too. What has not
+a number per element but some per piece (a factor of PowerSGD's) begins anew there.
+
 ``merge`` is a generator of collectives, as a reducer is. It goes through the state in pieces of 2**20 elements, so that
 there are never more than two copies of it: the running one and the result. (Where owners hold a parameter in an order
 of their own, two vectors of the size of that parameter come for a moment.)
@@ -21,103 +25,131 @@ of their own, two vectors of the size of that parameter come for a moment.)
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
+from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core.collectives import AllReduce, Collective
 from ..core.layout import Segment
-from ..core.state import (
-    Entry,
-    Merge,
-    Slot,
-    StateError,
-    Store,
-    cut_elsewhere,
-)
+from ..core.state import Entry, Merge, Slot, StateError, Store
 from .quantized import PIECE
 
 Portable = dict[str, dict[str, Tensor]]
+Shapes = Mapping[str, tuple[int, ...]]
 
 
-def merge(store: Store) -> Generator[Collective, bool, Portable]:
+class Merged(NamedTuple):
+    """A slot of one parameter as all ranks have it together, and what this rank holds of it."""
+
+    name: str
+    slot: Slot
+    whole: Segment
+    held: Sequence[Entry]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The parameter's, where it has a number per element."""
+        slot = self.slot
+        if slot.numel is not None or slot.codec is not None:
+            return (slot.size(self.whole.numel),)
+        return self.whole.shape
+
+
+def _all(store: Store, shapes: Shapes | None) -> list[Merged]:
+    """Every slot that is merged or owed, in the same order on every rank. ``shapes``: of all parameters, where a store
+    may not have met some of them."""
+    held: dict[tuple[str, str], list[Entry]] = {}
+    for e in store.entries():
+        held.setdefault((e.name, e.segment.name), []).append(e)
+    found: list[Merged] = []
+    for parameter, shape in (store.shapes if shapes is None else shapes).items():
+        numel = prod(shape)
+        whole = Segment(parameter, shape, 0, numel)
+        for name, slot in store.reducer.slots(whole, store.world).items() if numel else ():
+            entries = held.get((name, parameter), [])
+            pieces = slot.numel is not None and any(not e.segment.whole for e in entries)
+            if slot.merge is not Merge.DROP and not pieces:
+                found.append(Merged(name, slot, whole, entries))
+    return sorted(found, key=lambda m: (m.name, m.whole.name))
+
+
+def merge(store: Store, shapes: Shapes | None = None) -> Generator[Collective, bool, Portable]:
     """``{slot: {parameter: tensor}}``, merged over the ranks and equal on all of them. Every rank runs it between the
-    same two steps."""
-    every = store.entries()
-    held = {(e.name, e.key): e for e in every}
+    same two steps. ``shapes``: of all parameters by name, where no rank holds all of them; default: those that the
+    store has met."""
+    every = {(m.name, m.whole.name): m for m in _all(store, shapes)}
     owed: dict[tuple[str, str], list[Entry]] = {}
-    for e in every:
-        if e.slot.into and (e.slot.into, e.key) in held:
-            owed.setdefault((e.slot.into, e.key), []).append(e)
-    found: Portable = {}
-    fresh = {
-        (e.name, e.key): _empty(e)
-        for e in every
-        if e.slot.merge in (Merge.MEAN, Merge.SHARDED) and (e.slot.into, e.key) not in held
+    for m in every.values():
+        if (m.slot.into, m.whole.name) in every:
+            owed.setdefault((m.slot.into, m.whole.name), []).extend(m.held)
+    due = {key: m for key, m in every.items() if (m.slot.into, m.whole.name) not in every}
+    copied = {  # where every rank surely has all of it
+        key
+        for key, m in due.items()
+        if m.slot.merge is Merge.REPLICATED and shapes is None and not (store.rows and m.slot.of_mean)
+        if any(e.segment.whole for e in m.held)
     }
-    # After the results: memory that comes and goes would leave holes between them.
+    found: Portable = {}
+    # All results first: memory that comes and goes would leave holes between them.
+    fresh = {
+        key: torch.empty(m.slot.size(m.whole.numel), dtype=m.slot.dtype, device=store.device)
+        for key, m in due.items()
+        if key not in copied
+    }
     room = torch.empty(0, dtype=torch.float32)
-    for e in every:
-        if e.slot.merge is Merge.DROP or (e.slot.into and (e.slot.into, e.key) in held):
-            continue
-        copied = e.slot.merge is Merge.REPLICATED
-        sources = [_Source(other, store) for other in owed.get((e.name, e.key), ())]
-        if copied:
-            merged = e.tensor.clone()
+    for key, m in due.items():
+        sources = [_Source(e, store) for e in owed.get(key, ())]
+        alone = key in copied and key not in owed
+        if key in copied:
+            merged = m.held[0].tensor.clone()
         else:
-            sources.append(_Source(e, store))
-            merged = fresh.pop((e.name, e.key))
-        plain = not copied and e.slot.codec is None and merged.dtype == _wide(e.slot)
-        if sources and not plain and (room.numel() < e.segment.numel or room.dtype != _wide(e.slot)):
-            room = torch.empty(PIECE, dtype=_wide(e.slot), device=e.tensor.device)
-        for low in range(0, e.segment.numel if sources else 0, PIECE):
-            high = min(low + PIECE, e.segment.numel)
+            sources += [_Source(e, store) for e in m.held]
+            merged = fresh.pop(key)
+        plain = key not in copied and m.slot.codec is None and merged.dtype == _wide(m.slot)
+        if not alone and not plain and (room.numel() < m.whole.numel or room.dtype != _wide(m.slot)):
+            room = torch.empty(PIECE, dtype=_wide(m.slot), device=store.device)
+        for low in range(0, 0 if alone else m.whole.numel, PIECE):
+            high = min(low + PIECE, m.whole.numel)
             piece = merged[low:high] if plain else room[: high - low]
             piece.zero_()
             for source in sources:
                 source.add_(piece, low, high)
             yield AllReduce(piece)
-            if copied:
-                piece += _get(merged, e.slot, e.segment.numel, low, high)
+            if key in copied:
+                piece += _get(merged, m.slot, m.whole.numel, low, high)
             if not plain:
-                _put(piece, merged, e.slot, low)
+                _put(piece, merged, m.slot, low)
         sources.clear()
-        found.setdefault(e.name, {})[e.key] = merged.view(_shape(e.slot, e.segment))
+        found.setdefault(m.name, {})[m.whole.name] = merged.view(m.shape)
     return found
 
 
-def _empty(e: Entry) -> Tensor:
-    """Room for a merged slot of one parameter."""
-    return torch.empty(e.slot.size(e.segment.numel), dtype=e.slot.dtype, device=e.tensor.device)
-
-
-def check(store: Store, slots: Mapping[str, object]) -> None:
+def check(store: Store, slots: Mapping[str, object], shapes: Shapes | None = None) -> None:
     """Whether ``load_merged`` can take ``slots`` in.
 
     Raises:
         StateError: naming the slot, the parameter, and what is wrong with it.
     """
-    due = {(e.name, e.key): e for e in store.entries() if e.slot.merge is not Merge.DROP}
+    due = {(m.name, m.whole.name): m for m in _all(store, shapes)}
     given: dict[tuple[str, str], object] = {}
     for name, entries in slots.items():
         if not isinstance(entries, Mapping):
             raise StateError(f"load_portable_state_dict: slot {name!r} is a {type(entries).__name__}, no dictionary.")
         given.update({(name, key): tensor for key, tensor in entries.items()})  # pyright: ignore[reportUnknownVariableType]
-    for name, key in sorted({*due, *given}, key=str):
+    begun = {(e.name, e.segment.name) for e in store.entries() if e.slot.numel is not None and not e.segment.whole}
+    for name, key in sorted({*due, *(given.keys() - begun)}, key=str):
         here, there = due.get((name, key)), given.get((name, key))
         what = f"load_portable_state_dict: {name!r} of {key!r}"
-        if here is None or (there is None and here.slot.merge is not Merge.SHARDED) or _sized(there, here):
-            cut = cut_elsewhere(key, *([k for n, k in of if n == name] for of in (due, given)))
-            if cut:
-                raise StateError(f"{what}: {cut}")
         if here is None:
             raise StateError(
                 f"{what} is in the checkpoint and has no place here: it is of another model or reducer. Load it into "
                 f"those that it was saved with; the number of workers alone may differ."
             )
         if there is None:
-            if here.slot.merge is Merge.SHARDED:
+            if here.slot.merge is Merge.SHARDED or here.slot.numel is not None:
                 continue
             raise StateError(
                 f"{what} is missing in the checkpoint: it is of another model or reducer. Load one that was saved with "
@@ -125,35 +157,32 @@ def check(store: Store, slots: Mapping[str, object]) -> None:
             )
         if not isinstance(there, Tensor):
             raise StateError(f"{what} is a {type(there).__name__}, not a tensor: the checkpoint was changed.")
-        shape, dtype = _shape(here.slot, here.segment), here.slot.dtype
+        shape, dtype = here.shape, here.slot.dtype
         if tuple(there.shape) != shape or there.dtype != dtype or there.layout != torch.strided or there.is_meta:
+            sharded = prod(there.shape) == prod(shape) and len(shape) > 1
+            hint = " (A parameter that is sharded along another dimension than the first keeps its number of shards.)"
             raise StateError(
                 f"{what} has shape {list(there.shape)} and {there.dtype} where {list(shape)} and {dtype} are due: the "
-                f"checkpoint is of another model. Load it into the one that it was saved with."
+                f"checkpoint is of another model. Load it into the one that it was saved with.{hint * sharded}"
             )
 
 
-def _sized(there: object, here: Entry) -> bool:
-    """Whether a tensor is of another size than this slot's."""
-    return isinstance(there, Tensor) and there.numel() != here.slot.size(here.segment.numel)
-
-
-def load_merged(store: Store, slots: Mapping[str, Mapping[str, Tensor]]) -> None:
+def load_merged(store: Store, slots: Mapping[str, Mapping[str, Tensor]], shapes: Shapes | None = None) -> None:
     """Takes this rank's part of merged slots. Local; all of it or, on any mismatch, nothing.
 
     Raises:
         StateError: see ``check``.
     """
-    check(store, slots)
+    check(store, slots, shapes)
     store.under_way.clear()
     for e in store.entries():
-        given = slots.get(e.name, {}).get(e.key)
-        if given is None:
+        given = slots.get(e.name, {}).get(e.segment.name)
+        if given is None or (e.slot.numel is not None and not e.segment.whole):
             e.tensor.fill_(e.slot.fill)
-        elif e.slot.merge is Merge.SHARDED:
-            _cut(given.reshape(-1), e)
-        else:
+        elif e.held.whole and e.slot.order is None:
             e.tensor.copy_(given.reshape(-1))
+        else:
+            _cut(given.reshape(-1), e)
 
 
 def rescale(store: Store, factor: float) -> None:
@@ -172,39 +201,42 @@ class _Source:
     """What this rank adds to the sum over the ranks, in the parameter's own order."""
 
     def __init__(self, e: Entry, store: Store) -> None:
-        self.e, self.at, self.weight = e, e.held.offset - e.segment.offset, 1.0
+        self.e, self.at, self.numel, self.weight = e, e.held.offset, e.held.numel, 1.0
         self.natural: Tensor | None = None
         if e.slot.merge is Merge.MEAN:
             self.weight = e.slot.weight(store.rank, store.world)
+        elif e.slot.merge is Merge.REPLICATED and not store.rows:  # else its owner alone holds it
+            self.weight = 1.0 / store.world
         elif e.slot.order is not None:
             share = _get(e.tensor, e.slot, e.held.numel, 0, e.held.numel)
-            joined = share.new_zeros(e.segment.numel)
-            joined[self.at : self.at + share.numel()] = share
-            self.natural = e.slot.natural(joined)
+            joined, first = share.new_zeros(e.segment.numel), e.held.offset - e.segment.offset
+            joined[first : first + share.numel()] = share
+            self.natural, self.at, self.numel = e.slot.natural(joined), e.segment.offset, e.segment.numel
 
     def add_(self, piece: Tensor, low: int, high: int) -> None:
         """piece += elements ``[low, high)`` of the parameter, as far as they are here."""
-        if self.natural is not None:
-            piece += self.natural[low:high]
+        first, last = max(low, self.at), min(high, self.at + self.numel)
+        if first >= last:
             return
-        first, last = max(low, self.at), min(high, self.at + self.e.held.numel)
-        if first < last:
-            held = _get(self.e.tensor, self.e.slot, self.e.held.numel, first - self.at, last - self.at)
-            piece[first - low : last - low].add_(held, alpha=self.weight)
+        if self.natural is not None:
+            held = self.natural[first - self.at : last - self.at]
+        else:
+            held = _get(self.e.tensor, self.e.slot, self.numel, first - self.at, last - self.at)
+        piece[first - low : last - low].add_(held, alpha=self.weight)
 
 
-def _cut(natural: Tensor, e: Entry) -> None:
-    """This rank's share of a merged tensor."""
-    total, at = e.segment.numel, e.held.offset - e.segment.offset
+def _cut(merged: Tensor, e: Entry) -> None:
+    """This rank's share, or piece, of a merged tensor."""
+    total, segment, at = prod(e.segment.shape), e.segment, e.held.offset
+    joined: Tensor | None = None
     if e.slot.order is not None:
-        numbers = torch.arange(total, dtype=torch.int64, device=natural.device)
-        joined = torch.empty(total, dtype=_wide(e.slot), device=natural.device)
-        joined[e.slot.natural(numbers)] = _get(natural, e.slot, total, 0, total)
-    else:
-        joined = None
+        numbers = torch.arange(segment.numel, dtype=torch.int64, device=merged.device)
+        joined = torch.empty(segment.numel, dtype=_wide(e.slot), device=merged.device)
+        joined[e.slot.natural(numbers)] = _get(merged, e.slot, total, segment.offset, segment.offset + segment.numel)
+        at -= segment.offset
     for low in range(0, e.held.numel, PIECE):
         high = min(low + PIECE, e.held.numel)
-        found = _get(natural, e.slot, total, at + low, at + high) if joined is None else joined[at + low : at + high]
+        found = _get(merged, e.slot, total, at + low, at + high) if joined is None else joined[at + low : at + high]
         _put(found, e.tensor, e.slot, low)
 
 
@@ -226,10 +258,3 @@ def _put(numbers: Tensor, held: Tensor, slot: Slot, low: int) -> None:
 def _wide(slot: Slot) -> torch.dtype:
     """In what its numbers are summed."""
     return slot.dtype if slot.codec is None and slot.dtype.itemsize >= 4 else torch.float32
-
-
-def _shape(slot: Slot, segment: Segment) -> tuple[int, ...]:
-    """Of the merged tensor: the parameter's, where it has a number per element of a whole parameter."""
-    if slot.numel is not None or slot.codec is not None or not segment.whole:
-        return (slot.size(segment.numel),)
-    return segment.shape

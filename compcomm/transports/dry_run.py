@@ -12,6 +12,7 @@ from ..core.context import Arena, Context
 from ..core.drive import rehearse
 from ..core.layout import Bucket, Layout
 from ..core.reducer import Reducer, flow
+from ..core.source import Target
 from ..core.state import State, Store
 from ..routes.choose import settle
 
@@ -25,21 +26,36 @@ class Planned(NamedTuple):
     sent: int
 
 
+def dense_bytes(elements: int, world: int, rows: bool = False) -> int:
+    """What a rank sends in an all-reduce of so many fp32 numbers, or in a reduce-scatter to who wants ``rows``."""
+    return (1 if rows else 2) * (4 * elements * (world - 1) // world)
+
+
 @lru_cache(maxsize=1024)
 def plan(
-    reducer: Reducer, layout: Layout, world: int, rank: int = 0, step: int = 1 << 30, dtype: torch.dtype = torch.float32
+    reducer: Reducer,
+    layout: Layout,
+    world: int,
+    rank: int = 0,
+    step: int = 1 << 30,
+    dtype: torch.dtype = torch.float32,
+    rows: bool = False,
 ) -> tuple[Planned, ...]:
-    """The collectives of one bucket in one step, in order."""
-    store = Store(reducer, rank, world, "meta")
+    """The collectives of one bucket in one step, in order. ``rows``: of one that is made of one row per rank."""
+    store = Store(reducer, rank, world, "meta", rows=rows)
     ctx = Context(rank, world, step, arena=Arena("meta"), watch=False)
-    run = flow(
-        reducer, Bucket(torch.empty(layout.numel, dtype=dtype, device="meta"), layout), State(store, layout), ctx
-    )
+    bucket = Bucket(torch.empty(layout.numel, dtype=dtype, device="meta"), layout)
+    target = Target(bucket)
+    if rows:
+        own = layout.equal_rows(world)[rank]
+        target = Target(Bucket(torch.empty(layout.numel, dtype=dtype, device="meta"), own), world, row=True)
+    run = flow(reducer, bucket, State(store, layout), ctx, target)
     return tuple(Planned(*op.signature, op.sent_bytes(world, rank)) for op in rehearse(run))
 
 
 class Cost(NamedTuple):
-    """What one step of a reducer sends: ``sent`` and ``dense`` bytes per rank (fp32 all-reduce), and their ratio."""
+    """What one step of a reducer sends: ``sent`` and ``dense`` bytes per rank (an all-reduce in fp32, for rows a
+    reduce-scatter), and their ratio."""
 
     sent: int
     dense: int
@@ -51,14 +67,20 @@ class Cost(NamedTuple):
         return self.dense / self.sent if self.sent else float("inf")
 
 
-def cost(reducer: Reducer | Compressor, layout: Layout, world: int, rank: int = 0) -> Cost:
+def cost(reducer: Reducer | Compressor, layout: Layout, world: int, rank: int = 0, *, rows: bool = False) -> Cost:
     """Exact bytes that ``rank`` sends per step for one bucket, link headers apart; where messages vary in length, the
-    most that it may send."""
+    most that it may send.
+
+    ``rows``: each rank wants its own row of the mean alone, as under ``fully_shard``. Whole parameters are cut as it
+    cuts them (``Layout.sharded``); a layout of pieces is made of ``world`` rows already.
+    """
     if not isinstance(layout, Layout):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(
             f"cost({reducer!r}, {type(layout).__name__}, {world!r}): the second argument is a Layout, such as "
             f"cc.Layout.of(model.named_parameters())."
         )
-    planned = plan(settle(reducer, world), layout, world, rank)
-    dense = 2 * (4 * sum(s.numel for s in layout.segments) * (world - 1) // world)
+    if rows and all(s.whole for s in layout.segments):
+        layout = layout.sharded(world)
+    planned = plan(settle(reducer, world, rows=rows), layout, world, rank, rows=rows)
+    dense = dense_bytes(sum(s.numel for s in layout.segments), world, rows)
     return Cost(sum(p.sent for p in planned), dense, planned)

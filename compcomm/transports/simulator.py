@@ -21,9 +21,10 @@ from ..core.collectives import (
 from ..core.compressor import Compressor
 from ..core.context import Context
 from ..core.deferred import raise_deferred
-from ..core.drive import lockstep
+from ..core.drive import OutOfStepError, lockstep
 from ..core.layout import Bucket, Layout, Segment
 from ..core.reducer import Flow, Reducer, flow
+from ..core.source import Target
 from ..core.state import State, Store
 from ..core.structure import between_steps, has_review
 from ..routes.choose import settle
@@ -37,14 +38,18 @@ class Simulator:
     ranks' stores are in ``stores``, bytes sent per rank (link headers apart) in ``sent``.
     """
 
-    def __init__(self, reducer: Reducer | Compressor, world: int, *, seed: int = 0, unscale: float = 1.0) -> None:
+    def __init__(
+        self, reducer: Reducer | Compressor, world: int, *, seed: int = 0, unscale: float = 1.0, rows: bool = False
+    ) -> None:
+        """``rows``: buckets are made of one row per rank (``Layout.sharded``), and each wants its own row of the mean
+        alone; elsewhere its out keeps what it holds."""
         if not isinstance(reducer, Reducer | Compressor):
             raise TypeError(
                 f"Simulator({reducer!r}): no reducer. Give one, such as EF21(TopK(0.01)); parse reads text."
             )
-        self.reducer = settle(reducer, world)
+        self.reducer, self.rows = settle(reducer, world, rows=rows), rows
         self.world, self.seed, self.unscale, self.steps = world, seed, unscale, 0
-        self.stores = [Store(self.reducer, rank, world) for rank in range(world)]
+        self.stores = [Store(self.reducer, rank, world, rows=rows) for rank in range(world)]
         self.contexts = [Context(rank, world, seed=seed) for rank in range(world)]
         self.sent = [0] * world
         self.bad = False
@@ -91,17 +96,20 @@ class Simulator:
                 flat, layout = buckets[rank][b]
                 if outs is None:
                     x = out = Bucket(flat.clone(), layout)
+                    if self.rows:
+                        out = Bucket(torch.zeros_like(flat), layout.equal_rows(self.world)[rank])
                 else:  # no allocation: fresh memory costs more than the kernels
                     x = Bucket(ctx.buffer("input", flat.numel(), flat.dtype).copy_(flat), layout)
                     out = outs[rank][b]
                 means[rank].append(out)
                 self.stores[rank].declare(x.layout)
-                group.append(flow(self.reducer, x, State(self.stores[rank], x.layout), ctx, out))
+                target = Target(out, row=self.rows)
+                group.append(flow(self.reducer, x, State(self.stores[rank], x.layout), ctx, target))
             self._run(group)
             flows.append(group)
         for ctx in contexts:
             raise_deferred(ctx.faults)
-        self.bad = any(bool(ctx.bad) for ctx in contexts)
+        self.bad = self._agreed(contexts)
         for group in flows:
             for f in group:
                 try:
@@ -113,6 +121,17 @@ class Simulator:
             self._review()
         self.steps += 1
         return means
+
+    def _agreed(self, contexts: Sequence[Context]) -> bool:
+        """Whether the step is bad, which every rank must know by itself, or ask the others (``Context.apart``)."""
+        ranks = [[ctx for ctx in contexts if ctx.rank == rank] for rank in range(self.world)]
+        found = [any(bool(ctx.bad) for ctx in own) for own in ranks]
+        asks = [any(ctx.apart for ctx in own) for own in ranks]
+        if any(asks) and not all(asks):
+            raise OutOfStepError(f"ranks {[r for r, a in enumerate(asks) if a]} alone ask whether the step is bad")
+        if not any(asks) and any(found) and not all(found):
+            raise OutOfStepError(f"ranks {[r for r, b in enumerate(found) if b]} alone know that the step is bad")
+        return any(found)
 
     def _check(self, buckets: Sequence[Bucket]) -> None:
         layouts = [b.layout for b in buckets]

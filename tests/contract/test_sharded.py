@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import compcomm as cc
+from compcomm.routes.reduce_scatter import ReduceScatter
 from compcomm.transports.dry_run import plan
 
 PARAMETERS = (("a", 96), ("b", 40), ("c", 5))
@@ -14,6 +15,7 @@ ROUTES = [
     cc.AllReduce(cc.RandK(ratio=0.25, dense_below=1)),
     cc.AllGather(cc.QSGD(bits=4, block=16, dense_below=1)),
 ]
+"""Whose row is that of the whole mean, whatever way the payloads go."""
 
 
 def _buffer(world: int) -> cc.Layout:
@@ -39,7 +41,7 @@ def _rows(reducer: cc.Reducer, world: int, steps: int = 1) -> tuple[cc.Layout, l
     layout = _buffer(world)
     rows = layout.rows(world)
     assert rows is not None
-    simulator = cc.Simulator(reducer, world, seed=3)
+    simulator = cc.Simulator(reducer, world, seed=3, rows=True)
     for _ in range(steps):
         outs = [[cc.Bucket(torch.full((layout.numel,), 9.0), row)] for row in rows]
         simulator.step(_inputs(world, layout), outs)
@@ -81,7 +83,7 @@ def _compare(layout: cc.Layout, found: list[torch.Tensor], full: torch.Tensor, w
 )
 def test_two_phase_stops_at_the_owner(compressor: cc.Compressor, world: int) -> None:
     """The first phase alone: its row is what an all-gather of the same pieces gives, and nothing is encoded twice."""
-    layout, found, simulator = _rows(cc.TwoPhase(compressor, server=False), world)
+    layout, found, simulator = _rows(cc.TwoPhase(compressor), world)
     full = cc.Simulator(cc.AllGather(compressor), world, seed=3).step(_inputs(world, layout))[0][0].flat
     _compare(layout, found, full, world)
     both = plan(cc.TwoPhase(compressor, server=False), layout, world)
@@ -97,7 +99,7 @@ def test_feedback_with_sharded_results(world: int) -> None:
     layout = _buffer(world)
     rows = layout.rows(world)
     assert rows is not None
-    simulator = cc.Simulator(cc.ErrorFeedback(cc.TwoPhase(compressor, server=False)), world)
+    simulator = cc.Simulator(cc.ErrorFeedback(compressor), world, rows=True)
     applied = torch.zeros(layout.numel, dtype=torch.float64)
     due = torch.zeros(layout.numel, dtype=torch.float64)
     for t in range(steps):
@@ -118,38 +120,68 @@ def test_feedback_with_sharded_results(world: int) -> None:
         assert torch.allclose(applied[cut] + held[cut], due[cut], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("alternate", [False, True])
-def test_factors_with_sharded_results(alternate: bool) -> None:
-    """Matrices whole in one owner's row: every rank rebuilds its own, and all residuals are as without rows."""
-    reducer = cc.PowerSGD(rank=2, min_ratio=1, alternate=alternate)
-    segments = [cc.Segment("a", (8, 12), 0, 96), cc.Segment("bias", (5,), 96, 101), cc.Segment("b", (12, 8), 110, 206)]
-    layout = cc.Layout(segments, 220)
-    rows = layout.rows(2)
-    assert rows is not None
-    part, full = cc.Simulator(reducer, 2), cc.Simulator(reducer, 2)
-    for _ in range(3):
-        inputs = _inputs(2, layout)
-        outs = [[cc.Bucket(torch.full((layout.numel,), 9.0), row)] for row in rows]
-        part.step(inputs, outs)
-        means = full.step(inputs)
-        _compare(layout, [o[0].flat for o in outs], means[0][0].flat, 2)
-    for one, other in zip(part.stores, full.stores, strict=True):
-        a, b = one.state_dict(), other.state_dict()
-        assert all(torch.equal(a[slot][n], b[slot][n]) for slot in a for n in a[slot])
-
-
-def test_exact_sends_half_when_sharded() -> None:
-    """A reduce-scatter: (W-1)/W of the buffer, where an all-reduce sends twice as much. Here without padding."""
-    world = 4
-    segments = [cc.Segment("a", (64,), 16 * r, 16 * r + 16, 16 * r) for r in range(world)]
-    layout = cc.Layout(segments, 64)
+@pytest.mark.parametrize("world", [2, 4])
+def test_exact_reduce_scatters_the_buffer_as_it_is(world: int) -> None:
+    """(W-1)/W of the buffer, padding included, where an all-reduce sends twice as much."""
+    layout = _buffer(world)
+    assert not layout.covers
     rows = layout.rows(world)
     assert rows is not None
-    simulator = cc.Simulator(cc.Exact(), world)
-    outs = [[cc.Bucket(torch.zeros(64), row)] for row in rows]
+    simulator = cc.Simulator(cc.Exact(), world, rows=True)
+    outs = [[cc.Bucket(torch.zeros(layout.numel), row)] for row in rows]
     simulator.step(_inputs(world, layout), outs)
-    assert simulator.sent == [3 * 64] * world
-    assert cc.cost(cc.Exact(), layout, world).sent == 6 * 64
+    assert simulator.sent == [4 * layout.numel // world * (world - 1)] * world
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_an_exact_part_reduce_scatters_too(world: int) -> None:
+    layout = _buffer(world)
+    simulator = cc.Simulator(
+        cc.Partition({"a": cc.Exact(), "*": cc.SignScale(block=16, dense_below=1)}), world, rows=True
+    )
+    simulator.step(_inputs(world, layout))
+    coded = cc.cost(
+        cc.SignScale(block=16, dense_below=1), layout.select(lambda s: s.name != "a"), world, rows=True
+    ).sent
+    assert simulator.sent[0] == coded + 4 * 96 // world * (world - 1)
+
+
+def test_all_ranks_undo_a_step_that_one_sees_to_be_bad() -> None:
+    """An infinity in the exact part is in one rank's row alone, and memory of the coded part must go back on all."""
+    layout = _buffer(4)
+    reducer = cc.Partition({"a": cc.Exact(), "*": cc.ErrorFeedback(cc.SignScale(block=16, dense_below=1))})
+    simulator = cc.Simulator(reducer, 4, rows=True)
+    inputs = _inputs(4, layout)
+    inputs[2][0].flat[next(s.start for s in layout.segments if s.name == "a" and s.offset == 24)] = float("inf")
+    simulator.step(inputs)
+    assert simulator.bad
+    for store, given in zip(simulator.stores, inputs, strict=True):
+        held = store.bucket("residual", layout.select(lambda s: s.name != "a"))
+        for s, at in zip((s for s in layout.segments if s.name != "a"), held.layout.segments, strict=True):
+            torch.testing.assert_close(held.flat[at.start : at.stop], given[0].flat[s.start : s.stop])
+
+
+def test_what_has_no_rows_says_so() -> None:
+    for reducer, words in (
+        (cc.PowerSGD(2), "whole matrices"),
+        (cc.Warmup(3, cc.PowerSGD(2)), "between='replicate'"),
+        (cc.SharedScale(cc.QSGD(bits=4)), "every payload then goes one hop"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            cc.settle(reducer, 4, rows=True)
+    with pytest.raises(ValueError, match="every rank wants the whole mean"):
+        cc.settle(ReduceScatter(cc.SignScale()), 4)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_momentum_before_compression_with_sharded_results(nesterov: bool) -> None:
+    """DGC's velocity is its own memory, which has no padding; rows are still those of the host's buffer."""
+    reducer = cc.DGC(cc.TopK(ratio=0.2, dense_below=1), nesterov=nesterov)
+    layout, found, _ = _rows(reducer, 4, steps=3)
+    full = cc.Simulator(cc.DGC(cc.AllGather(reducer.reducer), nesterov=nesterov), 4, seed=3)
+    for _ in range(3):
+        means = full.step(_inputs(4, layout))
+    _compare(layout, found, means[0][0].flat, 4)
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -161,7 +193,8 @@ def test_estimates_with_sharded_results(scheme: type, world: int) -> None:
     rows = layout.rows(world)
     assert rows is not None
     for route in (cc.AllGather(compressor), cc.TwoPhase(compressor)):
-        full, part = cc.Simulator(scheme(cc.AllGather(compressor)), world), cc.Simulator(scheme(route), world)
+        full = cc.Simulator(scheme(cc.AllGather(compressor)), world)
+        part = cc.Simulator(scheme(route), world, rows=True)
         for t in range(4):
             inputs = _inputs(world, layout)
             for rank, (bucket,) in enumerate(inputs):

@@ -89,8 +89,9 @@ def test_one_message_per_owner() -> None:
 
 
 def test_rows_need_equal_rows() -> None:
-    with pytest.raises(ValueError, match=r"SignScale\(\).*3 equal rows"):
-        pack_rows(cc.SignScale(), cc.Layout.of([("w", (2, 600))]), 3)
+    layout = cc.Layout.of([("w", (2, 600))])
+    with pytest.raises(ValueError, match=r"not made of 3 equal rows"):
+        pack_rows(cc.SignScale(), layout, layout, 3)
 
 
 def _headers(world: int = 3, **changes: int) -> torch.Tensor:

@@ -289,20 +289,16 @@ def test_another_ranks_row_is_refused() -> None:
         there.rank = rank
         own, other = (ROWS.rows(2)[r] for r in (rank, 1 - rank))  # type: ignore[index]
         for good in (own, own.packed(), ROWS):
-            accept(flat, cc.Bucket(torch.ones(good.numel), good), there, {"w": 2000, "b": 7})
+            accept(flat, cc.Bucket(torch.ones(good.numel), good), there, {"w": 2000, "b": 7}, True)
         for bad in (other, other.packed()):
-            with pytest.raises(ValueError, match=f"which are in row {rank}, this rank's"):
-                accept(flat, cc.Bucket(torch.ones(bad.numel), bad), there, None)
+            with pytest.raises(ValueError, match=f"of row {rank}, this rank's"):
+                accept(flat, cc.Bucket(torch.ones(bad.numel), bad), there, None, True)
+        with pytest.raises(ValueError, match=r"of the source: .* Session\(\.\.\., rows=True\)"):
+            accept(flat, cc.Bucket(torch.ones(own.numel), own), there, None, False)
 
 
-def test_a_row_that_has_everything_is_refused_on_every_rank() -> None:
-    """Its rank would take it for the whole, and go another way through the routes than its peers."""
-    layout = cc.Layout(cc.Layout.of([("w", (8,))]).segments, 16)  # rows of 8 elements: the second is padding
-    for rank in range(2):
-        transport = Alone()
-        transport.rank, transport.world = rank, 2
-        row = (layout.rows(2) or ())[rank].packed()
-        source, target = cc.Bucket(torch.ones(16), layout), cc.Bucket(torch.ones(row.numel), row)
-        with pytest.raises(ValueError, match="row 0 has all segments of the buffer"):
-            accept(source, target, transport, {"w"})
-        accept(source, source, transport, {"w"})
+def test_what_is_made_of_no_rows_is_refused() -> None:
+    layout, there = cc.Layout.of([("w", (7,))]), Alone()
+    there.world = 2
+    with pytest.raises(ValueError, match="not made of 2 equal rows"):
+        accept(cc.Bucket(torch.ones(7), layout), cc.Bucket(torch.ones(7), layout), there, {"w"}, True)

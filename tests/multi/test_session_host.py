@@ -58,19 +58,19 @@ class Shards:
 
 
 def opened(
-    reducer: Any, shapes: dict[str, tuple[int, ...]], world: int, seconds: float = 30, **options: Any
+    reducer: Any, shapes: dict[str, tuple[int, ...]], world: int, seconds: float = 30, rows: bool = False
 ) -> Session:
     made = cc.parse(reducer) if isinstance(reducer, str) else reducer
     parameters = [(name, torch.nn.Parameter(torch.empty(shape))) for name, shape in shapes.items()]
     transport = ProcessGroup.over(None, "cpu", timedelta(seconds=seconds))
     layouts = [Shards(shapes, world).layout]
-    return Session(transport, Options(made, seed=7), parameters, layouts=layouts)
+    return Session(transport, Options(made, seed=7), parameters, layouts=layouts, rows=rows)
 
 
 def shards(rank: int, world: int, reducer: str, steps: int, dtype: torch.dtype = torch.float32) -> Any:
     """All means of three units, one session each; sessions are ended in another order on every rank."""
     units = [Shards(shapes, world) for shapes in UNITS]
-    sessions = [opened(reducer, shapes, world) for shapes in UNITS]
+    sessions = [opened(reducer, shapes, world, rows=True) for shapes in UNITS]
     means: list[list[Tensor]] = []
     for step in range(steps):
         rows = [torch.full((unit.row,), 9.0, dtype=dtype) for unit in units]
@@ -106,14 +106,14 @@ def test_rows_of_several_sessions_are_the_dense_mean(three: Workers) -> None:
 @pytest.mark.parametrize(
     "reducer",
     [
-        "TwoPhase(QSGD(bits=4, block=16, dense_below=1), server=False)",
-        "ErrorFeedback(TwoPhase(SignScale(block=16, dense_below=1), server=False))",
+        "QSGD(bits=4, block=16, dense_below=1)",
+        "ErrorFeedback(TwoPhase(SignScale(block=16, dense_below=1)))",
     ],
 )
 def test_coded_rows_equal_the_simulators_to_the_bit(three: Workers, reducer: str) -> None:
     results = three.run(shards, reducer=reducer, steps=3)
     for u, shapes in enumerate(UNITS):
-        unit, simulator = Shards(shapes, 3), cc.Simulator(cc.parse(reducer), 3, seed=7)
+        unit, simulator = Shards(shapes, 3), cc.Simulator(cc.parse(reducer), 3, seed=7, rows=True)
         for step in range(3):
             given = [[cc.Bucket(unit.gradient(r, step), unit.layout)] for r in range(3)]
             outs = [[cc.Bucket(torch.full((unit.row,), 9.0), unit.wanted(r))] for r in range(3)]
@@ -128,7 +128,7 @@ def test_coded_rows_equal_the_simulators_to_the_bit(three: Workers, reducer: str
 
 
 def test_rows_in_half_precision_come_back_in_it(two: Workers) -> None:
-    coded = "ErrorFeedback(TwoPhase(SignScale(block=16, dense_below=1), server=False))"
+    coded = "ErrorFeedback(SignScale(block=16, dense_below=1))"
     narrow = two.run(shards, reducer=coded, steps=2, dtype=torch.bfloat16)
     wide = two.run(shards, reducer=coded, steps=2)
     for (means, *_), (due, *_) in zip(narrow, wide, strict=True):
@@ -143,7 +143,7 @@ def overflows(rank: int, world: int) -> Any:
     shapes = {"w": (64, 8)}
     unit, session = (
         Shards(shapes, world),
-        opened("ErrorFeedback(TwoPhase(SignScale(block=16, dense_below=1), server=False))", shapes, world),
+        opened("ErrorFeedback(SignScale(block=16, dense_below=1))", shapes, world, rows=True),
     )
     flat, told = torch.ones(unit.layout.numel), []
     for scale in (1.0, 70000.0):
@@ -203,7 +203,7 @@ class Fails(cc.SignScale):
 
 def failing(rank: int, world: int) -> Any:
     """Rank 1's kernel raises between begin and end of the second step."""
-    session = opened(cc.ErrorFeedback(cc.TwoPhase(Fails(block=16, dense_below=1), server=False)), UNITS[1], world)
+    session = opened(cc.ErrorFeedback(Fails(block=16, dense_below=1)), UNITS[1], world, rows=True)
     unit = Shards(UNITS[1], world)
 
     def step(number: int) -> Tensor:

@@ -118,7 +118,7 @@ def test_rows_with_padding_are_scattered(accumulate: bool) -> None:
     flows = [
         cc.Exact().reduce(
             cc.Source(cc.Bucket(flat, layout)),
-            cc.Target(out, accumulate=accumulate),
+            cc.Target(out, accumulate=accumulate, row=True),
             State(cc.Store(cc.Exact()), layout),
             ctx,
         )
@@ -141,13 +141,22 @@ def test_rows_with_padding_are_scattered(accumulate: bool) -> None:
 
 
 def test_all_ranks_send_the_same_where_one_row_has_everything() -> None:
-    """Its owner wants all segments, as if there were no rows: no rank may take another collective than it does."""
-    layout = cc.Layout([cc.Segment("a", (3,), 0, 3)], 8)
-    rows = layout.rows(2)
+    """Rows as long as the one would be more bytes than the whole."""
+    layout = cc.Layout([cc.Segment("a", (5,), 0, 5), cc.Segment("b", (3,), 24, 27)], 48)
+    rows = layout.rows(6)
     assert rows is not None
     for r, row in enumerate(rows):
-        x = cc.Bucket(torch.ones(8), layout)
-        flow = cc.Exact().reduce(
-            cc.Source(x), cc.Target(cc.Bucket(x.flat, row)), State(cc.Store(cc.Exact()), layout), cc.Context(r, 2)
-        )
+        x = cc.Bucket(torch.ones(48), layout)
+        target = cc.Target(cc.Bucket(x.flat, row), row=True)
+        flow = cc.Exact().reduce(cc.Source(x), target, State(cc.Store(cc.Exact()), layout), cc.Context(r, 6))
         assert type(next(flow)).__name__ == "AllReduce"
+
+
+def test_the_hosts_own_rows_are_sent_and_received_without_a_copy() -> None:
+    layout = cc.Layout.of([("w", (3, 4))]).sharded(2)
+    x, row = torch.zeros(16), torch.empty(8)
+    own = cc.Layout([cc.Segment("w", (3, 4), 0, 8)], 8)
+    target = cc.Target(cc.Bucket(row, own), scale=2.0, row=True)
+    state = State(cc.Store(cc.Exact()), layout)
+    op: Any = next(cc.Exact().reduce(cc.Source(cc.Bucket(x, layout)), target, state, cc.Context(0, 2)))
+    assert op.send.data_ptr() == x.data_ptr() and op.recv.data_ptr() == row.data_ptr()
