@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from common import write
 from contestants import Contestant, compcomm, peers
-from ranks import Ranks, lab, link, ranks
+from ranks import Ranks, counted_per, lab, link, ranks
 from replay import Bucket, Gradients, Named, Shapes, cut, run
 
 import compcomm as cc
@@ -77,7 +77,7 @@ def main() -> None:
         if here.first:
             title = f"one gradient of {options.model} ({numel:,} elements) between {here.world} ranks, {link()}"
             console = need("rich.console", "exchange.py").Console(width=None if sys.stdout.isatty() else 160)
-            console.print(tables.exchange(rows, title, "bytes: what the network card counts, per rank"))
+            console.print(tables.exchange(rows, title, f"bytes: what the network card counts, {counted_per()}"))
             if options.json:
                 write(options.json, "exchange", rows, model=options.model, numel=numel, link=link(), lab=lab())
                 print(f"written: {options.json}", flush=True)

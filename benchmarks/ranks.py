@@ -20,8 +20,8 @@ class Ranks(NamedTuple):
 
     rank: int
     world: int
-    sharing: int
-    """Ranks whose bytes the card counts together."""
+    local: int
+    """Ranks of one host: the card counts their bytes together."""
     interface: str | None
 
     @property
@@ -29,8 +29,19 @@ class Ranks(NamedTuple):
         return self.rank == 0
 
     def card_bytes(self) -> float:
-        """Bytes that the card has sent so far, per rank that shares it."""
-        return network_card.transmitted(self.interface) / self.sharing
+        """Bytes that this host's card has sent so far; where all ranks are on one host, their mean on its loopback.
+
+        What ranks of one host send each other does not pass the card, so a rank's part of the host's bytes would say
+        little; the host's are what its link carries, and the mean over ranks is the mean over hosts. Ranks that share
+        a card read it together, so all ranks call this.
+        """
+        shared = 1 < self.local < self.world
+        if shared:
+            dist.barrier()  # until then another rank of this host may still send
+        sent = network_card.transmitted(self.interface)
+        if shared:
+            dist.barrier()  # until then another rank of this host may not have read
+        return sent / (self.local if self.local == self.world else 1)
 
     def mean(self, *values: float) -> list[float]:
         """The means of numbers over all ranks."""
@@ -72,15 +83,25 @@ def ranks(timeout: float = 600.0) -> Iterator[Ranks]:
 
 
 def lab() -> dict[str, Any] | None:
-    """What launch/netlab says of its links: rate, burst, latency, congestion control; None outside of a lab."""
-    note = os.environ.get("NETLAB")
-    return json.loads(note) if note else None
+    """What launch/netlab says of its hosts and links: ranks per host, rate, burst, latency, congestion control.
+
+    None outside of a lab, and in a lab of one host, where nothing takes a link.
+    """
+    note = json.loads(os.environ.get("NETLAB", "null"))
+    return note if note and note["hosts"] > 1 else None
 
 
 def link() -> str:
     """What lies between the ranks, in words."""
     note = lab()
     if note:
-        return f"{note['hosts']} hosts, links of {note['rate']}"
+        ranks = "" if note["ranks_per_host"] == 1 else f" of {note['ranks_per_host']} ranks"
+        return f"{note['hosts']} hosts{ranks}, links of {note['rate']}"
     local = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
     return "loopback" if local else "the hosts' own network"
+
+
+def counted_per() -> str:
+    """Whose bytes `Ranks.card_bytes` are, in words."""
+    local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    return f"per host of {local} workers" if 1 < local < world else "per worker"

@@ -20,7 +20,7 @@ from typing import Any
 from bounds import bound, compute_seconds, why
 from common import write
 from loop import Budget, train
-from ranks import Ranks, lab, link, ranks
+from ranks import Ranks, counted_per, lab, link, ranks
 from tasks import load
 
 import compcomm as cc
@@ -112,8 +112,8 @@ def report(rows: list[Row], options: argparse.Namespace, data: str) -> None:
     wire = "collectives in flight" if lab() is None else "the bytes at the link's rate"
     title = f"{options.task}: validation loss of {rows[0]['world_size']} workers, {link()}"
     note = (
-        f"bytes/step: what the network card counts, per worker. s to target: the training time from which the loss "
-        f"stays at or below {rows[0]['target']:.4f}, with which {rows[0]['reducer']} ends; a dip before does not "
+        f"bytes/step: what the network card counts, {counted_per()}. s to target: the training time from which the "
+        f"loss stays at or below {rows[0]['target']:.4f}, with which {rows[0]['reducer']} ends; a dip before does not "
         f"count. -: not reached. bound by: the longest of compute (a step without communication takes "
         f"{rows[0]['compute_seconds'] * 1e3:.3g} ms), kernels (encoding and decoding) and wire ({wire})."
     )

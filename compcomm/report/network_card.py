@@ -3,8 +3,9 @@
 A compressor's own count leaves out headers, padding, retransmissions and whatever else travels beside the payload.
 The kernel counts every byte that a card is given, so `transmitted()` before and after an exchange gives the bytes that
 really left this host: payload, TCP and IP headers (about 0.2 % with segmentation offload, 4.6 % without), and what
-other programs on the host sent meanwhile. Under `launch/netlab` each rank has a card of its own; on loopback all ranks
-share `lo`, whose count is the sum over them.
+other programs on the host sent meanwhile. A card is the host's: with several ranks per host its count is the sum over
+them, of what leaves the host; what they send each other goes over `lo`, even by the card's own address. Under
+`launch/netlab` each host has a card of its own. On loopback all ranks share `lo`.
 """
 
 from __future__ import annotations
