@@ -219,7 +219,7 @@ def test_rows_move_to_other_numbers_of_workers(reducer: str) -> None:
             store.declare(ROWS.sharded(world))
             merging.load_merged(store, merged[0])
         again = second.merged()[0]
-        assert again.keys() == merged[0].keys() and "residual" in again or "mean" in again or "velocity" in again
+        assert again.keys() == merged[0].keys()
         for slot, entries in merged[0].items():
             for name, tensor in entries.items():
                 near = 0.02 * float(tensor.float().abs().max()) if tensor.dtype == torch.uint8 else 1e-6
