@@ -219,6 +219,16 @@ class Layout:
             )
         return rows
 
+    def row(self, world: int, rank: int) -> Layout:
+        """The row of one owner, as a buffer of its own.
+
+        Raises:
+            ValueError: as ``equal_rows``.
+        """
+        size = self.numel // world
+        segments = self.equal_rows(world)[rank].segments
+        return Layout((s._replace(start=s.start - rank * size, stop=s.stop - rank * size) for s in segments), size)
+
     @cached_property
     def _rows(self) -> dict[int, tuple[Layout, ...]]:
         return {}

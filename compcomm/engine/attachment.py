@@ -57,6 +57,11 @@ class Attachment(Session):
         """The transport, at once, while a step may be under way."""
         return self.steps.transport
 
+    @property
+    def dense_bytes(self) -> int:
+        """What a rank would send per step without compression, in fp32; at once, as ``wire``."""
+        return self.statistics.dense_bytes
+
     def scheduled(self) -> dict[str, float]:
         """What schedules alone give in the next step; at once, while a step's review may still go on."""
         return self.statistics.scheduled()

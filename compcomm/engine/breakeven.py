@@ -39,41 +39,45 @@ class Breakeven(NamedTuple):
         return max(0.0, saved * 8 / self.seconds) if self.seconds > 0 else float("inf")
 
 
-def breakeven(reducer: Reducer, layout: Layout, world: int, rank: int = 0) -> Breakeven:
+def breakeven(reducer: Reducer, layout: Layout, world: int, rank: int = 0, *, rows: bool = False) -> Breakeven:
     """Predicts for a settled reducer: bytes from a dry run, seconds from a few parameters run through the simulator.
+    ``rows``: the layout is made of one row per rank, which each wants alone.
 
     Seconds are a courtesy: 0.0, as where nothing is coded, when the sample cannot be run.
 
     Raises:
         Exception: what the reducer says against this layout; it would say so in the first step too.
     """
-    sent, dense, _ = cost(reducer, layout, world, rank)
+    sent, dense, _ = cost(reducer, layout, world, rank, rows=rows)
     seconds = 0.0
     if sent != dense:
         try:
-            seconds = kernel_seconds(reducer, layout, world)
+            seconds = kernel_seconds(reducer, layout, world, rows=rows)
         except Exception as error:
             _log.info("compcomm: no prediction of the kernels' seconds (%s: %s)", type(error).__name__, error)
     return Breakeven(sent, dense, seconds)
 
 
-def kernel_seconds(reducer: Reducer, layout: Layout, world: int) -> float:
+def kernel_seconds(reducer: Reducer, layout: Layout, world: int, *, rows: bool = False) -> float:
     """Seconds that one rank of ``world`` spends coding and decoding one step, extrapolated from a sample.
 
     The sample takes parameters from all over the model until about 2**20 elements per rank (fewer for many ranks), so
     it lies in the cache more than a whole model does: an optimistic figure.
     """
-    sample = sample_layout(reducer, layout, world, max(1 << 14, _SAMPLE * 4 // max(4, world)))
+    whole = Layout.of({s.name: s.shape for s in layout.segments}.items()) if rows else layout
+    sample = sample_layout(reducer, whole, world, max(1 << 14, _SAMPLE * 4 // max(4, world)), rows=rows)
+    sample = sample.sharded(world) if rows else sample
     total = sum(s.numel for s in sample.segments)
     if not total:
         return 0.0
     generator = torch.Generator().manual_seed(0)
-    simulator = Simulator(reducer, world)
+    simulator = Simulator(reducer, world, rows=rows)
     simulator.steps = 1 << 30  # any warm-up is over
     buckets = [
         [Bucket(torch.randn(sample.numel, dtype=torch.float32, generator=generator), sample)] for _ in range(world)
     ]
-    means = [[Bucket(torch.empty_like(b.flat), sample) for b in row] for row in buckets]
+    wanted = sample.equal_rows(world) if rows else (sample,) * world
+    means = [[Bucket(torch.empty_like(b.flat), own) for b in row] for row, own in zip(buckets, wanted, strict=True)]
     best = float("inf")
     for _ in range(3):
         since = perf_counter()

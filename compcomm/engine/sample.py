@@ -12,7 +12,7 @@ _PIECE = 1 << 16
 """Elements: smaller parameters are never cut."""
 
 
-def sample_layout(reducer: Reducer, layout: Layout, world: int, target: int) -> Layout:
+def sample_layout(reducer: Reducer, layout: Layout, world: int, target: int, *, rows: bool = False) -> Layout:
     """Parameters with ``target`` elements in all or little more, whole but for the very large; coded and exact ones
     in the model's own proportion."""
     wanted = [s for s in layout.segments if s.numel]
@@ -25,13 +25,13 @@ def sample_layout(reducer: Reducer, layout: Layout, world: int, target: int) -> 
             owed += s.numel * share
             size = min(s.numel, max(_PIECE, int(owed)))
             if 2 * owed >= size or (s is group[-1] and len(taken) == before):
-                piece = _cut(reducer, s, world, size)
+                piece = _cut(reducer, s, world, size, rows)
                 taken.append((s.name, piece))
                 owed -= prod(piece)
     return Layout.of(taken)
 
 
-def _cut(reducer: Reducer, segment: Segment, world: int, numel: int) -> tuple[int, ...]:
+def _cut(reducer: Reducer, segment: Segment, world: int, numel: int, rows: bool) -> tuple[int, ...]:
     """The first rows of a parameter, ``numel`` elements or more: enough for the reducer to treat them as it treats
     the whole (exact or coded, and not fewer than a fixed k)."""
     row = segment.numel // segment.shape[0] if segment.shape else 1
@@ -39,7 +39,7 @@ def _cut(reducer: Reducer, segment: Segment, world: int, numel: int) -> tuple[in
         shape = (-(-numel // row), *segment.shape[1:])
         piece = Layout.of([(segment.name, shape)])
         try:
-            cost(reducer, piece, world)
+            cost(reducer, piece, world, rows=rows)
             if reducer.exact(piece.segments[0]) is reducer.exact(segment):
                 return shape
         except ValueError:

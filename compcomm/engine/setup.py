@@ -59,6 +59,11 @@ class Setup:
         return Layout.of((n, p.shape) for n, p in self.parameters)
 
     @property
+    def padded(self) -> int:
+        """Elements of all buckets that the host said will come, their padding included."""
+        return sum(layout.numel for layout in self._expected)
+
+    @property
     def elements(self) -> dict[str, int]:
         """The size of each parameter; before parameters have names, of those that have been in a bucket."""
         if self.named:

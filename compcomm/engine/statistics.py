@@ -71,6 +71,8 @@ class Report:
     ``review_seconds``: what controllers did between steps. ``elements`` by parameter; ``parameter_bytes``: what each
     would send alone, a header of some 24 bytes included, by a dry run of its packing; ``choices``: what a controller
     gave it, and ``tunable`` what that is, "density", "bits" or "rank". ``conserves``: nothing is lost for good.
+    ``weight_bytes``: sent besides, in coded all-gathers of weights. ``bytes_dense``: of an all-reduce in fp32, or of a
+    reduce-scatter where each rank wants its own row of the mean.
     """
 
     reducer: str
@@ -89,6 +91,7 @@ class Report:
     choices: Mapping[str, float] = field(default_factory=dict[str, float])
     tunable: str = ""
     conserves: bool = True
+    weight_bytes: float = 0.0
 
     def __getattr__(self, name: str) -> Any:
         return asked(self, name, {"knob": "tunable"})
@@ -112,6 +115,8 @@ class Report:
             f"exposed {self.exposed_seconds:.6f}",
             f"  bytes of state       {self.state_bytes:>14,}",
         ]
+        if self.weight_bytes:
+            lines.insert(2, f"  bytes of weights     {self.weight_bytes:>14,.0f}   gathered besides")
         if self.review_seconds:
             lines.append(f"  seconds per step in reviews {self.review_seconds:.6f}")
         return "\n".join([*lines, *self._lines()] if self._lossy or self.choices else lines)
@@ -187,7 +192,7 @@ class Statistics:
             world=world,
             steps=c.steps,
             bytes_sent=c.bytes_sent / steps,
-            bytes_dense=float(dense_bytes(sum(sizes.values()), world, setup.rows)),
+            bytes_dense=float(self.dense_bytes),
             kernel_seconds=c.kernel_seconds / steps,
             wire_seconds=c.wire_seconds / steps,
             exposed_seconds=c.exposed_seconds / steps,
@@ -220,6 +225,13 @@ class Statistics:
             controlled=next(controllers(self._setup.reducer), None) is not None,
             resumes=self._resumes,
         )
+
+    @property
+    def dense_bytes(self) -> int:
+        """See ``Attachment.dense_bytes``."""
+        setup = self._setup
+        numel = setup.padded if setup.rows else sum(setup.elements.values())
+        return dense_bytes(numel, self._steps.transport.world, setup.rows)
 
     def choices(self) -> dict[str, float]:
         """See ``Attachment.choices``."""
@@ -276,6 +288,7 @@ def parameter_bytes(
 def relative_errors(flows: Sequence[RunningFlow], store: Store) -> dict[str, float | None]:
     """|x - C(x)| / |x| by parameter, from the residual that a step left and the payload that it sent."""
     found: dict[str, float | None] = {}
+    squares: dict[str, tuple[float, float]] = {}  # of the error and of what it is relative to, over all pieces
     fed_back = (e for e in store.entries() if e.slot.pending and e.slot.merge is Merge.MEAN)  # of a rank's own coding
     unsent = {(e.segment.name, e.segment.offset): e for e in fed_back}
     for flow in flows:
@@ -289,6 +302,8 @@ def relative_errors(flows: Sequence[RunningFlow], store: Store) -> dict[str, flo
         for s, e in held:
             codec = e.slot.codec
             error = e.tensor if codec is None else codec.read(e.tensor, s.numel, 0, s.numel)
-            norm = float((error + given[s.start : s.stop]).square().sum()) ** 0.5
-            found[s.name] = float(error.square().sum()) ** 0.5 / norm if norm > 0 else None
+            lost, all_of_it = squares.get(s.name, (0.0, 0.0))
+            lost += float(error.square().sum())
+            squares[s.name] = lost, all_of_it + float((error + given[s.start : s.stop]).square().sum())
+    found.update((name, (lost / norm) ** 0.5 if norm > 0 else None) for name, (lost, norm) in squares.items())
     return found

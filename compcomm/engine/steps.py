@@ -39,6 +39,8 @@ class Steps:
         """Seconds that the host has waited for buckets with nothing else to do."""
         self.on_broken: Callable[[], object] | None = None
         """Called once when the session breaks: the host stops itself before it starts a step in vain."""
+        self.before_asked: Callable[[], object] | None = None
+        """Called when state is asked for: a host that is not told where its steps end closes one here that is over."""
         self.closed = False
         self.open = False
         self.current: Step | None = None
@@ -131,6 +133,8 @@ class Steps:
     def synchronize(self) -> None:
         """Waits until the last step is over, whatever became of it, unless it is open: ``end`` then knows what a peer
         did, too."""
+        if self.before_asked is not None and self.scheduler.ends_alone:
+            self.before_asked()
         step = self.current
         if step is not None and step.buckets and not self.open:
             if not step.over.is_set():
@@ -144,6 +148,8 @@ class Steps:
         Raises:
             StateError: a step is open: its payloads are neither in the residuals nor averaged.
         """
+        if self.before_asked is not None:
+            self.before_asked()
         if self.open:
             raise StateError(
                 f"{call}: step {self.scheduler.number} has begun and its backward pass has not ended, or raised, so a "

@@ -1,9 +1,10 @@
-"""attach: one line that gives a DDP model a reducer."""
+"""attach: one line that gives a model of DistributedDataParallel or fully_shard a reducer."""
 
 from __future__ import annotations
 
 import sys
 import weakref
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -16,10 +17,14 @@ from ..core.layout import Layout
 from ..core.reducer import Reducer
 from ..engine.attachment import Attachment
 from ..engine.breakeven import breakeven
+from ..engine.options import Options
 from ..transports.dry_run import plan
 from .auto import Auto
 from .ddp import DDPState, ddp_hook
-from .joining import decline
+from .fsdp2 import check_units, open_rows
+from .fsdp_internals import Unit, units
+from .joining import decline, patience
+from .names import SHARDED
 from .sharded import check_whole
 
 
@@ -27,6 +32,7 @@ def attach(
     model: nn.Module,
     reducer: Reducer | Compressor | Auto,
     *,
+    weights: Compressor | None = None,
     group: dist.ProcessGroup | None = None,
     timeout: timedelta | float | None = None,
     scaler: Any = None,
@@ -37,31 +43,43 @@ def attach(
 ) -> Attachment:
     """Averages ``model``'s gradients by ``reducer`` from now on. Every rank calls it, with equal arguments.
 
-    ``cc.attach(DDP(model), cc.ErrorFeedback(cc.TopK(ratio=0.01)))``
+    ``cc.attach(DDP(model), cc.ErrorFeedback(cc.TopK(ratio=0.01)))``, or after ``fully_shard(model)``:
+    ``cc.attach(model, cc.Rotated(cc.LloydMax(4)))``
 
     Prints one line on rank 0: the settled reducer, bytes per step and the bandwidth below which it should pay.
 
     Args:
-        model: a DistributedDataParallel model without a hook, compiled or not.
+        model: a DistributedDataParallel model without a hook, compiled or not; or one that ``fully_shard`` has taken,
+            before its first forward pass (torch 2.9 or later): its reduce-scatters are compressed.
+        weights: what codes the all-gathers of weights of a sharded model, such as ``QSGD(bits=8, rounding="nearest")``;
+            None: they stay as they are.
         group: the ranks to average over; the model's own if None.
         reducer, timeout, scaler, seed, check_every, optimizer, discardable: see ``DDPState``.
 
     Raises:
-        TypeError: the model is no DDP model, is sharded, or has gradients that are no dense floating-point tensors.
-        ValueError: the ranks differ in reducer, seed, version or parameters (``AgreementError``, on every rank), or the
-            model has a hook already.
+        TypeError: the model is neither, or has gradients that are no dense floating-point tensors.
+        ValueError: the ranks differ in reducer, seed, version or parameters (``AgreementError``, on every rank), the
+            model has a hook already, or the reducer has no form for rows of a mean.
     """
     ddp: Any = getattr(model, "_orig_mod", model)
+    options: dict[str, Any] = {
+        "scaler": scaler, "seed": seed, "check_every": check_every, "optimizer": optimizer, "discardable": discardable
+    }  # fmt: skip
+    try:
+        found = _units(ddp)
+    except Exception as error:
+        decline(error, group, _device(ddp))
+    if found:
+        return _attach_sharded(ddp, found, reducer, weights, group, timeout, options)
     group = group if group is not None else getattr(ddp, "process_group", None)
     if group is not None and not isinstance(group, dist.ProcessGroup):  # pyright: ignore[reportUnnecessaryIsInstance]
         given, group = group, getattr(ddp, "process_group", None)
         decline(TypeError(_no_group(given)), group, _device(ddp))
     try:
         _check(ddp)
-        state = DDPState(
-            reducer, group=group, timeout=timeout, scaler=scaler, seed=seed, check_every=check_every,
-            optimizer=optimizer, discardable=discardable,
-        )  # fmt: skip
+        if weights is not None:
+            raise ValueError(f"attach(weights={weights!r}): DistributedDataParallel gathers no weights. Leave it out.")
+        state = DDPState(reducer, group=group, timeout=timeout, **options)
         state.name(ddp, "attach")
     except Exception as error:
         decline(error, group, _device(ddp))
@@ -78,6 +96,43 @@ def attach(
     for line in lines:
         print(line, file=sys.stderr, flush=True)
     return attachment
+
+
+def _attach_sharded(
+    model: nn.Module, found: Sequence[Unit], reducer: Any, weights: Any, group: Any, timeout: Any,
+    options: dict[str, Any],
+) -> Attachment:  # fmt: skip
+    own, device = found[0].group, found[0].device
+    try:
+        if group is not None:
+            raise ValueError(
+                f"attach(group={group!r}): a sharded model is averaged over the ranks that hold its shards: those of "
+                f"fully_shard(..., mesh=mesh). Leave it out."
+            )
+        if isinstance(reducer, Auto):
+            raise ValueError(f"{reducer!r}: it has no form for sharded models yet. Give a reducer.")
+        check_units("attach", found, weights)
+        given = Options(reducer, **options, host=SHARDED)
+        limit = patience(timeout)
+    except Exception as error:
+        decline(error, own, device)
+    rank, world = dist.get_rank(own), dist.get_world_size(own)
+    lines: list[str] = []
+
+    def trial(settled: Reducer, rows: Layout) -> None:
+        if rank == 0:
+            lines.append(announce(settled, rows, world, rows=True))
+
+    attachment = open_rows(model, found, given, limit, weights, trial)
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)
+    return attachment
+
+
+def _units(model: Any) -> list[Unit]:
+    """Of a model that fully_shard has taken."""
+    whole = isinstance(model, nn.parallel.DistributedDataParallel) or not isinstance(model, nn.Module)
+    return [] if whole else units(model)
 
 
 def watch(ddp: Any, attachment: Attachment) -> None:
@@ -107,8 +162,8 @@ def _check(ddp: Any) -> None:
         check_whole("attach", ddp)
     if not isinstance(ddp, nn.parallel.DistributedDataParallel):
         raise TypeError(
-            f"attach({type(ddp).__name__}): a DistributedDataParallel model is needed: "
-            f"model = torch.nn.parallel.DistributedDataParallel(model)."
+            f"attach({type(ddp).__name__}): a DistributedDataParallel model is needed, model = "
+            f"torch.nn.parallel.DistributedDataParallel(model), or one that fully_shard(model) has taken before."
         )
     check_free("attach", ddp)
 
@@ -130,15 +185,16 @@ def _device(model: Any) -> torch.device:
     return next((p.device for p in parameters), torch.device("cpu"))
 
 
-def announce(reducer: Reducer, everything: Layout, world: int, what: str = "compcomm") -> str:
-    """What a reducer will do, in one line."""
+def announce(reducer: Reducer, everything: Layout, world: int, what: str = "compcomm", *, rows: bool = False) -> str:
+    """What a reducer will do, in one line. ``rows``: ``everything`` is made of one row per rank."""
     text = f"{what}: {reducer!r} on {world} rank{'s' * (world != 1)}"
     if world == 1:
         return f"{text}: nothing to send"
-    found = breakeven(reducer, everything, world)
+    found = breakeven(reducer, everything, world, rows=rows)
     most, least = ("at most ", "at least ") if reducer.traits.variable else ("", "")
-    text += f": {_size(found.dense)} -> {most}{_size(found.sent)} per rank and step ({least}{found.ratio:.1f}x)"
-    first = sum(p.sent for p in plan(reducer, everything, world, step=0))
+    of = " less than a reduce-scatter in fp32" if rows else ""
+    text += f": {_size(found.dense)} -> {most}{_size(found.sent)} per rank and step ({least}{found.ratio:.1f}x{of})"
+    first = sum(p.sent for p in plan(reducer, everything, world, step=0, rows=rows))
     if abs(first - found.sent) > 0.02 * found.sent:
         text += f", {_size(first)} in the first step"
     if found.seconds and found.sent >= found.dense:

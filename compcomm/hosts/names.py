@@ -33,6 +33,20 @@ DDP = Host(
 )
 """How errors speak to who has a DDP model."""
 
+SHARDED = Host(
+    call="attach",
+    make="attach",
+    what="attachment",
+    over="was detached. Attach again before the first forward pass of a model that was sharded anew.",
+    unfinished="After an error, call reset_iter_state() of the root module (torch 2.13 or later) on every rank, run "
+    "one more forward and backward pass, then call {call} again; or go back to the last checkpoint.",
+    alike="Convert the model alike on every rank, before fully_shard(...).",
+    alone="is a part of no module that fully_shard has taken, so each rank trains its own. Call fully_shard(model) on "
+    "the outermost module too.",
+    regroup="Train before that, or shard the model anew and attach.",
+)
+"""How errors speak to who has a model of ``fully_shard``."""
+
 
 def inner(model: nn.Module) -> nn.Module:
     """What DDP wraps."""

@@ -11,7 +11,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..engine.statistics import Counters
-from ..transports.dry_run import dense_bytes
 from . import journal, run_info
 from . import tensorboard as board
 from .totals import NAMES, Sums
@@ -184,7 +183,7 @@ class Recorder:
         run_info.write(self.folder, attachment)
         self._file = journal.Journal(path)
         if attachment is not None:
-            self._dense = dense_bytes(sum(attachment.elements.values()), attachment.wire.world, attachment.setup.rows)
+            self._dense = attachment.dense_bytes
         if self._wanted is not False:
             try:
                 self._board = board.Board(self.folder, step)

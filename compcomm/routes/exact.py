@@ -124,8 +124,7 @@ def _even_rows(layout: Layout, host: Layout, rank: int, world: int) -> tuple[Lay
     lengths = [sum(s.numel for s in row) for row in owned]
     width, segments = max(lengths), list[Segment]()
     if layout == host and width == size:
-        mine = (s._replace(start=s.start - rank * size, stop=s.stop - rank * size) for s in owned[rank])
-        return host, Layout(mine, size)
+        return host, host.row(world, rank)
     if world * width > 2 * sum(lengths):
         return None
     for r, row in enumerate(owned):

@@ -15,11 +15,12 @@ INF = float("inf")
 
 
 def cut() -> tuple[Layout, Layout]:
-    """Every parameter of the model in two pieces: the first ones, and the second ones."""
+    """Every parameter of the model in two pieces of whole rows: the first ones, and the second ones."""
     parts: tuple[list[Segment], list[Segment]] = ([], [])
     at = [0, 0]
     for s in model_layout().segments:
-        middle = -(-2 * s.numel // 3)
+        row = s.numel // s.shape[0] if len(s.shape) > 1 and s.numel else 1
+        middle = -(-2 * (s.numel // row) // 3) * row
         for i, (low, high) in enumerate(((0, middle), (middle, s.numel))):
             if low < high:
                 parts[i].append(s.piece(low, high)._replace(start=at[i], stop=at[i] + high - low))

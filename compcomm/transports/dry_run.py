@@ -27,7 +27,8 @@ class Planned(NamedTuple):
 
 
 def dense_bytes(elements: int, world: int, rows: bool = False) -> int:
-    """What a rank sends in an all-reduce of so many fp32 numbers, or in a reduce-scatter to who wants ``rows``."""
+    """What a rank sends in an all-reduce of so many fp32 numbers, or in a reduce-scatter to who wants ``rows`` (of so
+    many, padding included)."""
     return (1 if rows else 2) * (4 * elements * (world - 1) // world)
 
 
@@ -82,5 +83,5 @@ def cost(reducer: Reducer | Compressor, layout: Layout, world: int, rank: int = 
     if rows and all(s.whole for s in layout.segments):
         layout = layout.sharded(world)
     planned = plan(settle(reducer, world, rows=rows), layout, world, rank, rows=rows)
-    dense = dense_bytes(sum(s.numel for s in layout.segments), world, rows)
+    dense = dense_bytes(layout.numel if rows else sum(s.numel for s in layout.segments), world, rows)
     return Cost(sum(p.sent for p in planned), dense, planned)

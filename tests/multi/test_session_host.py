@@ -44,9 +44,7 @@ class Shards:
 
     def wanted(self, rank: int) -> cc.Layout:
         """This rank's row, as a tensor of its own."""
-        first = rank * self.row
-        mine = [s for s in self.layout.segments if first <= s.start < first + self.row]
-        return cc.Layout([s._replace(start=s.start - first, stop=s.stop - first) for s in mine], self.row)
+        return self.layout.row(self.layout.numel // self.row, rank)
 
     def gradient(self, rank: int, step: int) -> Tensor:
         """A function of (rank, step); padding is zero, as hosts leave it."""

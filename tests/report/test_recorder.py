@@ -32,6 +32,7 @@ class Attached:
         self.number = self.first = step
         self.reducer = cc.AllGather(cc.TopK(ratio=0.01))
         self.elements = {"w": 100}
+        self.dense_bytes = 400
         self.wire = SimpleNamespace(world=2, rank=0)
         self.asked = 0
         self.reviewed = 0.0

@@ -1,0 +1,198 @@
+"""What torch keeps to itself of ``fully_shard``, read here and nowhere else (torch 2.9 to 2.15).
+
+A *unit* is a parameter group of FSDP2: what one call of ``fully_shard`` took, and one reduce-scatter brings. Its
+gradients lie in a buffer of W equal rows, row r with shard r of every parameter that has one, in the group's order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from ..core.layout import Layout
+from .names import plain
+
+_SINCE = "2.9"
+
+
+class Unit:
+    """One parameter group, on this rank. ``number``: its place among the model's."""
+
+    def __init__(self, number: int, state: Any, group: Any, names: dict[int, str]) -> None:
+        self.number, self._state, self._group = number, state, group
+        self.names = [names[id(p.sharded_param)] for p in group.fsdp_params]
+        self.modules: tuple[nn.Module, ...] = tuple(group.modules)
+        self.device: torch.device = group.device
+        self._layouts: dict[tuple[bool, ...], Layout] = {}
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Its parameters, sharded, in the order of ``names``; not the same objects after the first forward pass."""
+        return [p.sharded_param for p in self._group.fsdp_params]
+
+    @cached_property
+    def group(self) -> dist.ProcessGroup | None:
+        """The ranks that hold its shards; None: each holds everything."""
+        return getattr(self._group.mesh_info, "shard_process_group", None)
+
+    @property
+    def mesh(self) -> Any:
+        """The ``DeviceMesh`` that it is sharded over."""
+        return self._group.mesh_info.mesh
+
+    @property
+    def replicated(self) -> bool:
+        """Whether FSDP averages over replicas by itself, over another dimension of its mesh."""
+        return getattr(self._group.mesh_info, "replicate_mesh_dim", None) is not None
+
+    @property
+    def divisor(self) -> float | None:
+        """What the user lets sums be divided by (``set_gradient_divide_factor``); None: the number of ranks."""
+        return self._group.gradient_divide_factor
+
+    @property
+    def several(self) -> bool:
+        """Whether its module has other parameter groups beside it."""
+        return len(_groups(self._state)) > 1
+
+    @property
+    def begun(self) -> bool:
+        """Whether a forward pass has been."""
+        return self._state._is_root is not None
+
+    @property
+    def inner(self) -> bool:
+        """Whether another module's forward pass is around its own, once one has been."""
+        return self._state._is_root is False
+
+    @property
+    def root(self) -> object:
+        """What all units of one root have in common, once a forward pass has been."""
+        return self._state._state_ctx
+
+    @property
+    def finishing(self) -> bool:
+        """Whether FSDP has still to finish a backward pass: its last callback is due, or was lost when one raised."""
+        return bool(self._state._state_ctx.post_backward_final_callback_queued)
+
+    def comm(self, kind: str) -> Any:
+        """What carries its "reduce_scatter" or "all_gather"."""
+        return getattr(self._group, f"_{kind}_comm")
+
+    def set_comm(self, kind: str, comm: Any) -> None:
+        """Lets ``comm`` carry it."""
+        setattr(self._group, f"_{kind}_comm", comm)
+
+    @property
+    def hook(self) -> Any:
+        """What ``set_all_reduce_hook`` was given, or None."""
+        return self._group._all_reduce_hook
+
+    @hook.setter
+    def hook(self, hook: Any) -> None:
+        self._group._all_reduce_hook = hook
+
+    def sum_up(self) -> None:
+        """Lets reduce-scatters be sums, which FSDP then divides: see ``set_force_sum_reduction_for_comms``."""
+        self._group.force_sum_reduction_for_comms = True
+
+    def layout(self, world: int, everything: bool = False) -> Layout:
+        """The buffer: of the parameters that want a gradient now, or of all.
+
+        A parameter that is sharded along dimension k > 0 lies in it as its shards one after the other, which is a
+        parameter of d0 W x ... x dk / W x ... that is cut by rows.
+        """
+        every = self._group.fsdp_params
+        wanted = tuple([everything or p.sharded_param.requires_grad for p in every])
+        found = self._layouts.get(wanted)
+        if found is None:
+            chosen = [every[i] for i in _order(self._group) if wanted[i]]
+            name = dict(zip(map(id, every), self.names, strict=True))
+            found = Layout.of((name[id(p)], _by_rows(p, world)) for p in chosen).sharded(world)
+            self._layouts[wanted] = found
+        return found
+
+
+def units(model: nn.Module) -> list[Unit]:
+    """The units of a model, in the order of its modules; those of ``fully_shard([a, b])`` once. Empty: it is not
+    sharded by ``fully_shard``.
+
+    Raises:
+        TypeError: this torch is too old.
+    """
+    names = {id(p): plain(name) for name, p in model.named_parameters()}
+    found: list[Unit] = []
+    seen: set[int] = set()
+    for module in model.modules():
+        if not any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__):
+            continue
+        if not hasattr(module, "set_custom_reduce_scatter"):
+            raise TypeError(
+                f"attach({type(model).__name__}): fully_shard lets others carry its collectives from torch {_SINCE} "
+                f"on, and this is {torch.__version__}. Upgrade torch, or use DistributedDataParallel."
+            )
+        untyped: Any = module
+        state = untyped._get_fsdp_state()
+        for group in _groups(state):
+            if id(group) not in seen:
+                seen.add(id(group))
+                found.append(Unit(len(found), state, group, names))
+    return found
+
+
+def replicas(unit: Unit, dimension: str) -> dist.ProcessGroup:
+    """The process group of another dimension of the mesh that a unit's is a part of.
+
+    Raises:
+        ValueError: there is no such dimension.
+    """
+    root = unit.mesh._get_root_mesh() if hasattr(unit.mesh, "_get_root_mesh") else None
+    known: Sequence[str] = (root.mesh_dim_names if root is not None else None) or ()
+    own: Sequence[str] = unit.mesh.mesh_dim_names or ()
+    if root is None or dimension not in known or dimension in own:
+        others = [n for n in known if n not in own]
+        hint = f"The others are {', '.join(map(repr, others))}." if others else (
+            "Shard on a sub-mesh: mesh = init_device_mesh(device, (nodes, ranks), mesh_dim_names=('replicate', "
+            "'shard')); fully_shard(module, mesh=mesh['shard'])."
+        )  # fmt: skip
+        raise ValueError(
+            f"attach(between={dimension!r}): the mesh that the model is sharded over has no other dimension of that "
+            f"name beside it. {hint} Or give the process group of the ranks that hold the same shard."
+        )
+    return root.get_group(dimension)
+
+
+def is_default(comm: Any) -> bool:
+    """Whether a unit's collectives are carried by FSDP itself, in the plain way."""
+    return type(comm).__name__ in ("DefaultReduceScatter", "DefaultAllGather")
+
+
+def _groups(state: Any) -> list[Any]:
+    several = getattr(state, "_fsdp_param_groups", None)
+    if several is not None:
+        return list(several)
+    one = state._fsdp_param_group  # before 2.12
+    return [] if one is None else [one]
+
+
+def _order(group: Any) -> Sequence[int]:
+    """Where the parameters lie in the buffer: from 2.15 on grouped by the type of their gradients."""
+    order = getattr(group, "_reduce_scatter_param_indices", None)
+    return range(len(group.fsdp_params)) if order is None else list(order)
+
+
+def _by_rows(parameter: Any, world: int) -> tuple[int, ...]:
+    shape, dim = tuple(parameter._orig_size), parameter.fsdp_placement.dim
+    if dim == 0:
+        return shape
+    cut = list(shape)
+    cut[dim] //= world
+    cut[0] *= world
+    assert prod(cut) == prod(shape), (shape, dim, world)
+    return tuple(cut)

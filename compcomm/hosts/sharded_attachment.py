@@ -1,0 +1,44 @@
+"""What ``attach`` gives for a model of ``fully_shard``: an attachment, and what is different about sharded models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from ..engine.attachment import Attachment
+from ..engine.statistics import Report
+from .weights import CompressedAllGather
+
+
+class ShardedAttachment(Attachment):
+    """See ``Attachment``. ``passes`` stays 1: FSDP adds gradients up itself (``set_requires_gradient_sync``)."""
+
+    on_detach: Callable[[], None] | None = None
+    """Gives the model back what carried its collectives before."""
+    gathers: Sequence[CompressedAllGather] = ()
+    """What carries weights, where that is compressed."""
+
+    @property
+    def passes(self) -> int:
+        """Always 1: every backward pass that reduces gradients is a step."""
+        return 1
+
+    @passes.setter
+    def passes(self, value: int) -> None:
+        if value != 1:
+            raise ValueError(
+                f"passes = {value!r}: fully_shard adds gradients up itself. Call model.set_requires_gradient_sync("
+                f"False) before all backward passes of a step but the last, and True before that."
+            )
+
+    def report(self) -> Report:
+        """See ``Attachment.report``; ``weight_bytes`` is what gathers of weights sent besides."""
+        found = super().report()
+        return replace(found, weight_bytes=sum(g.sent for g in self.gathers) / max(1, found.steps))
+
+    def detach(self) -> None:
+        """FSDP carries its collectives as before. A step that is under way is given up."""
+        told, self.on_detach = self.on_detach, None
+        if told is not None:
+            told()
+        super().detach()
