@@ -184,7 +184,13 @@ class PowerSGD(Reducer):
         ops.lowrank_reconstruct(work.residual.flat, out.flat, *factors, table, work.skip, scale, accumulate, 1.0)
         fill_nan_where(out, work.bad)
         sent = _Sent(work.form, factors, work.skip)
-        return Reduced(sent, on_rollback=lambda: sent.add_(work.residual))
+
+        def on_rollback() -> None:
+            sent.add_(work.residual)
+            for held, before in work.replaced:  # the next step follows what the last good one found
+                held.copy_(before)
+
+        return Reduced(sent, on_rollback=on_rollback)
 
 
 class _Factors(NamedTuple):
@@ -234,6 +240,8 @@ class _Work:
         self.status = ctx.buffer("status", 1 + self.form.count)
         self.first = self.skip = self.status
         self.bad: DeferredBool = False
+        self.replaced: list[tuple[Tensor, Tensor]] = []
+        """Factors that memory holds since this step, and what it held before."""
 
     def both(self) -> Generator[Collective, bool, _Factors | None]:
         """P, then Q; None after a bad step."""
@@ -332,6 +340,8 @@ class _Work:
         sums.mul_(1.0 / self.ctx.world)
         if self.reducer.warm_start:
             held, used = self.state[name].flat, self.form.used(name)
+            before = self.ctx.buffer(f"{name} before", held.numel(), torch.float32)
+            self.replaced.append((held, before.copy_(held)))
             if isinstance(self.bad, Tensor):  # what is held stays, if it must
                 sums = torch.where(self.bad != 0, held if used is None else held[used], sums)
             if used is None:

@@ -43,7 +43,7 @@ def treats_pieces_alone(r: Reducer) -> None:
     for t in range(5):
         given, bad = gradients(world, t), t == 2
         if bad:
-            given[1]["head"].view(-1)[5] = INF
+            given[1]["head"].view(-1)[[5, -1]] = INF  # in either bucket
         mean = one.step([[pack(g, both)] for g in given])[0][0].flat
         means = two.step([[pack(g, layout) for layout in halves] for g in given])[0]
         apart = torch.cat([b.flat for b in means])
