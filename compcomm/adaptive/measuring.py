@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import prod
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -79,7 +80,8 @@ def measure(
     coder = _coder(part)
     if isinstance(coder, Reducer):
         for i, segment, tensor in given:
-            found[i] += _low_rank(tensor.view(segment.shape[0], -1), settings, key(ctx.seed, segment.name))
+            matrix = tensor.view(-1, prod(segment.shape[1:]))  # a shard of whole rows is one too
+            found[i] += _low_rank(matrix, settings, key(ctx.seed, segment.name))
         return found, np.full(len(settings), np.nan)
     for chunk in _chunks(given):
         layout = _end_to_end([s for _, s, _ in chunk])

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 from ..core.drive import drive
 from ..core.reducer import Reducer
 from ..core.state import StateError
 from ..core.structure import world_independent
+from ..core.transport import Transport
 from ..state import merging
 from . import resuming
 from .agreement import agree
@@ -23,11 +25,31 @@ from .statistics import Statistics
 from .steps import Steps
 
 
+@dataclass(frozen=True)
+class Shard:
+    """For a session whose ranks all hold shard ``number`` of ``count`` of each parameter, beside the sessions of the
+    other shards. ``transport``: between the ranks of all of them. ``shapes``: of all parameters, by name, as its
+    layouts have them: no rank need hold a part of each."""
+
+    transport: Transport
+    number: int
+    count: int
+    shapes: Mapping[str, tuple[int, ...]]
+
+
 class LocalState:
     """The state of one session, on this rank: ``session.state``."""
 
-    def __init__(self, setup: Setup, steps: Steps, statistics: Statistics, observers: Sequence[Observer]) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        steps: Steps,
+        statistics: Statistics,
+        observers: Sequence[Observer],
+        shard: Shard | None = None,
+    ) -> None:
         self._setup, self._steps, self._statistics, self._observers = setup, steps, statistics, observers
+        self._shard = shard
 
     def save(self) -> dict[str, Any]:
         """This rank's own state, exact; see ``Attachment.state_dict``."""
@@ -43,9 +65,9 @@ class LocalState:
             self._ready("portable_state_dict")
         except StateError as error:
             failure = error
-        transport, number = self._steps.transport, self._steps.scheduler.number
+        transport, number = self._everyone, self._steps.scheduler.number
         agree(transport, {"step": number}, failure, "portable_state_dict")
-        slots = drive(merging.merge(self._setup.store), transport)
+        slots = drive(merging.merge(self._setup.store, self._shapes), transport)
         return {**self._origin(), **self._saved(), "step": number, "slots": slots}
 
     def load(self, call: str, state: Any, merged: bool) -> None:
@@ -63,7 +85,7 @@ class LocalState:
             facts: dict[str, Any] = {"step": step, "reducer": repr(self._setup.options.reducer)}
             for observer in self._observers:
                 facts |= observer.agreed()
-            resuming.consent(self._steps.transport, facts, failure, call)
+            resuming.consent(self._everyone, facts, failure, call)
             take()
 
     def prepare(self, call: str, state: Any, merged: bool, undo: ExitStack) -> tuple[int, Callable[[], None]]:
@@ -81,13 +103,13 @@ class LocalState:
         step, slots = resuming.merged(state, here) if merged else resuming.local(state, self._place, here)
         store = self._setup.store
         if merged:
-            merging.check(store, slots)
+            merging.check(store, slots, self._shapes)
         else:
             store.check(slots)
 
         def take() -> None:
             if merged:
-                merging.load_merged(store, slots)
+                merging.load_merged(store, slots, self._shapes)
             else:
                 store.load_state_dict(slots)
             self.resume(step)
@@ -152,8 +174,18 @@ class LocalState:
         s.take_back()
 
     @property
+    def _everyone(self) -> Transport:
+        """Between all ranks whose memory belongs together."""
+        return self._steps.transport if self._shard is None else self._shard.transport
+
+    @property
+    def _shapes(self) -> Mapping[str, tuple[int, ...]] | None:
+        return None if self._shard is None else self._shard.shapes
+
+    @property
     def _place(self) -> str:
-        return f"rank {self._steps.transport.rank} of {self._steps.transport.world}"
+        own = f"rank {self._steps.transport.rank} of {self._steps.transport.world}"
+        return own if self._shard is None else f"{own}, shard {self._shard.number} of {self._shard.count}"
 
     def _origin(self) -> dict[str, Any]:
         options = self._setup.options

@@ -36,7 +36,7 @@ from ..transports.worker import Worker
 from .agreement import agree
 from .before import Before
 from .jobs import Step
-from .local_state import LocalState
+from .local_state import LocalState, Shard
 from .observer import Observer
 from .operands import accept
 from .options import Options
@@ -77,6 +77,7 @@ class Session:
         facts: Mapping[str, Any] | None = None,
         pace: Pace | None = None,
         rows: bool = False,
+        shard: Shard | None = None,
     ) -> None:
         """Collective over the transport, which is the session's alone from now on: compares the configuration.
 
@@ -84,7 +85,8 @@ class Session:
         parameters; what it raises is heard of on every rank. ``layouts``: of the buckets that will come, where the host
         knows them and they may hold pieces of parameters; else whole parameters, in whatever buckets. ``facts``: what
         else must be equal on all ranks, as JSON can hold. ``rows``: buckets are made of one row per rank
-        (``Layout.sharded``), and of each mean a rank wants its own row alone.
+        (``Layout.sharded``), and of each mean a rank wants its own row alone. ``shard``: all ranks hold the same shard
+        of each parameter, and other sessions average the others.
 
         Raises:
             AgreementError: the ranks differ, or one of them cannot take part.
@@ -151,7 +153,7 @@ class Session:
         self.setup = Setup(options, reducer, parameters, scheduler, layouts, rows)
         self.statistics = Statistics(self.setup, self.steps)
         self.observers: list[Observer] = []
-        self.state = LocalState(self.setup, self.steps, self.statistics, self.observers)
+        self.state = LocalState(self.setup, self.steps, self.statistics, self.observers, shard)
         if options.check_every:
             self.observers.append(Comparison(self.setup, self.steps))
         self._accepted: set[object] = set()  # last of all: an attachment takes no new attribute from then on

@@ -59,16 +59,28 @@ class Setup:
         return Layout.of((n, p.shape) for n, p in self.parameters)
 
     @property
-    def padded(self) -> int:
-        """Elements of all buckets that the host said will come, their padding included."""
-        return sum(layout.numel for layout in self._expected)
+    def dense(self) -> int:
+        """Elements that a rank would average without compression: of rows with their padding."""
+        return sum(layout.numel for layout in self.expected) if self.rows else sum(self.elements.values())
 
     @property
     def elements(self) -> dict[str, int]:
-        """The size of each parameter; before parameters have names, of those that have been in a bucket."""
-        if self.named:
-            return {n: p.numel() for n, p in self.parameters}
-        return {part.name: part.numel for layout in self._scheduler.layouts for part in layout.segments}
+        """The size of each parameter, of a sharded one what this session averages of it; before parameters have names,
+        of those that have been in a bucket."""
+        if not self.named:
+            return {part.name: part.numel for layout in self._scheduler.layouts for part in layout.segments}
+        found = dict.fromkeys((n for n, _ in self.parameters), 0)
+        for layout in self.expected:
+            for s in layout.segments:
+                found[s.name] = found.get(s.name, 0) + s.numel
+        return found
+
+    def parts(self, layout: Layout) -> tuple[tuple[str, Layout], ...]:
+        """What this session averages of each parameter of a bucket, alone in a buffer."""
+        shapes = {s.name: s.shape for s in layout.segments}
+        if self.rows:
+            return tuple((n, Layout.of([(n, shape)]).sharded(self.store.world)) for n, shape in shapes.items())
+        return tuple((n, joined(Layout([s]).packed() for s in layout.segments if s.name == n)) for n in shapes)
 
     def switch(self, reducer: Reducer | Compressor) -> None:
         """Averages by another reducer from the next step on. Its memory begins anew, as at attach; ``reducer`` must be
@@ -79,16 +91,16 @@ class Setup:
         """
         rank, world, device = self.store.rank, self.store.world, self.store.device
         settled = settle(reducer, world, rows=self.rows)
-        settled.check(joined(self._expected))
+        settled.check(joined(self.expected))
         check_optimizer(settled, self.options.groups(self.parameters))
         store = Store(settled, rank, world, device, rows=self.rows)
-        for expected in (*self._scheduler.layouts, *self._expected):
+        for expected in (*self._scheduler.layouts, *self.expected):
             store.declare(expected)
         self.options, self.reducer = replace(self.options, reducer=reducer), settled
         self._scheduler.change(store)
 
     @property
-    def _expected(self) -> tuple[Layout, ...]:
+    def expected(self) -> tuple[Layout, ...]:
         """Buckets, all of which together hold every parameter once."""
         return self._layouts or (self.layout,)
 

@@ -185,7 +185,6 @@ class Statistics:
         self._steps.synchronize()
         c, setup, s = self.counters(), self._setup, self._steps.scheduler
         steps, world, sizes = max(1, c.steps), self._steps.transport.world, setup.elements
-        shapes = tuple((n, tuple(p.shape)) for n, p in setup.parameters)
         at = s.number if self.scheduled() else 1 << 30
         return Report(
             reducer=repr(setup.reducer),
@@ -200,7 +199,7 @@ class Statistics:
             relative_error=self.errors(),
             review_seconds=c.review_seconds / steps,
             elements=sizes,
-            parameter_bytes=dict(parameter_bytes(self._current(), shapes, world, at, setup.rows)),
+            parameter_bytes=self._parameter_bytes(at),
             choices=self.choices(),
             tunable=noun(setup.reducer),
             conserves=all(setup.reducer.promises(s).conserves for s in setup.store.segments()),
@@ -229,9 +228,7 @@ class Statistics:
     @property
     def dense_bytes(self) -> int:
         """See ``Attachment.dense_bytes``."""
-        setup = self._setup
-        numel = setup.padded if setup.rows else sum(setup.elements.values())
-        return dense_bytes(numel, self._steps.transport.world, setup.rows)
+        return dense_bytes(self._setup.dense, self._steps.transport.world, self._setup.rows)
 
     def choices(self) -> dict[str, float]:
         """See ``Attachment.choices``."""
@@ -250,11 +247,14 @@ class Statistics:
         found: Any = controllers(self._setup.reducer, store.segments())
         return [controller.telemetry(segments, store) for controller, segments in found]
 
-    def _current(self) -> Reducer:
-        """The reducer with its decisions taken."""
-        reducer = self._setup.reducer
-        chosen = next(controllers(reducer), None) is not None
-        return current(reducer, State(self._setup.store, self._setup.layout)) if chosen else reducer
+    def _parameter_bytes(self, step: int) -> dict[str, int]:
+        """What each parameter would send alone, with the decisions that controllers have taken."""
+        setup, found = self._setup, dict[str, int]()
+        chosen = next(controllers(setup.reducer), None) is not None
+        for layout in setup.expected:
+            reducer = current(setup.reducer, State(setup.store, layout)) if chosen else setup.reducer
+            found.update(parameter_bytes(reducer, setup.parts(layout), setup.store.world, step, setup.rows))
+        return found
 
 
 def _strict(value: Any) -> Any:
@@ -270,17 +270,14 @@ def noun(reducer: Reducer) -> str:
     return found.pop() if len(found) == 1 else ""
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=512)
 def parameter_bytes(
-    reducer: Reducer, shapes: tuple[tuple[str, tuple[int, ...]], ...], world: int, step: int = 1 << 30,
-    rows: bool = False,
-) -> Mapping[str, int]:  # fmt: skip
+    reducer: Reducer, parts: tuple[tuple[str, Layout], ...], world: int, step: int = 1 << 30, rows: bool = False
+) -> Mapping[str, int]:
     """What each parameter would send alone in a step; without those that cannot be asked alone."""
     found: dict[str, int] = {}
-    for name, shape in shapes:
+    for name, layout in parts:
         with suppress(ValueError):
-            layout = Layout.of([(name, shape)])
-            layout = layout.sharded(world) if rows else layout
             found[name] = sum(p.sent for p in plan(reducer, layout, world, step=step, rows=rows))
     return found
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -16,15 +15,12 @@ from ..core.compressor import Compressor
 from ..core.layout import Layout
 from ..core.reducer import Reducer
 from ..engine.attachment import Attachment
-from ..engine.breakeven import breakeven
-from ..engine.options import Options
-from ..transports.dry_run import plan
+from .announce import announce
+from .attach_sharded import attach_sharded
 from .auto import Auto
 from .ddp import DDPState, ddp_hook
-from .fsdp2 import check_units, open_rows
 from .fsdp_internals import Unit, units
-from .joining import decline, patience
-from .names import SHARDED
+from .joining import decline
 from .sharded import check_whole
 
 
@@ -32,6 +28,7 @@ def attach(
     model: nn.Module,
     reducer: Reducer | Compressor | Auto,
     *,
+    between: str | dist.ProcessGroup | None = None,
     weights: Compressor | None = None,
     group: dist.ProcessGroup | None = None,
     timeout: timedelta | float | None = None,
@@ -51,6 +48,9 @@ def attach(
     Args:
         model: a DistributedDataParallel model without a hook, compiled or not; or one that ``fully_shard`` has taken,
             before its first forward pass (torch 2.9 or later): its reduce-scatters are compressed.
+        between: of a model that is sharded inside nodes: the ranks of all nodes that hold the same shard, as the name
+            of a dimension of the mesh or as a process group. Shards are then averaged between nodes by ``reducer``,
+            and nothing else is compressed.
         weights: what codes the all-gathers of weights of a sharded model, such as ``QSGD(bits=8, rounding="nearest")``;
             None: they stay as they are.
         group: the ranks to average over; the model's own if None.
@@ -70,7 +70,7 @@ def attach(
     except Exception as error:
         decline(error, group, _device(ddp))
     if found:
-        return _attach_sharded(ddp, found, reducer, weights, group, timeout, options)
+        return attach_sharded(ddp, found, reducer, between, weights, group, timeout, options)
     group = group if group is not None else getattr(ddp, "process_group", None)
     if group is not None and not isinstance(group, dist.ProcessGroup):  # pyright: ignore[reportUnnecessaryIsInstance]
         given, group = group, getattr(ddp, "process_group", None)
@@ -79,6 +79,8 @@ def attach(
         _check(ddp)
         if weights is not None:
             raise ValueError(f"attach(weights={weights!r}): DistributedDataParallel gathers no weights. Leave it out.")
+        if between is not None:
+            raise ValueError(f"attach(between={between!r}): DistributedDataParallel shards nothing. Leave it out.")
         state = DDPState(reducer, group=group, timeout=timeout, **options)
         state.name(ddp, "attach")
     except Exception as error:
@@ -93,37 +95,6 @@ def attach(
     attachment = state.open(_device(ddp), trial)
     ddp.register_comm_hook(state, ddp_hook)
     watch(ddp, attachment)
-    for line in lines:
-        print(line, file=sys.stderr, flush=True)
-    return attachment
-
-
-def _attach_sharded(
-    model: nn.Module, found: Sequence[Unit], reducer: Any, weights: Any, group: Any, timeout: Any,
-    options: dict[str, Any],
-) -> Attachment:  # fmt: skip
-    own, device = found[0].group, found[0].device
-    try:
-        if group is not None:
-            raise ValueError(
-                f"attach(group={group!r}): a sharded model is averaged over the ranks that hold its shards: those of "
-                f"fully_shard(..., mesh=mesh). Leave it out."
-            )
-        if isinstance(reducer, Auto):
-            raise ValueError(f"{reducer!r}: it has no form for sharded models yet. Give a reducer.")
-        check_units("attach", found, weights)
-        given = Options(reducer, **options, host=SHARDED)
-        limit = patience(timeout)
-    except Exception as error:
-        decline(error, own, device)
-    rank, world = dist.get_rank(own), dist.get_world_size(own)
-    lines: list[str] = []
-
-    def trial(settled: Reducer, rows: Layout) -> None:
-        if rank == 0:
-            lines.append(announce(settled, rows, world, rows=True))
-
-    attachment = open_rows(model, found, given, limit, weights, trial)
     for line in lines:
         print(line, file=sys.stderr, flush=True)
     return attachment
@@ -183,30 +154,3 @@ def check_free(call: str, ddp: Any) -> None:
 def _device(model: Any) -> torch.device:
     parameters = model.parameters() if isinstance(model, nn.Module) else ()
     return next((p.device for p in parameters), torch.device("cpu"))
-
-
-def announce(reducer: Reducer, everything: Layout, world: int, what: str = "compcomm", *, rows: bool = False) -> str:
-    """What a reducer will do, in one line. ``rows``: ``everything`` is made of one row per rank."""
-    text = f"{what}: {reducer!r} on {world} rank{'s' * (world != 1)}"
-    if world == 1:
-        return f"{text}: nothing to send"
-    found = breakeven(reducer, everything, world, rows=rows)
-    most, least = ("at most ", "at least ") if reducer.traits.variable else ("", "")
-    of = " less than a reduce-scatter in fp32" if rows else ""
-    text += f": {_size(found.dense)} -> {most}{_size(found.sent)} per rank and step ({least}{found.ratio:.1f}x{of})"
-    first = sum(p.sent for p in plan(reducer, everything, world, step=0, rows=rows))
-    if abs(first - found.sent) > 0.02 * found.sent:
-        text += f", {_size(first)} in the first step"
-    if found.seconds and found.sent >= found.dense:
-        text += ", which saves nothing: use Exact()"
-    elif found.seconds:
-        text += f", should pay below {_rate(found.bits_per_second)} (kernels {found.seconds * 1e3:.1f} ms per step)"
-    return text
-
-
-def _size(nbytes: float) -> str:
-    return f"{nbytes / 1e6:.2f} MB" if nbytes >= 1e5 else f"{nbytes / 1e3:.2f} kB"
-
-
-def _rate(bits: float) -> str:
-    return f"{bits / 1e9:.1f} Gbit/s" if bits >= 1e9 else f"{bits / 1e6:.1f} Mbit/s"

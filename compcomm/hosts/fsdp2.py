@@ -50,7 +50,7 @@ class CompressedReduceScatter:
             )
         layout = self._unit.layout(self._world)
         if layout.numel != input_tensor.numel():
-            raise RuntimeError(_of_another_size(self._unit, layout, input_tensor.numel()))
+            raise RuntimeError(of_another_size(self._unit, layout, input_tensor.numel()))
         row = layout.row(self._world, self._rank)
         self._steps.average(
             self._unit,
@@ -59,7 +59,8 @@ class CompressedReduceScatter:
         )
 
 
-def _of_another_size(unit: Unit, layout: Layout, found: int) -> str:
+def of_another_size(unit: Unit, layout: Layout, found: int) -> str:
+    """What is wrong where a buffer has not the size that is due."""
     return (
         f"attach: the gradients of unit {unit.number} ({unit.names[0]}, ...) are {found} elements where its parameters "
         f"that want one have {layout.numel}: a parameter had no gradient in this pass, and which one cannot be told "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from importlib import import_module
 from math import prod
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import nn
 from ..core.layout import Layout
 from .names import plain
 
+_collectives: Any = import_module("torch.distributed.fsdp._fully_shard._fsdp_collectives")
 _SINCE = "2.9"
 
 
@@ -101,6 +103,14 @@ class Unit:
     def sum_up(self) -> None:
         """Lets reduce-scatters be sums, which FSDP then divides: see ``set_force_sum_reduction_for_comms``."""
         self._group.force_sum_reduction_for_comms = True
+
+    def post_divisor(self, dtype: torch.dtype) -> float:
+        """What FSDP divides the reduce-scatter's sum by once it is there, and once the hook has averaged it."""
+        g = self._group
+        found = _collectives._get_gradient_divide_factors(
+            self.group, None, dtype, self.device.type, g.gradient_divide_factor, g.force_sum_reduction_for_comms
+        )[1]
+        return 1.0 if found is None else float(found)
 
     def layout(self, world: int, everything: bool = False) -> Layout:
         """The buffer: of the parameters that want a gradient now, or of all.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import NoReturn
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from ..engine.agreement import agree
+from ..transports import compat
 from ..transports.process_group import ProcessGroup
 
 _LONGEST = 1e9  # seconds: a generation
@@ -43,6 +45,13 @@ def connect(
     ``timeout``: seconds (or timedelta) that one collective may take; None: torch's default, 30 minutes.
     """
     return ProcessGroup.over(group, device, patience(timeout, "connect"))
+
+
+def connect_ranks(ranks: Sequence[int], device: torch.device, timeout: timedelta | None) -> ProcessGroup:
+    """A transport over some of the default group's ranks, all of which call it."""
+    if len(ranks) == 1:
+        return ProcessGroup(None, device)
+    return ProcessGroup(compat.group_of(ranks, timeout, compat.backend(None, device)), device)
 
 
 def decline(error: Exception, group: dist.ProcessGroup | None, device: torch.device) -> NoReturn:

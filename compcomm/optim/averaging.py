@@ -13,7 +13,7 @@ from ..core.compressor import Compressor
 from ..core.layout import Layout
 from ..core.reducer import Reducer
 from ..engine.attachment import Attachment
-from ..hosts.attach import announce
+from ..hosts.announce import announce
 from ..routes.choose import settle
 from . import checkpoint, replicas
 from .alone import Alone

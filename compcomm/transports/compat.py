@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -42,5 +43,10 @@ def alive(group: dist.ProcessGroup) -> bool:
 def new_group(group: dist.ProcessGroup | None, timeout: timedelta | None, device: torch.device) -> dist.ProcessGroup:
     """A group of our own over the ranks of ``group`` (None: all). Every one of these ranks must call it."""
     ranks = dist.get_process_group_ranks(group if group is not None else dist.group.WORLD)
-    made: Any = dist.new_group(ranks, timeout=timeout, backend=backend(group, device), use_local_synchronization=True)
+    return group_of(ranks, timeout, backend(group, device))
+
+
+def group_of(ranks: Sequence[int], timeout: timedelta | None, kind: str) -> dist.ProcessGroup:
+    """A group over some of all ranks, each of which calls it; the others do not."""
+    made: Any = dist.new_group(list(ranks), timeout=timeout, backend=kind, use_local_synchronization=True)
     return made

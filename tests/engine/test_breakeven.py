@@ -11,7 +11,7 @@ import compcomm as cc
 from compcomm.core.rows import Inputs
 from compcomm.engine.breakeven import Breakeven, breakeven
 from compcomm.engine.sample import sample_layout
-from compcomm.hosts.attach import announce
+from compcomm.hosts.announce import announce
 from compcomm.plan.shapes import resnet50
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import Any
 
@@ -95,3 +96,8 @@ def caught(call: Any) -> tuple[str, str, str]:
     except Exception as error:
         return type(error).__name__, str(error), type(error.__cause__).__name__
     return "nothing", "", ""
+
+
+def said(told: tuple[str, str, str], pattern: str) -> None:
+    """Whether an error that was caught says this."""
+    assert re.search(pattern, told[1]), f"{told[0]}: {told[1]!r} does not say {pattern!r}"

@@ -1,0 +1,38 @@
+"""What a reducer will do, said in one line before the first step."""
+
+from __future__ import annotations
+
+from ..core.layout import Layout
+from ..core.reducer import Reducer
+from ..engine.breakeven import breakeven
+from ..transports.dry_run import plan
+
+
+def announce(
+    reducer: Reducer, everything: Layout, world: int, what: str = "compcomm", *, rows: bool = False, kind: str = "rank"
+) -> str:
+    """What a reducer will do, in one line. ``rows``: ``everything`` is made of one row per rank. ``kind``: what there
+    are ``world`` of."""
+    text = f"{what}: {reducer!r} {'on' if kind == 'rank' else 'between'} {world} {kind}{'s' * (world != 1)}"
+    if world == 1:
+        return f"{text}: nothing to send"
+    found = breakeven(reducer, everything, world, rows=rows)
+    most, least = ("at most ", "at least ") if reducer.traits.variable else ("", "")
+    of = " less than a reduce-scatter in fp32" if rows else ""
+    text += f": {_size(found.dense)} -> {most}{_size(found.sent)} per rank and step ({least}{found.ratio:.1f}x{of})"
+    first = sum(p.sent for p in plan(reducer, everything, world, step=0, rows=rows))
+    if abs(first - found.sent) > 0.02 * found.sent:
+        text += f", {_size(first)} in the first step"
+    if found.seconds and found.sent >= found.dense:
+        text += ", which saves nothing: use Exact()"
+    elif found.seconds:
+        text += f", should pay below {_rate(found.bits_per_second)} (kernels {found.seconds * 1e3:.1f} ms per step)"
+    return text
+
+
+def _size(nbytes: float) -> str:
+    return f"{nbytes / 1e6:.2f} MB" if nbytes >= 1e5 else f"{nbytes / 1e3:.2f} kB"
+
+
+def _rate(bits: float) -> str:
+    return f"{bits / 1e9:.1f} Gbit/s" if bits >= 1e9 else f"{bits / 1e6:.1f} Mbit/s"

@@ -1,0 +1,90 @@
+"""attach, for a model that fully_shard has taken: rows of a reduce-scatter, or shards between nodes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+
+from ..core.layout import Layout
+from ..core.reducer import Reducer
+from ..engine.agreement import agree
+from ..engine.attachment import Attachment
+from ..engine.options import Options
+from ..transports.process_group import ProcessGroup
+from .announce import announce
+from .auto import Auto
+from .fsdp2 import check_units, open_rows
+from .fsdp_internals import Unit
+from .hsdp import BetweenAttachment, between_group, check_between, open_between
+from .joining import connect, decline, patience
+from .names import SHARDED
+
+
+def attach_sharded(
+    model: nn.Module, found: Sequence[Unit], reducer: Any, between: Any, weights: Any, group: Any, timeout: Any,
+    options: dict[str, Any],
+) -> Attachment:  # fmt: skip
+    """``attach`` for a model with these units; arguments as there."""
+    # Shards are averaged by sessions of their own, one for each, so all ranks meet before and after these are made.
+    meeting = None if between is None else connect(None, found[0].device, 30)
+    try:
+        if group is not None:
+            raise ValueError(
+                f"attach(group={group!r}): a sharded model is averaged over the ranks that hold its shards: those of "
+                f"fully_shard(..., mesh=mesh). Leave it out."
+            )
+        if isinstance(reducer, Auto):
+            raise ValueError(f"{reducer!r}: it has no form for sharded models yet. Give a reducer.")
+        check_units("attach", found, weights)
+        given = Options(reducer, **options, host=SHARDED)
+        limit = patience(timeout)
+        if between is not None:
+            check_between(found, between, weights)
+    except Exception as error:
+        if meeting is not None:
+            agree(meeting, {}, error, host=SHARDED)
+        decline(error, found[0].group, found[0].device)
+    if meeting is None:
+        attachment, lines = _rows(model, found, given, limit, weights)
+    else:
+        agree(meeting, {"reducer": repr(reducer), "seed": given.seed}, None, host=SHARDED)
+        attachment, lines = _between(model, found, given, limit, between, meeting)
+    for line in lines if dist.get_rank() == 0 else ():
+        print(line, file=sys.stderr, flush=True)
+    return attachment
+
+
+def _rows(model: nn.Module, found: Sequence[Unit], given: Options, limit: Any, weights: Any) -> Any:
+    lines: list[str] = []
+
+    def trial(settled: Reducer, everything: Layout) -> None:
+        lines.append(announce(settled, everything, dist.get_world_size(found[0].group), rows=True))
+
+    return open_rows(model, found, given, limit, weights, trial), lines
+
+
+def _between(
+    model: nn.Module, found: Sequence[Unit], given: Options, limit: Any, between: Any, meeting: ProcessGroup
+) -> Any:
+    lines: list[str] = []
+    opened: BetweenAttachment | None = None
+    failure: Exception | None = None
+
+    def trial(settled: Reducer, everything: Layout) -> None:
+        lines.append(announce(settled, everything, dist.get_world_size(between_group(found[0], between)), kind="node"))
+
+    try:
+        opened = open_between(model, found, given, limit, between, trial)
+    except Exception as error:
+        failure = error
+    try:
+        agree(meeting, {}, failure, host=SHARDED)  # the other shards' ranks hear of it
+    except Exception:
+        if opened is not None:
+            opened.detach()
+        raise
+    return opened, lines

@@ -1,0 +1,189 @@
+"""Sharded models averaged between nodes (HSDP): FSDP exchanges shards inside, exactly; ours go between, in few bytes.
+
+The model is sharded over one dimension of a mesh (``fully_shard(module, mesh=mesh["shard"])``). After each
+reduce-scatter FSDP hands a hook (``set_all_reduce_hook``) this rank's shard of the sum: a flat tensor of the unit's
+shards, each padded. The hook averages it over the ranks that hold the same shard, so what a reducer sees are whole
+parameters of the shard's shape, and its memory is that of a shard: 4 / S bytes per parameter for a residual in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from functools import partial
+from math import prod
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..core.layout import Bucket, Layout, joined
+from ..core.reducer import Reducer
+from ..core.source import Source, Target
+from ..engine.local_state import Shard
+from ..engine.options import Options
+from .fsdp2 import alone, of_another_size, trained
+from .fsdp_internals import Unit, replicas
+from .joining import connect, connect_ranks
+from .sharded_attachment import ShardedAttachment
+from .sharded_steps import ShardedSteps
+
+
+class BetweenAttachment(ShardedAttachment):
+    """An attachment that averages shards between nodes.
+
+    ``hold``: while it is True, on every rank, backward passes reduce-scatter inside and nothing goes between: shards'
+    gradients add up in ``.grad``. The first pass after that averages their sum, as one step.
+    """
+
+    _hold = False
+
+    @property
+    def hold(self) -> bool:
+        """Whether gradients wait for a later pass to be averaged between nodes."""
+        return self._hold
+
+    @hold.setter
+    def hold(self, value: bool) -> None:
+        if not isinstance(value, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"hold = {value!r}: give True or False, the same on every rank.")
+        self._hold = value
+
+
+class AllReduceHook:
+    """The hook of one unit. Its mean is FSDP's own: of all nodes where FSDP averages inside, a sum where a user divides
+    by a factor of their own (``set_gradient_divide_factor``)."""
+
+    def __init__(
+        self, unit: Unit, attachment: BetweenAttachment, steps: ShardedSteps, shard: int, shards: int, world: int
+    ) -> None:
+        self._unit, self._attachment, self._steps, self._world = unit, attachment, steps, world
+        self._shard, self._shards = shard, shards
+        self._held = False
+
+    def __call__(self, shard: Tensor) -> None:
+        """Averages ``shard`` over the nodes, in place."""
+        layout = self._unit.layout(self._shards).row(self._shards, self._shard)
+        if layout.numel != shard.numel():
+            raise RuntimeError(of_another_size(self._unit, layout, shard.numel()))
+        if self._attachment.hold:
+            self._attachment.check()
+            self._held = True
+            return
+        bucket = Bucket(shard, layout)
+        if self._held:
+            self._take_up(bucket)
+        scale = 1.0 if self._unit.divisor is None else float(self._world)
+        self._steps.average(self._unit, Source(bucket), Target(bucket, scale))
+
+    def _take_up(self, bucket: Bucket) -> None:
+        """Adds what earlier passes left in ``.grad``, which FSDP will add the mean to, and clears it there."""
+        self._held = False
+        factor = self._unit.post_divisor(bucket.flat.dtype)
+        held = {name: p for name, p in zip(self._unit.names, self._unit.parameters, strict=True)}
+        for s in bucket.layout.segments:
+            gradient: Any = held[s.name].grad
+            if gradient is not None:
+                local = gradient.to_local().reshape(-1)
+                bucket.flat[s.start : s.stop].add_(local.to(bucket.flat.dtype), alpha=factor)
+        for p in held.values():
+            p.grad = None
+
+
+def open_between(
+    model: nn.Module, units: Sequence[Unit], options: Options, timeout: timedelta | None, between: Any, trial: Any
+) -> BetweenAttachment:
+    """An attachment that averages the shards of all units over the ranks that ``between`` names. Collective over all
+    ranks of all shards."""
+    first = units[0]
+    inside, outside = first.group, between_group(first, between)
+    shard, shards = dist.get_rank(inside), dist.get_world_size(inside)
+    world = dist.get_world_size(outside)
+    layouts = [u.layout(shards).row(shards, shard) for u in units]
+    shapes = {s.name: s.shape for u in units for s in u.layout(shards).segments}
+    everyone = connect_ranks(_everyone(inside, outside), first.device, timeout)
+    attachment = BetweenAttachment(
+        connect(outside, first.device, timeout), options, trained(units),
+        trial=partial(_trial, trial, layouts), layouts=[x for x in layouts if x.segments],
+        facts={"units": [u.names for u in units], "shard": [shard, shards]},
+        shard=Shard(everyone, shard, shards, shapes),
+    )  # fmt: skip
+    steps = ShardedSteps(attachment, units)
+    for u in units:
+        u.hook = AllReduceHook(u, attachment, steps, shard, shards, world)
+
+    def on_detach() -> None:
+        steps.detach()
+        for u in units:
+            u.hook = None
+        everyone.close()
+
+    attachment.on_detach = on_detach
+    attachment.setup.unaveraged = partial(alone, model, units)
+    return attachment
+
+
+def _trial(trial: Any, layouts: Sequence[Layout], reducer: Reducer, everything: Layout) -> None:
+    trial(reducer, joined(layouts).packed())
+
+
+def _everyone(inside: Any, outside: Any) -> list[int]:
+    """The ranks of all shards and all nodes. Collective over the ranks of this node."""
+    mine, every = dist.get_process_group_ranks(outside), [[]] * dist.get_world_size(inside)
+    dist.all_gather_object(every, mine, group=inside)
+    found = sorted(rank for ranks in every for rank in ranks)
+    assert len(set(found)) == len(found) == prod((len(every), len(mine))), (every, torch.__version__)
+    return found
+
+
+def between_group(unit: Unit, between: object) -> dist.ProcessGroup:
+    """The ranks that hold the same shard of a unit.
+
+    Raises:
+        ValueError: ``between`` names none.
+    """
+    if isinstance(between, dist.ProcessGroup):
+        return between
+    if isinstance(between, str):
+        return replicas(unit, between)
+    raise TypeError(
+        f"attach(between={between!r}): give the name of a dimension of the mesh, such as 'replicate', or the process "
+        f"group of the ranks that hold the same shard."
+    )
+
+
+def check_between(units: Sequence[Unit], between: object, weights: object) -> None:
+    """Whether the units can be averaged so.
+
+    Raises:
+        TypeError, ValueError: why not.
+    """
+    if weights is not None:
+        raise ValueError(
+            f"attach(between={between!r}, weights={weights!r}): weights are gathered inside a node. Leave one of the two "
+            f"out."
+        )
+    for u in units:
+        where = f"unit {u.number} ({u.names[0]}, ...)"
+        if u.replicated:
+            raise ValueError(
+                f"attach(between={between!r}): {where} is sharded over a two-dimensional mesh, where FSDP averages "
+                f"over replicas itself before any hook is asked. Shard over one dimension, fully_shard(module, "
+                f"mesh=mesh['shard']), and attach between the other; or build the mesh with cc.mesh(mesh, "
+                f"'replicate', reducer)."
+            )
+        if u.hook is not None:
+            ours = isinstance(u.hook, AllReduceHook)
+            raise ValueError(
+                f"attach(between={between!r}): {where} has {'a compcomm reducer' if ours else 'an all-reduce hook'} "
+                f"already. {'Call detach() of the first attachment' if ours else 'Leave set_all_reduce_hook out'}."
+            )
+    group = between_group(units[0], between)
+    inside = dist.get_process_group_ranks(units[0].group)
+    common = set(inside) & set(dist.get_process_group_ranks(group))
+    if len(common) != 1:
+        raise ValueError(
+            f"attach(between={between!r}): this rank's shard group is {inside}, and ranks {sorted(common)} of it are "
+            f"averaged with each other. Give the group of the ranks that hold the same shard, one of each node."
+        )
