@@ -69,6 +69,7 @@ from .hosts.attach import attach
 from .hosts.auto import Auto
 from .hosts.auto import AutoController as _AutoController
 from .hosts.ddp import DDPState, ddp_hook
+from .hosts.mesh import mesh
 from .routes.all_gather import AllGather
 from .routes.all_reduce import AllReduce
 from .routes.choose import settle
@@ -163,6 +164,7 @@ __all__ = [
     "attach",
     "cost",
     "ddp_hook",
+    "mesh",
     "parse",
     "settle",
     "smoothness",
