@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
 
@@ -46,7 +48,10 @@ class GradientGroup(Twin):
                 "bind: this group averages already, by the names that it began with. Bind one model, before its first "
                 "backward pass."
             )
-        return self._steps.open(Named(model, self))
+        found = self._steps.open(Named(model, self))
+        look: Any = torch.compiler.disable(partial(_look, self._steps))
+        model.register_forward_pre_hook(look, prepend=True)
+        return found
 
     @property
     def attachment(self) -> Attachment:
@@ -76,3 +81,7 @@ class GradientGroup(Twin):
         self._steps.close()
 
     abort = shutdown
+
+
+def _look(steps: Steps, module: nn.Module, inputs: object) -> None:
+    steps.check_forward()

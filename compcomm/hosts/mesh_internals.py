@@ -155,5 +155,10 @@ def parts(unit: Any) -> Iterator[tuple[Any, tuple[int, ...], int]]:
 
 
 def reducing(unit: Any) -> bool:
-    """Whether a unit has got its gradients in this backward pass and reduces them, or has."""
-    return unit._training_state.name == "POST_BACKWARD"
+    """Whether a unit, None once its model is gone, has got its gradients in this pass and reduces them, or has."""
+    return unit is not None and unit._training_state.name == "POST_BACKWARD"
+
+
+def idle(unit: Any) -> bool:
+    """Whether a unit is between two passes."""
+    return unit is None or unit._training_state.name == "IDLE"

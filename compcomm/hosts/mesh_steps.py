@@ -58,7 +58,6 @@ class Steps:
         self._transport = connect(group, device, timeout)
         self._pass = -1
         self._came: list[int] = []
-        self._usual, self._raised = 0, False
         failure: Exception | None = None
         try:
             settle(options.reducer, self._transport.world)
@@ -85,8 +84,11 @@ class Steps:
     def average(self, flat: Tensor, scale: float) -> torch.futures.Future[Tensor] | None:
         """``scale`` times the mean of what an all-reduce hands over, in place; None where it is no unit's gradient."""
         this = graph_task()
-        if this != self._pass and self._pass >= 0:
-            self._give_up()
+        if this != self._pass and self._pass >= 0:  # that pass raised
+            self._pass = -1
+            self._came.clear()
+            if self.attachment is not None:
+                self.attachment.abandon_step()
         unit = self.units.find(flat, self._came)
         if unit is None:
             return None
@@ -119,26 +121,21 @@ class Steps:
         """Ends the session, and its threads."""
         (self._transport if self.attachment is None else self.attachment).close()
 
-    def _give_up(self) -> None:
-        if self.attachment is not None:
-            self.attachment.abandon_step()
-        self._pass, self._raised = -1, True
-        self._came.clear()
+    def check_forward(self) -> None:
+        """Raises StateError at a forward pass where the last backward pass raised and FSDP2 has not been told."""
+        if self._pass >= 0 and graph_task() < 0 and not self.units.rest:
+            raise StateError(
+                "mesh: the last backward pass raised, and FSDP2 would go on as if it had not ended, and average "
+                "nothing. Call reset_iter_state() on the outermost sharded module first (torch 2.13), on every rank; "
+                "before 2.13, go back to the last checkpoint."
+            )
 
     def _end(self) -> None:
         """A backward pass is over."""
-        attachment, came, raised = self.attachment, len(self._came), self._raised
-        if attachment is None or self._pass < 0:
+        if self.attachment is None or self._pass < 0:
             return
-        self._pass, self._raised = -1, False
+        self._pass = -1
         self._came.clear()
-        if attachment.steps.open:
-            attachment.steps.waiting()
-            attachment.end_step()
-        if raised and came < self._usual:
-            raise StateError(
-                f"mesh: after a backward pass that raised, this one averaged {came} units of {self._usual}: FSDP2 goes "
-                f"on as if that pass had not ended. Call model.reset_iter_state() after the error (torch 2.13), or go "
-                f"back to the last checkpoint."
-            )
-        self._usual = came
+        if self.attachment.steps.open:
+            self.attachment.steps.waiting()
+            self.attachment.end_step()

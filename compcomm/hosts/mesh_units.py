@@ -6,6 +6,7 @@ in has taken. What arrives is its flat gradient; a layout says what lies where.
 
 from __future__ import annotations
 
+import weakref
 from math import prod
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from ..core.layout import Layout, Segment
 from ..core.state import StateError
-from .mesh_internals import groups, parts, reducing
+from .mesh_internals import groups, idle, parts, reducing
 from .names import check_dtype, plain
 
 COLUMNS = 1024
@@ -27,6 +28,11 @@ class Units(Protocol):
 
     parameters: list[tuple[str, nn.Parameter]] | None
     layouts: list[Layout]
+
+    @property
+    def rest(self) -> bool:
+        """Whether none is in the middle of a pass, as far as can be told."""
+        ...
 
     def find(self, flat: Tensor, came: list[int]) -> int | None:
         """The unit, as a place in ``layouts``, after those that ``came`` in this pass; None: no gradient.
@@ -47,6 +53,11 @@ class Numbered:
     def __init__(self) -> None:
         self.parameters: list[tuple[str, nn.Parameter]] | None = None
         self.layouts: list[Layout] = []
+
+    @property
+    def rest(self) -> bool:
+        """See ``Units``."""
+        return True
 
     def find(self, flat: Tensor, came: list[int]) -> int | None:
         """See ``Units``."""
@@ -81,7 +92,7 @@ class Named:
         names = {id(p): plain(name) for name, p in model.named_parameters()}
         self.parameters: list[tuple[str, nn.Parameter]] | None = []
         self.layouts: list[Layout] = []
-        self._units: list[Any] = []
+        self._units: list[weakref.ref[Any]] = []  # torch keeps a group, and so this, until the group is destroyed
         for unit in groups(model, group):
             segments: list[Segment] = []
             start = 0
@@ -98,7 +109,7 @@ class Named:
                     local = nn.Parameter(torch.empty(shape, dtype=p.dtype, device="meta"))
                     self.parameters.append((name, local))
                 start += padded
-            self._units.append(unit)
+            self._units.append(weakref.ref(unit))
             self.layouts.append(Layout(segments, start))
         if not self._units:
             raise StateError(
@@ -106,10 +117,15 @@ class Named:
                 f"returned to fully_shard(model, mesh=mesh) or replicate(model, mesh=mesh) first."
             )
 
+    @property
+    def rest(self) -> bool:
+        """See ``Units``."""
+        return all(idle(unit()) for unit in self._units)
+
     def find(self, flat: Tensor, came: list[int]) -> int | None:
         """See ``Units``."""
         numel = flat.numel()
-        reduced = [i for i, unit in enumerate(self._units) if reducing(unit)]
+        reduced = [i for i, unit in enumerate(self._units) if reducing(unit())]
         due = [i for i in reduced if i not in came]
         fits = [i for i in (*due, *reduced) if self.layouts[i].numel == numel]
         if fits:
