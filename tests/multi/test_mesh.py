@@ -65,7 +65,7 @@ def group_of(mesh: DeviceMesh) -> Any:
 
 
 def train(model: Any, rank: int, steps: int, start: int = 0) -> tuple[Tensor, Tensor]:
-    """AdamW with clipped gradients; this rank's parameters, and the last norm."""
+    """SGD with clipped gradients; this rank's parameters, and the last norm."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
     norm = torch.zeros(())
     for x in models.batches(rank, steps, WIDTH, start):
@@ -210,7 +210,7 @@ class Sums(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         total = gradients[0].detach().sum().view(1)
-        work = dist.all_reduce(total, group=ctx.group, async_op=True)
+        work: Any = dist.all_reduce(total, group=ctx.group, async_op=True)
         work.wait()
         return gradients[0] * (total / total), None
 
