@@ -64,6 +64,8 @@ def mesh(
     if mesh.get_coordinate() is None:
         raise ValueError(f"mesh: this rank is not in {mesh!r}. Call it on the ranks of the mesh alone.")
     inner, device = mesh.get_group(dim), torch.device(mesh.device_type)
+    if device.type != "cpu":
+        device = torch.device(device.type, torch.get_device_module(device).current_device())
     if isinstance(inner, GradientGroup):
         raise ValueError(
             f"mesh(dim={dim!r}): gradients are compressed there already. Give the mesh that was there before, or "

@@ -98,8 +98,6 @@ class Steps:
                 "pass is one of its own, so that steps cannot be told apart. Give use_reentrant=False."
             )
         attachment = self.attachment or self.open(self.units)
-        if unit in self._came:  # a module that the model uses twice: no unit comes twice in one step
-            self._end()
         kind = attachment.steps.pace.take(self._pass < 0, False)
         if kind is Kind.PART:
             raise StateError(

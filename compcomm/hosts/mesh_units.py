@@ -125,9 +125,8 @@ class Named:
     def find(self, flat: Tensor, came: list[int]) -> int | None:
         """See ``Units``."""
         numel = flat.numel()
-        reduced = [i for i, unit in enumerate(self._units) if reducing(unit())]
-        due = [i for i in reduced if i not in came]
-        fits = [i for i in (*due, *reduced) if self.layouts[i].numel == numel]
+        due = [i for i, unit in enumerate(self._units) if i not in came and reducing(unit())]
+        fits = [i for i in due if self.layouts[i].numel == numel]
         if fits:
             return fits[0] if self.layouts[fits[0]].segments else None  # else this rank's shards are empty
         if not due:

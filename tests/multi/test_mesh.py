@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -202,6 +202,8 @@ def test_resumes_bit_for_bit(four: Workers) -> None:
 class Sums(torch.autograd.Function):
     """A backward pass with an all-reduce of its own."""
 
+    totals: ClassVar[list[float]] = []
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
         ctx.group = group
@@ -212,7 +214,8 @@ class Sums(torch.autograd.Function):
         total = gradients[0].detach().sum().view(1)
         work: Any = dist.all_reduce(total, group=ctx.group, async_op=True)
         work.wait()
-        return gradients[0] * (total / total), None
+        Sums.totals.append(float(total))
+        return gradients[0], None
 
 
 def all_else(rank: int, world: int) -> Any:
@@ -230,14 +233,22 @@ def all_else(rank: int, world: int) -> Any:
     objects: list[Any] = [None, None]
     dist.all_gather_object(objects, rank, group=group)
     steps = [hook.step]
-    Sums.apply(model(Sums.apply(models.batches(rank, 1, WIDTH)[0].requires_grad_(), group)), group).sum().backward()  # type: ignore[no-untyped-call]
-    grads = [p.grad is not None for p in model.parameters()]
-    return [torch.equal(a, b) for a, b in zip(told, expected, strict=True)], objects, [*steps, hook.step], all(grads)  # type: ignore[arg-type]
+    summing: Any = Sums.apply
+    Sums.totals.clear()
+    x = models.batches(rank, 1, WIDTH)[0].requires_grad_()
+    summing(model(summing(x, group)), group).sum().backward()
+    other, native = sharded(mesh), sharded(grid())  # a second model on the mesh, alike to the first in all sizes
+    for twin in (other, native):
+        twin(models.batches(rank, 1, WIDTH)[0]).pow(2).mean().backward()
+    pairs = zip(other.parameters(), native.parameters(), strict=True)
+    alike = [torch.equal(p.grad.to_local(), q.grad.to_local()) for p, q in pairs]
+    means = [torch.equal(a, b) for a, b in zip(told, expected, strict=True)]  # pyright: ignore[reportArgumentType]
+    return means, objects, [*steps, hook.step], all(alike), Sums.totals.pop(0)
 
 
 def test_all_else_is_torchs_own(four: Workers) -> None:
     for rank, found in enumerate(four.run(all_else)):
-        assert found == ([True] * 3, [rank % 2, rank % 2 + 2], [0, 1], True)
+        assert found == ([True] * 3, [rank % 2, rank % 2 + 2], [0, 1], True, 2 * 8 * 20)
 
 
 def after_an_error(rank: int, world: int) -> Any:
