@@ -224,12 +224,15 @@ def all_else(rank: int, world: int) -> Any:
     group, model = group_of(mesh), sharded(mesh)
     hook = group.bind(model)
     here = torch.linspace(0, 1, 5000) * (rank + 1)
-    told = [here.clone() for _ in range(3)]
-    dist.all_reduce(told[0], group=group)
+    told = [here.clone() for _ in range(4)]
+    unbound = group_of(cc.mesh(grid(), "replicate", cc.parse(FEEDBACK)))
+    dist.all_reduce(told[0], group=unbound)
+    dist.all_reduce(told[3], group=group)
     dist.all_reduce(told[1], dist.ReduceOp.MAX, group=group)
     dist.broadcast(told[2], group=group, group_src=1)
     peers = [rank % 2 + 1.0, rank % 2 + 3.0]
     expected = [sum(torch.linspace(0, 1, 5000) * p for p in peers), *[torch.linspace(0, 1, 5000) * peers[1]] * 2]
+    expected.append(expected[0])
     objects: list[Any] = [None, None]
     dist.all_gather_object(objects, rank, group=group)
     steps = [hook.step]
@@ -248,7 +251,24 @@ def all_else(rank: int, world: int) -> Any:
 
 def test_all_else_is_torchs_own(four: Workers) -> None:
     for rank, found in enumerate(four.run(all_else)):
-        assert found == ([True] * 3, [rank % 2, rank % 2 + 2], [0, 1], True, 2 * 8 * 20)
+        assert found == ([True] * 4, [rank % 2, rank % 2 + 2], [0, 1], True, 2 * 8 * 20)
+
+
+def several_roots(rank: int, world: int) -> Any:
+    """The outermost module's forward pass is never called, so each unit is one FSDP2 believes to be outermost."""
+    cube = init_device_mesh("cpu", (1, 2, 2), mesh_dim_names=("stage", "replicate", "shard"))
+    mesh = cc.mesh(cube, "replicate", cc.parse(FEEDBACK))["replicate", "shard"]
+    model = sharded(mesh)
+    hook = group_of(mesh).bind(model)
+    for x in models.batches(rank, 3, WIDTH):
+        for block in model.blocks:
+            x = block(x).tanh()
+        x.sum().backward()
+    return hook.step, hook.report().bytes_sent > 0
+
+
+def test_a_pass_is_one_step_with_several_roots(four: Workers) -> None:
+    assert four.run(several_roots) == [(3, True)] * 4
 
 
 def after_an_error(rank: int, world: int) -> Any:
