@@ -41,14 +41,18 @@ class GradientGroup(Twin):
             StateError: gradients were averaged already, or nothing of the model is averaged over this group.
             AgreementError: the ranks hold different parameters, or one of them cannot take part.
         """
-        if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"bind({type(model).__name__}): give the model that was sharded on this mesh.")
         if self._steps.attachment is not None:
             raise StateError(
                 "bind: this group averages already, by the names that it began with. Bind one model, before its first "
                 "backward pass."
             )
-        found = self._steps.open(Named(model, self))
+        try:
+            if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise TypeError(f"bind({type(model).__name__}): give the model that was sharded on this mesh.")
+            units = Named(model, self)
+        except Exception as error:
+            self._steps.decline(error)
+        found = self._steps.open(units)
         look: Any = torch.compiler.disable(partial(_look, self._steps))
         model.register_forward_pre_hook(look, prepend=True)
         return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -64,6 +65,11 @@ class Steps:
         except Exception as error:
             failure = error
         agree(self._transport, {"reducer": repr(options.reducer), "seed": options.seed}, failure, host=MESH)
+
+    def decline(self, error: Exception) -> NoReturn:
+        """Raises ``error`` on a rank that cannot open, after telling the ranks that are about to."""
+        agree(self._transport, {}, error, host=MESH)
+        raise error
 
     def open(self, units: Units) -> Attachment:
         """Makes the session for these units. Collective. With names it says on rank 0 what it will do."""

@@ -303,6 +303,7 @@ def mistakes(rank: int, world: int) -> Any:
         models.caught(lambda: cc.mesh(made, "replicate", cc.Exact())),
         models.caught(lambda: group.attachment),
         models.caught(lambda: group.bind(sharded(mesh))),
+        models.caught(lambda: group.bind(model if rank < 2 else Net())),
     ]
     model.recomputes = True
     x = models.batches(rank, 1, WIDTH)[0].requires_grad_()
@@ -325,6 +326,7 @@ WORDS = (
     ("ValueError", "compressed there already", "cc.Partition"),
     ("StateError", "nothing was averaged yet", "bind(model)"),
     ("StateError", "Net has nothing that is averaged over this group", "fully_shard(model, mesh=mesh)"),
+    (None, "Net has nothing that is averaged over this group"),
     ("StateError", "use_reentrant=False"),
     ("StateError", "passes = 2", "set_requires_gradient_sync(False)"),
     ("StateError", "averages already"),
