@@ -124,32 +124,23 @@ def recomputed() -> bool:
     return False
 
 
-def groups(model: nn.Module, group: dist.ProcessGroup) -> Iterator[Any]:
-    """FSDP2's groups of parameters that are averaged over ``group``, in the order of modules; each is reduced at
-    once."""
+def groups(model: nn.Module, group: dist.ProcessGroup) -> Iterator[tuple[Any, list[tuple[Any, tuple[int, ...], int]]]]:
+    """FSDP2's units that are averaged over ``group``, in the order of modules, and what each one's reduced buffer is
+    made of: sharded parameters, this rank's shapes, and the elements there with their padding. (None is frozen.)"""
     seen: set[int] = set()
     try:
         for module in model.modules():
-            if all(kind.__name__ != "FSDPModule" for kind in type(module).__mro__):  # to import it takes a second
+            if all(kind.__name__ != "FSDPModule" for kind in type(module).__mro__):
                 continue
             state: Any = cast(Any, module)._get_fsdp_state()
-            several = hasattr(state, "_fsdp_param_groups")
-            for unit in state._fsdp_param_groups if several else (state._fsdp_param_group,):
-                replicas = None if unit is None else getattr(unit.mesh_info, "replicate_process_group", None)
-                if replicas is group and id(unit) not in seen:
+            several = hasattr(state, "_fsdp_param_groups")  # from torch 2.12 on
+            found: list[Any] = state._fsdp_param_groups if several else [state._fsdp_param_group]
+            for unit in (u for u in found if u is not None):
+                if getattr(unit.mesh_info, "replicate_process_group", None) is group and id(unit) not in seen:
                     seen.add(id(unit))
-                    yield unit
-    except AttributeError as error:
-        raise RuntimeError(f"bind: FSDP2 of torch {torch.__version__} is not as in 2.13: {error}.") from error
-
-
-def parts(unit: Any) -> Iterator[tuple[Any, tuple[int, ...], int]]:
-    """What a unit's reduced buffer is made of, in order: the sharded parameter, this rank's shape of it, and the
-    elements that it has there with its padding. Frozen parameters are not in it."""
-    try:
-        for p in unit.fsdp_params:
-            if p.sharded_param.requires_grad:
-                yield p.sharded_param, tuple(p.sharded_size), p.padded_sharded_param_size.numel()
+                    parts = [p for p in unit.fsdp_params if p.sharded_param.requires_grad]
+                    sizes = [(tuple(p.sharded_size), p.padded_sharded_param_size.numel()) for p in parts]
+                    yield unit, [(p.sharded_param, *size) for p, size in zip(parts, sizes, strict=True)]
     except AttributeError as error:
         raise RuntimeError(f"bind: FSDP2 of torch {torch.__version__} is not as in 2.13: {error}.") from error
 
