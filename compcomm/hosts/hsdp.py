@@ -161,8 +161,8 @@ def check_between(units: Sequence[Unit], between: object, weights: object) -> No
     """
     if weights is not None:
         raise ValueError(
-            f"attach(between={between!r}, weights={weights!r}): weights are gathered inside a node. Leave one of the two "
-            f"out."
+            f"attach(between={between!r}, weights={weights!r}): weights are gathered inside a node. Leave one of the "
+            f"two out."
         )
     for u in units:
         where = f"unit {u.number} ({u.names[0]}, ...)"

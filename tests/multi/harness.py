@@ -130,6 +130,14 @@ class Workers:
         self.crew.end(tuple(range(self.world)))
 
 
+def _forget_meshes() -> None:
+    """DTensor keeps what it has found out by mesh, and takes a new mesh for an equal one whose groups are gone."""
+    from torch.distributed.tensor import _redistribute, debug
+
+    debug._clear_sharding_prop_cache()
+    _redistribute._gen_transform_infos.cache_clear()
+
+
 def _serve(rank: int, backend: str, pipe: Connection) -> None:
     import torch
     import torch.distributed as dist
@@ -163,6 +171,8 @@ def _serve(rank: int, backend: str, pipe: Connection) -> None:
             gc.collect()  # whatever still holds a group would keep its threads
             if dist.is_initialized():
                 dist.destroy_process_group()
+            if "torch.distributed.tensor" in sys.modules:
+                _forget_meshes()
             if len(sys.modules) > imported:  # the compiler's modules alone hold a hundred thousand objects
                 imported = len(sys.modules)
                 gc.freeze()
