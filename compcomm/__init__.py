@@ -69,6 +69,7 @@ from .hosts.attach import attach
 from .hosts.auto import Auto
 from .hosts.auto import AutoController as _AutoController
 from .hosts.ddp import DDPState, ddp_hook
+from .hosts.functions import all_gather, all_reduce, reduce_scatter
 from .hosts.mesh import mesh
 from .routes.all_gather import AllGather
 from .routes.all_reduce import AllReduce
@@ -161,11 +162,14 @@ __all__ = [
     "Uncompensated",
     "Unproven",
     "Warmup",
+    "all_gather",
+    "all_reduce",
     "attach",
     "cost",
     "ddp_hook",
     "mesh",
     "parse",
+    "reduce_scatter",
     "settle",
     "smoothness",
     "smoothness_weights",
