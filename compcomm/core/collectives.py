@@ -7,18 +7,28 @@ length the ranks agreed on in this step counts with its capacity; no value that 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
+
+INSIDE = "inside"
+"""``Collective.axis`` of those among the ranks of one node."""
 
 
 @dataclass(frozen=True, eq=False)
 class Collective:
-    """One logical collective over all ranks of the transport that it is given to."""
+    """One logical collective over all ranks of the transport that it is given to; or, by ``axis``, over those that
+    share this rank's node. Bytes inside a node do not count as sent."""
+
+    axis: str = field(default="", kw_only=True)
 
     def sent_bytes(self, world: int, rank: int) -> int:
         """Bytes that one rank puts on the wire, link headers apart."""
         raise NotImplementedError
+
+    def counted_bytes(self, world: int, rank: int) -> int:
+        """``sent_bytes`` that leave the node."""
+        return 0 if self.axis == INSIDE else self.sent_bytes(world, rank)
 
     @property
     def signature(self) -> tuple[str, str, int]:

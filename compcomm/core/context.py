@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -44,6 +46,20 @@ class Arena:
         return sum(b.numel() * b.element_size() for b in (*self.buffers.values(), *self._free))
 
 
+class Nested(Protocol):
+    """How a bucket is averaged where "ranks" are nodes of several (``compcomm.routes.within``)."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def world(self) -> int: ...
+
+    def own(self, layout: Any) -> Any: ...
+
+    def reduce(self, reducer: Any, source: Any, target: Any, state: Any, ctx: Context) -> Generator[Any, bool, Any]: ...
+
+
 @dataclass
 class Context:
     """Where a flow runs: which rank of how many, which step, which bucket of the step.
@@ -77,6 +93,8 @@ class Context:
     step. The same on all ranks."""
     dtype: torch.dtype | None = None
     """Of the gradient, where the bucket is a wider copy of it: what travels exact need not be wider."""
+    within: Nested | None = None
+    """What goes on inside this node, where ranks are nodes."""
 
     @property
     def rng(self) -> Rng:

@@ -212,7 +212,10 @@ def flow(
     ``given`` and ``wanted`` as ``reduce`` has them, or as plain buckets; None: the mean goes where the gradient was."""
     source = given if isinstance(given, Source) else Source(given)
     target = wanted if isinstance(wanted, Target) else Target(wanted or source.x)
-    result = yield from reducer.reduce(source, target, state, ctx)
+    if ctx.within is None:
+        result = yield from reducer.reduce(source, target, state, ctx)
+    else:
+        result = yield from ctx.within.reduce(reducer, source, target, state, ctx)
     if (yield Commit()):
         result.on_rollback()
     else:

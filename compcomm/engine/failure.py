@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.collectives import (
+    INSIDE,
     AllReduceMax,
     AllToAll,
     Collective,
@@ -69,13 +70,14 @@ def _spoil(op: Collective, ctx: Context) -> Collective:
         return torch.full(t.shape, fill, dtype=t.dtype, device=ctx.arena.device)
 
     real = _each(op, fresh)
+    here = ctx if op.axis != INSIDE or ctx.within is None else replace(ctx, rank=ctx.within.rank)
     for field in ("send", "buffer"):
         sent = getattr(real, field, None)
         if sent is not None and sent.dtype == torch.uint8:
             splits = real.send_splits if isinstance(real, AllToAll) else (sent.numel(),)
             for message in sent.split(splits):
                 if message.numel() >= _HEADER:
-                    write_header(message, torch.zeros(1, dtype=torch.uint8), ctx, failed=True)
+                    write_header(message, torch.zeros(1, dtype=torch.uint8), here, failed=True)
     return real
 
 

@@ -77,7 +77,7 @@ class RunningFlow:
                 self._remember()
             self._deliver(self)
         else:
-            self.sent += op.sent_bytes(self._transport.world, self._transport.rank)
+            self.sent += op.counted_bytes(self._transport.world, self._transport.rank)
             self._pending = self._transport.start(op)
 
     def fail(self, error: Exception) -> None:

@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 
 from ..core.collectives import AllReduceMax, Collective
-from ..core.context import Arena, Context
+from ..core.context import Arena, Context, Nested
 from ..core.deferred import (
     either,
     is_true,
@@ -70,9 +70,10 @@ class Scheduler:
         seed: int,
         finished: Callable[[list[RunningFlow], bool], None],
         before: Before | None = None,
+        within: Nested | None = None,
     ) -> None:
-        """``before`` keeps what memory held when a step began, for ``take_back``."""
-        self.before = before
+        """``before`` keeps what memory held when a step began, for ``take_back``. ``within``: where ranks are nodes."""
+        self.before, self.within = before, within
         self.latest: Step | None = None
         """The step that was last begun."""
         self.transport, self.store, self.arena, self.seed, self._finished = transport, store, arena, seed, finished
@@ -187,13 +188,13 @@ class Scheduler:
         step = job.step
         ctx = Context(
             self.transport.rank, self.transport.world, self.number, job.index, self.seed, step.unscale, step.watch,
-            arena=self.arena,
+            arena=self.arena, within=self.within,
         )  # fmt: skip
         layout = job.source.x.layout.row_major
         if layout not in self.layouts:
             self.layouts[layout] = None
-            self.store.declare(layout)
-        native = self.number < step.reducer.traits.in_dtype
+            self.store.declare(layout if self.within is None else self.within.own(layout))
+        native = self.number < step.reducer.traits.in_dtype and self.within is None
         x, out = operands(job, ctx, native)
         source, target = job.source._replace(x=x), job.target._replace(out=out)
         flow = RunningFlow(
@@ -368,7 +369,7 @@ class Scheduler:
         self.review_seconds += perf_counter() - since - (transport.seconds - waited)
 
     def _count(self, op: Collective) -> None:
-        self.sent += op.sent_bytes(self.transport.world, self.transport.rank)
+        self.sent += op.counted_bytes(self.transport.world, self.transport.rank)
 
     def _cause(self) -> Exception:
         """The error that explains the others: our own before what peers said."""

@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import nn
 
-from ..core.context import Arena
+from ..core.context import Arena, Nested
 from ..core.layout import Bucket, Layout, joined
 from ..core.reducer import Reducer
 from ..core.source import Source, Target
@@ -78,6 +78,7 @@ class Session:
         pace: Pace | None = None,
         rows: bool = False,
         shard: Shard | None = None,
+        within: Nested | None = None,
     ) -> None:
         """Collective over the transport, which is the session's alone from now on: compares the configuration.
 
@@ -86,7 +87,8 @@ class Session:
         knows them and they may hold pieces of parameters; else whole parameters, in whatever buckets. ``facts``: what
         else must be equal on all ranks, as JSON can hold. ``rows``: buckets are made of one row per rank
         (``Layout.sharded``), and of each mean a rank wants its own row alone. ``shard``: all ranks hold the same shard
-        of each parameter, and other sessions average the others.
+        of each parameter, and other sessions average the others. ``within``: the ranks of ``transport`` are nodes, and
+        each has several; then ``shard`` is this rank among these.
 
         Raises:
             AgreementError: the ranks differ, or one of them cannot take part.
@@ -115,8 +117,12 @@ class Session:
                 what = f"check_every={options.check_every}" if options.check_every else repr(options.reducer)
                 raise StateError(f"{options.host.call}: {what} needs the parameters' names. {options.host.unnamed}")
             store = Store(reducer, transport.rank, world, device, rows=rows)
+            if within is not None:
+                layouts = [within.own(layout)]
             if parameters is not None:
-                reducer.check(joined(layouts) if layouts else layout)
+                here = {s.name for held in layouts for s in held.segments}
+                elsewhere = Layout.of((n, p.shape) for n, p in named if n not in here)
+                reducer.check(joined([*layouts, elsewhere]) if layouts else layout)
             # Memory is there before the ranks agree: where one has not enough of it, all hear so now, in no step.
             for expected in layouts or (layout,):
                 store.declare(expected.row_major)
@@ -135,7 +141,7 @@ class Session:
             "parameters": [_told(n, p) for n, p in named],
             **(facts or {}),
         }
-        agree(transport, compared, failure, host=options.host)
+        agree(transport if shard is None else shard.transport, compared, failure, host=options.host)
         over = weakref.WeakMethod(self._over)  # the worker's thread must not keep its owner alive
 
         def after(flows: list[RunningFlow], bad: bool) -> None:
@@ -144,7 +150,7 @@ class Session:
                 method(flows, bad)
 
         before = Before(options.discardable)
-        scheduler = Scheduler(transport, store, Arena(device), options.seed, after, before)
+        scheduler = Scheduler(transport, store, Arena(device), options.seed, after, before, within)
         # On CUDA nothing waits within a step, so a thread would cost a hand-over for each bucket and gain nothing; but
         # Gloo waits for the device before it sends.
         in_thread = device.type != "cuda" or transport.staged

@@ -91,10 +91,13 @@ class Setup:
         """
         rank, world, device = self.store.rank, self.store.world, self.store.device
         settled = settle(reducer, world, rows=self.rows)
-        settled.check(joined(self.expected))
+        settled.check(self.layout if self._scheduler.within is not None else joined(self.expected))
         check_optimizer(settled, self.options.groups(self.parameters))
         store = Store(settled, rank, world, device, rows=self.rows)
-        for expected in (*self._scheduler.layouts, *self.expected):
+        within = self._scheduler.within
+        for expected in self._scheduler.layouts:
+            store.declare(expected if within is None else within.own(expected))
+        for expected in self.expected:
             store.declare(expected)
         self.options, self.reducer = replace(self.options, reducer=reducer), settled
         self._scheduler.change(store)

@@ -9,17 +9,18 @@ from ..transports.dry_run import plan
 
 
 def announce(
-    reducer: Reducer, everything: Layout, world: int, what: str = "compcomm", *, rows: bool = False, kind: str = "rank"
-) -> str:
+    reducer: Reducer, everything: Layout, world: int, what: str = "compcomm", *, rows: bool = False, kind: str = "rank",
+    per: str = "rank",
+) -> str:  # fmt: skip
     """What a reducer will do, in one line. ``rows``: ``everything`` is made of one row per rank. ``kind``: what there
-    are ``world`` of."""
+    are ``world`` of; ``per``: whose bytes are told."""
     text = f"{what}: {reducer!r} {'on' if kind == 'rank' else 'between'} {world} {kind}{'s' * (world != 1)}"
     if world == 1:
         return f"{text}: nothing to send"
     found = breakeven(reducer, everything, world, rows=rows)
     most, least = ("at most ", "at least ") if reducer.traits.variable else ("", "")
     of = " less than a reduce-scatter in fp32" if rows else ""
-    text += f": {_size(found.dense)} -> {most}{_size(found.sent)} per rank and step ({least}{found.ratio:.1f}x{of})"
+    text += f": {_size(found.dense)} -> {most}{_size(found.sent)} per {per} and step ({least}{found.ratio:.1f}x{of})"
     first = sum(p.sent for p in plan(reducer, everything, world, step=0, rows=rows))
     if abs(first - found.sent) > 0.02 * found.sent:
         text += f", {_size(first)} in the first step"

@@ -50,7 +50,7 @@ def attach(
             before its first forward pass (torch 2.9 or later): its reduce-scatters are compressed.
         between: of a model that is sharded inside nodes: the ranks of all nodes that hold the same shard, as the name
             of a dimension of the mesh or as a process group. Shards are then averaged between nodes by ``reducer``,
-            and nothing else is compressed.
+            and nothing else is compressed. Of a DistributedDataParallel model: see ``DDPState``.
         weights: what codes the all-gathers of weights of a sharded model, such as ``QSGD(bits=8, rounding="nearest")``;
             None: they stay as they are.
         group: the ranks to average over; the model's own if None.
@@ -79,18 +79,21 @@ def attach(
         _check(ddp)
         if weights is not None:
             raise ValueError(f"attach(weights={weights!r}): DistributedDataParallel gathers no weights. Leave it out.")
-        if between is not None:
-            raise ValueError(f"attach(between={between!r}): DistributedDataParallel shards nothing. Leave it out.")
-        state = DDPState(reducer, group=group, timeout=timeout, **options)
+        state = DDPState(reducer, group=group, timeout=timeout, between=between, **options)
         state.name(ddp, "attach")
     except Exception as error:
         decline(error, group, _device(ddp))
-    world = dist.get_world_size(state.group)
     lines: list[str] = []
 
     def trial(settled: Reducer, everything: Layout) -> None:
-        if dist.get_rank(state.group) == 0:
-            lines.append(announce(settled, everything, world) if state.auto is None else state.auto.announce(world))
+        nodes = state.topology.nodes if state.topology is not None else ()
+        world, kind = (len(nodes), "node") if nodes else (dist.get_world_size(state.group), "rank")
+        if dist.get_rank(state.group) != 0:
+            return
+        if state.auto is None:
+            lines.append(announce(settled, everything, world, kind=kind, per=kind))
+        else:
+            lines.append(state.auto.announce(world))
 
     attachment = state.open(_device(ddp), trial)
     ddp.register_comm_hook(state, ddp_hook)

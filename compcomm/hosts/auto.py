@@ -138,7 +138,8 @@ class AutoController(Observer):
             if self.decided:
                 self._judge()
             else:
-                self._pick([f.bucket.layout for f in flows])
+                within = self._session.steps.scheduler.within
+                self._pick([f.bucket.layout if within is None else within.own(f.bucket.layout) for f in flows])
 
     def _pick(self, layouts: Sequence[Layout]) -> None:
         planner, transport = type(self).planner, self._transport

@@ -33,6 +33,7 @@ from ..core.reducer import Reducer
 from ..core.source import Source
 from ..core.state import StateError
 from ..engine.attachment import Attachment
+from ..engine.local_state import Shard
 from ..engine.options import Options
 from ..engine.pace import NOTHING, Kind, Pace
 from ..engine.remainder import Remainder
@@ -41,11 +42,13 @@ from ..engine.setup import nameless
 from ..engine.statistics import Report
 from ..engine.witness import Witness
 from ..routes.exact import Exact
+from ..routes.within import Within, deal
 from .auto import Auto, AutoController
 from .backward import as_it_is, engine, refuse_pairs
 from .bypass import Bypass
 from .joining import connect, decline, patience
 from .names import DDP, averaged, check_dtype, every, expected, those, unaveraged, unfrozen
+from .nodes import Topology, connect_nodes
 from .sharded import check_whole_parameter
 
 GradBucket: Any = dist.GradBucket  # pyright: ignore[reportPrivateImportUsage]
@@ -66,6 +69,9 @@ class DDPState:
         check_every: compares all parameters over the ranks after every that many steps; 0: never.
         optimizer: what steps the parameters, or a tuple of several: for reducers that must rule out what it does
             (``DGC``, a second momentum). It is looked at once, when the attachment is made.
+        between: "nodes" averages exactly among the ranks of a node, and by the reducer between nodes, whose links carry
+            each parameter once; or the process group of the ranks that are as this one in their nodes. Needs the
+            parameters' names: ``attach``, or ``bind(model)`` first.
         discardable: keeps a copy of memory from before each step, so that ``discard()`` can take the step back: the
             bytes of the state once more, and one pass over them in the background of the backward pass.
     """
@@ -81,7 +87,16 @@ class DDPState:
         check_every: int = 0,
         optimizer: Any = None,
         discardable: bool = False,
+        between: str | dist.ProcessGroup | None = None,
     ) -> None:
+        self.between = between
+        self.topology: Topology | None = None
+        """Of the attachment, where its ranks average within nodes and between them."""
+        if between is not None and between != "nodes" and not isinstance(between, dist.ProcessGroup):
+            raise ValueError(
+                f"attach(between={between!r}): of a DistributedDataParallel model it is 'nodes', or the process group "
+                f"of the ranks that are as this one in their nodes."
+            )
         self.auto = reducer if isinstance(reducer, Auto) else None
         given = Exact() if isinstance(reducer, Auto) else reducer
         self.options = Options(given, scaler, seed, check_every, optimizer, discardable, DDP)
@@ -146,9 +161,8 @@ class DDPState:
                 f"{self.auto!r} on {device.type}: it times kernels on the CPU alone, so far. Ask "
                 f"python -m compcomm plan, and give the reducer that it names."
             )
-        transport = connect(self.group, device, self.timeout)
-        facts = {"auto": repr(self.auto)}
-        attachment = Attachment(transport, self.options, self._bound, trial=trial, facts=facts, pace=self.pace)
+        facts = {"auto": repr(self.auto), "between": str(self.between and type(self.between).__name__)}
+        attachment = self._attachment(device, trial, facts)
         attachment.enabled, attachment.setup.unaveraged = self._enabled, self._alone
         attachment.witness = self.witness
         if self.auto is not None:
@@ -156,6 +170,22 @@ class DDPState:
             attachment.observers.insert(0, self.controller)
         self.attachment = attachment
         return attachment
+
+    def _attachment(self, device: torch.device, trial: Any, facts: dict[str, Any]) -> Attachment:
+        options: dict[str, Any] = {"trial": trial, "facts": facts, "pace": self.pace}
+        if self.between is None:
+            return Attachment(connect(self.group, device, self.timeout), self.options, self._bound, **options)
+        if self._bound is None:
+            decline(StateError(nameless(f"DDPState(between={self.between!r})", DDP)), self.group, device)
+        transport, found, everyone = connect_nodes(self.between, self.group, device, self.timeout)
+        self.topology = found
+        if found is not None:
+            ranks = len(found.nodes[0])
+            shapes = {n: tuple(p.shape) for n, p in self._bound}
+            owners = deal(((n, p.numel()) for n, p in self._bound), ranks)
+            options["within"] = Within(found.local, ranks, owners)
+            options["shard"] = Shard(everyone, found.local, ranks, shapes)
+        return Attachment(transport, self.options, self._bound, **options)
 
     def report(self) -> Report:
         """See ``Attachment.report``."""
@@ -205,7 +235,7 @@ class DDPState:
         given = o.reducer if self.auto is None else self.auto
         return DDPState(
             given, group=self.group, timeout=self.timeout, scaler=o.scaler, seed=o.seed, check_every=o.check_every,
-            optimizer=o.optimizer, discardable=o.discardable,
+            optimizer=o.optimizer, discardable=o.discardable, between=self.between,
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:

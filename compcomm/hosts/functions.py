@@ -27,6 +27,7 @@ from ..core.context import Arena, Context
 from ..core.deferred import raise_deferred
 from ..core.drive import drive
 from ..core.layout import Bucket, Layout
+from ..core.packing import pack_rows
 from ..core.reducer import Flow, Reducer, flow
 from ..core.source import Source, Target
 from ..core.state import State, Store
@@ -110,7 +111,8 @@ def all_gather(output: Tensor, input: Tensor, compressor: Compressor, group: dis
         own = caller.ctx.buffer("own", input.numel(), torch.float32).copy_(input.reshape(-1))
         everything = caller.ctx.buffer("all", layout.numel, torch.float32)
         row = Bucket(own, layout.row(world, rank))
-        caller.run(gather(compressor, row, Bucket(everything, layout), caller.ctx))
+        packing = pack_rows(compressor, layout, layout, world)
+        caller.run(gather(compressor, packing, row, Target(Bucket(everything, layout)), caller.ctx))
         return _back(output, everything)
 
 

@@ -106,7 +106,7 @@ def open_between(
     attachment = BetweenAttachment(
         connect(outside, first.device, timeout), options, trained(units),
         trial=partial(_trial, trial, layouts), layouts=[x for x in layouts if x.segments],
-        facts={"units": [u.names for u in units], "shard": [shard, shards]},
+        facts={"units": [u.names for u in units], "shards": shards},
         shard=Shard(everyone, shard, shards, shapes),
     )  # fmt: skip
     steps = ShardedSteps(attachment, units)

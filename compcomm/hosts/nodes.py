@@ -1,0 +1,88 @@
+"""Which ranks share a node, and the transports that follow from it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ..core.transport import Transport
+from ..engine.agreement import gather
+from ..transports.nodes import Nodes
+from .joining import connect, connect_ranks
+
+
+@dataclass(frozen=True)
+class Topology:
+    """``nodes``: the global ranks of each, equally many. This rank is number ``local`` of node ``node``."""
+
+    nodes: tuple[tuple[int, ...], ...]
+    node: int
+    local: int
+
+    @property
+    def peers(self) -> list[int]:
+        """The ranks of all nodes that are as this one in theirs."""
+        return [ranks[self.local] for ranks in self.nodes]
+
+
+def topology(between: object, everyone: Transport, ranks: list[int]) -> Topology | str:
+    """The nodes of ``ranks``, or why there is nothing to be gained from them. Collective over ``everyone``, a transport
+    between them.
+
+    ``between``: "nodes", as the launcher says it: ranks with one GROUP_RANK (torchrun), else with one host name, are a
+    node; or the process group of the ranks that are as this one in theirs, one of each node.
+
+    Raises:
+        ValueError: on every rank, where the groups given are not one of each node.
+    """
+    rank = ranks[everyone.rank]
+    if isinstance(between, dist.ProcessGroup):
+        mine: Any = sorted(dist.get_process_group_ranks(between))
+    else:
+        mine = os.environ.get("GROUP_RANK") or socket.gethostname()
+    said = [json.loads(text) for text in gather(everyone, json.dumps(mine).encode(), "attach")]
+    if any(type(one) is not type(said[0]) for one in said):
+        raise ValueError("attach(between=...): some ranks gave a process group and others did not. Give all the same.")
+    nodes: dict[object, list[int]] = {}
+    for other, one in zip(ranks, said, strict=True):
+        if isinstance(one, str):
+            nodes.setdefault(one, []).append(other)
+            continue
+        if other not in one or any(said[ranks.index(r)] != one for r in one if r in ranks):
+            raise ValueError(
+                f"attach(between=...): rank {other} gave a group of ranks {one}, and these gave other ones. A group "
+                f"has one rank of each node, and all of them give it."
+            )
+        nodes.setdefault(one.index(other), []).append(other)
+    sizes = [len(found) for found in nodes.values()]
+    if len(sizes) == 1 or max(sizes) == 1:
+        return "there is one node" if len(sizes) == 1 else "every node has one rank"
+    if len(set(sizes)) > 1:
+        return f"nodes have {', '.join(map(str, sizes))} ranks"
+    found = tuple(tuple(sorted(ranks)) for ranks in nodes.values())
+    node = next(i for i, members in enumerate(found) if rank in members)
+    return Topology(found, node, found[node].index(rank))
+
+
+def connect_nodes(
+    between: object, group: dist.ProcessGroup | None, device: torch.device, timeout: timedelta | None
+) -> tuple[Transport, Topology | None, Transport]:
+    """A transport for a session over the ranks of ``group``: between their nodes, with the topology, or (None) between
+    all of them, where nothing is to be gained; and one between all of them. Collective over the group."""
+    everyone = connect(group, device, timeout)
+    ranks = dist.get_process_group_ranks(group if group is not None else dist.group.WORLD)
+    found = topology(between, everyone, ranks)
+    if isinstance(found, str):
+        if everyone.rank == 0:
+            print(f"compcomm: {found}, so all ranks average as one", file=sys.stderr, flush=True)
+        return everyone, None, everyone
+    between_nodes, inside = (connect_ranks(r, device, timeout) for r in (found.peers, found.nodes[found.node]))
+    return Nodes(between_nodes, inside), found, everyone

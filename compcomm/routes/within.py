@@ -1,0 +1,108 @@
+"""Within: exact inside a node, a reducer between nodes. The hierarchical all-reduce, for whole buckets.
+
+Three rounds. Inside a node each parameter's gradients go to the rank that owns it there, which takes their mean; owners
+of the same parameter on all nodes average theirs by the reducer; and every owner gives the mean to the ranks of its
+node. So the slow links between nodes carry each parameter once per node, in the reducer's bytes, and a residual lies on
+one rank of each node: 4 / L bytes per parameter for L ranks.
+
+Parameters are dealt out whole, so that matrices stay matrices. They go, in the order of the backward pass, each to the
+rank with the least so far: then every stretch of that order is dealt out evenly, and so is every bucket, however the
+host cuts them; and who owns what does not change when it cuts them anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from ..compressors.cast import Cast
+from ..core.collectives import INSIDE, Collective
+from ..core.context import Context
+from ..core.deferred import either
+from ..core.layout import Bucket, Layout, Segment
+from ..core.packing import Packing
+from ..core.reducer import Flow, Reducer
+from ..core.source import Source, Target
+from ..core.state import State
+from .base import RoundTrip
+from .gather import gather
+from .rounds import to_owners
+
+_LOSSLESS = {
+    None: Cast(torch.bfloat16, dense_below=1 << 62),  # everything is exact, in fp32
+    torch.bfloat16: Cast(torch.bfloat16, dense_below=0),
+    torch.float16: Cast(torch.float16, dense_below=0),
+}
+"""How gradients travel inside a node, by the type that they have."""
+
+
+@dataclass(eq=False)
+class Within:
+    """A node of ``world`` ranks, of which this is ``rank``. ``owners``: which of them owns each parameter, by name."""
+
+    rank: int
+    world: int
+    owners: Mapping[str, int]
+
+    def own(self, layout: Layout) -> Layout:
+        """What this rank owns of a bucket, end to end."""
+        return self._plan(layout, None)[0]
+
+    def reduce(self, reducer: Reducer, source: Source, target: Target, state: State, ctx: Context) -> Flow:
+        """As ``Reducer.reduce``, by ``reducer`` between nodes: ``ctx`` and ``state`` are those of the nodes."""
+        own, packing = self._plan(source.layout, ctx.dtype)
+        inside = replace(ctx, rank=self.rank, world=self.world, tag="inside ", bad=False, dtype=None, within=None)
+        codec = _LOSSLESS[ctx.dtype if ctx.dtype in _LOSSLESS else None]
+        mean = Bucket(ctx.buffer("mean inside", own.numel, torch.float32), own)
+        trip = RoundTrip(codec, packing, source, Target(mean), inside, message=self.rank)
+        payload = trip.encode()
+        trip.wires, trip.flags = yield from _inside(to_owners(payload, inside, "received"))
+        trip.decode(1.0, False)
+        between = replace(ctx, within=None)
+        result = yield from reducer.reduce(Source(mean), Target(mean), state.on(own), between)
+        # What a rank met that the others' headers cannot say, they hear of by the second exchange inside.
+        inside.bad = either(either(trip.flags.bad, between.bad), inside.bad)
+        flags = yield from _inside(gather(codec, packing, mean, target, inside))
+        ctx.bad, ctx.apart = either(ctx.bad, flags.bad), between.apart
+        return replace(result, error=None, bad=ctx.bad)
+
+    def _plan(self, layout: Layout, dtype: torch.dtype | None) -> tuple[Layout, Packing]:
+        """What this rank owns, and how a bucket travels inside."""
+        found = self._plans.get((layout, dtype))
+        if found is None:
+            parts: list[list[tuple[int, Segment]]] = [[] for _ in range(self.world)]
+            for index, s in enumerate(layout.segments):
+                parts[self.owners[s.name]].append((index, s))
+            own = Layout([s for _, s in parts[self.rank]], layout.numel).packed()
+            codec = _LOSSLESS[dtype if dtype in _LOSSLESS else None]
+            found = own, Packing(codec, tuple(map(tuple, parts)), len(layout.segments))
+            self._plans[layout, dtype] = found
+        return found
+
+    @cached_property
+    def _plans(self) -> dict[Any, tuple[Layout, Packing]]:
+        return {}
+
+
+def _inside(exchange: Generator[Collective, bool, Any]) -> Generator[Collective, bool, Any]:
+    """The same collectives, among the ranks of this node."""
+    try:
+        op = next(exchange)
+        while True:
+            op = exchange.send((yield replace(op, axis=INSIDE)))
+    except StopIteration as end:
+        return end.value
+
+
+def deal(sizes: Iterable[tuple[str, int]], world: int) -> dict[str, int]:
+    """Which of ``world`` ranks owns each parameter: (name, elements) in the order of the model."""
+    load, found = [0] * world, dict[str, int]()
+    for name, numel in reversed(list(sizes)):
+        owner = load.index(min(load))
+        found[name] = owner
+        load[owner] += numel
+    return found
