@@ -22,7 +22,7 @@ import torch
 from ..compressors.cast import Cast
 from ..core.collectives import INSIDE, Collective
 from ..core.context import Context
-from ..core.deferred import either
+from ..core.deferred import either, fill_nan_where
 from ..core.layout import Bucket, Layout, Segment
 from ..core.packing import Packing
 from ..core.reducer import Flow, Reducer
@@ -62,10 +62,10 @@ class Within:
         payload = trip.encode()
         trip.wires, trip.flags = yield from _inside(to_owners(payload, inside, "received"))
         trip.decode(1.0, False)
+        fill_nan_where(mean, trip.flags.bad)  # so that the other nodes hear of it
         between = replace(ctx, within=None)
         result = yield from reducer.reduce(Source(mean), Target(mean), state.on(own), between)
-        # What a rank met that the others' headers cannot say, they hear of by the second exchange inside.
-        inside.bad = either(either(trip.flags.bad, between.bad), inside.bad)
+        inside.bad = between.bad  # the others of this node, who own other parameters, hear of it with the means
         flags = yield from _inside(gather(codec, packing, mean, target, inside))
         ctx.bad, ctx.apart = either(ctx.bad, flags.bad), between.apart
         return replace(result, error=None, bad=ctx.bad)
