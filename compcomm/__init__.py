@@ -69,6 +69,7 @@ from .hosts.attach import attach
 from .hosts.auto import Auto
 from .hosts.auto import AutoController as _AutoController
 from .hosts.ddp import DDPState, ddp_hook
+from .hosts.fsdp1 import FSDPState, fsdp_hook
 from .hosts.functions import all_gather, all_reduce, reduce_scatter
 from .hosts.mesh import mesh
 from .routes.all_gather import AllGather
@@ -122,6 +123,7 @@ __all__ = [
     "EControl",
     "ErrorFeedback",
     "Exact",
+    "FSDPState",
     "Geometric",
     "GlobalTopK",
     "Grid",
@@ -167,6 +169,7 @@ __all__ = [
     "attach",
     "cost",
     "ddp_hook",
+    "fsdp_hook",
     "mesh",
     "parse",
     "reduce_scatter",

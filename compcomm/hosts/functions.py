@@ -54,7 +54,7 @@ def all_reduce(
     """
     call = f"all_reduce({_told(tensor)}, {compressor!r})"
     caller = _caller(call, tensor, group)
-    reducer = _stateless(call, compressor, caller.transport.world)
+    reducer = stateless(call, compressor, caller.transport.world)
     scale = _scale(call, op, caller.transport.world)
     shape = tuple(tensor.shape) if tensor.dim() > 1 else (1, tensor.numel())
     layout = Layout.of([("tensor", shape)])
@@ -84,7 +84,7 @@ def reduce_scatter(
     caller = _caller(call, input, group)
     world, rank = caller.transport.world, caller.transport.rank
     _fit(call, output, input, world)
-    reducer, scale = _stateless(call, compressor, world, rows=True), _scale(call, op, world)
+    reducer, scale = stateless(call, compressor, world, rows=True), _scale(call, op, world)
     layout = even_rows(tuple(output.shape), world)
     with torch.no_grad():
         flat, row = caller.wide(input), caller.ctx.buffer("row", output.numel(), torch.float32)
@@ -161,7 +161,12 @@ def _averaging(caller: _Caller, reducer: Reducer, source: Source, target: Target
     return flow(reducer, source, State(store, layout), caller.ctx, target)
 
 
-def _stateless(call: str, given: object, world: int, rows: bool = False) -> Reducer:
+def stateless(call: str, given: object, world: int, rows: bool = False) -> Reducer:
+    """What is given, with its route, if it needs no memory.
+
+    Raises:
+        TypeError, ValueError: it is no reducer, or needs some.
+    """
     if not isinstance(given, Compressor | Reducer):
         raise TypeError(f"{call}: {given!r} is no compressor. Give one, such as cc.Cast(torch.bfloat16).")
     settled = settle(given, world, rows=rows)

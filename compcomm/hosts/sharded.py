@@ -17,6 +17,13 @@ def check_whole(call: str, model: nn.Module, why: str = NOT_YET) -> None:
     """
     for module in model.modules():
         kinds = {kind.__name__ for kind in type(module).__mro__}
+        if "FullyShardedDataParallel" in kinds and why == NOT_YET:
+            raise TypeError(
+                f"{call}({type(module).__name__}): FullyShardedDataParallel does not say which unit a gradient is of, "
+                f"so nothing can be remembered. Shard the model by fully_shard(...) and attach; or, for compressors "
+                f"without memory, model.register_comm_hook(cc.FSDPState(compressor, model.process_group), "
+                f"cc.fsdp_hook)."
+            )
         if kinds & {"FSDPModule", "FullyShardedDataParallel"}:
             raise TypeError(f"{call}({type(module).__name__}): its parameters are sharded by FSDP, {why}")
 

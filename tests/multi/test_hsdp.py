@@ -17,7 +17,7 @@ import compcomm as cc
 from . import models
 from .harness import Workers
 
-pytestmark = [pytest.mark.multi, pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.multi
 
 
 class Net(nn.Module):
