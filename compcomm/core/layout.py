@@ -249,8 +249,9 @@ class Layout:
         r with shard r of every parameter, which is rows ``[r h, (r + 1) h)`` of its first dimension d0, h = ceil(d0 /
         world). The last shards may have fewer, or none; what lacks is padding, so that all rows are equally long.
 
-        >>> [(s.start, s.stop, s.offset) for s in Layout.of([("weight", (3, 2))]).sharded(2).segments]
-        [(0, 4, 0), (4, 6, 4)]
+        >>> first, second = Layout.of([("weight", (3, 2))]).sharded(2).segments
+        >>> first.start, first.stop, first.offset, second.start, second.stop, second.offset
+        (0, 4, 0, 4, 6, 4)
         """
         heights = [-(-(s.shape[0] if s.shape else 1) // world) for s in self.segments]
         widths = [s.numel // (s.shape[0] if s.shape else 1) if s.numel else 0 for s in self.segments]
