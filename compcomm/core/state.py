@@ -157,6 +157,7 @@ class Store:
         self.rows = rows
         self._home: dict[str, dict[tuple[str, int], Tensor]] = {}  # slot -> (name, offset) -> view of a slab
         self._slabs: dict[tuple[str, Layout], Bucket] = {}
+        self._parts: dict[tuple[str, Layout], dict[tuple[str, int], Tensor]] = {}  # of each slab, by parameter
         self._segments: dict[tuple[str, int], Segment] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         """Of every parameter that was in a layout, here or as a piece that lies elsewhere."""
@@ -210,21 +211,22 @@ class Store:
         # Values move: a parameter that lay in another bucket's slab (DDP regroups its buckets after the first step)
         # brings what it remembers along, and slabs that nobody points into any more are let go.
         slab = Bucket(torch.empty(start, dtype=dtype, device=self.device), Layout(segments, start))
-        home = self._home.setdefault(name, {})
+        home, parts = self._home.setdefault(name, {}), dict[tuple[str, int], Tensor]()
         for segment, slot, key in zip(segments, slots, keys, strict=True):
             part, old = slab.flat[segment.start : segment.stop], home.get(key)
             if old is not None and old.numel() == part.numel():
                 part.copy_(old)
             else:
                 part.fill_(slot.fill)
-            home[key] = part
-        live = {t.untyped_storage().data_ptr() for t in home.values()}
+            home[key] = parts[key] = part
+        # One that lost a part of its parameters to another is none for its layout any more: what it has is old.
         self._slabs = {
             k: b
             for k, b in self._slabs.items()
-            if k[0] != name or not b.flat.numel() or b.flat.untyped_storage().data_ptr() in live
+            if k[0] != name or all(home.get(key) is part for key, part in self._parts[k].items())
         }
-        self._slabs[name, layout] = slab
+        self._parts = {k: p for k, p in self._parts.items() if k in self._slabs}
+        self._slabs[name, layout], self._parts[name, layout] = slab, parts
         return slab
 
     def _check_name(self, name: str, layout: Layout) -> None:
@@ -243,8 +245,9 @@ class Store:
         return self._home[slot][segment.name, segment.offset]
 
     def nbytes(self) -> int:
-        """Bytes of all slabs."""
-        return sum(b.flat.numel() * b.flat.element_size() for b in self._slabs.values())
+        """Bytes of all slabs, those too of which a part is in use."""
+        held = (t.untyped_storage() for home in self._home.values() for t in home.values())
+        return sum({storage.data_ptr(): storage.nbytes() for storage in held}.values())
 
     def entries(self) -> list[Entry]:
         """Everything that is held, by slot and parameter: in the same order on every rank."""
@@ -266,7 +269,7 @@ class Store:
         self.shapes = {names.get(n, n): shape for n, shape in self.shapes.items()}
         segments = [s._replace(name=names.get(s.name, s.name)) for s in self._segments.values()]
         self._segments = {(s.name, s.offset): s for s in segments}
-        self._slabs = {}
+        self._slabs, self._parts = {}, {}
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """This rank's tensors, ``{slot: {"name" or "name@offset": tensor}}``: exact, local, no communication."""

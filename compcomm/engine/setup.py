@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.compressor import Compressor
 from ..core.layout import Layout, joined
@@ -46,6 +46,8 @@ class Setup:
         self.parameters = list(parameters or ())
         self.unaveraged: Callable[[], Sequence[str]] = tuple
         """Names what trains and is in no bucket, where the host can tell."""
+        self.replicas: Callable[[], Sequence[tuple[str, Tensor]]] = lambda: self.parameters
+        """What each rank has all of, and all the same."""
         self._scheduler = scheduler
 
     @property
@@ -133,3 +135,7 @@ class Setup:
         """
         self.reducer.check(Layout.of((n, p.shape) for n, p in (*self.parameters, *parameters)))
         self.parameters.extend(parameters)
+
+    def expect(self, layouts: Sequence[Layout]) -> None:
+        """Buckets are cut so from now on."""
+        self._layouts = tuple(layouts)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ..core.layout import Bucket, Layout
 from ..core.reducer import Reducer
@@ -83,8 +84,9 @@ def open_rows(
         connect(group, first.device, timeout), options, trained(units), trial=partial(_trial, trial, layouts, world),
         layouts=layouts, facts=facts, rows=True,
     )  # fmt: skip
-    steps = ShardedSteps(attachment, units)
-    before = [(u, u.comm("reduce_scatter"), u.comm("all_gather")) for u in units]
+    steps = ShardedSteps(attachment, model, units)
+    before = [(u, u.sums, u.comm("reduce_scatter"), u.comm("all_gather")) for u in units]
+    transport = None
     if weights is not None:
         transport = connect(group, first.device, timeout)
         arena = attachment.steps.scheduler.arena
@@ -92,18 +94,22 @@ def open_rows(
     for u in units:
         u.set_comm("reduce_scatter", CompressedReduceScatter(u, steps, world, rank))
         if world > 1:  # alone, FSDP copies, and divides twice where it is to sum
-            u.sum_up()
+            u.sums = True
     for u, gather in zip(units, attachment.gathers, strict=False):
         u.set_comm("all_gather", gather)
 
     def on_detach() -> None:
         steps.detach()
-        for u, reduce_scatter, all_gather in before:
+        if transport is not None:
+            transport.close()
+        for u, sums, reduce_scatter, all_gather in before:
+            u.sums = sums
             u.set_comm("reduce_scatter", reduce_scatter)
             u.set_comm("all_gather", all_gather)
 
     attachment.on_detach = on_detach
     attachment.setup.unaveraged = partial(alone, model, units)
+    attachment.setup.replicas = partial(replicas, model, units)
     return attachment
 
 
@@ -118,6 +124,12 @@ def trained(units: Sequence[Unit]) -> list[tuple[str, nn.Parameter]]:
     for name, p in found:
         check_dtype(name, p.dtype)
     return found
+
+
+def replicas(model: nn.Module, units: Sequence[Unit]) -> list[tuple[str, Tensor]]:
+    """What is in no unit, and each rank has all of."""
+    held = {name for u in units for name in u.names}
+    return [(plain(n), p) for n, p in model.named_parameters() if plain(n) not in held and not isinstance(p, DTensor)]
 
 
 def alone(model: nn.Module, units: Sequence[Unit]) -> list[str]:
@@ -141,16 +153,19 @@ def check_units(call: str, units: Sequence[Unit], weights: Any) -> None:
                 f"{call}: {where} has several parameter groups, over meshes of their own (shard_placement_fn). Shard "
                 f"these modules apart."
             )
-        if u.group is None or set(dist.get_process_group_ranks(u.group)) != set(
-            dist.get_process_group_ranks(units[0].group)
-        ):
+        if u.group is None:
+            raise ValueError(f"{call}: {where} is not sharded, but replicated. Use DistributedDataParallel for that.")
+        if u.replicated:
+            raise ValueError(
+                f"{call}: {where} is sharded over a mesh of two dimensions, {u.mesh.mesh_dim_names}: fully_shard "
+                f"averages over the replicas by itself, and sends everything there. Shard over one of them, "
+                f"fully_shard(module, mesh=mesh['shard']), and average over the other: attach(..., "
+                f"between='replicate')."
+            )
+        if set(dist.get_process_group_ranks(u.group)) != set(dist.get_process_group_ranks(units[0].group)):
             raise ValueError(
                 f"{call}: {where} is sharded over other ranks than unit 0 ({units[0].names[0]}, ...). Shard all "
                 f"modules over one mesh."
-            )
-        if u.begun:
-            raise ValueError(
-                f"{call}: {where} has had a forward pass. Attach right after fully_shard(...), before the first one."
             )
         for kind in ("reduce_scatter", "all_gather"):
             comm = u.comm(kind)
@@ -165,3 +180,7 @@ def check_units(call: str, units: Sequence[Unit], weights: Any) -> None:
                     f"(set_custom_{kind}, set_symm_mem_for_comm or set_allocate_memory_from_process_group). Leave one "
                     f"of the two out."
                 )
+        if u.begun:
+            raise ValueError(
+                f"{call}: {where} has had a forward pass. Attach right after fully_shard(...), before the first one."
+            )

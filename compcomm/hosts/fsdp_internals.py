@@ -28,7 +28,7 @@ class Unit:
 
     def __init__(self, number: int, state: Any, group: Any, names: dict[int, str]) -> None:
         self.number, self._state, self._group = number, state, group
-        self.names = [names[id(p.sharded_param)] for p in group.fsdp_params]
+        self.names = [names[id(_registered(p))] for p in group.fsdp_params]
         self.modules: tuple[nn.Module, ...] = tuple(group.modules)
         self.device: torch.device = group.device
         self._layouts: dict[tuple[bool, ...], Layout] = {}
@@ -36,7 +36,7 @@ class Unit:
     @property
     def parameters(self) -> list[nn.Parameter]:
         """Its parameters, sharded, in the order of ``names``; not the same objects after the first forward pass."""
-        return [p.sharded_param for p in self._group.fsdp_params]
+        return [p.sharded_param if self.begun else _registered(p) for p in self._group.fsdp_params]
 
     @cached_property
     def group(self) -> dist.ProcessGroup | None:
@@ -69,9 +69,10 @@ class Unit:
         return self._state._is_root is not None
 
     @property
-    def inner(self) -> bool:
-        """Whether another module's forward pass is around its own, once one has been."""
-        return self._state._is_root is False
+    def outermost(self) -> tuple[nn.Module, ...]:
+        """Its root: the module whose forward pass is around all others', once one has been. It may have no parameters
+        left for a unit of its own."""
+        return tuple(self._state._state_ctx.all_states[0]._modules)
 
     @property
     def root(self) -> object:
@@ -100,9 +101,14 @@ class Unit:
     def hook(self, hook: Any) -> None:
         self._group._all_reduce_hook = hook
 
-    def sum_up(self) -> None:
-        """Lets reduce-scatters be sums, which FSDP then divides: see ``set_force_sum_reduction_for_comms``."""
-        self._group.force_sum_reduction_for_comms = True
+    @property
+    def sums(self) -> bool:
+        """Whether reduce-scatters are sums, which FSDP then divides: see ``set_force_sum_reduction_for_comms``."""
+        return self._group.force_sum_reduction_for_comms
+
+    @sums.setter
+    def sums(self, value: bool) -> None:
+        self._group.force_sum_reduction_for_comms = value
 
     def post_divisor(self, dtype: torch.dtype) -> float:
         """What FSDP divides the reduce-scatter's sum by once it is there, and once the hook has averaged it."""
@@ -113,16 +119,17 @@ class Unit:
         return 1.0 if found is None else float(found)
 
     def layout(self, world: int, everything: bool = False) -> Layout:
-        """The buffer: of the parameters that want a gradient now, or of all.
+        """The buffer of gradients: of the parameters that want one now; or of weights, ``everything``.
 
         A parameter that is sharded along dimension k > 0 lies in it as its shards one after the other, which is a
         parameter of d0 W x ... x dk / W x ... that is cut by rows.
         """
         every = self._group.fsdp_params
-        wanted = tuple([everything or p.sharded_param.requires_grad for p in every])
+        wanted = (everything, *[everything or p.sharded_param.requires_grad for p in every])
         found = self._layouts.get(wanted)
         if found is None:
-            chosen = [every[i] for i in _order(self._group) if wanted[i]]
+            order = range(len(every)) if everything else _order(self._group)
+            chosen = [every[i] for i in order if wanted[1 + i]]
             name = dict(zip(map(id, every), self.names, strict=True))
             found = Layout.of((name[id(p)], _by_rows(p, world)) for p in chosen).sharded(world)
             self._layouts[wanted] = found
@@ -189,6 +196,13 @@ def _groups(state: Any) -> list[Any]:
         return list(several)
     one = state._fsdp_param_group  # before 2.12
     return [] if one is None else [one]
+
+
+def _registered(parameter: Any) -> nn.Parameter:
+    """What its module has now: ``to_empty`` and the like put new ones there, which FSDP takes in the first forward
+    pass."""
+    info = parameter._module_info
+    return getattr(info.module, info.param_name)
 
 
 def _order(group: Any) -> Sequence[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from ..engine.attachment import Attachment
@@ -30,6 +31,15 @@ class ShardedAttachment(Attachment):
                 f"passes = {value!r}: fully_shard adds gradients up itself. Call model.set_requires_gradient_sync("
                 f"False) before all backward passes of a step but the last, and True before that."
             )
+
+    def ignoring(self, average: bool = True) -> AbstractContextManager[None]:
+        """See ``Attachment.ignoring``; a pass whose gradients shall stay this rank's own is FSDP's to make."""
+        if average is False:
+            raise ValueError(
+                "ignoring(average=False): fully_shard has room for averaged gradients alone. Call "
+                "model.set_requires_gradient_sync(False) before the pass, or ignore it with average=True."
+            )
+        return super().ignoring(average)
 
     def report(self) -> Report:
         """See ``Attachment.report``; ``weight_bytes`` is what gathers of weights sent besides."""

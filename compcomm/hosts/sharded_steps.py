@@ -15,18 +15,20 @@ simple, each of which was met:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from time import perf_counter
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..core.layout import Layout
 from ..core.source import Source, Target
-from ..core.state import StateError
 from ..engine.attachment import Attachment
 from ..engine.pace import Kind
 from .backward import once_over
 from .fsdp_internals import Unit
+from .names import check_dtype
 
 _torch: Any = torch
 
@@ -34,8 +36,10 @@ _torch: Any = torch
 class ShardedSteps:
     """The steps of one attachment, on one rank."""
 
-    def __init__(self, attachment: Attachment, units: Sequence[Unit]) -> None:
-        self.attachment, self._units = attachment, units
+    def __init__(self, attachment: Attachment, model: nn.Module, units: Sequence[Unit]) -> None:
+        self.attachment, self._model, self._units = attachment, model, units
+        self._layouts: dict[int, Layout] = {}
+        """What each unit brought last."""
         self._expected = {u.number for u in units if any(p.requires_grad for p in u.parameters)}
         self._seen: set[int] = set()
         self._task = -1
@@ -45,7 +49,9 @@ class ShardedSteps:
         """Whether FSDP seems to have finished since the last unit came."""
         attachment.steps.before_asked = self._asked
         self._handles = [
-            module.register_forward_pre_hook(self._forward, prepend=True) for u in units for module in u.modules
+            module.register_forward_pre_hook(partial(self._forward, u), prepend=True)
+            for u in units
+            for module in u.modules
         ]
 
     def average(self, unit: Unit, source: Source, target: Target) -> None:
@@ -53,13 +59,10 @@ class ShardedSteps:
         a, task = self.attachment, _torch._C._current_graph_task_id()
         if a.steps.open and self._over and unit.number in self._seen:
             self._end()
+        if self._layouts.get(unit.number) is not source.x.layout:
+            self._meet(unit, source.x.layout)
         if not a.steps.open:
             kind = a.steps.pace.take(True, False)
-            if kind is Kind.LOCAL:
-                raise StateError(
-                    "ignoring(average=False): fully_shard has room for averaged gradients alone. Call "
-                    "model.set_requires_gradient_sync(False) before the pass, or ignore it with average=True."
-                )
             self._seen.clear()
             a.begin_step(kind is Kind.STEP)
         since = perf_counter()
@@ -77,6 +80,20 @@ class ShardedSteps:
         for handle in self._handles:
             handle.remove()
         self.attachment.steps.before_asked = None
+
+    def _meet(self, unit: Unit, layout: Layout) -> None:
+        """Takes in what a unit brings for the first time, or since parameters were frozen or unfrozen."""
+        setup = self.attachment.setup
+        known = setup.elements
+        mine = zip(unit.names, unit.parameters, strict=True)
+        late = [(name, p) for name, p in mine if p.requires_grad and name not in known]
+        for name, p in late:
+            check_dtype(name, p.dtype)
+        if late:
+            setup.admit(late)
+        self._layouts[unit.number] = layout
+        world = self.attachment.steps.transport.world
+        setup.expect([now for now in (u.layout(world) for u in self._units) if now.numel])
 
     def _finished(self) -> None:
         """A backward pass, or one within it, is over."""
@@ -97,28 +114,32 @@ class ShardedSteps:
             self._end()
 
     @_torch._dynamo.disable
-    def _forward(self, module: nn.Module, inputs: object) -> None:
+    def _forward(self, unit: Unit, module: nn.Module, inputs: object) -> None:
         """Before a unit's forward pass; in a backward pass it is recomputed, and nothing has ended."""
         a = self.attachment
         if _torch._C._current_graph_task_id() != -1:
             return
         a.check()
-        if not self._rooted and any(u.begun for u in self._units):
-            self._rooted = True
-            if all(u.inner for u in self._units):
-                a.detach()
-                raise RuntimeError(
-                    "attach: the model is a part of another module that fully_shard has taken too, which would be "
-                    "averaged apart from it. Give attach the outermost one. Nothing is attached now."
-                )
-        if not a.steps.open:
-            return
-        if self._over:
-            self._end()
-            return
-        if any(u.finishing for u in self._units):
+        if not self._rooted:
+            self._find_root()
+        unfinished = a.steps.open and not self._over
+        if unit.finishing or (unfinished and any(u.finishing for u in self._units)):
             raise RuntimeError(
                 "the last backward pass raised, and fully_shard has not been told: it would reduce some units and "
                 "leave others out. Call reset_iter_state() of the root module (torch 2.13 or later) on every rank."
             )
-        a.abandon_step()
+        if unfinished:
+            a.abandon_step()
+        elif a.steps.open:
+            self._end()
+
+    def _find_root(self) -> None:
+        begun = [u for u in self._units if u.begun]
+        self._rooted = bool(begun)
+        inside = set(self._model.modules()) if begun else set[nn.Module]()
+        if any(module not in inside for u in begun for module in u.outermost):
+            self.attachment.detach()
+            raise RuntimeError(
+                "attach: the model is a part of another module that fully_shard has taken too, which would be averaged "
+                "apart from it. Give attach the outermost one. Nothing is attached now."
+            )

@@ -106,6 +106,16 @@ def test_loading_goes_where_the_slabs_are() -> None:
     assert slab.flat.tolist() == [37.0, *range(29, 37), *range(20, 29)]
 
 
+def test_a_layout_that_comes_again_brings_what_another_has_had_since() -> None:
+    store = cc.Store(_Three())
+    store.bucket("residual", _layout("acd")).flat.fill_(1.0)
+    store.bucket("residual", _layout("ad")).flat.fill_(2.0)  # c stays where it was
+    assert store.nbytes() == 4 * (37 + 28)
+    again = store.bucket("residual", _layout("acd"))
+    assert {n: set(t.flatten().tolist()) for n, t in again.views().items()} == {"a": {2.0}, "c": {1.0}, "d": {2.0}}
+    assert store.nbytes() == 4 * 37
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
