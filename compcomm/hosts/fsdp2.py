@@ -84,7 +84,7 @@ def open_rows(
         connect(group, first.device, timeout), options, trained(units), trial=partial(_trial, trial, layouts, world),
         layouts=layouts, facts=facts, rows=True,
     )  # fmt: skip
-    steps = ShardedSteps(attachment, model, units)
+    steps = ShardedSteps(attachment, model, units, lambda u: u.layout(world))
     before = [(u, u.sums, u.comm("reduce_scatter"), u.comm("all_gather")) for u in units]
     transport = None
     if weights is not None:
@@ -109,7 +109,7 @@ def open_rows(
 
     attachment.on_detach = on_detach
     attachment.setup.unaveraged = partial(alone, model, units)
-    attachment.setup.replicas = partial(replicas, model, units)
+    attachment.setup.replicas = partial(in_no_unit, model, units)
     return attachment
 
 
@@ -126,7 +126,7 @@ def trained(units: Sequence[Unit]) -> list[tuple[str, nn.Parameter]]:
     return found
 
 
-def replicas(model: nn.Module, units: Sequence[Unit]) -> list[tuple[str, Tensor]]:
+def in_no_unit(model: nn.Module, units: Sequence[Unit]) -> list[tuple[str, Tensor]]:
     """What is in no unit, and each rank has all of."""
     held = {name for u in units for name in u.names}
     return [(plain(n), p) for n, p in model.named_parameters() if plain(n) not in held and not isinstance(p, DTensor)]
@@ -134,8 +134,7 @@ def replicas(model: nn.Module, units: Sequence[Unit]) -> list[tuple[str, Tensor]
 
 def alone(model: nn.Module, units: Sequence[Unit]) -> list[str]:
     """What trains in no unit, each rank its own."""
-    held = {name for u in units for name in u.names}
-    return [plain(name) for name, p in model.named_parameters() if p.requires_grad and plain(name) not in held]
+    return [name for name, p in in_no_unit(model, units) if p.requires_grad]
 
 
 def check_units(call: str, units: Sequence[Unit], weights: Any) -> None:
@@ -157,10 +156,10 @@ def check_units(call: str, units: Sequence[Unit], weights: Any) -> None:
             raise ValueError(f"{call}: {where} is not sharded, but replicated. Use DistributedDataParallel for that.")
         if u.replicated:
             raise ValueError(
-                f"{call}: {where} is sharded over a mesh of two dimensions, {u.mesh.mesh_dim_names}: fully_shard "
-                f"averages over the replicas by itself, and sends everything there. Shard over one of them, "
-                f"fully_shard(module, mesh=mesh['shard']), and average over the other: attach(..., "
-                f"between='replicate')."
+                f"{call}: {where} is sharded over a two-dimensional mesh, where FSDP averages over replicas itself, "
+                f"and sends everything. Shard over one dimension, fully_shard(module, mesh=mesh['shard']), and give "
+                f"attach(..., between='replicate') the other; or build the mesh with cc.mesh(mesh, 'replicate', "
+                f"reducer)."
             )
         if set(dist.get_process_group_ranks(u.group)) != set(dist.get_process_group_ranks(units[0].group)):
             raise ValueError(

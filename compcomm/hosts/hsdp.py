@@ -23,7 +23,7 @@ from ..core.reducer import Reducer
 from ..core.source import Source, Target
 from ..engine.local_state import Shard
 from ..engine.options import Options
-from .fsdp2 import alone, of_another_size, trained
+from .fsdp2 import alone, in_no_unit, of_another_size, trained
 from .fsdp_internals import Unit, replicas
 from .joining import connect, connect_ranks
 from .sharded_attachment import ShardedAttachment
@@ -109,7 +109,7 @@ def open_between(
         facts={"units": [u.names for u in units], "shards": shards},
         shard=Shard(everyone, shard, shards, shapes),
     )  # fmt: skip
-    steps = ShardedSteps(attachment, units)
+    steps = ShardedSteps(attachment, model, units, lambda u: u.layout(shards).row(shards, shard))
     for u in units:
         u.hook = AllReduceHook(u, attachment, steps, shard, shards, world)
 
@@ -121,6 +121,7 @@ def open_between(
 
     attachment.on_detach = on_detach
     attachment.setup.unaveraged = partial(alone, model, units)
+    attachment.setup.replicas = partial(in_no_unit, model, units)
     return attachment
 
 
@@ -166,13 +167,6 @@ def check_between(units: Sequence[Unit], between: object, weights: object) -> No
         )
     for u in units:
         where = f"unit {u.number} ({u.names[0]}, ...)"
-        if u.replicated:
-            raise ValueError(
-                f"attach(between={between!r}): {where} is sharded over a two-dimensional mesh, where FSDP averages "
-                f"over replicas itself before any hook is asked. Shard over one dimension, fully_shard(module, "
-                f"mesh=mesh['shard']), and attach between the other; or build the mesh with cc.mesh(mesh, "
-                f"'replicate', reducer)."
-            )
         if u.hook is not None:
             ours = isinstance(u.hook, AllReduceHook)
             raise ValueError(

@@ -14,7 +14,7 @@ simple, each of which was met:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -36,8 +36,11 @@ _torch: Any = torch
 class ShardedSteps:
     """The steps of one attachment, on one rank."""
 
-    def __init__(self, attachment: Attachment, model: nn.Module, units: Sequence[Unit]) -> None:
-        self.attachment, self._model, self._units = attachment, model, units
+    def __init__(
+        self, attachment: Attachment, model: nn.Module, units: Sequence[Unit], brings: Callable[[Unit], Layout]
+    ) -> None:
+        """``brings``: the layout of what a unit brings, of the parameters that want a gradient now."""
+        self.attachment, self._model, self._units, self._brings = attachment, model, units, brings
         self._layouts: dict[int, Layout] = {}
         """What each unit brought last."""
         self._expected = {u.number for u in units if any(p.requires_grad for p in u.parameters)}
@@ -92,8 +95,7 @@ class ShardedSteps:
         if late:
             setup.admit(late)
         self._layouts[unit.number] = layout
-        world = self.attachment.steps.transport.world
-        setup.expect([now for now in (u.layout(world) for u in self._units) if now.numel])
+        setup.expect([now for now in map(self._brings, self._units) if now.segments])
 
     def _finished(self) -> None:
         """A backward pass, or one within it, is over."""
