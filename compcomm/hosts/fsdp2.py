@@ -128,13 +128,17 @@ def trained(units: Sequence[Unit]) -> list[tuple[str, nn.Parameter]]:
 
 def in_no_unit(model: nn.Module, units: Sequence[Unit]) -> list[tuple[str, Tensor]]:
     """What is in no unit, and each rank has all of."""
-    held = {name for u in units for name in u.names}
-    return [(plain(n), p) for n, p in model.named_parameters() if plain(n) not in held and not isinstance(p, DTensor)]
+    return [(name, p) for name, p in _outside(model, units) if not isinstance(p, DTensor)]
 
 
 def alone(model: nn.Module, units: Sequence[Unit]) -> list[str]:
     """What trains in no unit, each rank its own."""
-    return [name for name, p in in_no_unit(model, units) if p.requires_grad]
+    return [name for name, p in _outside(model, units) if p.requires_grad]
+
+
+def _outside(model: nn.Module, units: Sequence[Unit]) -> list[tuple[str, nn.Parameter]]:
+    held = {name for u in units for name in u.names}
+    return [(plain(name), p) for name, p in model.named_parameters() if plain(name) not in held]
 
 
 def check_units(call: str, units: Sequence[Unit], weights: Any) -> None:
