@@ -199,8 +199,7 @@ def _groups(state: Any) -> list[Any]:
 
 
 def _registered(parameter: Any) -> nn.Parameter:
-    """What its module has now: ``to_empty`` and the like put new ones there, which FSDP takes in the first forward
-    pass."""
+    """What its module has now: a user may have put another one there, which FSDP takes in the first forward pass."""
     info = parameter._module_info
     return getattr(info.module, info.param_name)
 

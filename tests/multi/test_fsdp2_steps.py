@@ -354,13 +354,16 @@ def test_a_parameter_without_a_gradient(two: Workers) -> None:
 def made_later(rank: int, world: int) -> Any:
     """Built on the meta device, before and after attach; with a parameter that FSDP ignores; compiled; clipped."""
     told, hook = list[Any](), None
-    for when in ("before", "after"):
+    for when in ("before", "after", "assigned"):
         with torch.device("meta"):
             model = sharded.shard(Net())
         if when == "after":
             hook = sharded.attach(model, "Exact()")
-        model.to_empty(device="cpu")
-        if when == "before":
+        if when == "assigned":
+            model.load_state_dict(sharded.shard(sharded.net()).state_dict(), assign=True)
+        else:
+            model.to_empty(device="cpu")
+        if when != "after":
             hook = sharded.attach(model, "Exact()")
         torch.manual_seed(1)
         for p in model.parameters():
@@ -383,4 +386,4 @@ def made_later(rank: int, world: int) -> Any:
 
 def test_models_that_are_made_or_compiled_later(two: Workers) -> None:
     for told, steps in two.run(made_later):
-        assert told == [(2, True), (2, True), True] and steps == 1
+        assert told == [(2, True)] * 3 + [True] and steps == 1
