@@ -16,14 +16,14 @@ from torch import Tensor
 from ..core.collectives import Collective
 from ..core.compressor import Compressor
 from ..core.context import Arena, Context
-from ..core.deferred import fill_nan_where, raise_deferred
+from ..core.deferred import raise_deferred
 from ..core.drive import drive
 from ..core.layout import Bucket, Layout
 from ..core.packing import pack_rows
 from ..core.random import Rng
-from ..core.source import Source, Target
+from ..core.source import Target
 from ..core.transport import Transport
-from ..routes.rounds import to_all
+from ..routes.gather import gather
 from ..transports import compat
 from .fsdp_internals import Unit
 
@@ -67,24 +67,17 @@ class CompressedAllGather:
 
     def _gather(self, output: Tensor, own: Tensor, layout: Layout) -> None:
         c, ctx = self._compressor, self._ctx
-        row = layout.row(ctx.world, ctx.rank)
         x, out = own, output
         if own.dtype != torch.float32:
-            x = ctx.buffer("row", row.numel, torch.float32).copy_(own)
+            x = ctx.buffer("row", own.numel(), torch.float32).copy_(own)
             out = ctx.buffer("all", layout.numel, torch.float32)
-        packing = pack_rows(c, layout, layout, ctx.world)
-        rng = Rng(ctx.seed, 0, 0)
-        payload = c.encode_(
-            Source(Bucket(x, row)), rng, wire=ctx.buffer("own", max(packing.splits)), packing=packing,
-            message=ctx.rank, status=ctx.buffer("status", 1 + packing.count),
-        )  # fmt: skip
-        messages, flags = drive(to_all(payload, ctx, "gathered"), self._transport, starting=self._count)
-        c.decode_(messages.view(1, -1), Target(Bucket(out, layout)), rng, packing, stride=messages.shape[1])
-        fill_nan_where(Bucket(out, layout), flags.bad)
+        packing, row = pack_rows(c, layout, layout, ctx.world), layout.row(ctx.world, ctx.rank)
+        ctx.bad, ctx.faults = False, []
+        exchange = gather(c, packing, Bucket(x, row), Target(Bucket(out, layout)), ctx)
+        drive(exchange, self._transport, starting=self._count)
         if out is not output:
             output.copy_(out)
-        faults, ctx.faults = ctx.faults, []
-        raise_deferred(faults)
+        raise_deferred(ctx.faults)
 
     def _count(self, op: Collective) -> None:
         self.sent += op.sent_bytes(self._transport.world, self._transport.rank)
