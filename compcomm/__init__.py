@@ -93,11 +93,11 @@ _former("forget", "reset_state()", Attachment.reset_state, Attachment)
 _former("contractive", "compcomm.compressors.contractive.contractive(compressor)", _contractive, Compressor)
 
 
-def _planner(*arguments: _Any) -> _Any:
+def _planner(*arguments: _Any, **options: _Any) -> _Any:
     """For ``Auto``: the planner is loaded when something is to be picked, not by ``import compcomm``."""
     from .plan.in_run import propose
 
-    return propose(*arguments)
+    return propose(*arguments, **options)
 
 
 _AutoController.planner = staticmethod(_planner)

@@ -42,6 +42,8 @@ class Step:
     """Whether it is recorded as a CUDA graph."""
     bad: bool | None = None
     """Whether memory took it back; None until that is known."""
+    waited: float = 0.0
+    """Seconds that the host waited within its backward pass."""
     waited_from: float = 0.0
     delivered: float = 0.0
     """When the host began to wait, and when it got its last bucket."""
@@ -49,7 +51,8 @@ class Step:
     @property
     def exposed(self) -> float:
         """Seconds that the host waited for its buckets with nothing else to do."""
-        return max(0.0, self.delivered - self.waited_from) if self.waited_from and self.delivered else 0.0
+        behind = max(0.0, self.delivered - self.waited_from) if self.waited_from and self.delivered else 0.0
+        return self.waited + behind
 
     def end(self) -> None:
         """Lets everybody go who waits."""

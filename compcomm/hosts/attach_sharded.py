@@ -14,9 +14,10 @@ from ..core.reducer import Reducer
 from ..engine.agreement import agree
 from ..engine.attachment import Attachment
 from ..engine.options import Options
+from ..routes.exact import Exact
 from ..transports.process_group import ProcessGroup
 from .announce import announce
-from .auto import Auto
+from .auto import Auto, AutoController
 from .fsdp2 import check_units, open_rows
 from .fsdp_internals import Unit
 from .hsdp import BetweenAttachment, between_group, check_between, open_between
@@ -30,6 +31,7 @@ def attach_sharded(
 ) -> Attachment:  # fmt: skip
     """``attach`` for a model with these units; arguments as there."""
     # Shards are averaged by sessions of their own, one for each, so all ranks meet before and after these are made.
+    auto = reducer if isinstance(reducer, Auto) else None
     meeting = None if between is None else connect(None, found[0].device, 30)
     try:
         if group is not None:
@@ -37,10 +39,11 @@ def attach_sharded(
                 f"attach(group={group!r}): a sharded model is averaged over the ranks that hold its shards: those of "
                 f"fully_shard(..., mesh=mesh). Leave it out."
             )
-        if isinstance(reducer, Auto):
-            raise ValueError(f"{reducer!r}: it has no form for sharded models yet. Give a reducer.")
+        if auto is not None and found[0].device.type != "cpu":
+            raise ValueError(f"{auto!r} on {found[0].device.type}: {auto.unmeasured}")
         check_units("attach", found, weights)
-        given = Options(reducer, **options, host=SHARDED)
+        chosen: Any = reducer if auto is None else Exact()
+        given = Options(chosen, **options, host=SHARDED)
         limit = patience(timeout)
         if between is not None:
             check_between(found, between, weights)
@@ -49,22 +52,25 @@ def attach_sharded(
             agree(meeting, {}, error, host=SHARDED)
         decline(error, found[0].group, found[0].device)
     if meeting is None:
-        attachment, lines = _rows(model, found, given, limit, weights)
+        attachment, lines = _rows(model, found, given, limit, weights, auto)
     else:
         agree(meeting, {"reducer": repr(reducer), "seed": given.seed}, None, host=SHARDED)
         attachment, lines = _between(model, found, given, limit, between, meeting)
+    if auto is not None:
+        lines = [auto.announce(attachment.steps.transport.world)]
+        attachment.observers.insert(0, AutoController(auto, attachment, lambda: None, waits=True))
     for line in lines if dist.get_rank() == 0 else ():
         print(line, file=sys.stderr, flush=True)
     return attachment
 
 
-def _rows(model: nn.Module, found: Sequence[Unit], given: Options, limit: Any, weights: Any) -> Any:
+def _rows(model: nn.Module, found: Sequence[Unit], given: Options, limit: Any, weights: Any, auto: Auto | None) -> Any:
     lines: list[str] = []
 
     def trial(settled: Reducer, everything: Layout) -> None:
         lines.append(announce(settled, everything, dist.get_world_size(found[0].group), rows=True))
 
-    return open_rows(model, found, given, limit, weights, trial), lines
+    return open_rows(model, found, given, limit, weights, trial, auto), lines
 
 
 def _between(

@@ -72,6 +72,12 @@ class Auto(Described):
         if not number or not 0.0 <= self.margin < 1.0:
             raise ValueError(f"Auto(margin={self.margin!r}): a share of a step, in [0, 1).")
 
+    @property
+    def unmeasured(self) -> str:
+        """Why it is of no use on an accelerator."""
+        asked = "python -m compcomm plan"
+        return f"it times kernels on the CPU alone, so far. Ask {asked}, and give the reducer that it names."
+
     def announce(self, world: int) -> str:
         """What it will do, in one line."""
         text = f"compcomm: {self!r} on {world} rank{'s' * (world != 1)}"
@@ -101,13 +107,17 @@ Planner = Callable[..., Proposal]
 class AutoController(Observer):
     """An ``Auto`` at work for one session: hears of every step until its pick has stood the test.
 
-    ``make_bypass``: DDP's own reduction, for when nothing is to be compressed; ``bypass`` is it, where that is so.
+    ``make_bypass``: DDP's own reduction, for when nothing is to be compressed; ``bypass`` is it, where that is so
+    (None: the session averages exactly). ``waits``: the host waits for every mean before its backward pass goes on.
     """
 
     planner: Planner | None = None
     """The package puts one here: the planner is above the hosts, and loaded when something is to be picked."""
 
-    def __init__(self, auto: Auto, session: Session, make_bypass: Callable[[], Bypass]) -> None:
+    def __init__(
+        self, auto: Auto, session: Session, make_bypass: Callable[[], Bypass | None], waits: bool = False
+    ) -> None:
+        self._waits = waits
         self.auto, self._session, self._make_bypass = auto, session, make_bypass
         self.bypass: Bypass | None = None
         self.decided = False
@@ -147,7 +157,10 @@ class AutoController(Observer):
         before = transport.seconds
         step, exposed = self._measured()
         methods = None if self.auto.methods is None else [m for m in self.auto.methods if self._fits(m)]
-        found = planner(transport, layouts, max(0.0, step - exposed), methods, self._dtype(), step)
+        found = planner(
+            transport, layouts, max(0.0, step - exposed), methods, self._dtype(), step,
+            rows=self._session.setup.rows, waits=self._waits,
+        )  # fmt: skip
         said = torch.tensor([float(found.pick(self.auto.margin))], dtype=torch.float64)
         _run(transport, Broadcast(said))
         picked = int(said)
@@ -187,7 +200,7 @@ class AutoController(Observer):
     def _fits(self, method: Any) -> bool:
         setup = self._session.setup
         try:
-            settled = settle(method, self._transport.world)
+            settled = settle(method, self._transport.world, rows=setup.rows)
             if settled.traits.named and not setup.named:
                 return False
             settled.check(setup.layout)

@@ -157,10 +157,7 @@ class DDPState:
             ValueError: ``Auto`` on an accelerator, whose kernels it cannot time yet.
         """
         if self.auto is not None and device.type != "cpu":
-            raise ValueError(
-                f"{self.auto!r} on {device.type}: it times kernels on the CPU alone, so far. Ask "
-                f"python -m compcomm plan, and give the reducer that it names."
-            )
+            raise ValueError(f"{self.auto!r} on {device.type}: {self.auto.unmeasured}")
         facts = {"auto": repr(self.auto), "between": str(self.between and type(self.between).__name__)}
         attachment = self._attachment(device, trial, facts)
         attachment.enabled, attachment.setup.unaveraged = self._enabled, self._alone

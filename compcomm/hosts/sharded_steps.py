@@ -76,7 +76,8 @@ class ShardedSteps:
             self._task = task
             once_over(self._finished)
         future.wait()
-        a.steps.exposed += perf_counter() - since
+        if a.steps.current is not None:
+            a.steps.current.waited += perf_counter() - since
 
     def detach(self) -> None:
         """Lets go of the model's modules."""

@@ -65,6 +65,8 @@ def propose(
     methods: Sequence[Reducer | Compressor] | None = None,
     dtype: torch.dtype = torch.float32,
     measured: float = float("inf"),
+    rows: bool = False,
+    waits: bool = False,
 ) -> Proposal:
     """Measures the link and, on all ranks at the same time, the kernels; then predicts every method's step.
 
@@ -76,14 +78,26 @@ def propose(
         compute: seconds of forward and backward pass, equal on all ranks.
         dtype: of the gradients.
         measured: seconds of a step that averages exactly, equal on all ranks.
-        methods: to be compared with DDP as it is; None: those that plans compare.
+        methods: to be compared with the host as it is; None: those that plans compare.
+        rows, waits: see ``predict``. Methods that have no form for rows are left out.
     """
     world, link = transport.world, measure(transport)
     chosen = (PLAIN, *map(method, methods)) if methods is not None else default()
+    chosen = tuple(m for m in chosen if not rows or _has_rows(m, world))
     found: list[tuple[Method, Prediction]] = []
     for m in chosen:
-        resolved = m.resolved(world)
-        kernels = calibrate(resolved, layouts, world, transport, link)
-        prediction = predict(resolved, layouts, world, link, kernels, compute, dtype=dtype)
+        resolved = m.resolved(world, rows)
+        kernels = calibrate(resolved, layouts, world, transport, link, rows)
+        prediction = predict(
+            resolved, layouts, world, link, kernels, compute, dtype=dtype, rows=rows, waits=waits
+        )  # fmt: skip
         found.append((m, replace(prediction, method=m.text)))
     return Proposal(tuple(m for m, _ in found), tuple(p for _, p in found), measured)
+
+
+def _has_rows(method: Method, world: int) -> bool:
+    try:
+        method.resolved(world, rows=True)
+    except ValueError:
+        return False
+    return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from time import perf_counter
 
 import torch
@@ -17,6 +18,7 @@ from ..core.context import Arena, Context
 from ..core.drive import lockstep
 from ..core.layout import Bucket, Layout
 from ..core.reducer import Flow, Reducer, flow
+from ..core.source import Target
 from ..core.state import State, Store
 from ..core.transport import Pending, Transport
 from ..engine.sample import sample_layout
@@ -68,9 +70,9 @@ class Kernels:
     growth: tuple[float, ...] = ()
     stretch: float = 1.0
 
-    def seconds(self, reducer: Reducer | None, layout: Layout, world: int) -> tuple[float, ...]:
+    def seconds(self, reducer: Reducer | None, layout: Layout, world: int, rows: bool = False) -> tuple[float, ...]:
         """Of every stage of a bucket. Zeros where nothing was measured."""
-        planned = collectives(reducer, layout, world)
+        planned = collectives(reducer, layout, world, rows=rows)
         count = len(planned) + 1
         if self.measured is None:
             return (0.0,) * count
@@ -94,6 +96,7 @@ def calibrate(
     world: int,
     transport: Transport | None = None,
     link: Link | None = None,
+    rows: bool = False,
 ) -> Kernels:
     """Runs a settled reducer on a sample of the model's parameters and times its stages.
 
@@ -106,17 +109,31 @@ def calibrate(
 
     Else on up to 4 simulated ranks in this process. Where what a stage reads grows with W, ``grown`` adds how.
 
-    None, DDP without a hook, has no kernels.
+    None, the host's own exchange, has no kernels. ``rows``: buckets are made of one row per rank, which it wants alone.
     """
     if reducer is None or world == 1:
         return Kernels()
-    whole = Layout.of((s.name, s.shape) for layout in layouts for s in layout.segments if s.whole)
+    whole = _matrices(layouts, rows)
     if transport is not None:
-        return _real(reducer, whole, transport, link)
+        return _real(reducer, whole, transport, link, rows)
+    if rows:
+        raise ValueError(f"calibrate({reducer!r}, rows=True): rows are measured over a transport. Give one.")
     few = min(world, FEW)
     small = sample_layout(reducer, whole, few, SAMPLE)
     (seconds,) = _rounds([_bench(reducer, small, few)])
     return grown(Kernels(_stages(reducer, small, few, seconds)), reducer, layouts)
+
+
+def _matrices(layouts: Sequence[Layout], rows: bool = False) -> Layout:
+    """The parameters of buckets, a piece of whole rows as one of its own; ``rows``: whole, as pieces are all there."""
+    found: dict[tuple[str, int], tuple[str, tuple[int, ...]]] = {}
+    for s in (s for layout in layouts for s in layout.segments if s.numel):
+        width = prod(s.shape[1:])
+        if rows or s.whole:
+            found[s.name, 0] = s.name, s.shape
+        elif not s.numel % width:
+            found[s.name, s.offset] = f"{s.name}@{s.offset}", (s.numel // width, *s.shape[1:])
+    return Layout.of(found.values())
 
 
 def grown(kernels: Kernels, reducer: Reducer | None, layouts: Sequence[Layout]) -> Kernels:
@@ -124,8 +141,7 @@ def grown(kernels: Kernels, reducer: Reducer | None, layouts: Sequence[Layout]) 
     turns, but never less than a copy of those bytes takes."""
     if kernels.measured is None or kernels.growth or reducer is None:
         return kernels
-    whole = Layout.of((s.name, s.shape) for layout in layouts for s in layout.segments if s.whole)
-    small = sample_layout(reducer, whole, MANY, SAMPLE // 4)
+    small = sample_layout(reducer, _matrices(layouts), MANY, SAMPLE // 4)
     received = [[p.nbytes for p in collectives(reducer, small, world)] for world in (FEW, MANY)]
     more = [b - a if b >= 1.2 * a else 0 for a, b in zip(*received, strict=True)]
     if not any(more):
@@ -152,11 +168,12 @@ def _copying() -> float:
     return best / source.nbytes
 
 
-def _real(reducer: Reducer, whole: Layout, transport: Transport, link: Link | None) -> Kernels:
+def _real(reducer: Reducer, whole: Layout, transport: Transport, link: Link | None, rows: bool) -> Kernels:
     """Both buckets together are as large as the sample of one process."""
     world = transport.world
-    layout = sample_layout(reducer, whole, world, SAMPLE // 2)
-    pair = [_Rank(reducer, layout, transport.rank, world, bucket=b) for b in range(2)]
+    layout = sample_layout(reducer, whole, world, SAMPLE // 2, rows=rows)
+    layout = layout.sharded(world) if rows else layout
+    pair = [_Rank(reducer, layout, transport.rank, world, bucket=b, rows=rows) for b in range(2)]
     _side_by_side(pair, transport)  # memory is touched
     once = torch.tensor([_side_by_side(pair, transport)[-1]], dtype=torch.float64)
     transport.start(AllReduceMax(once)).wait()
@@ -164,10 +181,10 @@ def _real(reducer: Reducer, whole: Layout, transport: Transport, link: Link | No
     found = torch.tensor([_side_by_side(pair, transport) for _ in range(rounds)], dtype=torch.float64)
     transport.start(AllReduceMax(found.view(-1))).wait()
     *seconds, took = found.median(0).values.tolist()
-    stages = _stages(reducer, layout, world, seconds)
+    stages = _stages(reducer, layout, world, seconds, rows)
     if link is None:
         return Kernels(stages)
-    wires = [cost.seconds(p, world, link) for p in collectives(reducer, layout, world)]
+    wires = [cost.seconds(p, world, link) for p in collectives(reducer, layout, world, rows=rows)]
     return Kernels(stages, stretch=stretch(seconds, wires, took))
 
 
@@ -210,17 +227,20 @@ def _commit(flows: Sequence[Flow]) -> None:
             raise RuntimeError("a flow yielded after its Commit")
 
 
-def _stages(reducer: Reducer, layout: Layout, world: int, seconds: Sequence[float]) -> Stages:
-    received = (0, *(p.nbytes for p in collectives(reducer, layout, world)))
+def _stages(reducer: Reducer, layout: Layout, world: int, seconds: Sequence[float], rows: bool = False) -> Stages:
+    received = (0, *(p.nbytes for p in collectives(reducer, layout, world, rows=rows)))
     return Stages(world, sum(s.numel for s in layout.segments), tuple(seconds), received)
 
 
 class _Rank:
     """One rank's memory and gradients."""
 
-    def __init__(self, reducer: Reducer, layout: Layout, rank: int, world: int, bucket: int = 0) -> None:
+    def __init__(
+        self, reducer: Reducer, layout: Layout, rank: int, world: int, bucket: int = 0, rows: bool = False
+    ) -> None:
         self.reducer, self.layout, self.rank, self.world, self.bucket = reducer, layout, rank, world, bucket
-        self.store, self.arena, self.step = Store(reducer, rank, world), Arena(), _FAR
+        self.store, self.arena, self.step = Store(reducer, rank, world, rows=rows), Arena(), _FAR
+        self.wanted = layout.equal_rows(world)[rank] if rows else layout
         self.store.declare(layout)
         generator = torch.Generator().manual_seed(2 * rank + bucket)
         self.gradients = [torch.randn(layout.numel, dtype=torch.float32, generator=generator) for _ in range(2)]
@@ -232,7 +252,8 @@ class _Rank:
         ctx = Context(
             self.rank, self.world, self.step, self.bucket, arena=self.arena, watch=self.reducer.traits.stateful
         )  # fmt: skip
-        return flow(self.reducer, Bucket(self.flat, self.layout), State(self.store, self.layout), ctx)
+        target = Target(Bucket(self.flat, self.wanted), row=self.store.rows)
+        return flow(self.reducer, Bucket(self.flat, self.layout), State(self.store, self.layout), ctx, target)
 
 
 @torch.no_grad()

@@ -17,9 +17,9 @@ class Method(NamedTuple):
     reducer: Reducer | Compressor | None
     short: str
 
-    def resolved(self, world: int) -> Reducer | None:
-        """With its routes chosen for ``world`` ranks."""
-        return None if self.reducer is None else settle(self.reducer, world)
+    def resolved(self, world: int, rows: bool = False) -> Reducer | None:
+        """With its routes chosen for ``world`` ranks; ``rows``: of which each wants its own row of the mean alone."""
+        return None if self.reducer is None else settle(self.reducer, world, rows=rows)
 
 
 PLAIN = Method("DDP", None, "DDP without a hook")

@@ -15,6 +15,7 @@ import torch
 
 from ..core.layout import Layout
 from ..core.reducer import Reducer
+from ..transports.dry_run import dense_bytes
 from .cost import seconds, traffic
 from .kernels import Kernels
 from .link import Link
@@ -62,6 +63,8 @@ def predict(
     forward: float = FORWARD,
     arrivals: Sequence[float] | None = None,
     dtype: torch.dtype = torch.float32,
+    rows: bool = False,
+    waits: bool = False,
 ) -> Prediction:
     """The step of a settled reducer (None: DDP without a hook) on buckets in the order of the backward pass.
 
@@ -71,22 +74,29 @@ def predict(
         arrivals: when each bucket is full, in seconds after the backward pass began; None: evenly, the last one at
             its end.
         dtype: of the gradients. Kernels count as they were measured, in fp32.
+        rows: buckets are made of one row per rank, which it wants alone.
+        waits: the host waits for every mean before its backward pass goes on, as ``fully_shard`` does on the CPU.
     """
     buckets = tuple(layouts)
     backward = compute * (1 - forward)
     when = arrivals or [backward * (b + 1) / len(buckets) for b in range(len(buckets))]
-    planned = traffic(reducer, buckets, world, dtype)
-    stages = [[kernels.stretch * t for t in kernels.seconds(reducer, layout, world)] for layout in buckets]
+    planned = traffic(reducer, buckets, world, dtype, rows)
+    stages = [[kernels.stretch * t for t in kernels.seconds(reducer, layout, world, rows)] for layout in buckets]
     wires = [[kernels.stretch * seconds(p, world, link) for p in bucket] for bucket in planned]
     native = reducer is None or reducer.traits.in_dtype > 1 << 30
-    done = max(backward, pipeline(when, stages, wires, native, threaded=reducer is not None)[-1] if world > 1 else 0.0)
-    dense = 2 * (4 * sum(s.numel for layout in buckets for s in layout.segments) * (world - 1) // world)
+    if waits and world > 1:
+        done = backward + sum(map(sum, stages)) + sum(map(sum, wires))
+    else:
+        done = max(
+            backward, pipeline(when, stages, wires, native, threaded=reducer is not None)[-1] if world > 1 else 0.0
+        )
+    numel = sum(layout.numel if rows else sum(s.numel for s in layout.segments) for layout in buckets)
     return Prediction(
-        method="DDP" if reducer is None else repr(reducer),
+        method=("fully_shard" if rows else "DDP") if reducer is None else repr(reducer),
         seconds=compute * forward + done,
         exposed=done - backward,
         kernels=sum(map(sum, stages)),
         wire=sum(map(sum, wires)),
         sent=sum(p.sent for bucket in planned for p in bucket),
-        dense=dense,
+        dense=dense_bytes(numel, world, rows),
     )

@@ -247,3 +247,20 @@ def spoiled(rank: int, world: int) -> Any:
 
 def test_weights_that_are_no_numbers_are_none_anywhere(two: Workers) -> None:
     assert two.run(spoiled) == [(True, [True])] * 2
+
+
+def picks(rank: int, world: int) -> Any:
+    model = sharded.shard(sharded.net())
+    hook = sharded.attach(model, cc.Auto(methods=("Cast(bfloat16)", "PowerSGD(2)"), steps=2))
+    sharded.train(model, rank, range(8))
+    (controller,) = (o for o in hook.observers if hasattr(o, "auto"))
+    return controller.decided, controller.line, repr(hook.reducer), sharded.grads(model), sharded.whole(model)
+
+
+def test_auto_picks_among_what_has_rows(two: Workers) -> None:
+    first, second = two.run(picks)
+    assert first[0] and second[0] and first[1] == second[1] and first[2] == second[2]
+    assert "the best of 1," in first[1] or "Auto picks Cast(bfloat16)" in first[1] or "Auto goes back" in first[1], (
+        first[1]
+    )
+    assert all(torch.equal(t, second[4][n]) for n, t in first[4].items())
