@@ -1,4 +1,4 @@
-"""Trains one fresh model with one reducer and writes down what it cost."""
+"""Trains one fresh model with one reducer under one host, and writes down what it cost."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 from ranks import Ranks
+from sharding import attach, lay_out, payload, wrap
 from tasks import Batch, Task
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 
-from compcomm.hosts.attach import attach
 from compcomm.report.metrics import timing
 
 POINTS = 20  # validations, spread evenly over the budget
@@ -47,18 +46,20 @@ Progress = Callable[[float, float, float], None]
 
 
 def train(
-    task: Task, reducer: Any, budget: Budget, ranks: Ranks, progress: Progress, *, seed: int = 0
+    task: Task, reducer: Any, budget: Budget, ranks: Ranks, progress: Progress, *, seed: int = 0, host: str = "ddp"
 ) -> dict[str, Any]:
-    """One row: ``reducer`` averages the gradients of a fresh model; None is DDP's own all-reduce.
+    """One row: ``reducer`` averages the gradients of a fresh model; None is the host's own collectives.
 
     The curve holds (seconds, bytes sent per rank, steps, validation loss); seconds and bytes are those of training
     alone. How many steps come before the next validation is decided by rank 0 while the clock stands still, so no
     message in training time says when to stop.
     """
     module = task.model(seed)
-    model = DistributedDataParallel(module)
+    numel = sum(p.numel() for p in module.parameters())
+    mesh = lay_out(host, ranks.world // ranks.local)
+    model = wrap(module, host, mesh, reducer is None)
     optimizer, schedule = task.optimizer(module)
-    attachment = None if reducer is None else attach(model, reducer, seed=seed, optimizer=optimizer)
+    attachment = None if reducer is None else attach(model, host, mesh, reducer, seed=seed, optimizer=optimizer)
     held_out = task.validation(ranks.rank, ranks.world)
     clock = Clock()
     curve = [[0.0, 0.0, 0, validate(module, held_out, ranks)]]
@@ -89,6 +90,7 @@ def train(
     kernel, wire = (None, None) if report is None else ranks.mean(report.kernel_seconds, report.wire_seconds)
     return {
         "reducer": "None" if reducer is None else repr(reducer),
+        "host": host,
         "world_size": ranks.world,
         "steps": steps,
         "seconds": clock.seconds,
@@ -97,7 +99,9 @@ def train(
         "kernel_seconds": kernel,
         "wire_seconds": wire,
         "bytes_per_step": curve[-1][1] / steps,
-        "payload_bytes_per_step": payload(report, module, ranks),
+        "payload_bytes_per_step": payload(host, mesh, numel, ranks.world)
+        if report is None
+        else round(report.bytes_sent),
         "loss": curve[-1][-1],
         "curve": curve,
     }
@@ -141,11 +145,3 @@ def validate(module: nn.Module, batches: list[Batch], ranks: Ranks) -> float:
     """The mean loss on the held-out data of all ranks."""
     count = sum(b.y.numel() for b in batches)
     return ranks.mean(sum(float(loss_of(module(b.x), b.y)) * b.y.numel() for b in batches) / count)[0]
-
-
-def payload(report: Any, module: nn.Module, ranks: Ranks) -> int:
-    """Bytes per step that a rank hands to the collectives, link headers apart."""
-    if report is None:
-        numel = sum(p.numel() for p in module.parameters())
-        return 2 * (4 * numel * (ranks.world - 1) // ranks.world)
-    return round(report.bytes_sent)

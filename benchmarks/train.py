@@ -3,11 +3,12 @@
     launch/netlab --hosts 2 --rate 100mbit --rank0-raw -- python benchmarks/train.py --task charlm --seconds 40 \
         --reducer "Exact()" --reducer "ErrorFeedback(QSGD(bits=4, rounding='nearest'))" --json train.json
     torchrun --nproc-per-node 2 benchmarks/train.py --task digits --steps 200 --reducer "Exact()" None
+    torchrun --nproc-per-node 2 benchmarks/train.py --host fsdp2 --steps 200 --reducer None "Rotated(LloydMax(4))"
 
 All reducers get the same seed, model, batches and learning rates; the first one sets the target, the loss that it ends
-with. Each row says what bounds its steps: compute, kernels or the wire (`bounds.py`). `None` is DDP without a hook. On
-loopback `--link 100mbit` adds what a cost model says of such a link: the measured step, and the payload at that rate
-after it.
+with. Each row says what bounds its steps: compute, kernels or the wire (`bounds.py`). `None` is DDP without a hook, or
+another `--host` (`sharding.py`) without a reducer. On loopback `--link 100mbit` adds what a cost model says of such a
+link: the measured step, and the payload at that rate after it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from bounds import bound, compute_seconds, why
 from common import write
 from loop import Budget, train
 from ranks import Ranks, counted_per, lab, link, ranks
+from sharding import HOSTS, lay_out
 from tasks import load
 
 import compcomm as cc
@@ -34,6 +36,7 @@ Row = dict[str, Any]
 def main() -> None:
     options = arguments()
     with ranks() as here:
+        check(options, here)
         reducers = [None if text in ("None", "ddp") else cc.parse(text) for text in options.reducer]
         task, budget = load(options.task), Budget(options.seconds, options.steps)
         rows: list[Row] = []
@@ -43,7 +46,7 @@ def main() -> None:
         with Bar(here, len(reducers)) as bar:
             for reducer in reducers:
                 bar.next("None" if reducer is None else repr(reducer))
-                rows.append(train(task, reducer, budget, here, bar.show, seed=options.seed))
+                rows.append(train(task, reducer, budget, here, bar.show, seed=options.seed, host=options.host))
                 bar.done(rows[-1])
         for row in rows:
             row["compute_seconds"] = compute
@@ -54,6 +57,19 @@ def main() -> None:
             predict(rows, options.link, options.seconds)
         if here.first:
             report(rows, options, task.data)
+
+
+def check(options: argparse.Namespace, here: Ranks) -> None:
+    """What only DDP can do, and what the host needs, before anything trains.
+
+    Raises:
+        ValueError: the host cannot do what is asked.
+    """
+    if options.host != "ddp" and "ddp" in options.reducer:
+        raise ValueError(f"--reducer ddp --host {options.host}: DDP is a host. Write None for no reducer.")
+    if options.host != "ddp" and options.link:
+        raise ValueError(f"--link {options.link} --host {options.host}: the cost model knows DDP alone. Leave it out.")
+    lay_out(options.host, here.world // here.local)
 
 
 def compare(rows: Sequence[Row]) -> None:
@@ -111,6 +127,8 @@ def report(rows: list[Row], options: argparse.Namespace, data: str) -> None:
     """The table, and the files that were asked for."""
     wire = "collectives in flight" if lab() is None else "the bytes at the link's rate"
     title = f"{options.task}: validation loss of {rows[0]['world_size']} workers, {link()}"
+    if options.host != "ddp":
+        title += f", {options.host}"
     note = (
         f"bytes/step: what the network card counts, {counted_per()}. s to target: the training time from which the "
         f"loss stays at or below {rows[0]['target']:.4f}, with which {rows[0]['reducer']} ends; a dip before does not "
@@ -178,6 +196,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--reducer", nargs="+", action="extend", required=True, help="as in Python, one or more; None: no hook"
     )
+    parser.add_argument("--host", default="ddp", choices=HOSTS, help="what averages gradients (default: ddp)")
     parser.add_argument("--seconds", type=float, help="training time of each reducer")
     parser.add_argument("--steps", type=int, help="instead: training steps of each reducer")
     parser.add_argument("--seed", type=int, default=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from . import Batch
@@ -41,7 +42,8 @@ class Digits:
         )
 
     def optimizer(self, model: nn.Module) -> tuple[torch.optim.Optimizer, LRScheduler]:
-        optimizer = torch.optim.SGD(model.parameters(), RATE, MOMENTUM, fused=True)
+        whole = not any(isinstance(p, DTensor) for p in model.parameters())  # torch's fused step takes nothing sharded
+        optimizer = torch.optim.SGD(model.parameters(), RATE, MOMENTUM, fused=whole)
         return optimizer, LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP))
 
     def batch(self, seed: int, step: int, rank: int) -> Batch:

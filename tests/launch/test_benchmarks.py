@@ -78,6 +78,20 @@ def test_the_main_job_in_small(programs: Programs, tmp_path: Path) -> None:
 
 
 @pytest.mark.multi
+def test_train_with_a_sharded_model(programs: Programs, tmp_path: Path) -> None:
+    """`--host fsdp2` learns as DDP does; hosts of two levels say what they need."""
+    script, file = BENCHMARKS / "train.py", tmp_path / "f.json"
+    programs.ranks(
+        2, script, "--task=digits", "--steps=20", "--host=fsdp2", f"--json={file}", "--reducer", "None", "Exact()"
+    )
+    plain, exact = rows(file, "train")
+    assert plain["host"] == exact["host"] == "fsdp2" and plain["reducer"] == "None"
+    assert exact["loss"] == pytest.approx(plain["loss"], abs=1e-4) and exact["loss"] < plain["curve"][0][3]
+    with pytest.raises(AssertionError, match="needs several nodes of several ranks each"):
+        programs.ranks(2, script, "--task=digits", "--steps=1", "--host=hsdp", "--reducer", "None")
+
+
+@pytest.mark.multi
 def test_exchange_measures_reducers_and_peers(programs: Programs, tmp_path: Path) -> None:
     """`Exact()` has no error but rounding; top-k has a cold and a warm row; PyTorch's hooks stand beside them."""
     model = tmp_path / "model.py"
