@@ -57,6 +57,11 @@ done
 exchange 2 1gbit
 exchange 2 100mbit --repeats 5
 exchange 4 1gbit --repeats 9
+measure sharded-links $python launch/netlab --hosts 2 --ranks-per-host 2 --rate 100mbit --rank0-raw -- \
+    $python benchmarks/sharded.py links
+for name in loopback losses; do
+    measure sharded-$name $python -m torch.distributed.run --standalone --nproc-per-node 4 benchmarks/sharded.py $name
+done
 for name in gains rivals phases allocation; do
     more=()
     [ $name != gains ] || more=(--plot "$results/adaptive-gains.png")

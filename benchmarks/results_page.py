@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import convergence_results
+import sharded_results
 from adapting import planned
 from adapting import results as adapting
 from cells import size, table, times
@@ -35,6 +36,7 @@ def page() -> str:
         "Convergence": [convergence_results.section(RESULTS)],
         "Steps that are thrown away": [thrown_away()],
         "Optimizers": [optimizers()],
+        "Sharded training and two levels": [sharded_results.section(RESULTS)],
         "The planner": [planned.section(RESULTS)],
         "Compression that chooses itself": [adaptive()],
         "Merging memory": [memory()],

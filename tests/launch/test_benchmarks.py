@@ -78,6 +78,30 @@ def test_the_main_job_in_small(programs: Programs, tmp_path: Path) -> None:
 
 
 @pytest.mark.multi
+def test_sharded_models_and_two_levels(programs: Programs, tmp_path: Path) -> None:
+    """Every host takes its steps, with bytes counted; FSDP2's losses are told beside its own without a reducer."""
+    sharded = BENCHMARKS / "sharded.py"
+    programs.ranks(4, sharded, "loopback", "--steps=1", "--width=16", "--blocks=1", f"--json={tmp_path / 's.json'}")
+    found = rows(tmp_path / "s.json", "sharded-loopback")
+    assert [(r["host"], r["reducer"]) for r in found] == [
+        ("fsdp2", "None"), ("fsdp2", "Exact()"), ("hsdp", "None"), ("hsdp", "Exact()"), ("ddp", "None"),
+        ("ddp", "Exact()"), ("hierarchical", "Exact()"),
+    ]  # fmt: skip
+    for row in found:
+        assert row["world_size"] == 4 and row["seconds"] > 0 and row["state_bytes_per_parameter"] == 0
+        assert row["bytes_per_step"] > 4 * row["parameters"] and row["speedup"] > 0
+    assert len(json.loads((tmp_path / "s.json").read_text())["targets"]) == 4
+    programs.ranks(4, sharded, "losses", "--lengths", "2", "4", "--seeds=1", f"--json={tmp_path / 'l.json'}")
+    first, *others = rows(tmp_path / "l.json", "sharded-losses")
+    assert first["reducer"] == "None" and first["gap"] == {"2": 0, "4": 0} and first["losses"]["4"][0] < 2.4
+    for row in others:
+        assert row["gap"]["4"] == row["losses"]["4"][0] - first["losses"]["4"][0]
+        assert abs(row["gap"]["4"]) < 0.1
+    assert [r["weights"] is None for r in others] == [True, True, False, True]
+    assert others[0]["state_bytes_per_parameter"] > 1 > others[1]["state_bytes_per_parameter"]
+
+
+@pytest.mark.multi
 def test_train_with_a_sharded_model(programs: Programs, tmp_path: Path) -> None:
     """`--host fsdp2` learns as DDP does; hosts of two levels say what they need."""
     script, file = BENCHMARKS / "train.py", tmp_path / "f.json"
