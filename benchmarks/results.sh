@@ -59,9 +59,9 @@ exchange 2 100mbit --repeats 5
 exchange 4 1gbit --repeats 9
 measure sharded-links $python launch/netlab --hosts 2 --ranks-per-host 2 --rate 100mbit --rank0-raw -- \
     $python benchmarks/sharded.py links
-for name in loopback losses; do
-    measure sharded-$name $python -m torch.distributed.run --standalone --nproc-per-node 4 benchmarks/sharded.py $name
-done
+sharded=($python -m torch.distributed.run --standalone --nproc-per-node 4 benchmarks/sharded.py)
+measure sharded-loopback "${sharded[@]}" loopback --steps 30
+measure sharded-losses "${sharded[@]}" losses
 for name in gains rivals phases allocation; do
     more=()
     [ $name != gains ] || more=(--plot "$results/adaptive-gains.png")

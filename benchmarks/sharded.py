@@ -2,7 +2,7 @@
 
     launch/netlab --hosts 2 --ranks-per-host 2 --rate 100mbit --rank0-raw -- \
         python benchmarks/sharded.py links --json sharded-links.json
-    torchrun --standalone --nproc-per-node 4 benchmarks/sharded.py loopback --json sharded-loopback.json
+    torchrun --standalone --nproc-per-node 4 benchmarks/sharded.py loopback --steps 30 --json sharded-loopback.json
     torchrun --standalone --nproc-per-node 4 benchmarks/sharded.py losses --json sharded-losses.json
 
 `links` and `loopback` time whole training steps of a small model under FSDP2, HSDP and DDP, each without a reducer and

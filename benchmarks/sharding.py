@@ -51,9 +51,9 @@ def wrap(module: nn.Module, host: str, mesh: DeviceMesh | None, plain: bool) -> 
     inside = mesh if plain or host == "fsdp2" else mesh["shard"]
     blocks = getattr(module, "blocks", None)
     layers = [layer for layer in module.children() if any(True for _ in layer.parameters())]
-    for block in layers[:-1] if blocks is None else blocks.children():
+    for block in layers[1:-1] if blocks is None else blocks.children():
         fully_shard(block, mesh=inside)
-    fully_shard(module, mesh=inside)  # takes what is left
+    fully_shard(module, mesh=inside)  # takes the first and the last layer
     return module
 
 
