@@ -78,10 +78,15 @@ def _reason(less: Row, more: Row) -> str:
     own, other = less["steps_to_target"], more["steps_to_target"]
     needed = f"did not reach that loss in {less['steps']}" if own is None else f"needed {own:.0f} to that loss"
     return (
-        f"{short(less['reducer'])} sent {factor:.2g} times less than {short(more['reducer'])} and came no sooner: its "
+        f"{_name(less)} sent {factor:.2g} times less than {_name(more)} and came no sooner: its "
         f"steps took {_ms(less['seconds_per_step'])} where the other's took {_ms(more['seconds_per_step'])}, bound by "
         f"{less['bound']} ({measured}, in part side by side), and it {needed} where the other needed {other:.0f}."
     )
+
+
+def _name(row: Row) -> str:
+    plain = row["reducer"] == "None" and row.get("host", "ddp") not in ("ddp", "hierarchical")
+    return f"{row['host']} without a reducer" if plain else short(row["reducer"])
 
 
 def _ms(seconds: float) -> str:
