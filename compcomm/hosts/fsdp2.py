@@ -89,7 +89,7 @@ def open_rows(
     before = [(u, u.sums, u.comm("reduce_scatter"), u.comm("all_gather")) for u in units]
     transport = None
     if weights is not None:
-        transport = connect(group, first.device, timeout)
+        transport = connect(group, first.device, timeout, ring=True)
         arena = attachment.steps.scheduler.arena
         attachment.gathers = [CompressedAllGather(u, weights, transport, arena, options.seed) for u in units]
     for u in units:

@@ -38,13 +38,18 @@ def patience(timeout: timedelta | float | None, call: str = "attach") -> timedel
 
 
 def connect(
-    group: dist.ProcessGroup | None, device: torch.device, timeout: timedelta | float | None = None
+    group: dist.ProcessGroup | None,
+    device: torch.device,
+    timeout: timedelta | float | None = None,
+    *,
+    ring: bool = False,
 ) -> ProcessGroup:
     """A transport for one session over the ranks of ``group`` (None: all). Collective.
 
-    ``timeout``: seconds (or timedelta) that one collective may take; None: torch's default, 30 minutes.
+    ``timeout``: seconds (or timedelta) that one collective may take; None: torch's default, 30 minutes. ``ring``: see
+    ``ProcessGroup.over``.
     """
-    return ProcessGroup.over(group, device, patience(timeout, "connect"))
+    return ProcessGroup.over(group, device, patience(timeout, "connect"), ring=ring)
 
 
 def connect_ranks(ranks: Sequence[int], device: torch.device, timeout: timedelta | None) -> ProcessGroup:

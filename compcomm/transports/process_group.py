@@ -85,15 +85,18 @@ class ProcessGroup:
         timeout: timedelta | None = None,
         *,
         staged: bool | None = None,
+        ring: bool = False,
     ) -> ProcessGroup:
         """A transport of its own over the ranks of ``group`` (None: all), beside whatever else uses that group: what
         a host gives to a session. Collective: every one of these ranks calls it.
 
-        ``timeout``: of one collective; None: torch's default.
+        ``timeout``: of one collective; None: torch's default. ``ring``: what is gathered on Gloo goes around a ring,
+        and not as messages to every rank. Where several ranks share a host, and ranks are numbered host by host, its
+        link then carries a rank's part once, and not once for each rank beyond.
         """
         device = torch.device(device)
         alone = dist.get_world_size(group) == 1
-        made = cls(None if alone else compat.new_group(group, timeout, device), device, staged=staged)
+        made = cls(None if alone else compat.new_group(group, timeout, device), device, staged=staged, ring=ring)
         made._default = dist.group.WORLD
         made._given = None if group is made._default else group
         return made
@@ -104,6 +107,7 @@ class ProcessGroup:
         device: torch.device | str = "cpu",
         *,
         staged: bool | None = None,
+        ring: bool = False,
     ) -> None:
         self.group = group
         self.rank = 0 if group is None else dist.get_rank(group)
@@ -123,7 +127,8 @@ class ProcessGroup:
         self.staged = self._staging is not None
         if gloo and self.world > 2:
             self._wire = Worker(self, "compcomm-wire")
-        self._run = _ALONE if group is None else {**_WHOLE, **_MESSAGES} if gloo else _WHOLE
+        messages: _Run = {AllToAll: _all_to_all} if ring and self.world > 2 else _MESSAGES
+        self._run = _ALONE if group is None else {**_WHOLE, **messages} if gloo else _WHOLE
 
     def start(self, op: Collective) -> Pending:
         """Starts a collective and returns at once.
