@@ -225,9 +225,16 @@ class Layout:
         Raises:
             ValueError: as ``equal_rows``.
         """
-        size = self.numel // world
-        segments = self.equal_rows(world)[rank].segments
-        return Layout((s._replace(start=s.start - rank * size, stop=s.stop - rank * size) for s in segments), size)
+        found = self._own.get((world, rank))
+        if found is None:
+            size, segments = self.numel // world, self.equal_rows(world)[rank].segments
+            moved = (s._replace(start=s.start - rank * size, stop=s.stop - rank * size) for s in segments)
+            found = self._own[world, rank] = Layout(moved, size)
+        return found
+
+    @cached_property
+    def _own(self) -> dict[tuple[int, int], Layout]:
+        return {}
 
     @cached_property
     def _rows(self) -> dict[int, tuple[Layout, ...]]:

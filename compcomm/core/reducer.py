@@ -216,6 +216,9 @@ def flow(
         result = yield from reducer.reduce(source, target, state, ctx)
     else:
         result = yield from ctx.within.reduce(reducer, source, target, state, ctx)
+    if not reducer.traits.stateful:  # nothing to be undone, so the gradient's memory is not held until the step ends
+        result = replace(result, error=None)
+    del given, wanted, source, target
     if (yield Commit()):
         result.on_rollback()
     else:

@@ -7,7 +7,7 @@ from time import perf_counter
 
 from ..core.collectives import AllToAll, Collective, Commit
 from ..core.context import Context
-from ..core.layout import Layout
+from ..core.layout import Bucket, Layout
 from ..core.reducer import Reduced, Reducer, flow
 from ..core.source import Source, Target
 from ..core.state import State, Store
@@ -41,19 +41,26 @@ class RunningFlow:
         sequences: Sequences,
         deliver: Callable[[RunningFlow], None],
     ) -> None:
-        self.bucket, self.out, self.ctx, self._deliver = source.x, target.out, ctx, deliver
-        self._target = target
+        self.layout, self._dtype, self.ctx, self._deliver = source.x.layout, source.x.flat.dtype, ctx, deliver
+        self._target: Target | None = target
+        self._outer = target.out.layout
         self.error: Exception | None = None
         self.result = Reduced()
         self.done = False
         self.seconds = 0.0
         self.sent = 0
         self._reducer, self._transport, self._sequences = reducer, transport, sequences
-        self._state = State(store, self.bucket.layout)
+        self._state = State(store, self.layout)
         self._flow = flow(reducer, source, self._state, ctx, target)
         self._pending: Pending | None = None
         self._taken: list[Collective] = []
         self._failed: Iterator[Collective] = iter(())
+
+    @property
+    def out(self) -> Bucket:
+        """Where the mean is, until it is delivered."""
+        assert self._target is not None
+        return self._target.out
 
     @property
     def ready(self) -> bool:
@@ -75,7 +82,9 @@ class RunningFlow:
             self.done = True
             if self.error is None:
                 self._remember()
-            self._deliver(self)
+            deliver, self._deliver = self._deliver, _delivered
+            deliver(self)
+            self._target = None  # what the host gave is its own again: a sharded one frees it at once
         else:
             self.sent += op.counted_bytes(self._transport.world, self._transport.rank)
             self._pending = self._transport.start(op)
@@ -85,7 +94,7 @@ class RunningFlow:
         self.error = error
         self._flow.close()
         try:
-            due = rehearse(self._reducer, self._state, self.ctx, self.bucket.flat.dtype, self._target)
+            due = rehearse(self._reducer, self._state, self.ctx, self._dtype, self._target)
         except Exception:  # what broke the flow breaks its rehearsal too: do as in the last step that went well
             known = self._sequences.get(self._sequence)
             if known is None:
@@ -106,7 +115,7 @@ class RunningFlow:
 
     @property
     def _sequence(self) -> tuple[Reducer, Layout, Layout]:
-        return self._reducer, self.bucket.layout, self.out.layout
+        return self._reducer, self.layout, self._outer
 
     def _remember(self) -> None:
         """Keeps what this flow did in outline, where it is not known already; the tensors themselves are let go."""
@@ -130,6 +139,10 @@ class RunningFlow:
             return next(self._failed, Commit())
         finally:
             self.seconds += perf_counter() - since
+
+
+def _delivered(flow: RunningFlow) -> None:
+    raise RuntimeError("a mean is delivered once")
 
 
 def _key(op: Collective) -> object:

@@ -289,7 +289,7 @@ def relative_errors(flows: Sequence[RunningFlow], store: Store) -> dict[str, flo
     fed_back = (e for e in store.entries() if e.slot.pending and e.slot.merge is Merge.MEAN)  # of a rank's own coding
     unsent = {(e.segment.name, e.segment.offset): e for e in fed_back}
     for flow in flows:
-        layout, sent = flow.bucket.layout, flow.result.sent
+        layout, sent = flow.layout, flow.result.sent
         found.update((s.name, None) for s in layout.segments)
         held = [(s, unsent[s.name, s.offset]) for s in layout.segments if (s.name, s.offset) in unsent]
         held = [(s, e) for s, e in held if e.segment.numel == s.numel]  # PowerSGD's is that of whole parameters

@@ -72,9 +72,10 @@ class Steps:
         device = self.transport.device
         made: Any = torch.futures.Future  # its constructor's types are those of its value
         future: Any = made(devices=[device] if device.type == "cuda" else None)
-        step.flats.append(target.out.flat)
-        if source.x.flat is not target.out.flat:
-            step.flats.append(source.x.flat)
+        if not now:  # else the mean is there before anybody could give the step up
+            step.flats.append(target.out.flat)
+            if source.x.flat is not target.out.flat:
+                step.flats.append(source.x.flat)
         job = Job(step, source, target, step.buckets, last, future, scheduler.mark(), now)
         step.buckets += 1
         self.open = not last

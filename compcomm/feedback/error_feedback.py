@@ -117,6 +117,7 @@ class ErrorFeedback(FeedbackScheme):
         result = yield from self.inner.reduce(Source(held, x, self.decay, source.decay), target, state, ctx)
         if not plain:
             self._store(residual, held, ctx, self.average)
+        layout = x.layout
 
         def on_rollback() -> None:
             result.on_rollback()
@@ -127,7 +128,7 @@ class ErrorFeedback(FeedbackScheme):
             if self._codec is None:
                 result.sent.add_(residual, self.average)
                 return
-            again = self._read(residual, x.layout, ctx)
+            again = self._read(residual, layout, ctx)
             result.sent.add_(again, self.average)
             self._store(residual, again, ctx, 1.0)
 

@@ -28,10 +28,10 @@ class Unit:
 
     def __init__(self, number: int, state: Any, group: Any, names: dict[int, str]) -> None:
         self.number, self._state, self._group = number, state, group
-        self.names = [names[id(_registered(p))] for p in group.fsdp_params]
+        self.names = [_name(p, names) for p in group.fsdp_params]
         self.modules: tuple[nn.Module, ...] = tuple(group.modules)
         self.device: torch.device = group.device
-        self._layouts: dict[tuple[bool, ...], Layout] = {}
+        self._layouts: dict[tuple[bool, ...] | str, Layout] = {}
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -125,14 +125,16 @@ class Unit:
         parameter of d0 W x ... x dk / W x ... that is cut by rows.
         """
         every = self._group.fsdp_params
-        wanted = (everything, *[everything or p.sharded_param.requires_grad for p in every])
-        found = self._layouts.get(wanted)
+        # All that is asked of each parameter in every pass: which want a gradient may change between two.
+        wanted = () if everything else tuple([p.sharded_param.requires_grad for p in every])
+        key = "everything" if everything else wanted
+        found = self._layouts.get(key)
         if found is None:
             order = range(len(every)) if everything else _order(self._group)
-            chosen = [every[i] for i in order if wanted[1 + i]]
+            chosen = [every[i] for i in order if everything or wanted[i]]
             name = dict(zip(map(id, every), self.names, strict=True))
             found = Layout.of((name[id(p)], _by_rows(p, world)) for p in chosen).sharded(world)
-            self._layouts[wanted] = found
+            self._layouts[key] = found
         return found
 
 
@@ -202,6 +204,17 @@ def _registered(parameter: Any) -> nn.Parameter:
     """What its module has now: a user may have put another one there, which FSDP takes in the first forward pass."""
     info = parameter._module_info
     return getattr(info.module, info.param_name)
+
+
+def _name(parameter: Any, names: dict[int, str]) -> str:
+    found = names.get(id(_registered(parameter)))
+    if found is None:
+        info = parameter._module_info
+        raise ValueError(
+            f"attach: the unit of {type(info.module).__name__} has a parameter, {info.param_name!r}, that the model's "
+            f"named_parameters() lack. Give attach the outermost module, with all that fully_shard([...]) took."
+        )
+    return found
 
 
 def _order(group: Any) -> Sequence[int]:

@@ -50,6 +50,8 @@ class ShardedSteps:
         """Whether it is known that no unit is inside a module that was left out."""
         self._over = False
         """Whether FSDP seems to have finished since the last unit came."""
+        self._nested = False
+        """Whether the pass that brought the last unit has ended, as one within another that may still go on."""
         attachment.steps.before_asked = self._asked
         self._handles = [
             module.register_forward_pre_hook(partial(self._forward, u), prepend=True)
@@ -60,7 +62,7 @@ class ShardedSteps:
     def average(self, unit: Unit, source: Source, target: Target) -> None:
         """Averages one unit's gradients; the mean is in ``target`` when it returns, on a GPU on its current stream."""
         a, task = self.attachment, _torch._C._current_graph_task_id()
-        if a.steps.open and self._over and unit.number in self._seen:
+        if a.steps.open and unit.number in self._seen and self._complete:
             self._end()
         if self._layouts.get(unit.number) is not source.x.layout:
             self._meet(unit, source.x.layout)
@@ -71,7 +73,7 @@ class ShardedSteps:
         since = perf_counter()
         future = a.submit(source, target, now=True)
         self._seen.add(unit.number)
-        self._over = False
+        self._over = self._nested = False
         if task != self._task:
             self._task = task
             once_over(self._finished)
@@ -101,7 +103,10 @@ class ShardedSteps:
     def _finished(self) -> None:
         """A backward pass, or one within it, is over."""
         self._task = -1
-        if not self.attachment.steps.open or any(u.finishing for u in self._units):
+        if not self.attachment.steps.open:
+            return
+        if any(u.finishing for u in self._units):
+            self._nested = True
             return
         self._over = True
         if self._seen >= self._expected or len({id(u.root) for u in self._units}) == 1:
@@ -111,9 +116,16 @@ class ShardedSteps:
         self._expected, self._over = set(self._seen), False
         self.attachment.end_step()
 
+    @property
+    def _complete(self) -> bool:
+        """Whether all that was due has come, and FSDP has finished. Where activation checkpointing brought all units in
+        passes of their own, nobody calls back at the end of the outer one; a pass that raised has left some out."""
+        all_came = self._nested and self._seen >= self._expected and not any(u.finishing for u in self._units)
+        return self._over or all_came
+
     def _asked(self) -> None:
         """State is asked for."""
-        if self.attachment.steps.open and self._over:
+        if self.attachment.steps.open and self._complete:
             self._end()
 
     @_torch._dynamo.disable
@@ -125,7 +137,7 @@ class ShardedSteps:
         a.check()
         if not self._rooted:
             self._find_root()
-        unfinished = a.steps.open and not self._over
+        unfinished = a.steps.open and not self._complete
         if unit.finishing or (unfinished and any(u.finishing for u in self._units)):
             raise RuntimeError(
                 "the last backward pass raised, and fully_shard has not been told: it would reduce some units and "
