@@ -106,7 +106,8 @@ def written(words: Tensor, patience: float = 60.0) -> None:
 class Job:
     """A bucket to average: its mean goes into ``target``, then ``future`` gets that tensor. ``source`` may be where
     that is, and is written over. ``last``: no bucket of the step follows; ``now``: whatever follows, this one's mean
-    comes first. ``since``: where the host's stream was when it came (``Scheduler.mark``)."""
+    comes first. ``error``: why there is nothing to average. ``since``: where the host's stream was when it came
+    (``Scheduler.mark``)."""
 
     step: Step
     source: Source
@@ -116,6 +117,7 @@ class Job:
     future: Any
     since: Any = None
     now: bool = False
+    error: Exception | None = None
 
     def fail(self) -> None:
         """Nothing but NaN comes of it."""

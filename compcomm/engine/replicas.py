@@ -28,7 +28,13 @@ class Comparison(Observer):
     def after_step(self, flows: Sequence[RunningFlow], exposed: float) -> None:
         number, setup = self._steps.scheduler.number, self._setup
         if number % setup.options.check_every == 0:
-            check(self._steps.transport, setup.replicas(), number, alone=setup.unaveraged(), host=setup.options.host)
+            check(
+                self._steps.scheduler.everyone,
+                setup.replicas(),
+                number,
+                alone=setup.unaveraged(),
+                host=setup.options.host,
+            )
 
 
 class DivergenceError(RuntimeError):

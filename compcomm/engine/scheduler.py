@@ -71,9 +71,12 @@ class Scheduler:
         finished: Callable[[list[RunningFlow], bool], None],
         before: Before | None = None,
         within: Nested | None = None,
+        everyone: Transport | None = None,
     ) -> None:
-        """``before`` keeps what memory held when a step began, for ``take_back``. ``within``: where ranks are nodes."""
+        """``before`` keeps what memory held when a step began, for ``take_back``. ``within``: where ranks are nodes.
+        ``everyone``: between all ranks of one training, where ``transport`` is between some of them."""
         self.before, self.within = before, within
+        self.everyone = everyone or transport
         self.latest: Step | None = None
         """The step that was last begun."""
         self.transport, self.store, self.arena, self.seed, self._finished = transport, store, arena, seed, finished
@@ -208,6 +211,8 @@ class Scheduler:
                 older.append(f)
         if failed:
             flow.fail(self._cause())
+        elif job.error is not None:
+            flow.fail(job.error)
         self._flows.append(flow)
         flow.advance()
         for f in older:
@@ -260,7 +265,8 @@ class Scheduler:
 
     def _apart(self, step: Step) -> bool:
         """Whether ranks may know different things of whether a step is bad, and somebody must know the same."""
-        return step.watch and any(f.ctx.apart for f in self._flows)
+        shards = self.everyone is not self.transport and self.within is None  # other ranks average other shards
+        return step.watch and (shards or any(f.ctx.apart for f in self._flows))
 
     @property
     def ends_alone(self) -> bool:
@@ -280,7 +286,7 @@ class Scheduler:
             flag.fill_(mine)
         op = AllReduceMax(flag)
         self._count(op)
-        self.transport.start(op).wait()
+        self.everyone.start(op).wait()
         ctx.bad = either(ctx.bad, is_true(flag != 0))
 
     def _captured(self) -> bool:

@@ -150,7 +150,9 @@ class Session:
                 method(flows, bad)
 
         before = Before(options.discardable)
-        scheduler = Scheduler(transport, store, Arena(device), options.seed, after, before, within)
+        scheduler = Scheduler(
+            transport, store, Arena(device), options.seed, after, before, within, shard.transport if shard else None
+        )  # fmt: skip
         # On CUDA nothing waits within a step, so a thread would cost a hand-over for each bucket and gain nothing; but
         # Gloo waits for the device before it sends.
         in_thread = device.type != "cuda" or transport.staged
@@ -175,7 +177,13 @@ class Session:
         self.steps.begin(reducer if self._enabled and counted else Exact(), options.unscale(), counted)
 
     def submit(
-        self, source: Source | Bucket, target: Target | Bucket | None = None, *, last: bool = False, now: bool = False
+        self,
+        source: Source | Bucket,
+        target: Target | Bucket | None = None,
+        *,
+        last: bool = False,
+        now: bool = False,
+        error: Exception | None = None,
     ) -> Any:
         """Takes a bucket of the running step, and returns at once: a future whose value is the target's tensor, holding
         the mean, or NaN in every element where something failed (``end_step`` says what).
@@ -183,7 +191,9 @@ class Session:
         ``source``'s tensor is written over, and belongs to the session until the mean is there. ``target``: where the
         mean goes, or this rank's row of it where the session is one of rows; None: into ``source``. Both may be of any
         floating type. ``last``: no bucket of this step follows; it then ends while the host goes on, ``end_step`` only
-        waits. ``now``: this mean comes before any later bucket begins, for a host that waits for it.
+        waits. ``now``: this mean comes before any later bucket begins, for a host that waits for it. ``error``: why
+        there is nothing to average: what is sent says so, the step ends with this error here, and with PeerError at
+        the others.
 
         Raises:
             StateError: no step has begun, or its last bucket has come.
@@ -209,7 +219,7 @@ class Session:
         if key not in self._accepted:
             accept(x, out, t, self.setup.elements if self.setup.named else None, rows)
             self._accepted.add(key)
-        return self.steps.submit(source, target, last, now)
+        return self.steps.submit(source, target, last, now, error)
 
     def end_step(self) -> Step | None:
         """Says that no bucket follows, and waits until the means are there. Returns the step; None: it had no bucket,

@@ -59,7 +59,7 @@ class Steps:
         self.current, self.open = Step(reducer, unscale, reducer.traits.stateful, counted), True
         self.pace.last = Kind.STEP if counted else Kind.EXACT
 
-    def submit(self, source: Source, target: Target, last: bool, now: bool) -> Any:
+    def submit(self, source: Source, target: Target, last: bool, now: bool, error: Exception | None) -> Any:
         """See ``Session.submit``."""
         step = self.current
         if step is None or not self.open:
@@ -76,7 +76,7 @@ class Steps:
             step.flats.append(target.out.flat)
             if source.x.flat is not target.out.flat:
                 step.flats.append(source.x.flat)
-        job = Job(step, source, target, step.buckets, last, future, scheduler.mark(), now)
+        job = Job(step, source, target, step.buckets, last, future, scheduler.mark(), now, error)
         step.buckets += 1
         self.open = not last
         self._do(partial(scheduler.handle, job))

@@ -32,7 +32,7 @@ def attach_sharded(
     """``attach`` for a model with these units; arguments as there."""
     # Shards are averaged by sessions of their own, one for each, so all ranks meet before and after these are made.
     auto = reducer if isinstance(reducer, Auto) else None
-    meeting = None if between is None else connect(None, found[0].device, 30)
+    meeting = None if between is None else connect(None, found[0].device, _longest(timeout))
     try:
         if group is not None:
             raise ValueError(
@@ -59,9 +59,19 @@ def attach_sharded(
     if auto is not None:
         lines = [auto.announce(attachment.steps.transport.world)]
         attachment.observers.insert(0, AutoController(auto, attachment, lambda: None, waits=True))
-    for line in lines if dist.get_rank() == 0 else ():
+    if meeting is not None:
+        meeting.close()
+    for line in lines if (meeting.rank if meeting is not None else dist.get_rank(found[0].group)) == 0 else ():
         print(line, file=sys.stderr, flush=True)
     return attachment
+
+
+def _longest(timeout: Any) -> Any:
+    """How long ranks wait for each other to attach; what is no time is told of when they have met."""
+    try:
+        return patience(timeout)
+    except (TypeError, ValueError):
+        return 30
 
 
 def _rows(model: nn.Module, found: Sequence[Unit], given: Options, limit: Any, weights: Any, auto: Auto | None) -> Any:

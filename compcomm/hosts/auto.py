@@ -136,6 +136,10 @@ class AutoController(Observer):
     def _transport(self) -> Transport:
         return self._session.steps.transport
 
+    @property
+    def _everyone(self) -> Transport:
+        return self._session.steps.scheduler.everyone
+
     def after_step(self, flows: Sequence[RunningFlow], exposed: float) -> None:
         """Takes a step's end in; after the last that is measured, picks. On every rank after the same step."""
         if not self.measuring:
@@ -162,7 +166,7 @@ class AutoController(Observer):
             rows=self._session.setup.rows, waits=self._waits,
         )  # fmt: skip
         said = torch.tensor([float(found.pick(self.auto.margin))], dtype=torch.float64)
-        _run(transport, Broadcast(said))
+        _run(self._everyone, Broadcast(said))  # where nodes have several ranks, all of them decide as one
         picked = int(said)
         self.decide(found.methods[picked].reducer, found.why(picked))
         if picked:
@@ -186,7 +190,7 @@ class AutoController(Observer):
         """Seconds of a step, and those in which it waited, on the slowest rank; medians."""
         whole = median(b - a for a, b in pairwise(self._ends[SKIPPED_STEPS:]))
         found = torch.tensor([whole, median(self._exposed[SKIPPED_STEPS + 1 :])], dtype=torch.float64)
-        _run(self._transport, AllReduceMax(found))
+        _run(self._everyone, AllReduceMax(found))
         step, exposed = found.tolist()
         return step, exposed
 
@@ -258,7 +262,7 @@ class AutoController(Observer):
 
     def _say(self, line: str) -> None:
         self.line = line
-        if self._transport.rank == 0:
+        if self._everyone.rank == 0:
             print(f"compcomm: {line}", file=sys.stderr, flush=True)
 
 

@@ -50,9 +50,11 @@ class CompressedReduceScatter:
                 f"Leave set_force_sum_reduction_for_comms(True), which attach has called, as it is."
             )
         layout = self._unit.layout(self._world)
-        if layout.numel != input_tensor.numel():
-            raise RuntimeError(of_another_size(self._unit, layout, input_tensor.numel()))
         row = layout.row(self._world, self._rank)
+        if layout.numel != input_tensor.numel():
+            wrong = of_another_size(self._unit, layout, input_tensor.numel())
+            self._steps.fail(self._unit, layout, row, output_tensor, wrong)
+            return
         self._steps.average(
             self._unit,
             Source(Bucket(input_tensor, layout)),

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..core.layout import Bucket, Layout, joined
 from ..core.reducer import Reducer
 from ..core.source import Source, Target
+from ..engine.jobs import Step
 from ..engine.local_state import Shard
 from ..engine.options import Options
 from .fsdp2 import alone, in_no_unit, of_another_size, trained
@@ -50,6 +51,26 @@ class BetweenAttachment(ShardedAttachment):
             raise TypeError(f"hold = {value!r}: give True or False, the same on every rank.")
         self._hold = value
 
+    hooks: Sequence[AllReduceHook] = ()
+
+    def end_step(self) -> Step | None:
+        """See ``Session.end_step``.
+
+        Raises:
+            RuntimeError: also where gradients of held passes were not taken up, since their unit was in no later pass.
+        """
+        step = super().end_step()
+        left = [h for h in self.hooks if h.held]
+        for h in left:
+            h.held = False
+        if left:
+            raise RuntimeError(
+                f"hold: {left[0].told} had gradients in a held pass and none in the pass that averages, so they are "
+                f"this node's own still. Zero them on every rank (optimizer.zero_grad()), and let every unit be in the "
+                f"last pass."
+            )
+        return step
+
 
 class AllReduceHook:
     """The hook of one unit. Its mean is FSDP's own: of all nodes where FSDP averages inside, a sum where a user divides
@@ -60,33 +81,38 @@ class AllReduceHook:
     ) -> None:
         self._unit, self._attachment, self._steps, self._world = unit, attachment, steps, world
         self._shard, self._shards = shard, shards
-        self._held = False
+        self.held = False
+        """Whether its gradients of earlier passes are this node's own."""
+        self.told = f"unit {unit.number} ({unit.names[0]}, ...)"
 
     def __call__(self, shard: Tensor) -> None:
         """Averages ``shard`` over the nodes, in place."""
         layout = self._unit.layout(self._shards).row(self._shards, self._shard)
         if layout.numel != shard.numel():
-            raise RuntimeError(of_another_size(self._unit, layout, shard.numel()))
+            self._steps.fail(self._unit, layout, layout, shard, of_another_size(self._unit, layout, shard.numel()))
+            return
         if self._attachment.hold:
             self._attachment.check()
-            self._held = True
+            self.held = True
             return
         bucket = Bucket(shard, layout)
-        if self._held:
+        if self.held:
             self._take_up(bucket)
         scale = 1.0 if self._unit.divisor is None else float(self._world)
         self._steps.average(self._unit, Source(bucket), Target(bucket, scale))
 
     def _take_up(self, bucket: Bucket) -> None:
         """Adds what earlier passes left in ``.grad``, which FSDP will add the mean to, and clears it there."""
-        self._held = False
+        self.held = False
         factor = self._unit.post_divisor(bucket.flat.dtype)
         held = {name: p for name, p in zip(self._unit.names, self._unit.parameters, strict=True)}
         for s in bucket.layout.segments:
             gradient: Any = held[s.name].grad
             if gradient is not None:
                 local = gradient.to_local().reshape(-1)
-                bucket.flat[s.start : s.stop].add_(local.to(bucket.flat.dtype), alpha=factor)
+                if local.is_cuda:  # FSDP made it on another stream, and it is let go of below
+                    local.record_stream(torch.cuda.current_stream(local.device))
+                bucket.flat[s.start : s.stop].add_(local.to(bucket.flat), alpha=factor)
         for p in held.values():
             p.grad = None
 
@@ -101,7 +127,7 @@ def open_between(
     shard, shards = dist.get_rank(inside), dist.get_world_size(inside)
     world = dist.get_world_size(outside)
     layouts = [u.layout(shards).row(shards, shard) for u in units]
-    shapes = {s.name: s.shape for u in units for s in u.layout(shards).segments}
+    shapes = {s.name: s.shape for u in units for s in u.layout(shards, everything=True).segments}
     everyone = connect_ranks(_everyone(inside, outside), first.device, timeout)
     attachment = BetweenAttachment(
         connect(outside, first.device, timeout), options, trained(units),
@@ -110,8 +136,9 @@ def open_between(
         shard=Shard(everyone, shard, shards, shapes),
     )  # fmt: skip
     steps = ShardedSteps(attachment, model, units, lambda u: u.layout(shards).row(shards, shard))
-    for u in units:
-        u.hook = AllReduceHook(u, attachment, steps, shard, shards, world)
+    attachment.hooks = [AllReduceHook(u, attachment, steps, shard, shards, world) for u in units]
+    for u, hook in zip(units, attachment.hooks, strict=True):
+        u.hook = hook
 
     def on_detach() -> None:
         steps.detach()

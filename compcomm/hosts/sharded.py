@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-NOT_YET = "which is not supported yet. Use DistributedDataParallel, or train without compcomm."
+NOT_YET = "and here whole ones are needed. Shard the model by fully_shard(...) and call cc.attach, or use DDP."
 """What ``attach`` adds."""
 
 

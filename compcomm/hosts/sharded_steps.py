@@ -20,9 +20,9 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..core.layout import Layout
+from ..core.layout import Bucket, Layout
 from ..core.source import Source, Target
 from ..engine.attachment import Attachment
 from ..engine.pace import Kind
@@ -59,8 +59,16 @@ class ShardedSteps:
             for module in u.modules
         ]
 
-    def average(self, unit: Unit, source: Source, target: Target) -> None:
-        """Averages one unit's gradients; the mean is in ``target`` when it returns, on a GPU on its current stream."""
+    def fail(self, unit: Unit, layout: Layout, wanted: Layout, out: Tensor, why: str) -> None:
+        """Says to the other ranks that this one cannot average a unit as it should, of ``layout``. Its backward pass
+        goes on with NaN in ``out``, as they wait for its other units, and raises at its end as theirs do."""
+        given, row = (torch.zeros(each.numel, dtype=out.dtype, device=out.device) for each in (layout, wanted))
+        self.average(unit, Source(Bucket(given, layout)), Target(Bucket(row, wanted)), RuntimeError(why))
+        out.fill_(float("nan"))
+
+    def average(self, unit: Unit, source: Source, target: Target, error: Exception | None = None) -> None:
+        """Averages one unit's gradients; the mean is in ``target`` when it returns, on a GPU on its current stream.
+        ``error``: why there is nothing to average."""
         a, task = self.attachment, _torch._C._current_graph_task_id()
         if a.steps.open and unit.number in self._seen and self._complete:
             self._end()
@@ -71,7 +79,7 @@ class ShardedSteps:
             self._seen.clear()
             a.begin_step(kind is Kind.STEP)
         since = perf_counter()
-        future = a.submit(source, target, now=True)
+        future = a.submit(source, target, now=True, error=error)
         self._seen.add(unit.number)
         self._over = self._nested = False
         if task != self._task:

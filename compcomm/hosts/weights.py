@@ -71,13 +71,14 @@ class CompressedAllGather:
         if own.dtype != torch.float32:
             x = ctx.buffer("row", own.numel(), torch.float32).copy_(own)
             out = ctx.buffer("all", layout.numel, torch.float32)
+        faults, ctx.faults = ctx.faults, []
+        raise_deferred(faults)  # of the gather before: a device has long said it, and this one need not be waited for
         packing, row = pack_rows(c, layout, layout, ctx.world), layout.row(ctx.world, ctx.rank)
-        ctx.bad, ctx.faults = False, []
+        ctx.bad = False
         exchange = gather(c, packing, Bucket(x, row), Target(Bucket(out, layout)), ctx)
         drive(exchange, self._transport, starting=self._count)
         if out is not output:
             output.copy_(out)
-        raise_deferred(ctx.faults)
 
     def _count(self, op: Collective) -> None:
         self.sent += op.sent_bytes(self._transport.world, self._transport.rank)

@@ -45,7 +45,6 @@ def refusing(rank: int, world: int) -> Any:
     sharded.shard(model)
     refused("PowerSGD", "PowerSGD(2)")
     refused("SharedScale", "ErrorFeedback(SharedScale(QSGD(bits=4,rounding='nearest')))")
-    refused("Auto", cc.Auto())
     refused("group", group=dist.group.WORLD)
     refused("timeout", timeout=-1)
     refused("no reducer", 5)
@@ -86,7 +85,6 @@ REFUSED = {
     "unsharded": ("TypeError", "or one that fully_shard(model) has taken"),
     "PowerSGD": ("ValueError", "PowerSGD"),
     "SharedScale": ("ValueError", "SharedScale"),
-    "Auto": ("ValueError", "no form for sharded models yet"),
     "group": ("ValueError", "Leave it out"),
     "timeout": ("ValueError", "not a positive time"),
     "no reducer": ("TypeError", "5"),

@@ -332,23 +332,29 @@ class Part(Net):
 
 
 def unused(rank: int, world: int) -> Any:
+    """Without a gradient on all ranks, and on one."""
     model = sharded.shard(alike(Part))
-    hook = sharded.attach(model, EF4)
+    sharded.attach(model, EF4)
     told = models.caught(sharded.loss_of(model, rank, 0).backward)
-    sharded.grads(model)
-    model.reset_iter_state()
-    model.set_reduce_scatter_unused_params(True)
-    steps = hook.step
-    sharded.loss_of(model, rank, 1).backward()
-    found = sharded.grads(model)
-    return told, hook.step - steps, bool(found["few.weight"].any()), bool(found["head.weight"].any())
+    again = models.caught(lambda: model(sharded.given(rank, 0)[0]))
+    one = sharded.shard(alike(Part if rank == 1 else Net))
+    sharded.attach(one, EF4)
+    differs = models.caught(sharded.loss_of(one, rank, 0).backward)
+    other = sharded.shard(alike(Part))
+    hook = sharded.attach(other, EF4)
+    other.set_reduce_scatter_unused_params(True)
+    sharded.loss_of(other, rank, 1).backward()
+    found = sharded.grads(other)
+    return told, again, differs, hook.step, bool(found["few.weight"].any()), bool(found["head.weight"].any())
 
 
 def test_a_parameter_without_a_gradient(two: Workers) -> None:
-    for told, steps, few, head in two.run(unused):
+    for rank, (told, again, differs, steps, few, head) in enumerate(two.run(unused)):
         assert told[0] == "RuntimeError" and "set_reduce_scatter_unused_params(True)" in told[1]
         assert "few.weight" in told[1] or "words.weight" in told[1]
-        assert steps == 2 and not few and head  # the pass that raised counts, too
+        assert "broke in step 0" in again[1]
+        assert differs[0] == ("RuntimeError" if rank == 1 else "PeerError"), differs
+        assert steps == 1 and not few and head
 
 
 def made_later(rank: int, world: int) -> Any:
