@@ -20,6 +20,8 @@ class Arena:
         self.device = torch.device(device)
         self.buffers: dict[tuple[int, str, torch.dtype], Tensor] = {}
         """What ``Context.buffer`` gives."""
+        self.shared: dict[tuple[str, torch.dtype], Tensor] = {}
+        """The same, where one flow after the other may have it."""
         self._free: list[Tensor] = []
 
     def lend(self, numel: int) -> Tensor:
@@ -39,11 +41,13 @@ class Arena:
     def clear(self) -> None:
         """Lets all of it go: nobody who ran here runs again."""
         self.buffers.clear()
+        self.shared.clear()
         self._free = []
 
     def nbytes(self) -> int:
         """Bytes held."""
-        return sum(b.numel() * b.element_size() for b in (*self.buffers.values(), *self._free))
+        held = (*self.buffers.values(), *self.shared.values(), *self._free)
+        return sum(b.numel() * b.element_size() for b in held)
 
 
 class Nested(Protocol):
@@ -88,6 +92,8 @@ class Context:
     bad: DeferredBool = False
     faults: list[DeferredError] = field(default_factory=list[DeferredError])
     tag: str = ""
+    alone: bool = False
+    """Whether no other bucket is under way until this one's mean is delivered."""
     apart: bool = False
     """A part of the bucket had no message to say "bad" in, so this rank's ``bad`` is no other's until the end of the
     step. The same on all ranks."""
@@ -101,9 +107,16 @@ class Context:
         """The coordinates of this rank's draws in this step."""
         return Rng(self.seed, self.step, self.rank)
 
-    def buffer(self, tag: str, numel: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+    def buffer(self, tag: str, numel: int, dtype: torch.dtype = torch.uint8, *, brief: bool = False) -> Tensor:
         """Scratch memory of this bucket, kept until the next step asks for the same: ``numel`` elements whose content
-        is whatever was left there."""
+        is whatever was left there. ``brief``: nobody needs it any more once the mean is delivered; so is all of it
+        where a step leaves nothing to undo. Buckets that come alone then have one piece of memory between them."""
+        if self.alone and (brief or not self.watch):
+            shared = self.arena.shared.get((self.tag + tag, dtype))
+            if shared is None or shared.numel() < numel:
+                shared = torch.zeros(numel, dtype=dtype, device=self.arena.device)
+                self.arena.shared[self.tag + tag, dtype] = shared
+            return shared[:numel]
         buffers, key = self.arena.buffers, (self.bucket, self.tag + tag, dtype)
         found = buffers.get(key)
         if found is None or found.numel() != numel:

@@ -64,10 +64,10 @@ def operands(job: Job, ctx: Context, native: bool) -> tuple[Bucket, Bucket]:
     if native and (in_place or layout is given.layout):
         pass  # a sum takes elements as they lie
     elif layout is not given.layout:
-        x = Bucket(ctx.buffer("row-major", given.flat.numel(), torch.float32), layout)
+        x = Bucket(ctx.buffer("row-major", given.flat.numel(), torch.float32, brief=True), layout)
         x.rearrange_(given)
     elif not native and not half and given.flat.dtype != torch.float32:
-        x = Bucket(ctx.buffer("fp32", given.flat.numel(), torch.float32), layout)
+        x = Bucket(ctx.buffer("fp32", given.flat.numel(), torch.float32, brief=True), layout)
         x.flat.copy_(given.flat)
     if x is not given and given.flat.dtype.itemsize < x.flat.dtype.itemsize:
         ctx.dtype = given.flat.dtype
@@ -76,7 +76,7 @@ def operands(job: Job, ctx: Context, native: bool) -> tuple[Bucket, Bucket]:
     order = wanted.layout.row_major
     if order is wanted.layout and wanted.flat.dtype == x.flat.dtype:
         return x, wanted
-    out = Bucket(ctx.buffer("out", wanted.flat.numel(), x.flat.dtype), order)
+    out = Bucket(ctx.buffer("out", wanted.flat.numel(), x.flat.dtype, brief=True), order)
     if job.target.accumulate:
         out.rearrange_(wanted)
     return x, out

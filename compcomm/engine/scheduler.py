@@ -191,7 +191,7 @@ class Scheduler:
         step = job.step
         ctx = Context(
             self.transport.rank, self.transport.world, self.number, job.index, self.seed, step.unscale, step.watch,
-            arena=self.arena, within=self.within,
+            arena=self.arena, within=self.within, alone=job.now and not self._flows_under_way,
         )  # fmt: skip
         layout = job.source.x.layout.row_major
         if layout not in self.layouts:
@@ -220,6 +220,10 @@ class Scheduler:
             # the next bucket need not wait for it.
             if not native or f.ready:
                 f.advance()
+
+    @property
+    def _flows_under_way(self) -> bool:
+        return any(not f.done for f in self._flows)
 
     def _deliver(self, job: Job, flow: RunningFlow) -> None:
         step, mean, wanted = job.step, flow.out, job.target.out

@@ -31,6 +31,16 @@ def announce(
     return text
 
 
+def held(nbytes: int) -> str:
+    """What a rank remembers, at the end of such a line."""
+    return f"; memory {_size(nbytes)} per rank" if nbytes else "; no memory"
+
+
+def gathered(weights: object, sent: int, dense: int) -> str:
+    """What coded weights are, at the end of such a line."""
+    return f"; weights by {weights!r}: {_size(dense)} -> {_size(sent)} per rank and pass"
+
+
 def _size(nbytes: float) -> str:
     return f"{nbytes / 1e6:.2f} MB" if nbytes >= 1e5 else f"{nbytes / 1e3:.2f} kB"
 

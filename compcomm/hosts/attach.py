@@ -15,7 +15,7 @@ from ..core.compressor import Compressor
 from ..core.layout import Layout
 from ..core.reducer import Reducer
 from ..engine.attachment import Attachment
-from .announce import announce
+from .announce import announce, held
 from .attach_sharded import attach_sharded
 from .auto import Auto
 from .ddp import DDPState, ddp_hook
@@ -99,7 +99,8 @@ def attach(
     ddp.register_comm_hook(state, ddp_hook)
     watch(ddp, attachment)
     for line in lines:
-        print(line, file=sys.stderr, flush=True)
+        memory = held(attachment.setup.store.nbytes()) if state.topology is not None else ""
+        print(f"{line}{memory}", file=sys.stderr, flush=True)
     return attachment
 
 

@@ -16,13 +16,14 @@ from ..engine.attachment import Attachment
 from ..engine.options import Options
 from ..routes.exact import Exact
 from ..transports.process_group import ProcessGroup
-from .announce import announce
+from .announce import announce, gathered, held
 from .auto import Auto, AutoController
 from .fsdp2 import check_units, open_rows
 from .fsdp_internals import Unit
 from .hsdp import BetweenAttachment, between_group, check_between, open_between
 from .joining import connect, decline, patience
 from .names import SHARDED
+from .sharded_attachment import ShardedAttachment
 
 
 def attach_sharded(
@@ -56,6 +57,7 @@ def attach_sharded(
     else:
         agree(meeting, {"reducer": repr(reducer), "seed": given.seed}, None, host=SHARDED)
         attachment, lines = _between(model, found, given, limit, between, meeting)
+    lines = [f"{line}{held(attachment.setup.store.nbytes())}{_weights(attachment, weights)}" for line in lines]
     if auto is not None:
         lines = [auto.announce(attachment.steps.transport.world)]
         attachment.observers.insert(0, AutoController(auto, attachment, lambda: None, waits=True))
@@ -64,6 +66,11 @@ def attach_sharded(
     for line in lines if (meeting.rank if meeting is not None else dist.get_rank(found[0].group)) == 0 else ():
         print(line, file=sys.stderr, flush=True)
     return attachment
+
+
+def _weights(attachment: ShardedAttachment, weights: object) -> str:
+    costs = [gather.cost for gather in attachment.gathers]
+    return gathered(weights, *map(sum, zip(*costs, strict=True))) if costs else ""
 
 
 def _longest(timeout: Any) -> Any:

@@ -38,9 +38,19 @@ class CompressedAllGather:
 
     def __init__(self, unit: Unit, compressor: Compressor, transport: Transport, arena: Arena, seed: int) -> None:
         self._unit, self._compressor, self._transport = unit, compressor, transport
-        self._ctx = Context(transport.rank, transport.world, 0, unit.number, seed, arena=arena, tag="weights ")
+        self._ctx = Context(
+            transport.rank, transport.world, 0, unit.number, seed, watch=False, alone=True, arena=arena, tag="weights "
+        )
         self.sent = 0
         """Bytes so far."""
+
+    @property
+    def cost(self) -> tuple[int, int]:
+        """Bytes that a rank sends in one gather, and what it would send as FSDP does, in fp32."""
+        world = self._transport.world
+        layout = self._unit.layout(world, everything=True)
+        coded = max(pack_rows(self._compressor, layout, layout, world).splits)
+        return (world - 1) * coded, (world - 1) * 4 * (layout.numel // world)
 
     def allocate(self, size: Any, *, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Room for what is gathered."""

@@ -123,6 +123,63 @@ def test_lightnings_callback(two: Workers, tmp_path: Path) -> None:
         assert "Give Trainer(strategy='ddp')" in refused[1]
 
 
+def sharded_by_lightning(rank: int, world: int) -> Any:
+    """``training_step`` is called, and not the root's forward: every layer is a root of its own to FSDP."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    def shard(net: nn.Module, mesh: Any) -> Any:
+        for layer in net.children():
+            if isinstance(layer, nn.Linear):
+                fully_shard(layer, mesh=mesh)
+        return cc.attach(net, cc.parse("ErrorFeedback(QSGD(bits=4, rounding='nearest'))"), seed=3, timeout=20)
+
+    def whole(net: Any) -> Tensor:
+        return torch.cat([p.full_tensor().detach().flatten() for p in net.parameters()])
+
+    net: Any = models.mlp()
+    shard(net, init_device_mesh("cpu", (world,)))
+    models.train(net, batches(rank))
+    expected = whole(net)
+    with launched(rank, world):
+        import lightning.pytorch as lightning
+        from lightning.pytorch.strategies import ModelParallelStrategy
+
+        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+        class Module(lightning.LightningModule):
+            hook: Any = None
+
+            def configure_model(self) -> None:
+                if self.hook is None:
+                    self.net = models.mlp()
+                    self.hook = shard(self.net, self.device_mesh["data_parallel"])
+
+            def training_step(self, batch: Tensor, index: int) -> Tensor:
+                return self.net(batch).pow(2).mean()
+
+            def configure_optimizers(self) -> Any:
+                return torch.optim.SGD(self.parameters(), lr=0.1)
+
+            def train_dataloader(self) -> Any:
+                return torch.utils.data.DataLoader(batches(rank), batch_size=None)
+
+        strategy = ModelParallelStrategy(data_parallel_size=world, tensor_parallel_size=1)
+        module = Module()
+        lightning.Trainer(
+            accelerator="cpu", devices=world, strategy=strategy, max_steps=STEPS, logger=False,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            use_distributed_sampler=False,
+        ).fit(module)  # fmt: skip
+    return whole(module.net), expected, module.hook.step
+
+
+@needs("lightning")
+def test_lightnings_model_parallel_strategy(two: Workers) -> None:
+    for found, expected, steps in two.run(sharded_by_lightning, timeout=150):
+        assert steps == STEPS and torch.equal(found, expected)
+
+
 def by_accelerate(rank: int, world: int, folder: str) -> Any:
     found = []
     with launched(rank, world):
