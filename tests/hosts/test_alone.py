@@ -123,5 +123,5 @@ def test_a_hook_of_ddp_refuses_sharded_parameters() -> None:
 
     net = nn.Sequential(nn.Linear(4, 4))
     fully_shard(net, mesh=init_device_mesh("cpu", (1,)))
-    with pytest.raises(TypeError, match=r"parameter '0.weight' is sharded \(DTensor\), which is not supported yet"):
+    with pytest.raises(TypeError, match=r"parameter '0.weight' is sharded \(DTensor\), and here whole ones are needed"):
         cc.DDPState(cc.Exact()).bind(net)

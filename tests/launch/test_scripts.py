@@ -245,9 +245,10 @@ def test_results_keep_what_they_had_when_a_step_fails(checkout: Path) -> None:
     planned = {"plan-resnet50.json"} | {
         f"planner-{hosts}-hosts-{rate}.json" for hosts in (2, 4) for rate in ("100mbit", "300mbit", "1gbit")
     }
+    sharded = {f"sharded-{name}.json" for name in ("links", "loopback", "losses")}
     on_a_gpu = {"kernels-cuda.json"}  # where there is one
     found = {file.name for file in results.iterdir()} - on_a_gpu
-    assert found == exchanges | experiments | optimizers | adaptive | planned | {
+    assert found == exchanges | experiments | optimizers | adaptive | planned | sharded | {
         "compressors.json", "compressors.png", "kernels.json", "memory.json", "overhead.json", "quickstart.json",
         "quickstart.png", "set-up.json", "thrown-away.json",
     }  # fmt: skip
