@@ -15,12 +15,11 @@ from ..engine.agreement import agree
 from ..engine.attachment import Attachment
 from ..engine.options import Options
 from ..routes.exact import Exact
-from ..transports.process_group import ProcessGroup
 from .announce import announce, gathered, held
 from .auto import Auto, AutoController
 from .fsdp2 import check_units, open_rows
 from .fsdp_internals import Unit
-from .hsdp import BetweenAttachment, between_group, check_between, open_between
+from .hsdp import between_group, check_between, open_between
 from .joining import connect, decline, patience
 from .names import SHARDED
 from .sharded_attachment import ShardedAttachment
@@ -31,7 +30,7 @@ def attach_sharded(
     options: dict[str, Any],
 ) -> Attachment:  # fmt: skip
     """``attach`` for a model with these units; arguments as there."""
-    # Shards are averaged by sessions of their own, one for each, so all ranks meet before and after these are made.
+    # Each shard has a session of its own, whose ranks do not hear of what another's cannot do: all meet before.
     auto = reducer if isinstance(reducer, Auto) else None
     meeting = None if between is None else connect(None, found[0].device, _longest(timeout))
     try:
@@ -56,7 +55,7 @@ def attach_sharded(
         attachment, lines = _rows(model, found, given, limit, weights, auto)
     else:
         agree(meeting, {"reducer": repr(reducer), "seed": given.seed}, None, host=SHARDED)
-        attachment, lines = _between(model, found, given, limit, between, meeting)
+        attachment, lines = _between(model, found, given, limit, between)
     lines = [f"{line}{held(attachment.setup.store.nbytes())}{_weights(attachment, weights)}" for line in lines]
     if auto is not None:
         lines = [auto.announce(attachment.steps.transport.world)]
@@ -90,24 +89,10 @@ def _rows(model: nn.Module, found: Sequence[Unit], given: Options, limit: Any, w
     return open_rows(model, found, given, limit, weights, trial, auto), lines
 
 
-def _between(
-    model: nn.Module, found: Sequence[Unit], given: Options, limit: Any, between: Any, meeting: ProcessGroup
-) -> Any:
+def _between(model: nn.Module, found: Sequence[Unit], given: Options, limit: Any, between: Any) -> Any:
     lines: list[str] = []
-    opened: BetweenAttachment | None = None
-    failure: Exception | None = None
 
     def trial(settled: Reducer, everything: Layout) -> None:
         lines.append(announce(settled, everything, dist.get_world_size(between_group(found[0], between)), kind="node"))
 
-    try:
-        opened = open_between(model, found, given, limit, between, trial)
-    except Exception as error:
-        failure = error
-    try:
-        agree(meeting, {}, failure, host=SHARDED)  # the other shards' ranks hear of it
-    except Exception:
-        if opened is not None:
-            opened.detach()
-        raise
-    return opened, lines
+    return open_between(model, found, given, limit, between, trial), lines

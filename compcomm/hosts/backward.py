@@ -13,6 +13,12 @@ engine: Any = torch.autograd.Variable._execution_engine  # pyright: ignore[repor
 """Autograd's, which calls back when a backward pass is over."""
 
 
+def graph_task() -> int:
+    """The number of the backward pass that this thread is in, or -1. A nested pass has its own."""
+    untyped: Any = torch
+    return untyped._C._current_graph_task_id()
+
+
 def refuse_pairs(bucket: Any) -> None:
     """Raises TypeError for what DDP hands over in a mode that takes no notice of the answer."""
     if isinstance(bucket, tuple):

@@ -6,11 +6,11 @@ gradients lie in a buffer of W equal rows, row r with shard r of every parameter
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from importlib import import_module
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -146,7 +146,11 @@ def units(model: nn.Module) -> list[Unit]:
         TypeError: this torch is too old.
     """
     names = {id(p): plain(name) for name, p in model.named_parameters()}
-    found: list[Unit] = []
+    return [Unit(number, state, group, names) for number, (state, group) in enumerate(_states(model))]
+
+
+def _states(model: nn.Module) -> Iterator[tuple[Any, Any]]:
+    """Every parameter group of a model, once, with the state that has it."""
     seen: set[int] = set()
     for module in model.modules():
         if not any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__):
@@ -161,8 +165,44 @@ def units(model: nn.Module) -> list[Unit]:
         for group in _groups(state):
             if id(group) not in seen:
                 seen.add(id(group))
-                found.append(Unit(len(found), state, group, names))
-    return found
+                yield state, group
+
+
+def averaged_over(model: nn.Module, group: dist.ProcessGroup) -> Iterator[tuple[Any, list[Part]]]:
+    """The units that FSDP averages over ``group``, a replicate dimension of theirs, in the order of modules, and what
+    each one's reduced buffer is made of. What is frozen is not in it.
+
+    Raises:
+        RuntimeError: this torch is another than is known here.
+    """
+    try:
+        for _, unit in _states(model):
+            if getattr(unit.mesh_info, "replicate_process_group", None) is group:
+                wanted = [p for p in unit.fsdp_params if p.sharded_param.requires_grad]
+                yield (
+                    unit,
+                    [Part(p.sharded_param, tuple(p.sharded_size), p.padded_sharded_param_size.numel()) for p in wanted],
+                )
+    except AttributeError as error:
+        raise RuntimeError(f"bind: FSDP2 of torch {torch.__version__} is not as in 2.13: {error}.") from error
+
+
+class Part(NamedTuple):
+    """A sharded parameter, this rank's shape, and its elements in a unit's buffer, padding included."""
+
+    parameter: nn.Parameter
+    shape: tuple[int, ...]
+    padded: int
+
+
+def reducing(unit: Any) -> bool:
+    """Whether a unit, None once its model is gone, has got its gradients in this pass and reduces them, or has."""
+    return unit is not None and unit._training_state.name == "POST_BACKWARD"
+
+
+def idle(unit: Any) -> bool:
+    """Whether a unit is between two passes."""
+    return unit is None or unit._training_state.name == "IDLE"
 
 
 def replicas(unit: Unit, dimension: str) -> dist.ProcessGroup:

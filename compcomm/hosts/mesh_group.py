@@ -11,7 +11,8 @@ from torch import nn
 
 from ..core.state import StateError
 from ..engine.attachment import Attachment
-from .mesh_internals import Twin, graph_task, work
+from .backward import graph_task
+from .mesh_internals import Twin, work
 from .mesh_steps import Steps
 from .mesh_units import Named
 

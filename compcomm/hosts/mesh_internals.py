@@ -1,4 +1,4 @@
-"""What is private to torch and has to be known of its process groups and of FSDP2's units: here and nowhere else.
+"""What is private to torch and has to be known of its process groups and of checkpointing: here and nowhere else.
 
 Tried with torch 2.13; names that differ since 2.8 are looked up, and one that is missing is an error with torch's
 version.
@@ -7,12 +7,12 @@ version.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import CheckpointFunction
 
 BACKEND = "compcomm"
@@ -108,11 +108,6 @@ def work(future: torch.futures.Future[Tensor]) -> Any:
     return _torch._C._distributed_c10d._create_work_from_future(future.then(lambda f: [f.value()]))
 
 
-def graph_task() -> int:
-    """The number of the backward pass that this thread is in, or -1. A nested pass has its own."""
-    return _torch._C._current_graph_task_id()
-
-
 def recomputed() -> bool:
     """Whether this backward pass is one of activation checkpointing's, within another."""
     frame = sys._getframe()  # pyright: ignore[reportPrivateUsage]
@@ -122,34 +117,3 @@ def recomputed() -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def groups(model: nn.Module, group: dist.ProcessGroup) -> Iterator[tuple[Any, list[tuple[Any, tuple[int, ...], int]]]]:
-    """FSDP2's units that are averaged over ``group``, in the order of modules, and what each one's reduced buffer is
-    made of: sharded parameters, this rank's shapes, and the elements there with their padding. (None is frozen.)"""
-    seen: set[int] = set()
-    try:
-        for module in model.modules():
-            if all(kind.__name__ != "FSDPModule" for kind in type(module).__mro__):
-                continue
-            state: Any = cast(Any, module)._get_fsdp_state()
-            several = hasattr(state, "_fsdp_param_groups")  # from torch 2.12 on
-            found: list[Any] = state._fsdp_param_groups if several else [state._fsdp_param_group]
-            for unit in (u for u in found if u is not None):
-                if getattr(unit.mesh_info, "replicate_process_group", None) is group and id(unit) not in seen:
-                    seen.add(id(unit))
-                    parts = [p for p in unit.fsdp_params if p.sharded_param.requires_grad]
-                    sizes = [(tuple(p.sharded_size), p.padded_sharded_param_size.numel()) for p in parts]
-                    yield unit, [(p.sharded_param, *size) for p, size in zip(parts, sizes, strict=True)]
-    except AttributeError as error:
-        raise RuntimeError(f"bind: FSDP2 of torch {torch.__version__} is not as in 2.13: {error}.") from error
-
-
-def reducing(unit: Any) -> bool:
-    """Whether a unit, None once its model is gone, has got its gradients in this pass and reduces them, or has."""
-    return unit is not None and unit._training_state.name == "POST_BACKWARD"
-
-
-def idle(unit: Any) -> bool:
-    """Whether a unit is between two passes."""
-    return unit is None or unit._training_state.name == "IDLE"

@@ -25,10 +25,10 @@ from ..engine.host import Host
 from ..engine.options import Options
 from ..engine.pace import Kind
 from ..routes.choose import settle
-from .attach import announce
-from .backward import as_it_is, once_over
+from .announce import announce
+from .backward import as_it_is, graph_task, once_over
 from .joining import connect
-from .mesh_internals import graph_task, recomputed
+from .mesh_internals import recomputed
 from .mesh_units import Numbered, Units
 
 MESH = Host(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..core.layout import Layout, Segment
 from ..core.state import StateError
-from .mesh_internals import groups, idle, reducing
+from .fsdp_internals import averaged_over, idle, reducing
 from .names import check_dtype, plain
 
 COLUMNS = 1024
@@ -93,7 +93,7 @@ class Named:
         self.parameters: list[tuple[str, nn.Parameter]] | None = []
         self.layouts: list[Layout] = []
         self._units: list[weakref.ref[Any]] = []  # torch keeps a group, and so this, until the group is destroyed
-        for unit, parts in groups(model, group):
+        for unit, parts in averaged_over(model, group):
             segments: list[Segment] = []
             start = 0
             for p, shape, padded in parts:

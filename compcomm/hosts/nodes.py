@@ -6,15 +6,19 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from ..core.transport import Transport
 from ..engine.agreement import gather
+from ..engine.local_state import Shard
+from ..routes.within import Within, deal
 from ..transports.nodes import Nodes
 from .joining import connect, connect_ranks
 
@@ -72,17 +76,47 @@ def topology(between: object, everyone: Transport, ranks: list[int]) -> Topology
     return Topology(found, node, found[node].index(rank))
 
 
-def connect_nodes(
-    between: object, group: dist.ProcessGroup | None, device: torch.device, timeout: timedelta | None
-) -> tuple[Transport, Topology | None, Transport]:
-    """A transport for a session over the ranks of ``group``: between their nodes, with the topology, or (None) between
-    all of them, where nothing is to be gained; and one between all of them. Collective over the group."""
+class Levels(NamedTuple):
+    """What a session is made of, over nodes and within them; flat, where ``topology`` is None."""
+
+    transport: Transport
+    topology: Topology | None = None
+    within: Within | None = None
+    shard: Shard | None = None
+
+
+def two_levels(
+    between: object,
+    group: dist.ProcessGroup | None,
+    device: torch.device,
+    timeout: timedelta | None,
+    named: Sequence[tuple[str, Tensor]],
+) -> Levels:
+    """For the ranks of ``group``, which average ``named`` parameters. Collective over the group. Flat without
+    ``between``, and (said in a line) where two levels gain nothing."""
     everyone = connect(group, device, timeout)
+    if between is None:
+        return Levels(everyone)
     ranks = dist.get_process_group_ranks(group if group is not None else dist.group.WORLD)
     found = topology(between, everyone, ranks)
     if isinstance(found, str):
         if everyone.rank == 0:
             print(f"compcomm: {found}, so all ranks average as one", file=sys.stderr, flush=True)
-        return everyone, None, everyone
+        return Levels(everyone)
     between_nodes, inside = (connect_ranks(r, device, timeout) for r in (found.peers, found.nodes[found.node]))
-    return Nodes(between_nodes, inside), found, everyone
+    within = Within(found.local, inside.world, deal(((n, p.numel()) for n, p in named), inside.world))
+    shard = Shard(everyone, found.local, inside.world, {n: tuple(p.shape) for n, p in named})
+    return Levels(Nodes(between_nodes, inside), found, within, shard)
+
+
+def check_between(between: object) -> None:
+    """Whether it says where nodes begin, of a DistributedDataParallel model.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if between is not None and between != "nodes" and not isinstance(between, dist.ProcessGroup):
+        raise ValueError(
+            f"attach(between={between!r}): of a DistributedDataParallel model it is 'nodes', or the process group of "
+            f"the ranks that are as this one in their nodes."
+        )

@@ -26,7 +26,7 @@ from ..core.layout import Bucket, Layout
 from ..core.source import Source, Target
 from ..engine.attachment import Attachment
 from ..engine.pace import Kind
-from .backward import once_over
+from .backward import graph_task, once_over
 from .fsdp_internals import Unit
 from .names import check_dtype
 
@@ -69,7 +69,7 @@ class ShardedSteps:
     def average(self, unit: Unit, source: Source, target: Target, error: Exception | None = None) -> None:
         """Averages one unit's gradients; the mean is in ``target`` when it returns, on a GPU on its current stream.
         ``error``: why there is nothing to average."""
-        a, task = self.attachment, _torch._C._current_graph_task_id()
+        a, task = self.attachment, graph_task()
         if a.steps.open and unit.number in self._seen and self._complete:
             self._end()
         if self._layouts.get(unit.number) is not source.x.layout:
@@ -140,7 +140,7 @@ class ShardedSteps:
     def _forward(self, unit: Unit, module: nn.Module, inputs: object) -> None:
         """Before a unit's forward pass; in a backward pass it is recomputed, and nothing has ended."""
         a = self.attachment
-        if _torch._C._current_graph_task_id() != -1:
+        if graph_task() != -1:
             return
         a.check()
         if not self._rooted:

@@ -125,8 +125,6 @@ class ProcessGroup:
         on_gpu = self.device.type != "cpu"
         self._staging = Staging(self.device) if (gloo and on_gpu if staged is None else staged) else None
         self.staged = self._staging is not None
-        if gloo and self.world > 2:
-            self._wire = Worker(self, "compcomm-wire")
         messages: _Run = {AllToAll: _all_to_all} if ring and self.world > 2 else _MESSAGES
         self._run = _ALONE if group is None else {**_WHOLE, **messages} if gloo else _WHOLE
 
@@ -188,9 +186,10 @@ class ProcessGroup:
         assert self.group is not None
         self._number = (self._number + 1) & 0x3FFFFFFF
         made = Exchange(self.group, self.rank, sends, receives, self._number, self._tails)
-        if self._wire is None or made.small:
+        if self.world <= 2 or made.small:
             made.post()
-        else:
+        else:  # one round after the other, in a thread that is there from the first large message on
+            self._wire = self._wire or Worker(self, "compcomm-wire")
             self._wire.do(made.run)
         return made
 

@@ -26,6 +26,11 @@ pytestmark = pytest.mark.multi
 
 EF = "ErrorFeedback(TopK(ratio=0.05))"
 STEPS = 4
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
+    "enable_model_summary": False, "use_distributed_sampler": False,
+}  # fmt: skip
+"""Of Lightning's trainers."""
 
 
 def needs(package: str) -> pytest.MarkDecorator:
@@ -64,6 +69,21 @@ def plain(rank: int) -> list[Tensor]:
     return found
 
 
+class Trained:
+    """What Lightning asks of a module, on ``net``, in the rank that ``launched`` says."""
+
+    net: Any
+
+    def training_step(self, batch: Tensor, index: int) -> Tensor:
+        return self.net(batch).pow(2).mean()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)  # type: ignore[attr-defined]
+
+    def train_dataloader(self) -> Any:
+        return torch.utils.data.DataLoader(batches(int(os.environ["RANK"])), batch_size=None)
+
+
 def by_lightning(rank: int, world: int, home: str, folder: str) -> Any:
     with launched(rank, world):
         from importlib import import_module
@@ -73,27 +93,14 @@ def by_lightning(rank: int, world: int, home: str, folder: str) -> Any:
 
         logging.getLogger(home).setLevel(logging.ERROR)
 
-        class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
+        class Module(Trained, lightning.LightningModule):  # type: ignore[misc, name-defined]
             def __init__(self) -> None:
                 super().__init__()
                 self.net = models.mlp()
 
-            def training_step(self, batch: Tensor, index: int) -> Tensor:
-                return self.net(batch).pow(2).mean()
-
-            def configure_optimizers(self) -> Any:
-                return torch.optim.SGD(self.parameters(), lr=0.1)
-
-            def train_dataloader(self) -> Any:
-                return torch.utils.data.DataLoader(batches(rank), batch_size=None)
-
         def fit(steps: int, path: str | None = None) -> Any:
             callback, module = Attach(cc.parse(EF), seed=3, timeout=20), Module()
-            trainer = lightning.Trainer(
-                accelerator="cpu", devices=world, strategy="ddp", max_steps=steps, callbacks=[callback], logger=False,
-                enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-                use_distributed_sampler=False,
-            )  # fmt: skip
+            trainer = lightning.Trainer(devices=world, strategy="ddp", max_steps=steps, callbacks=[callback], **QUIET)
             trainer.fit(module, ckpt_path=path)
             return callback, trainer, module
 
@@ -147,7 +154,7 @@ def sharded_by_lightning(rank: int, world: int) -> Any:
 
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
-        class Module(lightning.LightningModule):
+        class Module(Trained, lightning.LightningModule):
             hook: Any = None
 
             def configure_model(self) -> None:
@@ -155,22 +162,9 @@ def sharded_by_lightning(rank: int, world: int) -> Any:
                     self.net = models.mlp()
                     self.hook = shard(self.net, self.device_mesh["data_parallel"])
 
-            def training_step(self, batch: Tensor, index: int) -> Tensor:
-                return self.net(batch).pow(2).mean()
-
-            def configure_optimizers(self) -> Any:
-                return torch.optim.SGD(self.parameters(), lr=0.1)
-
-            def train_dataloader(self) -> Any:
-                return torch.utils.data.DataLoader(batches(rank), batch_size=None)
-
         strategy = ModelParallelStrategy(data_parallel_size=world, tensor_parallel_size=1)
         module = Module()
-        lightning.Trainer(
-            accelerator="cpu", devices=world, strategy=strategy, max_steps=STEPS, logger=False,
-            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-            use_distributed_sampler=False,
-        ).fit(module)  # fmt: skip
+        lightning.Trainer(devices=world, strategy=strategy, max_steps=STEPS, **QUIET).fit(module)
     return whole(module.net), expected, module.hook.step
 
 
