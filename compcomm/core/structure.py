@@ -8,13 +8,13 @@ its own.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Container, Generator, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from .collectives import Collective
 from .context import Context
-from .layout import Segment
+from .layout import Layout, Segment
 from .reducer import Reducer, parts, with_parts
 from .state import State, Store
 
@@ -136,7 +136,17 @@ def current(reducer: Reducer, state: State) -> Reducer:
     """``reducer`` as it runs with the decisions that ``state`` holds."""
     if isinstance(reducer, Decides):
         return reducer.current(state)
-    return with_parts(reducer, lambda part: current(part, state) if isinstance(part, Reducer) else part)
+    own = {id(part): state for part in parts(reducer)}
+    if isinstance(reducer, Splits):
+        names: dict[int, set[str]] = {}
+        for part, mine in reducer.split([s.name for s in state.layout.segments]):
+            names.setdefault(id(part), set()).update(mine)
+        own = {part: state.on(_those(state.layout, mine)) for part, mine in names.items()}
+    return with_parts(reducer, lambda part: current(part, own[id(part)]) if isinstance(part, Reducer) else part)
+
+
+def _those(layout: Layout, names: Container[str]) -> Layout:
+    return layout.select(lambda s: s.name in names)
 
 
 def choices(reducer: Reducer, segments: Sequence[Segment], store: Store) -> dict[str, float]:

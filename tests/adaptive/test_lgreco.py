@@ -13,6 +13,7 @@ from compcomm.adaptive.controller import Controller
 from compcomm.adaptive.telemetry import Telemetry
 from compcomm.core import structure
 from compcomm.core.layout import Layout
+from compcomm.core.state import State
 from compcomm.transports.simulator import Simulator
 from tests.refusals import refusals, refused
 
@@ -229,6 +230,9 @@ def test_a_controller_for_each_part() -> None:
     assert set(choices) == {"embed", "wide", "deep", "small"}
     assert choices["embed"] != 0.01 or choices["wide"] != 2
     assert choices["wide"] == int(choices["wide"])
+    now: Any = structure.current(simulator.reducer, State(store, LAYOUT))
+    assert dict(now.parts["*"].ranks) == {n: choices[n] for n in ("wide", "deep", "small") if choices[n] != 2}
+    assert choices["wide"] != 2, "else this says nothing"
 
 
 def test_powersgd_follows_a_change_of_rank_without_losing_anything() -> None:
