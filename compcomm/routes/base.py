@@ -42,6 +42,8 @@ class Route(Reducer, ABC, abstract=True):
         return self.compressor.exact(segment)
 
     def promises(self, segment: Segment) -> Promises:
+        if self.exact(segment):  # it may be smaller than what a compressor takes
+            return Promises(1.0)
         return Promises(self.compressor.of(segment).delta(segment.numel))
 
     def contractive(self, scheme: str) -> Reducer:

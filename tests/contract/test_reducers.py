@@ -6,6 +6,7 @@ from typing import Any
 
 import compcomm as cc
 from compcomm.testing import REDUCER_CHECKS, conservation, elastic, pieces, state, traffic, worlds
+from compcomm.testing.inputs import model_layout
 
 from .cases import REDUCERS
 from .selection import hold, pairs
@@ -34,3 +35,13 @@ TURNS = 8  # of 16: a further case runs two of them
 @pairs(REDUCERS, REDUCER_CHECKS, COSTLY, TURNS)
 def test_contract(case: cc.Reducer, checks: Any) -> None:
     hold(case, checks)
+
+
+def test_promises_can_be_asked_of_every_parameter_and_piece() -> None:
+    """Also of one that travels exact as it is smaller than what the compressor takes; a report asks all."""
+    for case in (case for alike in REDUCERS.values() for case in alike):
+        settled = cc.settle(case, 2)
+        for layout in (model_layout(), *pieces.cut()):
+            for s in layout.segments:
+                promised = settled.promises(s)
+                assert not settled.exact(s) or promised.conserves, f"{case!r}: {s.name}"
