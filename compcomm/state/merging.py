@@ -32,7 +32,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.collectives import AllReduce, Collective
+from ..core.collectives import AllReduce, AllReduceMax, Collective
 from ..core.layout import Segment
 from ..core.state import Entry, Merge, Slot, StateError, Store
 from .quantized import PIECE
@@ -48,6 +48,11 @@ class Merged(NamedTuple):
     slot: Slot
     whole: Segment
     held: Sequence[Entry]
+
+    @property
+    def begins_anew(self) -> bool:
+        """Whether this rank has numbers per piece of it, which cannot be put together."""
+        return self.slot.numel is not None and any(not e.segment.whole for e in self.held)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -69,10 +74,8 @@ def _all(store: Store, shapes: Shapes | None) -> list[Merged]:
         numel = prod(shape)
         whole = Segment(parameter, shape, 0, numel)
         for name, slot in store.reducer.slots(whole, store.world).items() if numel else ():
-            entries = held.get((name, parameter), [])
-            pieces = slot.numel is not None and any(not e.segment.whole for e in entries)
-            if slot.merge is not Merge.DROP and not pieces:
-                found.append(Merged(name, slot, whole, entries))
+            if slot.merge is not Merge.DROP:
+                found.append(Merged(name, slot, whole, held.get((name, parameter), [])))
     return sorted(found, key=lambda m: (m.name, m.whole.name))
 
 
@@ -80,7 +83,11 @@ def merge(store: Store, shapes: Shapes | None = None) -> Generator[Collective, b
     """``{slot: {parameter: tensor}}``, merged over the ranks and equal on all of them. Every rank runs it between the
     same two steps. ``shapes``: of all parameters by name, where no rank holds all of them; default: those that the
     store has met."""
-    every = {(m.name, m.whole.name): m for m in _all(store, shapes)}
+    known = _all(store, shapes)
+    anew = torch.tensor([m.begins_anew for m in known], dtype=torch.int32, device=store.device)
+    if shapes is not None and known:  # another rank's piece may be one that travels exact, or there is none
+        yield AllReduceMax(anew)
+    every = {(m.name, m.whole.name): m for m, not_here in zip(known, anew.tolist(), strict=True) if not not_here}
     owed: dict[tuple[str, str], list[Entry]] = {}
     for m in every.values():
         if (m.slot.into, m.whole.name) in every:
@@ -133,7 +140,7 @@ def check(store: Store, slots: Mapping[str, object], shapes: Shapes | None = Non
     Raises:
         StateError: naming the slot, the parameter, and what is wrong with it.
     """
-    due = {(m.name, m.whole.name): m for m in _all(store, shapes)}
+    due = {(m.name, m.whole.name): m for m in _all(store, shapes) if not m.begins_anew}
     given: dict[tuple[str, str], object] = {}
     for name, entries in slots.items():
         if not isinstance(entries, Mapping):

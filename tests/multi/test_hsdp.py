@@ -122,7 +122,13 @@ def conserves(rank: int, world: int, reducer: str) -> Any:
     return gap, hook.step, report.state_bytes, coded, str(report)
 
 
-@pytest.mark.parametrize("reducer", ["ErrorFeedback(QSGD(bits=4, rounding='nearest'))", "PowerSGD(2, min_ratio=1)"])
+UNLIKE = "PowerSGD(2, min_ratio=4.4)"
+"""Of 23 rows the first shard's 12 are worth factors, and the second's 11 are not: they travel exact."""
+
+
+@pytest.mark.parametrize(
+    "reducer", ["ErrorFeedback(QSGD(bits=4, rounding='nearest'))", "PowerSGD(2, min_ratio=1)", UNLIKE]
+)
 def test_nothing_is_lost_between_nodes(four: Workers, reducer: str) -> None:
     for gap, steps, state, coded, _ in four.run(conserves, reducer=reducer):
         assert gap < 2e-6 and steps == 6
