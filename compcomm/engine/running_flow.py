@@ -1,17 +1,26 @@
-"""One bucket's flow in one step, taken from collective to collective by whoever owns the order."""
+"""One bucket's flow in one step, taken from collective to collective by whoever owns the order.
+
+Where ranks are nodes (``Context.within``), the ranks of a node own other parameters of a bucket each, so their reducers
+may take other numbers of rounds between the nodes: one for a vector, two for a matrix of PowerSGD's, none for nothing.
+What follows inside the node must come in the same order on all of them. So it has its turn, which all of them know: the
+one after as many as the longest of their ways takes on paper. Who is there earlier waits for it with the collective in
+hand, and who is not there yet hurries.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from time import perf_counter
 
-from ..core.collectives import AllToAll, Collective, Commit
+from ..core.collectives import INSIDE, AllToAll, Collective, Commit
 from ..core.context import Context
 from ..core.layout import Bucket, Layout
 from ..core.reducer import Reduced, Reducer, flow
 from ..core.source import Source, Target
 from ..core.state import State, Store
 from ..core.transport import Pending, Transport
+from ..transports.dry_run import plan
 from .failure import failed, outline, rehearse
 
 Sequences = dict[tuple[Reducer, Layout, Layout], tuple[list[object], list[Collective], bool]]
@@ -55,6 +64,13 @@ class RunningFlow:
         self._pending: Pending | None = None
         self._taken: list[Collective] = []
         self._failed: Iterator[Collective] = iter(())
+        self._held: Collective | None = None
+        self._turn = 0
+        """How often it has been advanced."""
+        self._inside_again = 0
+        """The turn in which collectives inside a node follow those between nodes; 0: there are no nodes."""
+        if ctx.within is not None:
+            self._inside_again = 2 + _rounds(reducer, ctx.within.every(self.layout), ctx.world)
 
     @property
     def out(self) -> Bucket:
@@ -73,10 +89,18 @@ class RunningFlow:
         Raises:
             TransportError: the group is lost; nothing more can be sent.
         """
+        self._turn += 1
+        hold = 1 < self._turn < self._inside_again
+        while self._go_on(hold) and self._turn == self._inside_again:
+            pass
+
+    def _go_on(self, hold: bool) -> bool:
+        """Takes the next step; ``hold``: unless that is a collective inside the node. Returns whether it was one
+        between nodes."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.wait()
-        op = self._next()
+        op, self._held = self._held or self._next(), None
         # At its Commit a flow has written its mean: the host gets it now, and memory waits for what became of the step.
         if isinstance(op, Commit):
             self.done = True
@@ -85,9 +109,13 @@ class RunningFlow:
             deliver, self._deliver = self._deliver, _delivered
             deliver(self)
             self._target = None  # what the host gave is its own again: a sharded one frees it at once
-        else:
-            self.sent += op.counted_bytes(self._transport.world, self._transport.rank)
-            self._pending = self._transport.start(op)
+            return False
+        if hold and op.axis == INSIDE:
+            self._held = op
+            return False
+        self.sent += op.counted_bytes(self._transport.world, self._transport.rank)
+        self._pending = self._transport.start(op)
+        return op.axis != INSIDE
 
     def fail(self, error: Exception) -> None:
         """Replaces the rest of the flow by what says "failed"."""
@@ -139,6 +167,12 @@ class RunningFlow:
             return next(self._failed, Commit())
         finally:
             self.seconds += perf_counter() - since
+
+
+@lru_cache(maxsize=1024)
+def _rounds(reducer: Reducer, owned: tuple[Layout, ...], world: int) -> int:
+    """How many collectives there are between ``world`` nodes, for the rank of a node that has most of them."""
+    return max(len(plan(reducer, layout, world)) for layout in owned)
 
 
 def _delivered(flow: RunningFlow) -> None:

@@ -50,11 +50,15 @@ class Within:
 
     def own(self, layout: Layout) -> Layout:
         """What this rank owns of a bucket, end to end."""
+        return self.every(layout)[self.rank]
+
+    def every(self, layout: Layout) -> tuple[Layout, ...]:
+        """What each rank of this node owns of a bucket, end to end."""
         return self._plan(layout, None)[0]
 
     def reduce(self, reducer: Reducer, source: Source, target: Target, state: State, ctx: Context) -> Flow:
         """As ``Reducer.reduce``, by ``reducer`` between nodes: ``ctx`` and ``state`` are those of the nodes."""
-        own, packing = self._plan(source.layout, ctx.dtype)
+        own, packing = self.own(source.layout), self._plan(source.layout, ctx.dtype)[1]
         inside = replace(ctx, rank=self.rank, world=self.world, tag="inside ", bad=False, dtype=None, within=None)
         codec = _LOSSLESS[ctx.dtype if ctx.dtype in _LOSSLESS else None]
         mean = Bucket(ctx.buffer("mean inside", own.numel, torch.float32), own)
@@ -70,21 +74,21 @@ class Within:
         ctx.bad, ctx.apart = either(ctx.bad, flags.bad), between.apart
         return replace(result, error=None, bad=ctx.bad)
 
-    def _plan(self, layout: Layout, dtype: torch.dtype | None) -> tuple[Layout, Packing]:
-        """What this rank owns, and how a bucket travels inside."""
+    def _plan(self, layout: Layout, dtype: torch.dtype | None) -> tuple[tuple[Layout, ...], Packing]:
+        """What each rank owns, and how a bucket travels inside."""
         found = self._plans.get((layout, dtype))
         if found is None:
             parts: list[list[tuple[int, Segment]]] = [[] for _ in range(self.world)]
             for index, s in enumerate(layout.segments):
                 parts[self.owners[s.name]].append((index, s))
-            own = Layout([s for _, s in parts[self.rank]], layout.numel).packed()
+            owned = tuple(Layout([s for _, s in part], layout.numel).packed() for part in parts)
             codec = _LOSSLESS[dtype if dtype in _LOSSLESS else None]
-            found = own, Packing(codec, tuple(map(tuple, parts)), len(layout.segments))
+            found = owned, Packing(codec, tuple(map(tuple, parts)), len(layout.segments))
             self._plans[layout, dtype] = found
         return found
 
     @cached_property
-    def _plans(self) -> dict[Any, tuple[Layout, Packing]]:
+    def _plans(self) -> dict[Any, tuple[tuple[Layout, ...], Packing]]:
         return {}
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import redirect_stderr
 from io import StringIO
 from typing import Any
 
@@ -18,21 +16,11 @@ from tests.patience import patience
 
 from . import models
 from .harness import Workers
+from .on_hosts import nodes_of
 
 pytestmark = pytest.mark.multi
 
 EF4 = "ErrorFeedback(QSGD(bits=4, rounding='nearest', block=64))"
-
-
-@contextmanager
-def nodes_of(*sizes: int) -> Iterator[None]:
-    """As a launcher says which ranks share a node."""
-    node = next(i for i in range(len(sizes)) if dist.get_rank() < sum(sizes[: i + 1]))
-    os.environ["GROUP_RANK"] = str(node)
-    try:
-        yield
-    finally:
-        del os.environ["GROUP_RANK"]
 
 
 def wrapped(reducer: Any, sizes: tuple[int, ...] = (2, 2), **options: Any) -> Any:
