@@ -36,6 +36,11 @@ def held(nbytes: int) -> str:
     return f"; memory {_size(nbytes)} per rank" if nbytes else "; no memory"
 
 
+def within_nodes(compressor: object) -> str:
+    """How gradients travel among the ranks of a node, at the end of such a line."""
+    return f"; inside a node {'exact' if compressor is None else f'by {compressor!r}'}"
+
+
 def gathered(weights: object, sent: int, dense: int) -> str:
     """What coded weights are, at the end of such a line."""
     return f"; weights by {weights!r}: {_size(dense)} -> {_size(sent)} per rank and pass"

@@ -10,17 +10,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from ..core.compressor import Compressor
 from ..core.layout import Layout
 from ..core.reducer import Reducer
 from ..engine.attachment import Attachment
-from .announce import announce, held
+from .announce import announce, held, within_nodes
 from .attach_sharded import attach_sharded
 from .auto import Auto
 from .ddp import DDPState, ddp_hook
 from .fsdp_internals import Unit, units
 from .joining import decline
+from .nodes import group_between
 from .sharded import check_whole
 
 
@@ -28,7 +30,8 @@ def attach(
     model: nn.Module,
     reducer: Reducer | Compressor | Auto,
     *,
-    between: str | dist.ProcessGroup | None = None,
+    between: str | dist.ProcessGroup | DeviceMesh | None = None,
+    inside: Compressor | None = None,
     weights: Compressor | None = None,
     group: dist.ProcessGroup | None = None,
     timeout: timedelta | float | None = None,
@@ -49,12 +52,13 @@ def attach(
         model: a DistributedDataParallel model without a hook, compiled or not; or one that ``fully_shard`` has taken,
             before its first forward pass (torch 2.9 or later): its reduce-scatters are compressed.
         between: of a model that is sharded inside nodes: the ranks of all nodes that hold the same shard, as the name
-            of a dimension of the mesh or as a process group. Shards are then averaged between nodes by ``reducer``,
-            and nothing else is compressed. Of a DistributedDataParallel model: see ``DDPState``.
+            of a dimension of the mesh, that dimension itself, a process group, or "nodes": the ranks that are as this
+            one in their shards' groups. Shards are then averaged between nodes by ``reducer``, and nothing else is
+            compressed. Of a DistributedDataParallel model: see ``DDPState``.
         weights: what codes the all-gathers of weights of a sharded model, such as ``QSGD(bits=8, rounding="nearest")``;
             None: they stay as they are.
         group: the ranks to average over; the model's own if None.
-        reducer, timeout, scaler, seed, check_every, optimizer, discardable: see ``DDPState``.
+        reducer, inside, timeout, scaler, seed, check_every, optimizer, discardable: see ``DDPState``.
 
     Raises:
         TypeError: the model is neither, or has gradients that are no dense floating-point tensors.
@@ -67,6 +71,12 @@ def attach(
     }  # fmt: skip
     try:
         found = _units(ddp)
+        between = group_between(between)
+        if found and inside is not None:
+            raise ValueError(
+                f"attach(inside={inside!r}): inside a node fully_shard itself exchanges, in the type that its "
+                f"MixedPrecisionPolicy(reduce_dtype=...) says. Leave it out."
+            )
     except Exception as error:
         decline(error, group, _device(ddp))
     if found:
@@ -79,7 +89,7 @@ def attach(
         _check(ddp)
         if weights is not None:
             raise ValueError(f"attach(weights={weights!r}): DistributedDataParallel gathers no weights. Leave it out.")
-        state = DDPState(reducer, group=group, timeout=timeout, between=between, **options)
+        state = DDPState(reducer, group=group, timeout=timeout, between=between, inside=inside, **options)
         state.name(ddp, "attach")
     except Exception as error:
         decline(error, group, _device(ddp))
@@ -99,8 +109,9 @@ def attach(
     ddp.register_comm_hook(state, ddp_hook)
     watch(ddp, attachment)
     for line in lines:
-        memory = held(attachment.setup.store.nbytes()) if state.topology is not None else ""
-        print(f"{line}{memory}", file=sys.stderr, flush=True)
+        if state.topology is not None:
+            line += held(attachment.setup.store.nbytes()) + within_nodes(inside)
+        print(line, file=sys.stderr, flush=True)
     return attachment
 
 

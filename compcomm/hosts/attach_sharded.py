@@ -19,7 +19,7 @@ from .announce import announce, gathered, held
 from .auto import Auto, AutoController
 from .fsdp2 import check_units, open_rows
 from .fsdp_internals import Unit
-from .hsdp import between_group, check_between, open_between
+from .hsdp import Peers, check_between, open_between, shard_groups
 from .joining import connect, decline, patience
 from .names import SHARDED
 from .sharded_attachment import ShardedAttachment
@@ -33,6 +33,8 @@ def attach_sharded(
     # Each shard has a session of its own, whose ranks do not hear of what another's cannot do: all meet before.
     auto = reducer if isinstance(reducer, Auto) else None
     meeting = None if between is None else connect(None, found[0].device, _longest(timeout))
+    groups = [] if meeting is None else shard_groups(found[0], meeting)
+    peers = Peers([])
     try:
         if group is not None:
             raise ValueError(
@@ -46,7 +48,7 @@ def attach_sharded(
         given = Options(chosen, **options, host=SHARDED)
         limit = patience(timeout)
         if between is not None:
-            check_between(found, between, weights)
+            peers = check_between(found, between, weights, groups)
     except Exception as error:
         if meeting is not None:
             agree(meeting, {}, error, host=SHARDED)
@@ -55,7 +57,7 @@ def attach_sharded(
         attachment, lines = _rows(model, found, given, limit, weights, auto)
     else:
         agree(meeting, {"reducer": repr(reducer), "seed": given.seed}, None, host=SHARDED)
-        attachment, lines = _between(model, found, given, limit, between)
+        attachment, lines = _between(model, found, given, limit, peers)
     lines = [f"{line}{held(attachment.setup.store.nbytes())}{_weights(attachment, weights)}" for line in lines]
     if auto is not None:
         lines = [auto.announce(attachment.steps.transport.world)]
@@ -89,10 +91,10 @@ def _rows(model: nn.Module, found: Sequence[Unit], given: Options, limit: Any, w
     return open_rows(model, found, given, limit, weights, trial, auto), lines
 
 
-def _between(model: nn.Module, found: Sequence[Unit], given: Options, limit: Any, between: Any) -> Any:
+def _between(model: nn.Module, found: Sequence[Unit], given: Options, limit: Any, peers: Peers) -> Any:
     lines: list[str] = []
 
     def trial(settled: Reducer, everything: Layout) -> None:
-        lines.append(announce(settled, everything, dist.get_world_size(between_group(found[0], between)), kind="node"))
+        lines.append(announce(settled, everything, len(peers.ranks), kind="node"))
 
-    return open_between(model, found, given, limit, between, trial), lines
+    return open_between(model, found, given, limit, peers, trial), lines

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from ..core.compressor import Compressor
 from ..core.layout import Layout
@@ -30,7 +31,7 @@ from .auto import Auto, AutoController
 from .bypass import Bypass
 from .joining import decline, patience
 from .names import DDP, averaged, check_dtype, every, expected, those, unaveraged, unfrozen
-from .nodes import Topology, check_between, two_levels
+from .nodes import Topology, check_between, check_inside, group_between, two_levels
 from .sharded import check_whole_parameter
 
 
@@ -50,8 +51,10 @@ class DDPState:
         optimizer: what steps the parameters, or a tuple of several: for reducers that must rule out what it does
             (``DGC``, a second momentum). It is looked at once, when the attachment is made.
         between: "nodes" averages exactly among the ranks of a node, and by the reducer between nodes, whose links carry
-            each parameter once; or the process group of the ranks that are as this one in their nodes. Needs the
-            parameters' names: ``attach``, or ``bind(model)`` first.
+            each parameter once; or the process group, or the one-dimensional DeviceMesh, of the ranks that are as this
+            one in their nodes. Needs the parameters' names: ``attach``, or ``bind(model)`` first.
+        inside: what codes gradients and means inside a node, such as ``QSGD(bits=8, rounding="nearest")``; what it
+            loses of gradients is not fed back. None: they are exact.
         discardable: keeps a copy of memory from before each step, so that ``discard()`` can take the step back: the
             bytes of the state once more, and one pass over them in the background of the backward pass.
     """
@@ -67,12 +70,14 @@ class DDPState:
         check_every: int = 0,
         optimizer: Any = None,
         discardable: bool = False,
-        between: str | dist.ProcessGroup | None = None,
+        between: str | dist.ProcessGroup | DeviceMesh | None = None,
+        inside: Compressor | None = None,
     ) -> None:
-        self.between = between
+        self.between, self.inside = group_between(between), inside
         self.topology: Topology | None = None
         """Of the attachment, where its ranks average within nodes and between them."""
-        check_between(between)
+        check_between(self.between)
+        check_inside(inside, between)
         self.auto = reducer if isinstance(reducer, Auto) else None
         given = Exact() if isinstance(reducer, Auto) else reducer
         self.options = Options(given, scaler, seed, check_every, optimizer, discardable, DDP)
@@ -136,9 +141,9 @@ class DDPState:
             raise ValueError(f"{self.auto!r} on {device.type}: {self.auto.unmeasured}")
         if self.between is not None and self._bound is None:
             decline(StateError(nameless(f"DDPState(between={self.between!r})", DDP)), self.group, device)
-        levels = two_levels(self.between, self.group, device, self.timeout, self._bound or ())
+        levels = two_levels(self.between, self.group, device, self.timeout, self._bound or (), self.inside)
         self.topology = levels.topology
-        facts = {"auto": repr(self.auto), "between": type(self.between).__name__}
+        facts = {"auto": repr(self.auto), "between": type(self.between).__name__, "inside": repr(self.inside)}
         attachment = Attachment(
             levels.transport, self.options, self._bound, trial=trial, facts=facts, pace=self.pace,
             within=levels.within, shard=levels.shard,
@@ -199,7 +204,7 @@ class DDPState:
         given = o.reducer if self.auto is None else self.auto
         return DDPState(
             given, group=self.group, timeout=self.timeout, scaler=o.scaler, seed=o.seed, check_every=o.check_every,
-            optimizer=o.optimizer, discardable=o.discardable, between=self.between,
+            optimizer=o.optimizer, discardable=o.discardable, between=self.between, inside=self.inside,
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:

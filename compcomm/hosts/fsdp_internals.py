@@ -205,16 +205,21 @@ def idle(unit: Any) -> bool:
     return unit is None or unit._training_state.name == "IDLE"
 
 
+def dimensions(unit: Unit) -> tuple[str, ...]:
+    """Of the mesh that a unit's is a part of."""
+    root = unit.mesh._get_root_mesh() if hasattr(unit.mesh, "_get_root_mesh") else None
+    return tuple((root.mesh_dim_names if root is not None else None) or ())
+
+
 def replicas(unit: Unit, dimension: str) -> dist.ProcessGroup:
     """The process group of another dimension of the mesh that a unit's is a part of.
 
     Raises:
         ValueError: there is no such dimension.
     """
-    root = unit.mesh._get_root_mesh() if hasattr(unit.mesh, "_get_root_mesh") else None
-    known: Sequence[str] = (root.mesh_dim_names if root is not None else None) or ()
+    known = dimensions(unit)
     own: Sequence[str] = unit.mesh.mesh_dim_names or ()
-    if root is None or dimension not in known or dimension in own:
+    if dimension not in known or dimension in own:
         others = [n for n in known if n not in own]
         hint = f"The others are {', '.join(map(repr, others))}." if others else (
             "Shard on a sub-mesh: mesh = init_device_mesh(device, (nodes, ranks), mesh_dim_names=('replicate', "
@@ -224,7 +229,7 @@ def replicas(unit: Unit, dimension: str) -> dist.ProcessGroup:
             f"attach(between={dimension!r}): the mesh that the model is sharded over has no other dimension of that "
             f"name beside it. {hint} Or give the process group of the ranks that hold the same shard."
         )
-    return root.get_group(dimension)
+    return unit.mesh._get_root_mesh().get_group(dimension)
 
 
 def is_default(comm: Any) -> bool:

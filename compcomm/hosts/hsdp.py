@@ -8,11 +8,12 @@ parameters of the shard's shape, and its memory is that of a shard: 4 / S bytes 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -21,12 +22,14 @@ from torch import Tensor, nn
 from ..core.layout import Bucket, Layout, joined
 from ..core.reducer import Reducer
 from ..core.source import Source, Target
+from ..core.transport import Transport
+from ..engine.agreement import gather
 from ..engine.jobs import Step
 from ..engine.local_state import Shard
 from ..engine.options import Options
 from .fsdp2 import alone, in_no_unit, of_another_size, trained
-from .fsdp_internals import Unit, replicas
-from .joining import connect, connect_ranks
+from .fsdp_internals import Unit, dimensions, replicas
+from .joining import connect_ranks
 from .sharded_attachment import ShardedAttachment
 from .sharded_steps import ShardedSteps
 
@@ -118,19 +121,17 @@ class AllReduceHook:
 
 
 def open_between(
-    model: nn.Module, units: Sequence[Unit], options: Options, timeout: timedelta | None, between: Any, trial: Any
+    model: nn.Module, units: Sequence[Unit], options: Options, timeout: timedelta | None, peers: Peers, trial: Any
 ) -> BetweenAttachment:
-    """An attachment that averages the shards of all units over the ranks that ``between`` names. Collective over all
-    ranks of all shards."""
+    """An attachment that averages the shards of all units over ``peers``. Collective over all ranks of all shards."""
     first = units[0]
-    inside, outside = first.group, between_group(first, between)
+    inside, world = first.group, len(peers.ranks)
     shard, shards = dist.get_rank(inside), dist.get_world_size(inside)
-    world = dist.get_world_size(outside)
     layouts = [u.layout(shards).row(shards, shard) for u in units]
     shapes = {s.name: s.shape for u in units for s in u.layout(shards, everything=True).segments}
-    everyone = connect_ranks(_everyone(inside, outside), first.device, timeout)
+    everyone = connect_ranks(_everyone(inside, peers.ranks), first.device, timeout)
     attachment = BetweenAttachment(
-        connect(outside, first.device, timeout), options, trained(units),
+        connect_ranks(peers.ranks, first.device, timeout, peers.like), options, trained(units),
         trial=partial(_trial, trial, layouts), layouts=[x for x in layouts if x.segments],
         facts={"units": [u.names for u in units], "shards": shards},
         shard=Shard(everyone, shard, shards, shapes),
@@ -156,33 +157,59 @@ def _trial(trial: Any, layouts: Sequence[Layout], reducer: Reducer, everything: 
     trial(reducer, joined(layouts).packed())
 
 
-def _everyone(inside: Any, outside: Any) -> list[int]:
+def _everyone(inside: Any, peers: list[int]) -> list[int]:
     """The ranks of all shards and all nodes. Collective over the ranks of this node."""
-    mine, every = dist.get_process_group_ranks(outside), [[]] * dist.get_world_size(inside)
-    dist.all_gather_object(every, mine, group=inside)
+    every: list[list[int]] = [[]] * dist.get_world_size(inside)
+    dist.all_gather_object(every, peers, group=inside)
     found = sorted(rank for ranks in every for rank in ranks)
-    assert len(set(found)) == len(found) == prod((len(every), len(mine))), (every, torch.__version__)
+    assert len(set(found)) == len(found) == prod((len(every), len(peers))), (every, torch.__version__)
     return found
 
 
-def between_group(unit: Unit, between: object) -> dist.ProcessGroup:
-    """The ranks that hold the same shard of a unit.
+def shard_groups(unit: Unit, everyone: Transport) -> list[list[int]]:
+    """The ranks among which shards of a unit lie, as each rank has them. Collective over ``everyone``."""
+    mine = json.dumps(dist.get_process_group_ranks(unit.group)).encode()
+    return [json.loads(text) for text in gather(everyone, mine, "attach")]
+
+
+class Peers(NamedTuple):
+    """The ranks that hold the same shard, and a group whose backend carries what goes between them."""
+
+    ranks: list[int]
+    like: dist.ProcessGroup | None = None
+
+
+def same_shard(unit: Unit, between: object, groups: list[list[int]]) -> Peers:
+    """The ranks that hold the same shard of a unit, of which this is one. ``groups``: ``shard_groups``.
 
     Raises:
-        ValueError: ``between`` names none.
+        TypeError, ValueError: ``between`` names none.
     """
     if isinstance(between, dist.ProcessGroup):
-        return between
-    if isinstance(between, str):
-        return replicas(unit, between)
-    raise TypeError(
-        f"attach(between={between!r}): give the name of a dimension of the mesh, such as 'replicate', or the process "
-        f"group of the ranks that hold the same shard."
-    )
+        return Peers(dist.get_process_group_ranks(between), between)
+    if not isinstance(between, str):
+        raise TypeError(
+            f"attach(between={between!r}): give the name of a dimension of the mesh, such as 'replicate', 'nodes', or "
+            f"the process group of the ranks that hold the same shard."
+        )
+    if between != "nodes" or between in dimensions(unit):
+        group = replicas(unit, between)
+        return Peers(dist.get_process_group_ranks(group), group)
+    nodes = sorted({tuple(ranks) for ranks in groups})
+    if len(nodes) == 1 or len({len(ranks) for ranks in nodes}) > 1:
+        sizes = ", ".join(str(len(ranks)) for ranks in nodes)
+        why = "all ranks share one model" if len(nodes) == 1 else f"groups of {sizes} ranks share a model"
+        raise ValueError(
+            f"attach(between='nodes'): {why}, so no rank of another node holds the same shard. Shard inside nodes: "
+            f"mesh = init_device_mesh(device, (nodes, ranks), mesh_dim_names=('replicate', 'shard')); "
+            f"fully_shard(module, mesh=mesh['shard'])."
+        )
+    place = dist.get_process_group_ranks(unit.group).index(dist.get_rank())
+    return Peers([ranks[place] for ranks in nodes])
 
 
-def check_between(units: Sequence[Unit], between: object, weights: object) -> None:
-    """Whether the units can be averaged so.
+def check_between(units: Sequence[Unit], between: object, weights: object, groups: list[list[int]]) -> Peers:
+    """The ranks over which shards are averaged, where the units can be averaged so.
 
     Raises:
         TypeError, ValueError: why not.
@@ -200,11 +227,12 @@ def check_between(units: Sequence[Unit], between: object, weights: object) -> No
                 f"attach(between={between!r}): {where} has {'a compcomm reducer' if ours else 'an all-reduce hook'} "
                 f"already. {'Call detach() of the first attachment' if ours else 'Leave set_all_reduce_hook out'}."
             )
-    group = between_group(units[0], between)
+    peers = same_shard(units[0], between, groups)
     inside = dist.get_process_group_ranks(units[0].group)
-    common = set(inside) & set(dist.get_process_group_ranks(group))
+    common = set(inside) & set(peers.ranks)
     if len(common) != 1:
         raise ValueError(
             f"attach(between={between!r}): this rank's shard group is {inside}, and ranks {sorted(common)} of it are "
             f"averaged with each other. Give the group of the ranks that hold the same shard, one of each node."
         )
+    return peers

@@ -52,11 +52,14 @@ def connect(
     return ProcessGroup.over(group, device, patience(timeout, "connect"), ring=ring)
 
 
-def connect_ranks(ranks: Sequence[int], device: torch.device, timeout: timedelta | None) -> ProcessGroup:
-    """A transport over some of the default group's ranks, all of which call it."""
+def connect_ranks(
+    ranks: Sequence[int], device: torch.device, timeout: timedelta | None, like: dist.ProcessGroup | None = None
+) -> ProcessGroup:
+    """A transport over some of the default group's ranks, all of which call it, on the backend of ``like`` (None: the
+    default group)."""
     if len(ranks) == 1:
         return ProcessGroup(None, device)
-    return ProcessGroup(compat.group_of(ranks, timeout, compat.backend(None, device)), device)
+    return ProcessGroup(compat.group_of(ranks, timeout, compat.backend(like, device)), device)
 
 
 def decline(error: Exception, group: dist.ProcessGroup | None, device: torch.device) -> NoReturn:

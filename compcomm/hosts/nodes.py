@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
+from ..core.compressor import Compressor
 from ..core.transport import Transport
 from ..engine.agreement import gather
 from ..engine.local_state import Shard
@@ -41,8 +43,8 @@ def topology(between: object, everyone: Transport, ranks: list[int]) -> Topology
     """The nodes of ``ranks``, or why there is nothing to be gained from them. Collective over ``everyone``, a transport
     between them.
 
-    ``between``: "nodes", as the launcher says it: ranks with one GROUP_RANK (torchrun), else with one host name, are a
-    node; or the process group of the ranks that are as this one in theirs, one of each node.
+    ``between``: "nodes", as the launcher says it (``_node``); or the process group of the ranks that are as this one in
+    theirs, one of each node.
 
     Raises:
         ValueError: on every rank, where the groups given are not one of each node.
@@ -51,7 +53,7 @@ def topology(between: object, everyone: Transport, ranks: list[int]) -> Topology
     if isinstance(between, dist.ProcessGroup):
         mine: Any = sorted(dist.get_process_group_ranks(between))
     else:
-        mine = os.environ.get("GROUP_RANK") or socket.gethostname()
+        mine = _node(os.environ)
     said = [json.loads(text) for text in gather(everyone, json.dumps(mine).encode(), "attach")]
     if any(type(one) is not type(said[0]) for one in said):
         raise ValueError("attach(between=...): some ranks gave a process group and others did not. Give all the same.")
@@ -76,6 +78,20 @@ def topology(between: object, everyone: Transport, ranks: list[int]) -> Topology
     return Topology(found, node, found[node].index(rank))
 
 
+def _node(said: Mapping[str, str]) -> str:
+    """What the ranks of one node have in common: GROUP_RANK (torchrun); else so many ranks in a row as LOCAL_WORLD_SIZE
+    says, where RANK and LOCAL_RANK agree with it; else the host's name."""
+    if said.get("GROUP_RANK"):
+        return f"group {said['GROUP_RANK']}"
+    try:
+        size, rank, local = (int(said[n]) for n in ("LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK"))
+        if rank % size == local:
+            return f"ranks {rank - local} to {rank - local + size - 1}"
+    except (KeyError, ValueError, ZeroDivisionError):
+        pass
+    return f"host {socket.gethostname()}"
+
+
 class Levels(NamedTuple):
     """What a session is made of, over nodes and within them; flat, where ``topology`` is None."""
 
@@ -86,14 +102,15 @@ class Levels(NamedTuple):
 
 
 def two_levels(
-    between: object,
+    between: str | dist.ProcessGroup | None,
     group: dist.ProcessGroup | None,
     device: torch.device,
     timeout: timedelta | None,
     named: Sequence[tuple[str, Tensor]],
+    codec: Compressor | None = None,
 ) -> Levels:
     """For the ranks of ``group``, which average ``named`` parameters. Collective over the group. Flat without
-    ``between``, and (said in a line) where two levels gain nothing."""
+    ``between``, and (said in a line) where two levels gain nothing. ``codec``: what codes gradients inside a node."""
     everyone = connect(group, device, timeout)
     if between is None:
         return Levels(everyone)
@@ -103,10 +120,50 @@ def two_levels(
         if everyone.rank == 0:
             print(f"compcomm: {found}, so all ranks average as one", file=sys.stderr, flush=True)
         return Levels(everyone)
-    between_nodes, inside = (connect_ranks(r, device, timeout) for r in (found.peers, found.nodes[found.node]))
-    within = Within(found.local, inside.world, deal(((n, p.numel()) for n, p in named), inside.world))
+    between_nodes = connect_ranks(found.peers, device, timeout, like=group if isinstance(between, str) else between)
+    inside = connect_ranks(found.nodes[found.node], device, timeout, like=group)
+    within = Within(found.local, inside.world, deal(((n, p.numel()) for n, p in named), inside.world), codec)
     shard = Shard(everyone, found.local, inside.world, {n: tuple(p.shape) for n, p in named})
     return Levels(Nodes(between_nodes, inside), found, within, shard)
+
+
+def group_between(between: object) -> Any:
+    """A dimension of a mesh as its process group; anything else as it is.
+
+    Raises:
+        ValueError: a mesh of several dimensions.
+    """
+    if not isinstance(between, DeviceMesh):
+        return between
+    if between.ndim != 1:
+        names = between.mesh_dim_names
+        which = f"mesh[{names[0]!r}]" if names else "a mesh of one dimension"
+        raise ValueError(
+            f"attach(between={between!r}): this mesh has {between.ndim} dimensions. Give the one between nodes, as in "
+            f"{which}."
+        )
+    return between.get_group()
+
+
+def check_inside(compressor: object, between: object) -> None:
+    """Whether it may code gradients inside a node.
+
+    Raises:
+        TypeError: no compressor.
+        ValueError: it sends a part of the elements alone; or there is no inside.
+    """
+    if compressor is None:
+        return
+    call = f"attach(inside={compressor!r})"
+    if not isinstance(compressor, Compressor):
+        raise TypeError(f"{call}: give a compressor, such as QSGD(bits=8, rounding='nearest'), or None: exact.")
+    if between is None:
+        raise ValueError(f"{call}: without between= all ranks average as one. Give between='nodes', or leave it out.")
+    if compressor.sparse or (compressor.linear and compressor.dtype == torch.float32):
+        raise ValueError(
+            f"{call}: it sends a part of the elements, and nothing inside a node remembers the rest. Use "
+            f"QSGD(bits=8, rounding='nearest') or Cast(bfloat16), and what is sparse between nodes."
+        )
 
 
 def check_between(between: object) -> None:
@@ -117,6 +174,6 @@ def check_between(between: object) -> None:
     """
     if between is not None and between != "nodes" and not isinstance(between, dist.ProcessGroup):
         raise ValueError(
-            f"attach(between={between!r}): of a DistributedDataParallel model it is 'nodes', or the process group of "
-            f"the ranks that are as this one in their nodes."
+            f"attach(between={between!r}): of a DistributedDataParallel model it is 'nodes', or the process group (or "
+            f"the dimension of a DeviceMesh) of the ranks that are as this one in their nodes."
         )

@@ -5,6 +5,10 @@ of the same parameter on all nodes average theirs by the reducer; and every owne
 node. So the slow links between nodes carry each parameter once per node, in the reducer's bytes, and a residual lies on
 one rank of each node: 4 / L bytes per parameter for L ranks.
 
+Inside, everything travels exact, or by a compressor of its own (8 bits inside and 4 between: ZeRO++, Wang et al. 2023;
+SDP4Bit, Jia et al. 2024). What that one loses in the first round is in no residual: the reducer compresses, and feeds
+back, what the owners have.
+
 Parameters are dealt out whole, so that matrices stay matrices. They go, in the order of the backward pass, each to the
 rank with the least so far: then every stretch of that order is dealt out evenly, and so is every bucket, however the
 host cuts them; and who owns what does not change when it cuts them anew.
@@ -21,10 +25,12 @@ import torch
 
 from ..compressors.cast import Cast
 from ..core.collectives import INSIDE, Collective
+from ..core.compressor import Compressor
 from ..core.context import Context
 from ..core.deferred import either, fill_nan_where
 from ..core.layout import Bucket, Layout, Segment
 from ..core.packing import Packing
+from ..core.random import key
 from ..core.reducer import Flow, Reducer
 from ..core.source import Source, Target
 from ..core.state import State
@@ -37,16 +43,18 @@ _LOSSLESS = {
     torch.bfloat16: Cast(torch.bfloat16, dense_below=0),
     torch.float16: Cast(torch.float16, dense_below=0),
 }
-"""How gradients travel inside a node, by the type that they have."""
+"""How gradients travel exact inside a node, by the type that they have."""
 
 
 @dataclass(eq=False)
 class Within:
-    """A node of ``world`` ranks, of which this is ``rank``. ``owners``: which of them owns each parameter, by name."""
+    """A node of ``world`` ranks, of which this is ``rank``. ``owners``: which of them owns each parameter, by name.
+    ``inside``: what codes gradients and means between them; None: nothing, they are exact."""
 
     rank: int
     world: int
     owners: Mapping[str, int]
+    inside: Compressor | None = None
 
     def own(self, layout: Layout) -> Layout:
         """What this rank owns of a bucket, end to end."""
@@ -59,8 +67,11 @@ class Within:
     def reduce(self, reducer: Reducer, source: Source, target: Target, state: State, ctx: Context) -> Flow:
         """As ``Reducer.reduce``, by ``reducer`` between nodes: ``ctx`` and ``state`` are those of the nodes."""
         own, packing = self.own(source.layout), self._plan(source.layout, ctx.dtype)[1]
-        inside = replace(ctx, rank=self.rank, world=self.world, tag="inside ", bad=False, dtype=None, within=None)
-        codec = _LOSSLESS[ctx.dtype if ctx.dtype in _LOSSLESS else None]
+        codec, seed = self._codec(ctx.dtype), key(ctx.seed, "inside")
+        inside = replace(
+            ctx, rank=self.rank, world=self.world, tag="inside ", bad=False, dtype=None, within=None,
+            seed=key(seed, str(ctx.rank)),
+        )  # fmt: skip
         mean = Bucket(ctx.buffer("mean inside", own.numel, torch.float32), own)
         trip = RoundTrip(codec, packing, source, Target(mean), inside, message=self.rank)
         payload = trip.encode()
@@ -69,7 +80,8 @@ class Within:
         fill_nan_where(mean, trip.flags.bad)  # so that the other nodes hear of it
         between = replace(ctx, within=None)
         result = yield from reducer.reduce(Source(mean), Target(mean), state.on(own), between)
-        inside.bad = between.bad  # the others of this node, who own other parameters, hear of it with the means
+        # All nodes code the same means, so they draw the same numbers, and all ranks hold the same bits.
+        inside.seed, inside.bad = seed, between.bad  # the others of this node, who own other parameters, hear of it
         flags = yield from _inside(gather(codec, packing, mean, target, inside))
         ctx.bad, ctx.apart = either(ctx.bad, flags.bad), between.apart
         return replace(result, error=None, bad=ctx.bad)
@@ -82,10 +94,12 @@ class Within:
             for index, s in enumerate(layout.segments):
                 parts[self.owners[s.name]].append((index, s))
             owned = tuple(Layout([s for _, s in part], layout.numel).packed() for part in parts)
-            codec = _LOSSLESS[dtype if dtype in _LOSSLESS else None]
-            found = owned, Packing(codec, tuple(map(tuple, parts)), len(layout.segments))
+            found = owned, Packing(self._codec(dtype), tuple(map(tuple, parts)), len(layout.segments))
             self._plans[layout, dtype] = found
         return found
+
+    def _codec(self, dtype: torch.dtype | None) -> Compressor:
+        return self.inside or _LOSSLESS[dtype if dtype in _LOSSLESS else None]
 
     @cached_property
     def _plans(self) -> dict[Any, tuple[tuple[Layout, ...], Packing]]:

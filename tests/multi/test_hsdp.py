@@ -97,6 +97,23 @@ def test_exact_is_native_hsdp(four: Workers, held: int) -> None:
         assert torch.equal(ours, found[0][1]), "replicas differ"
 
 
+def named_otherwise(rank: int, world: int) -> Any:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    found: list[Tensor] = []
+    for between in ("replicate", "nodes", mesh["replicate"], mesh.get_group("replicate")):
+        model = sharded()
+        hook: Any = cc.attach(model, cc.ErrorFeedback(cc.QSGD(bits=4)), between=between)
+        train(model, 3)
+        assert hook.transport.world == 2 and hook.transport.rank == rank // 2
+        found.append(weights(model))
+    return found
+
+
+def test_nodes_are_the_groups_that_share_a_model(four: Workers) -> None:
+    for found in four.run(named_otherwise):
+        assert all(torch.equal(one, found[0]) for one in found)
+
+
 def conserves(rank: int, world: int, reducer: str) -> Any:
     """What was applied and what is remembered, summed over the steps, beside the mean of the gradients."""
     model = sharded()
@@ -195,6 +212,8 @@ def refused(rank: int, world: int) -> Any:
         "its own dimension": models.caught(lambda: cc.attach(model, reducer, between="shard")),
         "no group": models.caught(lambda: cc.attach(model, reducer, between=3)),  # type: ignore[arg-type]
         "everybody": models.caught(lambda: cc.attach(model, reducer, between=dist.group.WORLD)),
+        "one model": models.caught(lambda: cc.attach(sharded(nodes=1), reducer, between="nodes")),
+        "inside": models.caught(lambda: cc.attach(model, reducer, between="nodes", inside=cc.QSGD(bits=8))),
         "weights": models.caught(
             lambda: cc.attach(model, reducer, between="replicate", weights=cc.QSGD(bits=8, rounding="nearest"))
         ),
@@ -218,6 +237,8 @@ def test_what_does_not_fit_is_said_on_every_rank(four: Workers) -> None:
         "its own dimension": "The others are 'replicate'",
         "no group": "give the name of a dimension",
         "everybody": "one of each node",
+        "one model": "all ranks share one model.*Shard inside nodes",
+        "inside": "reduce_dtype",
         "weights": "gathered inside a node",
         "ranks differ": "reducer",
         "twice": "a compcomm reducer",
