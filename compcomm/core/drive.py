@@ -75,6 +75,45 @@ def lockstep(flows: Sequence[Generator[Collective, Any, T]]) -> Generator[list[C
         yield ops
 
 
+def in_groups(
+    flows: Sequence[Generator[Collective, Any, T]], group: Callable[[int, Collective], tuple[int, ...]]
+) -> Generator[tuple[tuple[int, ...], list[Collective]], None, list[T]]:
+    """``lockstep``, where a collective is among some of the ranks, ``group(rank, op)``, and a Commit among all."""
+    ops: list[Collective | None] = [None] * len(flows)
+    ends, everyone = dict[int, T](), tuple(range(len(flows)))
+
+    def go_on(members: tuple[int, ...]) -> None:
+        for rank in members:
+            ops[rank] = None
+            try:
+                ops[rank] = next(flows[rank])
+            except StopIteration as end:
+                ends[rank] = end.value
+
+    def members(rank: int) -> tuple[str, tuple[int, ...]]:
+        op = ops[rank]
+        if op is None:
+            return "", ()
+        return op.axis, everyone if isinstance(op, Commit) else group(rank, op)
+
+    go_on(everyone)
+    while len(ends) < len(flows):
+        moved = False
+        for rank in everyone:
+            axis, found = members(rank)
+            if not found or any(members(m) != (axis, found) for m in found):
+                continue  # some of them stand at another collective, which comes first
+            taken = [op for op in (ops[m] for m in found) if op is not None]
+            if len({op.signature for op in taken}) != 1:
+                raise OutOfStepError(f"the ranks yield different collectives: {[op.signature for op in taken]}")
+            yield found, taken
+            go_on(found)
+            moved = True
+        if not moved:
+            raise OutOfStepError(f"the ranks wait for each other: {[op and op.signature for op in ops]}")
+    return [ends[rank] for rank in everyone]
+
+
 def rehearse(flow: Generator[Collective, Any, Any]) -> Iterator[Collective]:
     """The collectives of a flow up to its Commit, none of which is performed: for flows on tensors without content."""
     try:

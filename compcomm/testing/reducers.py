@@ -12,6 +12,7 @@ REDUCER_CHECKS: tuple[Callable[[Reducer], None], ...] = (
     description.is_a_value,
     worlds.gives_every_rank_the_same_mean,
     worlds.does_not_depend_on_how_buckets_are_cut,
+    worlds.averages_nodes_like_ranks,
     worlds.loses_no_more_than_it_says,
     worlds.averages_what_it_can_send_whole,
     worlds.adds_to_what_is_there,

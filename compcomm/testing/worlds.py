@@ -6,6 +6,7 @@ import torch
 
 from ..core.layout import Bucket
 from ..core.reducer import Reducer
+from ..core.structure import controllers
 from ..routes.choose import settle
 from ..transports.simulator import Simulator
 from .errors import demand, same_bits
@@ -98,6 +99,20 @@ def codes_a_sum_in_one_go(r: Reducer) -> None:
         if one.result.error is not None and two.result.error is not None:
             same = same_bits(one.result.error.flat, two.result.error.flat)
             demand(same, r, "the error of decay*x + add_scale*add is another than that of the sum.")
+
+
+def averages_nodes_like_ranks(r: Reducer) -> None:
+    """Two nodes of two ranks, exact inside: all ranks hold the same bits, those of two ranks that have the nodes' means
+    (but for a controller, which decides for the parameters of each owner by themselves)."""
+    two, flat = Simulator(r, 4, seed=17, ranks_per_node=2), Simulator(r, 2, seed=17)
+    alone = not list(controllers(flat.reducer, model_layout().segments)) and roundoff(r, 2) == 0.0
+    for t in range(3):
+        given = gradients(4, t)
+        pairs = ((given[0], given[1]), (given[2], given[3]))
+        found = step(two, given, whole(t))
+        due = step(flat, [{n: (a[n] + b[n]) / 2 for n in a} for a, b in pairs], whole(t))
+        demand(all(_same(found[0], m) for m in found), r, f"ranks of two nodes hold unlike means in step {t}.")
+        demand(not alone or _same(found[0], due[0]), r, f"two nodes have another mean than two ranks in step {t}.")
 
 
 def adds_to_what_is_there(r: Reducer) -> None:

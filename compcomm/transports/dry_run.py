@@ -15,6 +15,7 @@ from ..core.reducer import Reducer, flow
 from ..core.source import Target
 from ..core.state import State, Store
 from ..routes.choose import settle
+from ..routes.within import Within, deal
 
 
 class Planned(NamedTuple):
@@ -68,20 +69,44 @@ class Cost(NamedTuple):
         return self.dense / self.sent if self.sent else float("inf")
 
 
-def cost(reducer: Reducer | Compressor, layout: Layout, world: int, rank: int = 0, *, rows: bool = False) -> Cost:
+def cost(
+    reducer: Reducer | Compressor,
+    layout: Layout,
+    world: int,
+    rank: int = 0,
+    *,
+    rows: bool = False,
+    ranks_per_node: int = 1,
+) -> Cost:
     """Exact bytes that ``rank`` sends per step for one bucket, link headers apart; where messages vary in length, the
     most that it may send.
 
     ``rows``: each rank wants its own row of the mean alone, as under ``fully_shard``. Whole parameters are cut as it
     cuts them (``Layout.sharded``); a layout of pieces is made of ``world`` rows already.
+
+    ``ranks_per_node``: so many of the ``world`` ranks share a node, and the reducer averages between nodes
+    (``compcomm.routes.within``). The bytes are those that leave this rank's node, and ``dense`` what leaves it where
+    all ranks are one ring.
     """
     if not isinstance(layout, Layout):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(
             f"cost({reducer!r}, {type(layout).__name__}, {world!r}): the second argument is a Layout, such as "
             f"cc.Layout.of(model.named_parameters())."
         )
+    if ranks_per_node > 1:
+        return _between_nodes(reducer, layout, world, rank, ranks_per_node)
     if rows and all(s.whole for s in layout.segments):
         layout = layout.sharded(world)
     planned = plan(settle(reducer, world, rows=rows), layout, world, rank, rows=rows)
     dense = dense_bytes(layout.numel if rows else sum(s.numel for s in layout.segments), world, rows)
     return Cost(sum(p.sent for p in planned), dense, planned)
+
+
+def _between_nodes(reducer: Reducer | Compressor, layout: Layout, world: int, rank: int, per: int) -> Cost:
+    """Of all ranks of the node that ``rank`` is in."""
+    if world % per:
+        raise ValueError(f"cost(world={world}, ranks_per_node={per}): nodes have equally many ranks, so it divides.")
+    nodes, owners = world // per, deal([(s.name, s.numel) for s in layout.segments], per)
+    settled = settle(reducer, nodes)
+    planned = [p for i in range(per) for p in plan(settled, Within(i, per, owners).own(layout), nodes, rank // per)]
+    return Cost(sum(p.sent for p in planned), dense_bytes(layout.numel, world), tuple(planned))

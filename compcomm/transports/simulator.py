@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Collection, Generator, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from ..core.collectives import (
+    INSIDE,
     AllGather,
     AllReduce,
     AllReduceMax,
@@ -21,36 +23,57 @@ from ..core.collectives import (
 from ..core.compressor import Compressor
 from ..core.context import Context
 from ..core.deferred import raise_deferred
-from ..core.drive import OutOfStepError, lockstep
+from ..core.drive import OutOfStepError, in_groups, lockstep
 from ..core.layout import Bucket, Layout, Segment
 from ..core.reducer import Flow, Reducer, flow
 from ..core.source import Target
 from ..core.state import State, Store
 from ..core.structure import between_steps, has_review
 from ..routes.choose import settle
+from ..routes.within import Within, deal
 from ..state.merging import merge
+
+T = TypeVar("T")
+Ranks = tuple[int, ...]
 
 
 class Simulator:
     """Runs a reducer on ``world`` simulated ranks.
 
     ``step`` takes every rank's buckets and returns every rank's means; flows of the same bucket run in lockstep. The
-    ranks' stores are in ``stores``, bytes sent per rank (link headers apart) in ``sent``.
+    ranks' stores are in ``stores``, bytes sent per rank (link headers apart) in ``sent``: those that leave its node.
     """
 
     def __init__(
-        self, reducer: Reducer | Compressor, world: int, *, seed: int = 0, unscale: float = 1.0, rows: bool = False
+        self,
+        reducer: Reducer | Compressor,
+        world: int,
+        *,
+        seed: int = 0,
+        unscale: float = 1.0,
+        rows: bool = False,
+        ranks_per_node: int = 1,
+        inside: Compressor | None = None,
     ) -> None:
         """``rows``: buckets are made of one row per rank (``Layout.sharded``), and each wants its own row of the mean
-        alone; elsewhere its out keeps what it holds."""
+        alone; elsewhere its out keeps what it holds. ``ranks_per_node``: so many ranks in a row share a node, average
+        by ``inside`` (None: exactly) among each other, and by the reducer between nodes (``compcomm.routes.within``).
+        """
         if not isinstance(reducer, Reducer | Compressor):
             raise TypeError(
                 f"Simulator({reducer!r}): no reducer. Give one, such as EF21(TopK(0.01)); parse reads text."
             )
-        self.reducer, self.rows = settle(reducer, world, rows=rows), rows
+        nodes = _nodes(world, ranks_per_node, rows)
+        self.reducer, self.rows = settle(reducer, nodes, rows=rows), rows
         self.world, self.seed, self.unscale, self.steps = world, seed, unscale, 0
-        self.stores = [Store(self.reducer, rank, world, rows=rows) for rank in range(world)]
-        self.contexts = [Context(rank, world, seed=seed) for rank in range(world)]
+        self._per = ranks_per_node
+        self._owners: dict[str, int] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        within = [Within(i, self._per, self._owners, inside) if self._per > 1 else None for i in range(self._per)]
+        self.contexts = [
+            Context(rank // self._per, nodes, seed=seed, within=within[rank % self._per]) for rank in range(world)
+        ]
+        self.stores = [Store(self.reducer, ctx.rank, nodes, rows=rows) for ctx in self.contexts]
         self.sent = [0] * world
         self.bad = False
         self._fitting: set[Layout] = set()
@@ -81,6 +104,7 @@ class Simulator:
             )
         _check_buckets(buckets)
         self._check(buckets[0])
+        self._deal(buckets[0])
         flows: list[list[Flow]] = []
         means: list[list[Bucket]] = [[] for _ in range(self.world)]
         contexts: list[Context] = []
@@ -88,9 +112,9 @@ class Simulator:
             group: list[Flow] = []
             for rank in range(self.world):
                 old = self.contexts[rank]
-                ctx = Context(
-                    rank, self.world, self.steps, b, self.seed, self.unscale,
-                    participating=rank in here, present=None if len(here) == self.world else len(here), arena=old.arena,
+                ctx = replace(
+                    old, step=self.steps, bucket=b, unscale=self.unscale, bad=False, faults=[], apart=False,
+                    participating=rank in here, present=None if len(here) == self.world else len(here),
                 )  # fmt: skip
                 contexts.append(ctx)
                 flat, layout = buckets[rank][b]
@@ -102,7 +126,7 @@ class Simulator:
                     x = Bucket(ctx.buffer("input", flat.numel(), flat.dtype).copy_(flat), layout)
                     out = outs[rank][b]
                 means[rank].append(out)
-                self.stores[rank].declare(x.layout)
+                self.stores[rank].declare(x.layout if ctx.within is None else ctx.within.own(x.layout))
                 target = Target(out, row=self.rows)
                 group.append(flow(self.reducer, x, State(self.stores[rank], x.layout), ctx, target))
             self._run(group)
@@ -124,7 +148,7 @@ class Simulator:
 
     def _agreed(self, contexts: Sequence[Context]) -> bool:
         """Whether the step is bad, which every rank must know by itself, or ask the others (``Context.apart``)."""
-        ranks = [[ctx for ctx in contexts if ctx.rank == rank] for rank in range(self.world)]
+        ranks = [contexts[rank :: self.world] for rank in range(self.world)]
         found = [any(bool(ctx.bad) for ctx in own) for own in ranks]
         asks = [any(ctx.apart for ctx in own) for own in ranks]
         if any(asks) and not all(asks):
@@ -149,17 +173,16 @@ class Simulator:
     def _review(self) -> None:
         """What controllers do between two steps."""
         reviews = [
-            between_steps(self.reducer, store.segments(), store, Context(rank, self.world, self.steps, seed=self.seed))
-            for rank, store in enumerate(self.stores)
+            between_steps(self.reducer, store.segments(), store, replace(ctx, step=self.steps))
+            for ctx, store in zip(self.contexts, self.stores, strict=True)
         ]
-        for ops in lockstep(reviews):
-            for rank, op in enumerate(ops):
-                self.sent[rank] += op.sent_bytes(self.world, rank)
-            perform(ops)
+        for ranks, ops in self._rounds(reviews):
+            self._perform(ranks, ops)
 
     def merged(self) -> list[dict[str, dict[str, Tensor]]]:
         """The ranks' memory, merged for another number of workers (``compcomm.state.merging``), as each rank has it."""
-        rounds = lockstep([merge(store) for store in self.stores])
+        shapes = None if self._per == 1 else dict(self._shapes)
+        rounds = lockstep([merge(store, shapes) for store in self.stores])
         while True:
             try:
                 perform(next(rounds))
@@ -177,6 +200,8 @@ class Simulator:
                 f"Simulator.step(present={sorted(here)}): {self.reducer!r} needs every rank in every step. "
                 f"Use EF21(...), whose estimates stand in for the ranks that are away."
             )
+        if len(here) < self.world and self._per > 1:
+            raise ValueError(f"Simulator.step(present={sorted(here)}): every rank of a node owns a part. Leave it out.")
         self._here = here
         return here
 
@@ -194,13 +219,51 @@ class Simulator:
         flats = [torch.cat([t.reshape(-1) for t in d.values()]) for d in tensors]
         return [b[0].views() for b in self.step([[Bucket(f, layout)] for f in flats], present=present)]
 
+    def _deal(self, buckets: Sequence[Bucket]) -> None:
+        """Gives parameters that are new an owner within each node."""
+        if self._per == 1:
+            return
+        new = {s.name: s for b in buckets for s in b.layout.segments if s.name not in self._owners}
+        self._owners |= deal([(s.name, s.numel) for s in reversed(new.values())], self._per)
+        self._shapes |= {s.name: s.shape for s in new.values()}
+
     def _run(self, group: list[Flow]) -> None:
-        for ops in lockstep(group):
+        for ranks, ops in self._rounds(group):
             if isinstance(ops[0], Commit):
                 return
-            for rank, op in enumerate(ops):
-                self.sent[rank] += op.sent_bytes(self.world, rank) if rank in self._here else 0
-            perform(ops)
+            self._perform(ranks, ops)
+
+    def _rounds(self, flows: Sequence[Generator[Collective, Any, T]]) -> Generator[tuple[Ranks, list[Collective]]]:
+        """What the ranks do together, one collective after the other, and which of them."""
+        if self._per > 1:
+            yield from in_groups(flows, self._together)
+            return
+        everyone = tuple(range(self.world))
+        for ops in lockstep(flows):
+            yield everyone, ops
+
+    def _together(self, rank: int, op: Collective) -> Ranks:
+        first, place = rank - rank % self._per, rank % self._per
+        inside = op.axis == INSIDE
+        return tuple(range(first, first + self._per)) if inside else tuple(range(place, self.world, self._per))
+
+    def _perform(self, ranks: Ranks, ops: Sequence[Collective]) -> None:
+        for rank, op in zip(ranks, ops, strict=True):
+            ctx = self.contexts[rank]
+            self.sent[rank] += op.counted_bytes(ctx.world, ctx.rank) if rank in self._here else 0
+        perform(ops)
+
+
+def _nodes(world: int, ranks_per_node: int, rows: bool) -> int:
+    """How many nodes there are."""
+    given = f"Simulator(world={world}, ranks_per_node={ranks_per_node!r})"
+    if isinstance(ranks_per_node, bool) or not isinstance(ranks_per_node, int) or ranks_per_node < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"{given}: an integer, 1 or more.")
+    if world % ranks_per_node:
+        raise ValueError(f"{given}: nodes have equally many ranks, so it divides the world.")
+    if rows and ranks_per_node > 1:
+        raise ValueError(f"{given}: rows go to every rank in one step. Leave one of the two out.")
+    return world // ranks_per_node
 
 
 def _check_named(tensors: Any, world: int) -> None:

@@ -290,6 +290,8 @@ REDUCERS: dict[str, tuple[Callable[[cc.Reducer], None], dict[str, object]]] = {
         conservation.applies_nothing_of_a_bad_step, {"reduce": _talks_when_it_likes}),
     "when buckets are": (worlds.does_not_depend_on_how_buckets_are_cut, {
         "reduce": _before(lambda source, _, ctx: source.x.flat.mul_(1 + ctx.bucket * 1e-3))}),
+    "another mean than two ranks": (worlds.averages_nodes_like_ranks, {
+        "reduce": _before(lambda source, *_: source.x.flat.mul_(1 + len(source.layout.segments) * 1e-3))}),
     "depends on the piece beside it, in step 0: go over": (pieces.treats_pieces_alone, {
         "reduce": _after(_clips_by_name)}),
     "slot 'residual' of 'head' is not finite after the bad step 2: give back in undo": (
