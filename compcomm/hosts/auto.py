@@ -152,8 +152,7 @@ class AutoController(Observer):
             if self.decided:
                 self._judge()
             else:
-                within = self._session.steps.scheduler.within
-                self._pick([f.layout if within is None else within.own(f.layout) for f in flows])
+                self._pick([f.layout for f in flows])
 
     def _pick(self, layouts: Sequence[Layout]) -> None:
         planner, transport = type(self).planner, self._transport

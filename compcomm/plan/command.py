@@ -1,6 +1,8 @@
 """``python -m compcomm plan``: which method to use, before anything is trained.
 
 python -m compcomm plan --model resnet50 --workers 64 --bandwidth 1gbit --latency 50us --compute 0.2
+python -m compcomm plan ... --ranks-per-node 8 --inside 200gbit
+python -m compcomm plan ... --host fsdp2 --weights "QSGD(bits=8, rounding='nearest')"
 torchrun --nproc-per-node 4 -m compcomm plan --measure --model net.py --json plan.json
 """
 
@@ -12,12 +14,19 @@ import os
 import sys
 from pathlib import Path
 
+from ..core.compressor import Compressor
+from ..core.description import parse
+from ..hosts.weights import check_weights
 from . import units
-from .methods import Method, default, method
+from .hosts import DDP, FullyShard, Nodes
+from .link import Link
+from .methods import Method, method
 from .models import Model, find
-from .planner import plan
+from .planner import check_workers, plan
 from .result import Plan
 from .table import show
+
+HOSTS = ("ddp", "nodes", "fsdp2")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +36,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bandwidth", help=f"of every worker's link: {units.RATES}")
     parser.add_argument("--latency", help=f"per message, one way: {units.LATENCIES} (default: 50us)")
     parser.add_argument("--compute", help="forward and backward pass of one worker: 0.2, 200ms")
+    parser.add_argument("--host", choices=HOSTS, default="ddp", help="what averages (default: ddp)")
+    parser.add_argument("--weights", help="with fsdp2: what codes the weights, as in Python")
+    parser.add_argument(
+        "--ranks-per-node",
+        type=int,
+        help="with nodes: how many; the bandwidth is then a node's (with --measure: as it is)",
+    )
+    parser.add_argument("--inside", help="with nodes: the bandwidth among the ranks of one (default: 100gbit)")
     parser.add_argument("--reducer", nargs="+", action="extend", help="more methods, as in Python: TopK(ratio=0.001)")
     parser.add_argument("--measure", action="store_true", help="under torchrun: measure the link and the kernels")
     parser.add_argument("--json", help="file for the plan")
@@ -39,17 +56,21 @@ def main(options: argparse.Namespace) -> int:
         if not options.measure or os.environ.get("RANK", "0") == "0":
             _check_files(options)
         model = find(options.model)
-        methods = (*default(), *map(method, options.reducer or ()))
+        more = tuple(map(method, options.reducer or ()))
+        weights = _check_host(options)
         if not options.measure:
-            _tell(_on_paper(options, model, methods), options, model, methods)
+            made, methods = _on_paper(options, model, more, weights)
+            _tell(made, options, model, methods)
             return 0
         from .measured_plan import joined, measured
 
-        with joined() as transport:
-            _check_measured(options, transport.world)
-            made = measured(model, methods, options.compute, transport)
-            if transport.rank == 0:
-                _tell(made, options, model, methods)
+        with joined(nodes=options.host == "nodes") as transport:
+            workers = int(os.environ["WORLD_SIZE"])
+            _check_measured(options, workers)
+            host = FullyShard.of(weights, workers) if options.host == "fsdp2" else None
+            made = measured(model, more, options.compute, transport, host)
+            if int(os.environ["RANK"]) == 0:
+                _tell(made, options, model, (*made.host.methods(), *more))
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"compcomm plan: {error}", file=sys.stderr)
         return 2
@@ -78,11 +99,12 @@ def _check_files(options: argparse.Namespace) -> None:
 
 def _check_measured(options: argparse.Namespace, world: int) -> None:
     """Refuses what contradicts the ranks that run."""
-    for name in ("bandwidth", "latency"):
+    for name in ("bandwidth", "latency", "inside", "ranks_per_node"):
         given = getattr(options, name)
+        flag = name.replace("_", "-")
         if given is not None:
             raise ValueError(
-                f"--{name} {given}: with --measure the {world} ranks that run measure their link. Leave out --{name}, "
+                f"--{flag} {given}: with --measure the {world} ranks that run measure their link. Leave out --{flag}, "
                 f"or --measure."
             )
     if options.workers not in (None, world):
@@ -92,21 +114,44 @@ def _check_measured(options: argparse.Namespace, world: int) -> None:
         )
 
 
-def _on_paper(options: argparse.Namespace, model: Model, methods: tuple[Method, ...]) -> Plan:
-    for given, read in ((options.bandwidth, units.bandwidth), (options.latency, units.latency)):
+def _check_host(options: argparse.Namespace) -> Compressor | None:
+    """Refuses what is of another host; what codes the weights."""
+    for name, host in (("weights", "fsdp2"), ("ranks_per_node", "nodes"), ("inside", "nodes")):
+        if getattr(options, name) is not None and options.host != host:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} {getattr(options, name)}: that is for --host {host}. Add it, or leave it out.")
+    if options.host == "nodes" and not options.measure and options.ranks_per_node is None:
+        raise ValueError("--host nodes: give --ranks-per-node, or run under torchrun with --measure.")
+    return None if options.weights is None else check_weights(parse(options.weights))
+
+
+def _on_paper(
+    options: argparse.Namespace, model: Model, more: tuple[Method, ...], weights: Compressor | None
+) -> tuple[Plan, tuple[Method, ...]]:
+    rates = (options.bandwidth, units.bandwidth), (options.latency, units.latency), (options.inside, units.bandwidth)
+    for given, read in rates:
         if given is not None:
             read(given)  # what is wrong is said before what is missing
     for name in ("workers", "bandwidth", "compute"):
         if getattr(options, name) is None:
             raise ValueError(f"--{name} is missing. Give it, or run under torchrun with --measure.")
-    return plan(
+    check_workers(options.workers)
+    host = DDP()
+    if options.host == "nodes":
+        host = Nodes.of(options.ranks_per_node, Link.of(options.inside or "100gbit", "5us"))
+    elif options.host == "fsdp2":
+        host = FullyShard.of(weights, options.workers)
+    methods = (*host.methods(), *more)
+    made = plan(
         model,
         options.workers,
         bandwidth=options.bandwidth,
         latency="50us" if options.latency is None else options.latency,
         compute=options.compute,
         methods=methods,
+        host=host,
     )
+    return made, methods
 
 
 def _tell(made: Plan, options: argparse.Namespace, model: Model, methods: tuple[Method, ...]) -> None:

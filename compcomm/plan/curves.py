@@ -15,7 +15,6 @@ from .kernels import MANY, Kernels, calibrate, grown
 from .methods import PLAIN, Method
 from .models import Model
 from .result import Plan
-from .step import predict
 
 WORKERS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 RATES = tuple(10 ** (7 + i / 4) for i in range(17))
@@ -34,20 +33,23 @@ def draw(plan: Plan, model: Model, methods: Sequence[Method], path: str | Path) 
 
     def kernels(method: Method, reducer: Reducer | None) -> Kernels:
         if reducer not in known:
-            planned = reducer == method.resolved(plan.world)  # others take another route between more or fewer workers
-            found = plan.kernels[method.text] if planned else calibrate(reducer, buckets, MANY)
-            known[reducer] = grown(found, reducer, buckets)
+            # Others take another route between more or fewer workers.
+            planned = reducer == plan.host.resolved(method, plan.world)
+            rows = plan.host.rows
+            found = plan.kernels[method.text] if planned else calibrate(reducer, buckets, MANY, rows=rows)
+            known[reducer] = found if rows else grown(found, reducer, buckets)
         return known[reducer]
 
     def seconds(method: Method, world: int, rate: float) -> float:
-        reducer = method.resolved(world)
+        reducer = plan.host.resolved(method, world)
         measured = kernels(method, reducer)
-        return predict(reducer, buckets, world, plan.link.at(rate), measured, plan.compute).seconds
+        return plan.host.predict(method, buckets, world, plan.link.at(rate), measured, plan.compute).seconds
 
+    workers = [w for w in WORKERS if _fits(plan, w)]
     looks = styles([method.text for method in methods], plan.recommendation.method)
     for method in methods:
         look = looks[method.text]
-        panels[0].plot(WORKERS, [seconds(method, w, plan.link.bandwidth) for w in WORKERS], label=method.short, **look)
+        panels[0].plot(workers, [seconds(method, w, plan.link.bandwidth) for w in workers], label=method.short, **look)
         panels[1].plot(RATES, [seconds(method, plan.world, rate) for rate in RATES], **look)
     for axes, at in zip(panels, (plan.world, plan.link.bandwidth), strict=True):
         axes.axvline(at, color="#bbbbbb", linewidth=1.2, zorder=1, label="this plan")
@@ -64,6 +66,14 @@ def draw(plan: Plan, model: Model, methods: Sequence[Method], path: str | Path) 
     figure.savefig(target, dpi=120)
     pyplot.close(figure)
     return target
+
+
+def _fits(plan: Plan, workers: int) -> bool:
+    try:
+        plan.host.check(workers)
+    except ValueError:
+        return False
+    return True
 
 
 def styles(texts: Sequence[str], recommended: str) -> dict[str, dict[str, Any]]:

@@ -12,9 +12,11 @@ from ..core.compressor import Compressor
 from ..core.layout import Layout
 from ..core.reducer import Reducer
 from ..core.transport import Transport
+from ..transports.nodes import Nodes as Levels
+from .hosts import Nodes
 from .kernels import calibrate
 from .measure import measure
-from .methods import PLAIN, Method, default, method
+from .methods import HALF, PLAIN, Method, default, method, sharded
 from .recommend import choose
 from .step import Prediction, predict
 
@@ -73,31 +75,30 @@ def propose(
     Collective: every rank calls it between two steps, with the same arguments, and gets the same.
 
     Args:
-        transport: between the workers.
+        transport: between the workers; or between nodes, of which each has several.
         layouts: of the buckets, in the order in which a backward pass fills them.
         compute: seconds of forward and backward pass, equal on all ranks.
         dtype: of the gradients.
         measured: seconds of a step that averages exactly, equal on all ranks.
         methods: to be compared with the host as it is; None: those that plans compare.
-        rows, waits: see ``predict``. Methods that have no form for rows are left out.
+        rows, waits: see ``predict``.
     """
     world, link = transport.world, measure(transport)
-    chosen = (PLAIN, *map(method, methods)) if methods is not None else default()
-    chosen = tuple(m for m in chosen if not rows or _has_rows(m, world))
-    found: list[tuple[Method, Prediction]] = []
+    nodes = Nodes.of(transport.inside.world, measure(transport.inside)) if isinstance(transport, Levels) else None
+    usual = default() if not rows else tuple(m for m in sharded() if m != HALF)
+    chosen = (PLAIN, *map(method, methods)) if methods is not None else usual
+    found: list[Prediction] = []
     for m in chosen:
         resolved = m.resolved(world, rows)
         kernels = calibrate(resolved, layouts, world, transport, link, rows)
-        prediction = predict(
-            resolved, layouts, world, link, kernels, compute, dtype=dtype, rows=rows, waits=waits
-        )  # fmt: skip
-        found.append((m, replace(prediction, method=m.text)))
-    return Proposal(tuple(m for m, _ in found), tuple(p for _, p in found), measured)
-
-
-def _has_rows(method: Method, world: int) -> bool:
-    try:
-        method.resolved(world, rows=True)
-    except ValueError:
-        return False
-    return True
+        if nodes is None:
+            prediction = predict(
+                resolved, layouts, world, link, kernels, compute, dtype=dtype, rows=rows, waits=waits
+            )  # fmt: skip
+        else:  # the ranks of a node measured side by side: together they have what its link has
+            per = nodes.ranks_per_node
+            prediction = nodes.predict(
+                m, layouts, world * per, link.at(link.bandwidth * per), kernels, compute, dtype=dtype
+            )  # fmt: skip
+        found.append(replace(prediction, method=m.text))
+    return Proposal(chosen, tuple(found), measured)

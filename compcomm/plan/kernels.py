@@ -116,12 +116,12 @@ def calibrate(
     whole = _matrices(layouts, rows)
     if transport is not None:
         return _real(reducer, whole, transport, link, rows)
-    if rows:
-        raise ValueError(f"calibrate({reducer!r}, rows=True): rows are measured over a transport. Give one.")
     few = min(world, FEW)
-    small = sample_layout(reducer, whole, few, SAMPLE)
-    (seconds,) = _rounds([_bench(reducer, small, few)])
-    return grown(Kernels(_stages(reducer, small, few, seconds)), reducer, layouts)
+    small = sample_layout(reducer, whole, few, SAMPLE, rows=rows)
+    small = small.sharded(few) if rows else small
+    (seconds,) = _rounds([_bench(reducer, small, few, rows)])
+    found = Kernels(_stages(reducer, small, few, seconds, rows))
+    return found if rows else grown(found, reducer, layouts)  # of a row's messages there are W, each W-th as long
 
 
 def _matrices(layouts: Sequence[Layout], rows: bool = False) -> Layout:
@@ -147,18 +147,18 @@ def grown(kernels: Kernels, reducer: Reducer | None, layouts: Sequence[Layout]) 
     if not any(more):
         return kernels
     few, many = _rounds([_bench(reducer, small, world) for world in (FEW, MANY)])
-    least = _copying()
+    least = copying()
     slopes = (max(least, (b - a) / n) if n else 0.0 for a, b, n in zip(few[1:], many[1:], more, strict=True))
     return replace(kernels, growth=(0.0, *slopes))
 
 
-def _bench(reducer: Reducer, layout: Layout, world: int) -> list[_Rank]:
+def _bench(reducer: Reducer, layout: Layout, world: int, rows: bool = False) -> list[_Rank]:
     """Ranks of one process, which take turns."""
-    return [_Rank(reducer, layout, rank, world) for rank in range(world)]
+    return [_Rank(reducer, layout, rank, world, rows=rows) for rank in range(world)]
 
 
-def _copying() -> float:
-    """Seconds for each byte of a copy."""
+def copying() -> float:
+    """Seconds for each byte of a copy, on this machine."""
     source, target = torch.ones(1 << 22, dtype=torch.float32), torch.empty(1 << 22, dtype=torch.float32)
     best = float("inf")
     for _ in range(5):

@@ -13,9 +13,12 @@ import torch.distributed as dist
 
 from ..core.collectives import AllReduceMax
 from ..core.transport import Transport
+from ..hosts.nodes import two_levels
+from ..transports import nodes as transports
 from ..transports.process_group import ProcessGroup
 from . import units
 from .buckets import cut
+from .hosts import DDP, Nodes
 from .kernels import Kernels, calibrate
 from .measure import measure
 from .methods import Method
@@ -24,8 +27,12 @@ from .planner import made
 from .result import Plan
 
 
-def measured(model: Model, methods: Sequence[Method], compute: str | float | None, transport: Transport) -> Plan:
-    """A plan for the ranks of ``transport``. Collective: every rank calls it with the same arguments.
+def measured(
+    model: Model, more: Sequence[Method], compute: str | float | None, transport: Transport, host: DDP | None = None
+) -> Plan:
+    """A plan for the ranks of ``transport``. Collective: every rank calls it with the same arguments. Where these are
+    nodes, their ranks measure side by side: what one gets of its node's link is its share. ``more``: methods beside
+    those that plans for this host compare.
 
     ``compute``: None, to run the module's own forward and backward pass; the slowest rank's counts.
 
@@ -35,15 +42,22 @@ def measured(model: Model, methods: Sequence[Method], compute: str | float | Non
     took = torch.tensor([_computation(model) if compute is None else units.seconds(compute)], dtype=torch.float64)
     transport.start(AllReduceMax(took)).wait()
     link, buckets = measure(transport), cut(model.shapes)
+    holds, workers = host or DDP(), transport.world
+    if isinstance(transport, transports.Nodes):
+        holds = Nodes.of(transport.inside.world, measure(transport.inside))
+        workers = transport.world * transport.inside.world
     kernels: dict[str, Kernels] = {}
-    for m in methods:
-        kernels[m.text] = calibrate(m.resolved(transport.world), buckets, transport.world, transport, link)
-    return made(model, buckets, transport.world, link, float(took), methods, kernels)
+    chosen = (*holds.methods(), *more)
+    for m in chosen:
+        reducer = holds.resolved(m, workers)
+        kernels[m.text] = calibrate(reducer, buckets, transport.world, transport, link, holds.rows)
+    whole = link.at(link.bandwidth * workers / transport.world)
+    return made(model, buckets, workers, whole, float(took), chosen, kernels, host=holds)
 
 
 @contextmanager
-def joined() -> Generator[ProcessGroup]:
-    """The ranks that torchrun started, on Gloo, with a transport of ours between them.
+def joined(nodes: bool = False) -> Generator[Transport]:
+    """The ranks that torchrun started, on Gloo, with a transport of ours between them; ``nodes``: between nodes.
 
     Raises:
         ValueError: this process was not started by torchrun.
@@ -51,7 +65,10 @@ def joined() -> Generator[ProcessGroup]:
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) < 2:
         raise ValueError("--measure: start two or more ranks: torchrun --nproc-per-node 2 -m compcomm plan --measure.")
     dist.init_process_group("gloo")
-    transport = ProcessGroup(dist.group.WORLD)
+    transport: Transport = ProcessGroup(dist.group.WORLD)
+    if nodes:
+        transport.close()
+        transport = two_levels("nodes", None, transport.device, None, ()).transport
     try:
         yield transport
         dist.barrier()

@@ -32,8 +32,26 @@ _DEFAULT = {
     "ErrorFeedback(TopK(ratio=0.01))": "TopK(0.01) + feedback",
     "ErrorFeedback(SparseAllReduce(TopK(ratio=0.01)))": "SparseAllReduce(TopK(0.01)) + feedback",
 }
-UNCOMPRESSED = ("DDP", "Exact()", "Cast(bfloat16)")
-"""The baselines that a method must beat: 32 and 16 bits of everything."""
+_SHARDED = {
+    "Exact()": "Exact",
+    "Cast(bfloat16)": "Cast(bfloat16)",
+    "Rotated(LloydMax(4))": "Rotated(LloydMax(4))",
+    "ErrorFeedback(QSGD(bits=4, rounding='nearest'), dtype=int8)": "QSGD(bits=4) + int8 feedback",
+    "ErrorFeedback(SignScale(), dtype=int8)": "SignScale + int8 feedback",
+}
+"""For ranks that hold a shard each, where a residual in fp32 is as large as the whole model."""
+HALF = Method("fully_shard in bfloat16", None, "fully_shard in bfloat16")
+"""What ``MixedPrecisionPolicy(param_dtype=torch.bfloat16)`` does: weights and gradients travel in two bytes each."""
+
+
+class Baselines(NamedTuple):
+    """What a method must beat: texts of those that send 32 and 16 bits of everything."""
+
+    fp32: tuple[str, ...]
+    bf16: tuple[str, ...]
+
+
+UNCOMPRESSED = Baselines(("DDP", "Exact()"), ("Cast(bfloat16)",))
 
 
 def method(given: str | Reducer | Compressor) -> Method:
@@ -46,7 +64,12 @@ def method(given: str | Reducer | Compressor) -> Method:
     if not isinstance(made, Reducer | Compressor):
         raise ValueError(f"method({given!r}): that is {type(made).__name__}. Give a reducer, as in TopK(ratio=0.01).")
     text = repr(made)
-    return Method(text, made, _DEFAULT.get(text, text))
+    return Method(text, made, {**_SHARDED, **_DEFAULT}.get(text, text))
+
+
+def sharded() -> tuple[Method, ...]:
+    """``fully_shard`` without a hook, in fp32 and in bfloat16, and five reducers."""
+    return (PLAIN._replace(short="fully_shard without a hook"), HALF, *map(method, _SHARDED))
 
 
 def default() -> tuple[Method, ...]:

@@ -13,13 +13,14 @@ from ..core.layout import Layout
 from ..core.reducer import Reducer
 from . import units
 from .buckets import cut
+from .hosts import DDP
 from .kernels import Kernels, calibrate
 from .link import Link
-from .methods import UNCOMPRESSED, Method, default, method
+from .methods import Method, method
 from .models import Model, find
 from .recommend import choose
 from .result import Plan, Row
-from .step import FORWARD, Prediction, predict
+from .step import FORWARD, Prediction
 
 _SLOWEST, _FASTEST, _POINTS = 1e4, 1e13, 37
 """Bits per second between which break-evens are looked for, first at so many rates: four for each factor of ten."""
@@ -35,6 +36,7 @@ def plan(
     compute: str | float,
     methods: Sequence[str | Reducer | Compressor | Method] | None = None,
     kernels: Mapping[str, Kernels] | None = None,
+    host: DDP | None = None,
 ) -> Plan:
     """Predicts a training step with every method, and recommends one.
 
@@ -43,27 +45,31 @@ def plan(
         workers: how many ranks, 2 or more.
         link: between them; or give ``bandwidth`` ("1gbit", "125 MB/s", or bits per second) and ``latency`` ("50us").
         compute: seconds of forward and backward pass of one worker.
-        methods: those to compare; None: DDP as it is and seven others. The order counts: of two that are equally fast,
-            the first is recommended.
+        methods: those to compare; None: the host as it is and the reducers that suit it. The order counts: of two that
+            are equally fast, the first is recommended.
         kernels: seconds of coding, by method text; what is missing is measured on this machine.
+        host: what holds the model: None is DDP, of which every worker has a link; else see ``compcomm.plan.hosts``.
 
     Raises:
         ValueError: an argument is none of these; a method that does not fit the model.
     """
-    world = _workers(workers)
+    world = check_workers(workers)
     if (link is None) == (bandwidth is None):
         raise ValueError("plan: give a link, or a bandwidth (and a latency), one of the two.")
     line = link if link is not None else Link.of(bandwidth or 0.0, latency)
     took, found = units.seconds(compute), find(model)
-    chosen = default() if methods is None else tuple(m if isinstance(m, Method) else method(m) for m in methods)
+    holds = host or DDP()
+    holds.check(world)
+    chosen = holds.methods() if methods is None else tuple(m if isinstance(m, Method) else method(m) for m in methods)
     if not chosen:
         raise ValueError(f"plan(methods={methods!r}): nothing to compare. Give reducers, or None for those it knows.")
     buckets = cut(found.shapes)
     measured = dict(kernels or {})
-    for m in chosen:
+    resolved = [holds.resolved(m, world) for m in chosen]  # what has no form is refused before anything is measured
+    for m, reducer in zip(chosen, resolved, strict=True):
         if m.text not in measured:
-            measured[m.text] = calibrate(m.resolved(world), buckets, world)
-    return made(found, buckets, world, line, took, chosen, measured)
+            measured[m.text] = calibrate(reducer, buckets, holds.world(world), rows=holds.rows)
+    return made(found, buckets, world, line, took, chosen, measured, host=holds)
 
 
 def made(
@@ -75,19 +81,18 @@ def made(
     methods: Sequence[Method],
     kernels: Mapping[str, Kernels],
     forward: float = FORWARD,
+    host: DDP | None = None,
 ) -> Plan:
     """A plan from what is known already: nothing is measured. ``forward``: the forward pass's part of ``compute``."""
+    holds = host or DDP()
 
     def at(m: Method, line: Link) -> Prediction:
-        found = predict(
-            m.resolved(world), buckets, world, line, kernels.get(m.text, Kernels()), compute, forward=forward
-        )
-        return _named(found, m.text)
+        known = kernels.get(m.text, Kernels())
+        return _named(holds.predict(m, buckets, world, line, known, compute, forward), m.text)
 
     predictions = {m.text: at(m, link) for m in methods}
-    baselines = [m for m in methods if m.text in UNCOMPRESSED]
-    fp32 = [predictions[t].seconds for t in UNCOMPRESSED[:2] if t in predictions]
-    bf16 = [predictions[t].seconds for t in UNCOMPRESSED[2:] if t in predictions]
+    fp32, bf16 = ([predictions[t].seconds for t in texts if t in predictions] for texts in holds.baselines)
+    baselines = [m for m in methods if m.text in (*holds.baselines.fp32, *holds.baselines.bf16)]
 
     @lru_cache(maxsize=4096)
     def plain(b: float) -> float:
@@ -96,14 +101,16 @@ def made(
     def row(m: Method) -> Row:
         p = predictions[m.text]
         pays = None
-        if m.text not in UNCOMPRESSED and baselines:
+        if m not in baselines and baselines:
             pays = breakeven(lambda b: at(m, link.at(b)).seconds, plain)
         return Row(m.short, p, pays, min(fp32) / p.seconds if fp32 else None, bf16[0] / p.seconds if bf16 else None)
 
     rows = tuple(map(row, methods))
     sizes = tuple(layout.numel for layout in buckets)
-    recommendation = choose([r.prediction for r in rows])
-    return Plan(model.name, model.numel, world, link, compute, sizes, rows, recommendation, dict(kernels))
+    recommendation = choose(
+        [r.prediction for r in rows], arguments=holds.arguments, plain=holds.plain, baselines=holds.baselines
+    )
+    return Plan(model.name, model.numel, world, link, compute, sizes, rows, recommendation, dict(kernels), holds)
 
 
 def breakeven(ours: Callable[[float], float], theirs: Callable[[float], float]) -> tuple[tuple[float, float], ...]:
@@ -135,7 +142,8 @@ def _named(found: Prediction, text: str) -> Prediction:
     return replace(found, method=text)
 
 
-def _workers(given: object) -> int:
+def check_workers(given: object) -> int:
+    """Raises ValueError where there is nothing to plan."""
     if isinstance(given, bool) or not isinstance(given, int) or not 2 <= given <= 65536:
         raise ValueError(f"plan(workers={given!r}): an integer from 2 to 65536; one worker has nothing to send.")
     return given

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from . import units
+from .hosts import DDP
 from .kernels import Kernels
 from .link import Link
 from .recommend import Recommendation
@@ -65,13 +66,19 @@ class Plan:
     rows: tuple[Row, ...]
     recommendation: Recommendation
     kernels: Mapping[str, Kernels]
+    host: DDP = field(default_factory=DDP)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Heads of the table."""
+        return tuple(c.replace("rank", self.host.per) for c in COLUMNS)
 
     @property
     def title(self) -> str:
         """What was planned, in one line."""
         return (
             f"{self.model}: {self.numel:,} elements in {len(self.buckets)} bucket{'s' * (len(self.buckets) != 1)}, "
-            f"{self.world} workers, {self.link}, {units.duration(self.compute)} of computation; kernels on "
+            f"{self.world} workers{self.host}, {self.link}, {units.duration(self.compute)} of computation; kernels on "
             "this machine's CPU"
         )
 
@@ -87,6 +94,7 @@ class Plan:
             "model": self.model,
             "numel": self.numel,
             "workers": self.world,
+            **self.host.as_dict(),
             "link": self.link.as_dict(),
             "compute_seconds": self.compute,
             "bucket_elements": list(self.buckets),
@@ -95,7 +103,7 @@ class Plan:
         }
 
     def __str__(self) -> str:
-        lines = [COLUMNS, *(row.cells() for row in self.rows)]
+        lines = [self.columns, *(row.cells() for row in self.rows)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
         body = [
             "  ".join(

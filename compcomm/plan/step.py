@@ -8,7 +8,7 @@ The latter is what the hook's own schedule makes of the buckets' arrivals, stage
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -78,25 +78,43 @@ def predict(
         waits: the host waits for every mean before its backward pass goes on, as ``fully_shard`` does on the CPU.
     """
     buckets = tuple(layouts)
-    backward = compute * (1 - forward)
-    when = arrivals or [backward * (b + 1) / len(buckets) for b in range(len(buckets))]
     planned = traffic(reducer, buckets, world, dtype, rows)
     stages = [[kernels.stretch * t for t in kernels.seconds(reducer, layout, world, rows)] for layout in buckets]
     wires = [[kernels.stretch * seconds(p, world, link) for p in bucket] for bucket in planned]
+    numel = sum(layout.numel if rows else sum(s.numel for s in layout.segments) for layout in buckets)
+    sent = sum(p.sent for bucket in planned for p in bucket)
+    if world == 1:
+        stages, wires = [[0.0] for _ in buckets], [[] for _ in buckets]
+    found = timed(reducer, stages, wires, compute, forward, sent, dense_bytes(numel, world, rows), arrivals, waits)
+    return replace(found, method="fully_shard") if rows and reducer is None else found
+
+
+def timed(
+    reducer: Reducer | None,
+    stages: Sequence[Sequence[float]],
+    wires: Sequence[Sequence[float]],
+    compute: float,
+    forward: float,
+    sent: int,
+    dense: int,
+    arrivals: Sequence[float] | None = None,
+    waits: bool = False,
+) -> Prediction:
+    """What the hook's schedule makes of every bucket's stages and of the collectives between them, in seconds; the rest
+    as ``predict`` and ``Prediction`` have it."""
+    backward = compute * (1 - forward)
+    when = arrivals or [backward * (b + 1) / len(stages) for b in range(len(stages))]
     native = reducer is None or reducer.traits.in_dtype > 1 << 30
-    if waits and world > 1:
+    if waits:
         done = backward + sum(map(sum, stages)) + sum(map(sum, wires))
     else:
-        done = max(
-            backward, pipeline(when, stages, wires, native, threaded=reducer is not None)[-1] if world > 1 else 0.0
-        )
-    numel = sum(layout.numel if rows else sum(s.numel for s in layout.segments) for layout in buckets)
+        done = max(backward, pipeline(when, stages, wires, native, threaded=reducer is not None)[-1])
     return Prediction(
-        method=("fully_shard" if rows else "DDP") if reducer is None else repr(reducer),
+        method="DDP" if reducer is None else repr(reducer),
         seconds=compute * forward + done,
         exposed=done - backward,
         kernels=sum(map(sum, stages)),
         wire=sum(map(sum, wires)),
-        sent=sum(p.sent for bucket in planned for p in bucket),
-        dense=dense_bytes(numel, world, rows),
+        sent=sent,
+        dense=dense,
     )

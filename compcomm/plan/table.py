@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .result import COLUMNS, Plan
+from .result import Plan
 
 
 def show(plan: Plan) -> None:
@@ -14,7 +14,7 @@ def show(plan: Plan) -> None:
         console = need("rich.console", "plan").Console(soft_wrap=False, highlight=False)
         if console.width < 120:
             raise ImportError("too narrow for a table that folds nothing")
-        console.print(table(plan.title, COLUMNS, (row.cells() for row in plan.rows)))
+        console.print(table(plan.title, plan.columns, (row.cells() for row in plan.rows)))
         print()
         print(plan.advice)
     except ImportError:
