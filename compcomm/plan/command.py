@@ -59,18 +59,17 @@ def main(options: argparse.Namespace) -> int:
         more = tuple(map(method, options.reducer or ()))
         weights = _check_host(options)
         if not options.measure:
-            made, methods = _on_paper(options, model, more, weights)
-            _tell(made, options, model, methods)
+            _tell(_on_paper(options, model, more, weights), options, model, more)
             return 0
-        from .measured_plan import joined, measured
+        from .measured_plan import joined, measured, ranks_of
 
         with joined(nodes=options.host == "nodes") as transport:
-            workers = int(os.environ["WORLD_SIZE"])
+            workers = ranks_of(transport)
             _check_measured(options, workers)
             host = FullyShard.of(weights, workers) if options.host == "fsdp2" else None
             made = measured(model, more, options.compute, transport, host)
-            if int(os.environ["RANK"]) == 0:
-                _tell(made, options, model, (*made.host.methods(), *more))
+            if os.environ.get("RANK", "0") == "0":
+                _tell(made, options, model, more)
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"compcomm plan: {error}", file=sys.stderr)
         return 2
@@ -125,9 +124,7 @@ def _check_host(options: argparse.Namespace) -> Compressor | None:
     return None if options.weights is None else check_weights(parse(options.weights))
 
 
-def _on_paper(
-    options: argparse.Namespace, model: Model, more: tuple[Method, ...], weights: Compressor | None
-) -> tuple[Plan, tuple[Method, ...]]:
+def _on_paper(options: argparse.Namespace, model: Model, more: tuple[Method, ...], weights: Compressor | None) -> Plan:
     rates = (options.bandwidth, units.bandwidth), (options.latency, units.latency), (options.inside, units.bandwidth)
     for given, read in rates:
         if given is not None:
@@ -141,20 +138,18 @@ def _on_paper(
         host = Nodes.of(options.ranks_per_node, Link.of(options.inside or "100gbit", "5us"))
     elif options.host == "fsdp2":
         host = FullyShard.of(weights, options.workers)
-    methods = (*host.methods(), *more)
-    made = plan(
+    return plan(
         model,
         options.workers,
         bandwidth=options.bandwidth,
         latency="50us" if options.latency is None else options.latency,
         compute=options.compute,
-        methods=methods,
+        methods=(*host.methods(), *more),
         host=host,
     )
-    return made, methods
 
 
-def _tell(made: Plan, options: argparse.Namespace, model: Model, methods: tuple[Method, ...]) -> None:
+def _tell(made: Plan, options: argparse.Namespace, model: Model, more: tuple[Method, ...]) -> None:
     show(made)
     if options.json:
         path = Path(options.json)
@@ -164,4 +159,4 @@ def _tell(made: Plan, options: argparse.Namespace, model: Model, methods: tuple[
     if options.png:
         from .curves import draw
 
-        print(f"written: {draw(made, model, methods, options.png)}")
+        print(f"written: {draw(made, model, (*made.host.methods(), *more), options.png)}")

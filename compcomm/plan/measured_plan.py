@@ -42,10 +42,9 @@ def measured(
     took = torch.tensor([_computation(model) if compute is None else units.seconds(compute)], dtype=torch.float64)
     transport.start(AllReduceMax(took)).wait()
     link, buckets = measure(transport), cut(model.shapes)
-    holds, workers = host or DDP(), transport.world
+    holds, workers = host or DDP(), ranks_of(transport)
     if isinstance(transport, transports.Nodes):
         holds = Nodes.of(transport.inside.world, measure(transport.inside))
-        workers = transport.world * transport.inside.world
     kernels: dict[str, Kernels] = {}
     chosen = (*holds.methods(), *more)
     for m in chosen:
@@ -53,6 +52,11 @@ def measured(
         kernels[m.text] = calibrate(reducer, buckets, transport.world, transport, link, holds.rows)
     whole = link.at(link.bandwidth * workers / transport.world)
     return made(model, buckets, workers, whole, float(took), chosen, kernels, host=holds)
+
+
+def ranks_of(transport: Transport) -> int:
+    """How many there are, those of all nodes."""
+    return transport.world * (transport.inside.world if isinstance(transport, transports.Nodes) else 1)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ def two(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two ranks that were started by torchrun, as one of them sees it."""
 
     @contextmanager
-    def joined() -> Generator[Any]:
+    def joined(nodes: bool) -> Generator[Any]:
         yield SimpleNamespace(world=2, rank=0)
 
     def measured(*_: object) -> None:
