@@ -41,11 +41,13 @@ Row = dict[str, Any]
 
 
 class Variant(NamedTuple):
-    """A host, what averages its gradients (None: itself), and what codes the weights it gathers (None: nothing)."""
+    """A host, what averages its gradients (None: itself), what codes the weights it gathers, and what codes gradients
+    inside a node (None: nothing)."""
 
     host: str
     reducer: str | None = None
     weights: str | None = None
+    inside: str | None = None
 
 
 PLAIN = {"fsdp2": Variant("fsdp2"), "hsdp": Variant("hsdp"), "ddp": Variant("ddp"), "hierarchical": Variant("ddp")}
@@ -56,6 +58,7 @@ LINKS = (
     Variant("fsdp2", ROTATED, EIGHT),
     PLAIN["hsdp"], Variant("hsdp", "Exact()"), Variant("hsdp", FOUR), Variant("hsdp", "PowerSGD(4)"),
     PLAIN["ddp"], FLAT, Variant("hierarchical", "Exact()"), LEVELS,
+    Variant("hierarchical", FOUR, inside=CAST),
 )  # fmt: skip
 LOOPBACK = (
     PLAIN["fsdp2"], Variant("fsdp2", "Exact()"), PLAIN["hsdp"], Variant("hsdp", "Exact()"),
@@ -115,7 +118,8 @@ class Trainee:
         self.model = wrap(module, variant.host, mesh, variant.reducer is None)
         self.attachment = None
         if variant.reducer is not None:
-            more = {} if variant.weights is None else {"weights": cc.parse(variant.weights)}
+            coded = {"weights": variant.weights, "inside": variant.inside}
+            more = {name: cc.parse(text) for name, text in coded.items() if text is not None}
             self.attachment = attach(self.model, variant.host, mesh, cc.parse(variant.reducer), **more)
 
     def step(self, x: Tensor, y: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
@@ -129,11 +133,12 @@ class Trainee:
     def row(self, here: Ranks) -> Row:
         """What it is, and what it keeps: the state of the rank that has most of it."""
         state = 0 if self.attachment is None else self.attachment.report().state_bytes
-        host, reducer, weights = self.variant
+        host, reducer, weights, inside = self.variant
         return {
             "host": host,
             "reducer": "None" if reducer is None else reducer,
             "weights": weights,
+            "inside": inside,
             "world_size": here.world,
             "parameters": self.numel,
             "state_bytes_per_parameter": here.slowest([state / self.numel])[0],
@@ -207,12 +212,15 @@ def gaps(row: Row) -> str:
 
 def words(row: Row) -> str:
     """A row's variant."""
-    return f"{row['host']}, {row['reducer']}" + (f", weights {row['weights']}" if row["weights"] else "")
+    parts = (f"{name} {row[name]}" for name in ("weights", "inside") if row[name])
+    return ", ".join((row["host"], row["reducer"], *parts))
 
 
 def judge(kind: str, rows: Sequence[Row]) -> list[Row]:
     """What is asked of the rows: {what, target, found, reached}."""
-    index = {Variant(r["host"], None if r["reducer"] == "None" else r["reducer"], r["weights"]): r for r in rows}
+    index = {
+        Variant(r["host"], None if r["reducer"] == "None" else r["reducer"], r["weights"], r["inside"]): r for r in rows
+    }
     told: list[Row] = []
 
     def ask(what: str, target: float, found: float, reached: bool) -> None:

@@ -34,7 +34,7 @@ def links(found: dict[str, Any]) -> str:
         for r in found["rows"]
     ]
     note = found["lab"]
-    columns = ["host", "reducer", "weights", "s per step", "faster", "bytes per node", "state"]
+    columns = ["host", "reducer", "weights, or inside a node", "s per step", "faster", "bytes per node", "state"]
     return (
         f"**Steps over links.** {found['rows'][0]['parameters'] / 1e6:.2f} M parameters, {found['link']} "
         f"(`launch/netlab --hosts {note['hosts']} --ranks-per-host {note['ranks_per_host']} --rate {note['rate']} -- "
@@ -79,8 +79,9 @@ def asked(found: Iterable[dict[str, Any]]) -> str:
 
 
 def named(row: dict[str, Any]) -> tuple[str, str, str]:
-    """Host, reducer, coder of weights."""
-    return HOSTS[row["host"]], f"`{row['reducer']}`", f"`{row['weights']}`" if row["weights"] else "-"
+    """Host, reducer, and what codes weights or, of two levels, gradients inside a node."""
+    coder = row["weights"] or row.get("inside")
+    return HOSTS[row["host"]], f"`{row['reducer']}`", f"`{coder}`" if coder else "-"
 
 
 def what(text: str) -> str:
