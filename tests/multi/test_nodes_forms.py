@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import compcomm as cc
+
 from . import models
 from .harness import Workers
 from .on_hosts import nodes_of

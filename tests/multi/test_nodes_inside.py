@@ -18,7 +18,8 @@ from tests.patience import patience
 
 from . import models
 from .harness import Workers
-from .test_nodes import EF4, nodes_of
+from .on_hosts import nodes_of
+from .test_nodes import EF4
 
 pytestmark = pytest.mark.multi
 
@@ -83,6 +84,7 @@ def meshes(rank: int, world: int) -> Any:
         "mesh": {"between": mesh},
         "sparse": {"between": "nodes", "inside": cc.TopK(0.1)},
         "linear": {"between": "nodes", "inside": cc.RandK(0.1)},
+        "variable": {"between": "nodes", "inside": cc.QSGD(bits=4, coding="elias")},
         "reducer": {"between": "nodes", "inside": cc.Exact()},
         "flat": {"inside": cc.Cast(torch.bfloat16)},
         "differ": {"between": "nodes", "inside": cc.Cast(torch.bfloat16) if rank else None},
@@ -101,6 +103,7 @@ def test_a_dimension_of_a_mesh_says_which_ranks(four: Workers) -> None:
         models.said(told["mesh"], r"2 dimensions.*mesh\['between'\]")
         models.said(told["sparse"], "part of the elements")
         models.said(told["linear"], "part of the elements")
+        models.said(told["variable"], "fixed length")
         models.said(told["reducer"], "give a compressor")
         models.said(told["flat"], "between='nodes'")
         models.said(told["differ"], "inside: ")
