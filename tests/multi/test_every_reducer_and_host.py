@@ -25,7 +25,7 @@ from .harness import Workers
 
 pytestmark = pytest.mark.multi
 
-TURNS = 24
+TURNS = 40
 TOGETHER = 6
 """Cases in a scenario: Gloo's groups, and their threads, stay until it ends."""
 
