@@ -94,8 +94,9 @@ class Hosted:
         self.sgd = torch.optim.SGD(self.model.parameters(), lr=0.1)
         made = cc.parse(reducer) if isinstance(reducer, str) else reducer
         self.applied: Named = {}
+        options = {"timeout": patience(20), "optimizer": self.sgd, "seed": 5, **options}
         with nodes_of(2, 2):
-            self.hook: Any = cc.attach(self.model, made, timeout=patience(20), optimizer=self.sgd, seed=5, **options)
+            self.hook: Any = cc.attach(self.model, made, **options)
 
     @property
     def sharded(self) -> bool:
@@ -122,6 +123,7 @@ class Hosted:
             unit.unshard()
             found |= {n: p.detach().clone() for n, p in self.parameters.items() if not hasattr(p, "to_local")}
             unit.reshard()
+        assert not self.sharded or found.keys() == SHAPES.keys()
         return found or {n: p.detach() for n, p in self.parameters.items()}
 
     @torch.no_grad()
@@ -167,37 +169,36 @@ def _local(t: Any) -> Tensor:
     return t.to_local() if hasattr(t, "to_local") else t
 
 
-def _sharded(module: nn.Module, mesh: Any = None) -> nn.Module:
-    for part in (*module.children(), module):
+def _sharded(module: nn.Module, whole: bool, mesh: Any = None) -> nn.Module:
+    for part in (module,) if whole else (*module.children(), module):
         fully_shard(part, mesh=mesh)
     return module
 
 
-def host(name: str) -> Callable[[Any], Hosted]:
-    """What puts the model with a reducer on the host of that name. Collective."""
+def host(name: str, whole: bool = False) -> Callable[[Any], Hosted]:
+    """What puts the model with a reducer on the host of that name; ``whole``: as one bucket or unit. Collective."""
     if name == "FSDP2":
-        return lambda reducer: Hosted(_sharded, {}, reducer)
+        return lambda reducer: Hosted(lambda net: _sharded(net, whole), {}, reducer)
     if name == "HSDP":
         mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))["shard"]
-        return lambda reducer: Hosted(lambda net: _sharded(net, mesh), {"between": "replicate"}, reducer)
+        return lambda reducer: Hosted(lambda net: _sharded(net, whole, mesh), {"between": "replicate"}, reducer)
     options = {"between": "nodes"} if "nodes" in name else {}
-    return lambda reducer: Hosted(lambda net: models.wrap(net, megabytes=0.004)[0], options, reducer)
+    megabytes = 25 if whole else 0.004
+    return lambda reducer: Hosted(lambda net: models.wrap(net, megabytes=megabytes)[0], options, reducer)
 
 
 def joined(name: str, shards: Sequence[Named]) -> Named:
-    """What all ranks have of each parameter of the first node, or of all ranks where there are none."""
+    """All of each parameter: what one rank has, or those of the first node, or all of them."""
     if name.startswith("DDP"):
         return shards[0]
-    return {n: torch.cat([one[n] for one in shards[: 2 if name == "HSDP" else 4]]) for n in SHAPES}
+    return {n: torch.cat([one[n] for one in (shards[:2] if name == "HSDP" else shards)]) for n in SHAPES}
 
 
-def gap(name: str, applied: Sequence[Named], steps: Sequence[int], residual: Named, lost: set[str]) -> float:
-    """|due - applied - remembered| / |due|, of the parameters of which nothing may be lost. ``residual``: merged."""
-    total = joined(name, applied)
-    off = due = 0.0
-    dues = [mean_gradients(4, step) for step in steps]
-    for n in SHAPES.keys() - lost:
-        whole = torch.stack([one[n] for one in dues]).sum(0)
-        off += float((whole - total[n] - residual.get(n, torch.zeros(()))).square().sum())
-        due += float(whole.square().sum())
-    return (off / due) ** 0.5 if due else 0.0
+def gaps(name: str, applied: Sequence[Named], steps: Sequence[int], residual: Named) -> dict[str, float]:
+    """|due - applied - remembered| / |due|, by parameter. ``residual``: merged."""
+    total, found = joined(name, applied), dict[str, float]()
+    dues = [mean_gradients(len(applied), step) for step in steps]
+    for n in SHAPES:
+        due = torch.stack([one[n] for one in dues]).sum(0)
+        found[n] = float((due - total[n] - residual.get(n, torch.zeros(()))).norm() / due.norm())
+    return found

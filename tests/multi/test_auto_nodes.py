@@ -1,5 +1,5 @@
-"""Auto with nodes of two ranks. The ranks of a node own other parameters, time other kernels and see another link; all of
-them go on with one pick. Where plans are not what is tested, they are made up, and so is the time."""
+"""Auto with nodes of two ranks. The ranks of a node own other parameters, time other kernels and see another link; all
+of them go on with one pick. Where plans are not what is tested, they are made up, and so is the time."""
 
 from __future__ import annotations
 

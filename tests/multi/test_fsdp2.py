@@ -37,8 +37,8 @@ def exact(rank: int, world: int, steps: int, policies: list[Any]) -> Any:
 HALF = [(torch.bfloat16, None), (torch.bfloat16, torch.float32), (torch.float16, None)]
 
 
-def test_exact_is_stock_to_the_bit(four: Workers) -> None:
-    for told in four.run(exact, steps=15, policies=[None]):
+def test_exact_is_stock_to_the_bit(two: Workers, four: Workers) -> None:
+    for told in two.run(exact, steps=50, policies=[None]) + four.run(exact, steps=50, policies=[None]):
         assert told == [(True, pytest.approx(1, abs=0.01), 0)]
 
 
