@@ -29,9 +29,12 @@ class Attachment(Session):
     def __setattr__(self, name: str, value: Any) -> None:
         # Settings are changed by assignment: once __init__ is over, a misspelt one must not pass for something new.
         if not hasattr(self, name) and "_accepted" in self.__dict__:
-            settings = [n for n in ("enabled", "passes") if isinstance(getattr(type(self), n, None), property)]
+            kind = type(self)
+            settings = [n for n in dir(kind) if isinstance(p := getattr(kind, n), property) and p.fset is not None]
             near = get_close_matches(name, settings, n=1)
             hint = f"Did you mean {near[0]}?" if near else f"It has {' and '.join(settings)}."
+            if name == "hold":
+                hint = "Models that are sharded inside nodes have it: attach(..., between=...)."
             raise AttributeError(f"{name} = {value!r}: {type(self).__name__} has no such setting. {hint}")
         super().__setattr__(name, value)
 

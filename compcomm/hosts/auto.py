@@ -78,9 +78,9 @@ class Auto(Described):
         asked = "python -m compcomm plan"
         return f"it times kernels on the CPU alone, so far. Ask {asked}, and give the reducer that it names."
 
-    def announce(self, world: int) -> str:
-        """What it will do, in one line."""
-        text = f"compcomm: {self!r} on {world} rank{'s' * (world != 1)}"
+    def announce(self, world: int, kind: str = "rank") -> str:
+        """What it will do, in one line. ``kind``: what there are ``world`` of."""
+        text = f"compcomm: {self!r} {'on' if kind == 'rank' else 'between'} {world} {kind}{'s' * (world != 1)}"
         if world == 1:
             return f"{text}: nothing to send"
         return (

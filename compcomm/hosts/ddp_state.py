@@ -143,7 +143,7 @@ class DDPState:
             decline(StateError(nameless(f"DDPState(between={self.between!r})", DDP)), self.group, device)
         levels = two_levels(self.between, self.group, device, self.timeout, self._bound or (), self.inside)
         self.topology = levels.topology
-        facts = {"auto": repr(self.auto), "between": type(self.between).__name__, "inside": repr(self.inside)}
+        facts = {"auto": repr(self.auto)}
         attachment = Attachment(
             levels.transport, self.options, self._bound, trial=trial, facts=facts, pace=self.pace,
             within=levels.within, shard=levels.shard,

@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from ..core.layout import Bucket, Layout
 from ..core.reducer import Reducer
 from ..core.source import Source, Target
+from ..core.transport import Transport
 from ..engine.options import Options
 from .fsdp_internals import Unit, is_default
 from .joining import connect
@@ -74,17 +75,17 @@ def of_another_size(unit: Unit, layout: Layout, found: int) -> str:
 
 def open_rows(
     model: nn.Module, units: Sequence[Unit], options: Options, timeout: timedelta | None, weights: Any, trial: Any,
-    auto: object = None,
+    own: Transport, auto: object = None,
 ) -> ShardedAttachment:  # fmt: skip
-    """An attachment that carries the reduce-scatters of all units, and their all-gathers where ``weights`` codes them.
-    Collective over the ranks that hold the shards."""
+    """An attachment that carries the reduce-scatters of all units over ``own``, and their all-gathers where ``weights``
+    codes them. Collective over the ranks that hold the shards."""
     first = units[0]
     group = first.group
     rank, world = dist.get_rank(group), dist.get_world_size(group)
     layouts = [layout for layout in (u.layout(world) for u in units) if layout.numel]
     facts = {"units": [u.names for u in units], "weights": repr(weights), "auto": repr(auto)}
     attachment = ShardedAttachment(
-        connect(group, first.device, timeout), options, trained(units), trial=partial(_trial, trial, layouts, world),
+        own, options, trained(units), trial=partial(_trial, trial, layouts, world),
         layouts=layouts, facts=facts, rows=True,
     )  # fmt: skip
     steps = ShardedSteps(attachment, model, units, lambda u: u.layout(world))

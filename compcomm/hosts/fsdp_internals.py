@@ -31,7 +31,7 @@ class Unit:
         self.names = [_name(p, names) for p in group.fsdp_params]
         self.modules: tuple[nn.Module, ...] = tuple(group.modules)
         self.device: torch.device = group.device
-        self._layouts: dict[tuple[bool, ...] | str, Layout] = {}
+        self._layouts: dict[object, Layout] = {}
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -47,6 +47,22 @@ class Unit:
     def mesh(self) -> Any:
         """The ``DeviceMesh`` that it is sharded over."""
         return self._group.mesh_info.mesh
+
+    @property
+    def identity(self) -> int:
+        """Equal for two units of the same parameter group."""
+        return id(self._group)
+
+    @property
+    def outermost_rank(self) -> int:
+        """The first of all ranks of the mesh that its mesh is a part of, which speaks for all of them."""
+        root = self.mesh._get_root_mesh() if hasattr(self.mesh, "_get_root_mesh") else None
+        return int((self.mesh if root is None else root).mesh.min())
+
+    @property
+    def tensor_parallel(self) -> bool:
+        """Whether its parameters were sharded by something else before, over other dimensions of the mesh."""
+        return any(getattr(p, "is_dtensor", False) for p in self._group.fsdp_params)
 
     @property
     def replicated(self) -> bool:
@@ -127,14 +143,13 @@ class Unit:
         every = self._group.fsdp_params
         # All that is asked of each parameter in every pass: which want a gradient may change between two.
         wanted = () if everything else tuple([p.sharded_param.requires_grad for p in every])
-        key = "everything" if everything else wanted
-        found = self._layouts.get(key)
+        order = None if everything else _order(self._group)
+        found = self._layouts.get((wanted, order))
         if found is None:
-            order = range(len(every)) if everything else _order(self._group)
-            chosen = [every[i] for i in order if everything or wanted[i]]
+            chosen = [every[i] for i in order or range(len(every)) if everything or wanted[i]]
             name = dict(zip(map(id, every), self.names, strict=True))
             found = Layout.of((name[id(p)], _by_rows(p, world)) for p in chosen).sharded(world)
-            self._layouts[key] = found
+            self._layouts[wanted, order] = found
         return found
 
 
@@ -144,9 +159,24 @@ def units(model: nn.Module) -> list[Unit]:
 
     Raises:
         TypeError: this torch is too old.
+        RuntimeError: it is another than is known here.
     """
     names = {id(p): plain(name) for name, p in model.named_parameters()}
-    return [Unit(number, state, group, names) for number, (state, group) in enumerate(_states(model))]
+    try:
+        return [Unit(number, state, group, names) for number, (state, group) in enumerate(_states(model))]
+    except AttributeError as error:
+        raise RuntimeError(
+            f"attach: fully_shard of torch {torch.__version__} is not as in {_SINCE} to 2.15: {error}. Use one of "
+            f"these, or DistributedDataParallel."
+        ) from error
+
+
+def strangers(model: nn.Module, known: Sequence[Unit]) -> list[str]:
+    """Names of parameters that ``fully_shard`` has taken since ``known`` were the model's units."""
+    groups = {u.identity for u in known}
+    names = {id(p): plain(name) for name, p in model.named_parameters()}
+    new = [group for _, group in _states(model) if id(group) not in groups]
+    return [_name(p, names) for group in new for p in group.fsdp_params]
 
 
 def _states(model: nn.Module) -> Iterator[tuple[Any, Any]]:
@@ -262,10 +292,11 @@ def _name(parameter: Any, names: dict[int, str]) -> str:
     return found
 
 
-def _order(group: Any) -> Sequence[int]:
-    """Where the parameters lie in the buffer: from 2.15 on grouped by the type of their gradients."""
+def _order(group: Any) -> tuple[int, ...] | None:
+    """In which order the parameters lie in the buffer: from 2.15 on grouped by the type of their gradients, which is
+    known after a forward pass. None: in that of the group."""
     order = getattr(group, "_reduce_scatter_param_indices", None)
-    return range(len(group.fsdp_params)) if order is None else list(order)
+    return None if order is None else tuple(order)
 
 
 def _by_rows(parameter: Any, world: int) -> tuple[int, ...]:

@@ -180,7 +180,7 @@ def stateless(call: str, given: object, world: int, rows: bool = False) -> Reduc
 
 def _scale(call: str, op: object, world: int) -> float:
     if op not in ("sum", "mean"):
-        raise ValueError(f'{call}: op={op!r}: "sum" or "mean".')
+        raise ValueError(f'{call}: op={op!r}: give "sum" or "mean". Other operations are torch.distributed\'s.')
     return float(world) if op == "sum" else 1.0
 
 

@@ -121,15 +121,17 @@ class AllReduceHook:
 
 
 def open_between(
-    model: nn.Module, units: Sequence[Unit], options: Options, timeout: timedelta | None, peers: Peers, trial: Any
-) -> BetweenAttachment:
-    """An attachment that averages the shards of all units over ``peers``. Collective over all ranks of all shards."""
-    first = units[0]
-    inside, world = first.group, len(peers.ranks)
-    shard, shards = dist.get_rank(inside), dist.get_world_size(inside)
+    model: nn.Module, units: Sequence[Unit], options: Options, timeout: timedelta | None, peers: Peers, trial: Any,
+    own: Transport,
+) -> BetweenAttachment:  # fmt: skip
+    """An attachment that averages the shards of all units over ``peers``. Collective over all ranks of all shards.
+    ``own``: between the ranks of this node, and closed here."""
+    first, world = units[0], len(peers.ranks)
+    shard, shards = own.rank, own.world
     layouts = [u.layout(shards).row(shards, shard) for u in units]
     shapes = {s.name: s.shape for u in units for s in u.layout(shards, everything=True).segments}
-    everyone = connect_ranks(_everyone(inside, peers.ranks), first.device, timeout)
+    everyone = connect_ranks(_everyone(own, peers.ranks), first.device, timeout)
+    own.close()
     attachment = BetweenAttachment(
         connect_ranks(peers.ranks, first.device, timeout, peers.like), options, trained(units),
         trial=partial(_trial, trial, layouts), layouts=[x for x in layouts if x.segments],
@@ -157,10 +159,9 @@ def _trial(trial: Any, layouts: Sequence[Layout], reducer: Reducer, everything: 
     trial(reducer, joined(layouts).packed())
 
 
-def _everyone(inside: Any, peers: list[int]) -> list[int]:
-    """The ranks of all shards and all nodes. Collective over the ranks of this node."""
-    every: list[list[int]] = [[]] * dist.get_world_size(inside)
-    dist.all_gather_object(every, peers, group=inside)
+def _everyone(own: Transport, peers: list[int]) -> list[int]:
+    """The ranks of all shards and all nodes. Collective over the ranks of this node, ``own``."""
+    every: list[list[int]] = [json.loads(text) for text in gather(own, json.dumps(peers).encode(), "attach")]
     found = sorted(rank for ranks in every for rank in ranks)
     assert len(set(found)) == len(found) == prod((len(every), len(peers))), (every, torch.__version__)
     return found

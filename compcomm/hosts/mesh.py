@@ -10,8 +10,10 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ..core.compressor import Compressor
 from ..core.reducer import Reducer
+from ..engine.agreement import agree
 from ..engine.options import Options
-from .joining import decline, patience
+from ..routes.choose import settle
+from .joining import connect_ranks, patience
 from .mesh_group import GradientGroup
 from .mesh_internals import twin
 from .mesh_steps import MESH, Steps
@@ -50,7 +52,7 @@ def mesh(
     Raises:
         TypeError: ``mesh`` is no DeviceMesh, or ``reducer`` no reducer.
         ValueError: ``mesh`` has no dimension ``dim``, or compresses there already; this rank is not in it; or the ranks
-            of ``dim`` differ in reducer or seed (``AgreementError``, on every one of them).
+            of the mesh differ in reducer or seed (``AgreementError``, on every one of them).
     """
     if not isinstance(mesh, DeviceMesh):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(
@@ -71,13 +73,23 @@ def mesh(
             f"mesh(dim={dim!r}): gradients are compressed there already. Give the mesh that was there before, or "
             f"combine reducers with cc.Partition({{...}}) or cc.Warmup(...)."
         )
+    every: list[int] = sorted(mesh.mesh.flatten().tolist())
+    failure: Exception | None = None
+    options = seconds = None
     try:
         options, seconds = Options(reducer, seed=seed, host=MESH), patience(timeout, "mesh")
+        settle(reducer, inner.size())
     except Exception as error:
-        decline(error, inner, device)
+        failure = error
+    meeting = connect_ranks(every, device, seconds if failure is None else timedelta(seconds=30), like=inner)
+    try:
+        agree(meeting, {"dim": dim, "reducer": repr(reducer), "seed": seed}, failure, host=MESH)
+    finally:
+        meeting.close()
+    assert options is not None
     steps = Steps(inner, options, device, seconds)  # before the group: a rank that declines makes none
     group = twin(GradientGroup, inner, steps)
     if len(names) == 1:
         return DeviceMesh.from_group(group, mesh.device_type, mesh_dim_names=names)
-    every: list[Any] = [group if name == dim else mesh.get_group(name) for name in names]
-    return DeviceMesh.from_group(every, mesh.device_type, mesh=mesh.mesh, mesh_dim_names=names)
+    groups: list[Any] = [group if name == dim else mesh.get_group(name) for name in names]
+    return DeviceMesh.from_group(groups, mesh.device_type, mesh=mesh.mesh, mesh_dim_names=names)

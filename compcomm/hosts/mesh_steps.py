@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from datetime import timedelta
+from time import perf_counter
 from typing import NoReturn
 
 import torch
@@ -24,7 +25,6 @@ from ..engine.attachment import Attachment
 from ..engine.host import Host
 from ..engine.options import Options
 from ..engine.pace import Kind
-from ..routes.choose import settle
 from .announce import announce
 from .backward import as_it_is, graph_task, once_over
 from .joining import connect
@@ -48,7 +48,7 @@ MESH = Host(
 
 
 class Steps:
-    """Averages the gradients of one replicate dimension. Made by all its ranks at once, which compare ``options``."""
+    """Averages the gradients of one replicate dimension, over ``group``. Made by all its ranks at once."""
 
     def __init__(
         self, group: dist.ProcessGroup, options: Options, device: torch.device, timeout: timedelta | None
@@ -59,12 +59,6 @@ class Steps:
         self._transport = connect(group, device, timeout)
         self._pass = -1
         self._came: list[int] = []
-        failure: Exception | None = None
-        try:
-            settle(options.reducer, self._transport.world)
-        except Exception as error:
-            failure = error
-        agree(self._transport, {"reducer": repr(options.reducer), "seed": options.seed}, failure, host=MESH)
 
     def decline(self, error: Exception) -> NoReturn:
         """Raises ``error`` on a rank that cannot open, after telling the ranks that are about to."""
@@ -118,8 +112,12 @@ class Steps:
         self._came.append(unit)
         if not kind.sent:
             return as_it_is(flat.mul_(scale))
-        bucket = Bucket(flat, self.units.layouts[unit])
-        return attachment.submit(Source(bucket), Target(bucket, scale), now=True)
+        bucket, since = Bucket(flat, self.units.layouts[unit]), perf_counter()
+        future = attachment.submit(Source(bucket), Target(bucket, scale), now=True)
+        future.wait()  # as FSDP2 does with what it gets; on a GPU its stream waits
+        if attachment.steps.current is not None:
+            attachment.steps.current.waited += perf_counter() - since
+        return future
 
     def close(self) -> None:
         """Ends the session, and its threads."""
@@ -141,5 +139,4 @@ class Steps:
         self._pass = -1
         self._came.clear()
         if self.attachment.steps.open:
-            self.attachment.steps.waiting()
             self.attachment.end_step()

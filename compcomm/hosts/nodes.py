@@ -18,11 +18,12 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ..core.compressor import Compressor
 from ..core.transport import Transport
-from ..engine.agreement import gather
+from ..engine.agreement import agree, gather
 from ..engine.local_state import Shard
 from ..routes.within import Within, deal
 from ..transports.nodes import Nodes
 from .joining import connect, connect_ranks
+from .names import DDP
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,6 @@ def topology(between: object, everyone: Transport, ranks: list[int]) -> Topology
     else:
         mine = _node(os.environ)
     said = [json.loads(text) for text in gather(everyone, json.dumps(mine).encode(), "attach")]
-    if any(type(one) is not type(said[0]) for one in said):
-        raise ValueError("attach(between=...): some ranks gave a process group and others did not. Give all the same.")
     nodes: dict[object, list[int]] = {}
     for other, one in zip(ranks, said, strict=True):
         if isinstance(one, str):
@@ -112,6 +111,28 @@ def two_levels(
     """For the ranks of ``group``, which average ``named`` parameters. Collective over the group. Flat without
     ``between``, and (said in a line) where two levels gain nothing. ``codec``: what codes gradients inside a node."""
     everyone = connect(group, device, timeout)
+    try:  # what each says of nodes comes first: what else ranks ask each other depends on it
+        agree(everyone, {"between": told(between), "inside": repr(codec)}, None, host=DDP)
+        return _levels(between, group, everyone, device, timeout, named, codec)
+    except Exception:
+        everyone.close()
+        raise
+
+
+def told(between: object) -> str:
+    """``between``, as ranks compare it."""
+    return repr(between) if between is None or isinstance(between, str) else "a process group"
+
+
+def _levels(
+    between: str | dist.ProcessGroup | None,
+    group: dist.ProcessGroup | None,
+    everyone: Transport,
+    device: torch.device,
+    timeout: timedelta | None,
+    named: Sequence[tuple[str, Tensor]],
+    codec: Compressor | None,
+) -> Levels:
     if between is None:
         return Levels(everyone)
     ranks = dist.get_process_group_ranks(group if group is not None else dist.group.WORLD)

@@ -27,7 +27,7 @@ from ..core.source import Source, Target
 from ..engine.attachment import Attachment
 from ..engine.pace import Kind
 from .backward import graph_task, once_over
-from .fsdp_internals import Unit
+from .fsdp_internals import Unit, strangers
 from .names import check_dtype
 
 _torch: Any = torch
@@ -159,6 +159,13 @@ class ShardedSteps:
     def _find_root(self) -> None:
         begun = [u for u in self._units if u.begun]
         self._rooted = bool(begun)
+        late = strangers(self._model, self._units) if begun else []
+        if late:
+            self.attachment.detach()
+            raise RuntimeError(
+                f"attach: fully_shard has taken {late[0]!r}{f' and {len(late) - 1} more' * (len(late) > 1)} after "
+                f"attach(...), and would send them whole. Call attach last. Nothing is attached now."
+            )
         inside = set(self._model.modules()) if begun else set[nn.Module]()
         if any(module not in inside for u in begun for module in u.outermost):
             self.attachment.detach()

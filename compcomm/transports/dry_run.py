@@ -93,6 +93,8 @@ def cost(
             f"cost({reducer!r}, {type(layout).__name__}, {world!r}): the second argument is a Layout, such as "
             f"cc.Layout.of(model.named_parameters())."
         )
+    if isinstance(ranks_per_node, bool) or not isinstance(ranks_per_node, int) or ranks_per_node < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"cost(world={world}, ranks_per_node={ranks_per_node!r}): an integer, 1 or more.")
     if ranks_per_node > 1:
         return _between_nodes(reducer, layout, world, rank, ranks_per_node)
     if rows and all(s.whole for s in layout.segments):

@@ -157,8 +157,8 @@ class ProcessGroup:
         kind, dtype, nbytes = op.signature
         return TransportError(
             f"rank {self.rank} of {self.world}: {kind} of {nbytes} bytes ({dtype}) did not finish: a peer has died, or "
-            f"is later than the group's timeout (as where `enabled`, `passes` or the buckets differ between ranks). "
-            f"The cause is in the log of the first rank that stopped. [{error}]"
+            f"is later than the group's timeout (as where `enabled`, `passes`, `hold` or the buckets differ between "
+            f"ranks). The cause is in the log of the first rank that stopped. [{error}]"
         )
 
     def check(self) -> None:

@@ -321,7 +321,7 @@ def mistakes(rank: int, world: int) -> Any:
 WORDS = (
     ("ValueError", "dim='replica'", "has no such dimension", "'replicate', 'shard'"),
     ("TypeError", "mesh: 'TopK' is no reducer", "cc.parse(text)"),
-    ("AgreementError", "reducer: Exact() on rank 0, PowerSGD(2) on rank 1"),
+    ("AgreementError", "reducer: Exact() on ranks 0, 1, PowerSGD(2) on ranks 2, 3"),
     (None, "mesh", "is no reducer"),
     ("ValueError", "compressed there already", "cc.Partition"),
     ("StateError", "nothing was averaged yet", "bind(model)"),
