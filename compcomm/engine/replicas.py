@@ -35,6 +35,9 @@ class Comparison(Observer):
                 alone=setup.unaveraged(),
                 host=setup.options.host,
             )
+            if setup.shards is not None:
+                shard, held = setup.shards()
+                check(self._steps.scheduler.everyone, held, number, host=setup.options.host, shard=shard)
 
 
 class DivergenceError(RuntimeError):
@@ -48,34 +51,46 @@ def check(
     call: str = "check_every",
     alone: Sequence[str] = (),
     host: Host = SCRIPT,
+    shard: int = 0,
 ) -> None:
     """Compares a 64-bit BLAKE2 hash of every parameter over the ranks: 8 bytes each on the wire, and what each rank
-    knows of parameters that train ``alone``.
+    knows of parameters that train ``alone``. Those are compared whose ranks hold the same ``shard``.
 
     Raises:
         DivergenceError: on every rank, naming the first parameter that differs, and the ranks that hold the minority;
             or one that trains alone.
     """
     size = 8 * len(parameters)
-    mine = b"".join([size.to_bytes(8, "little"), *(digest(t) for _, t in parameters), few(alone).encode()])
+    mine = b"".join(
+        [
+            size.to_bytes(8, "little"),
+            shard.to_bytes(8, "little"),
+            *(digest(t) for _, t in parameters),
+            few(alone).encode(),
+        ]
+    )
     rows = gather(transport, mine, call)
-    if any(row[:8] != mine[:8] or len(row) < 8 + size for row in rows):
+    if any(row[:8] != mine[:8] or len(row) < 16 + size for row in rows):
         counts = [int.from_bytes(row[:8], "little") // 8 for row in rows]
         raise DivergenceError(
             f"{call}, step {step}: the ranks hold different numbers of parameters: {counts}, in rank order. Build the "
             f"same model on every rank."
         )
-    told = [row[8 + size :].decode("utf-8", "replace") for row in rows]
+    told = [row[16 + size :].decode("utf-8", "replace") for row in rows]
     if any(told):
         raise DivergenceError(f"{call}, step {step}: {next(filter(None, told))} {host.alone}")
-    hashes = np.frombuffer(b"".join(row[8 : 8 + size] for row in rows), dtype=np.uint64).reshape(transport.world, -1)
-    wrong = (hashes != hashes[0]).any(0)
-    if wrong.any():
+    table = np.frombuffer(b"".join(row[8 : 16 + size] for row in rows), dtype=np.uint64).reshape(transport.world, -1)
+    shards, hashes = table[:, 0], table[:, 1:]
+    for one in np.unique(shards):
+        holders = np.flatnonzero(shards == one)
+        wrong = (hashes[holders] != hashes[holders[0]]).any(0)
+        if not wrong.any():
+            continue
         first = int(wrong.argmax())
-        column = hashes[:, first]
+        column = hashes[holders, first]
         values, counts = np.unique(column, return_counts=True)
         usual = values[counts.argmax()] if counts.max() > 1 else column[0]
-        ranks = [int(r) for r in np.flatnonzero(column != usual)]
+        ranks = [int(r) for r in holders[column != usual]]
         raise DivergenceError(
             f"{call}, step {step}: parameter {parameters[first][0]!r} differs between the ranks (rank"
             f"{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))} from the others), as do {int(wrong.sum()) - 1} "

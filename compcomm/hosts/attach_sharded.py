@@ -92,7 +92,7 @@ def _between(
     first, peers = found[0], Peers([])
     try:
         meeting = connect(None, first.device, limit)
-    except dist.DistError as error:
+    except RuntimeError as error:  # of torch's store, or of the backend
         raise TransportError(
             f"attach(between={between!r}): not all ranks came to average between nodes. Call attach with the same "
             f"between= on every rank of the default group. [{error}]"

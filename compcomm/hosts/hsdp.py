@@ -9,7 +9,7 @@ parameters of the shard's shape, and its memory is that of a shard: 4 / S bytes 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from math import prod
@@ -65,7 +65,7 @@ class BetweenAttachment(ShardedAttachment):
         step = super().end_step()
         left = [h for h in self.hooks if h.held]
         for h in left:
-            h.held = False
+            h.held = {}
         if left:
             raise RuntimeError(
                 f"hold: {left[0].told} had gradients in a held pass and none in the pass that averages, so they are "
@@ -84,8 +84,8 @@ class AllReduceHook:
     ) -> None:
         self._unit, self._attachment, self._steps, self._world = unit, attachment, steps, world
         self._shard, self._shards = shard, shards
-        self.held = False
-        """Whether its gradients of earlier passes are this node's own."""
+        self.held: Mapping[str, int] = {}
+        """Where its gradients of earlier passes are this node's own: the versions of its shards by then."""
         self.told = f"unit {unit.number} ({unit.names[0]}, ...)"
 
     def __call__(self, shard: Tensor) -> None:
@@ -96,19 +96,35 @@ class AllReduceHook:
             return
         if self._attachment.hold:
             self._attachment.check()
-            self.held = True
+            self._check_untouched()
+            self.held = self._versions()
             return
         bucket = Bucket(shard, layout)
+        self._check_untouched()
         if self.held:
             self._take_up(bucket)
         scale = 1.0 if self._unit.divisor is None else float(self._world)
         self._steps.average(self._unit, Source(bucket), Target(bucket, scale))
 
+    def _versions(self) -> dict[str, int]:
+        return {name: p._version for name, p in zip(self._unit.names, self._unit.parameters, strict=True)}
+
+    def _check_untouched(self) -> None:
+        """Whether no optimizer stepped with gradients that are this node's own: its shards differ from the other
+        nodes' from then on."""
+        if self.held and self.held != self._versions():
+            raise RuntimeError(
+                f"hold: an optimizer stepped while gradients of {self.told} were held, so the nodes' copies differ "
+                f"now. Set hold = False before the backward pass that an optimizer's step follows, and load the last "
+                f"checkpoint."
+            )
+
     def _take_up(self, bucket: Bucket) -> None:
         """Adds what earlier passes left in ``.grad``, which FSDP will add the mean to, and clears it there."""
-        self.held = False
+        self.held = {}
         factor = self._unit.post_divisor(bucket.flat.dtype)
-        held = {name: p for name, p in zip(self._unit.names, self._unit.parameters, strict=True)}
+        every = {name: p for name, p in zip(self._unit.names, self._unit.parameters, strict=True)}
+        held = {s.name: every[s.name] for s in bucket.layout.segments}  # what is frozen now keeps what it had
         for s in bucket.layout.segments:
             gradient: Any = held[s.name].grad
             if gradient is not None:
@@ -152,6 +168,7 @@ def open_between(
     attachment.on_detach = on_detach
     attachment.setup.unaveraged = partial(alone, model, units)
     attachment.setup.replicas = partial(in_no_unit, model, units)
+    attachment.setup.shards = lambda: (shard, held_shards(units))
     return attachment
 
 
@@ -165,6 +182,12 @@ def _everyone(own: Transport, peers: list[int]) -> list[int]:
     found = sorted(rank for ranks in every for rank in ranks)
     assert len(set(found)) == len(found) == prod((len(every), len(peers))), (every, torch.__version__)
     return found
+
+
+def held_shards(units: Sequence[Unit]) -> list[tuple[str, Tensor]]:
+    """What this rank holds of every parameter."""
+    held: Any = [(name, p) for u in units for name, p in zip(u.names, u.parameters, strict=True)]
+    return [(name, p.detach().to_local()) for name, p in held]
 
 
 def shard_groups(unit: Unit, everyone: Transport) -> list[list[int]]:
@@ -231,6 +254,13 @@ def check_between(units: Sequence[Unit], between: object, weights: object, group
     peers = same_shard(units[0], between, groups)
     inside = dist.get_process_group_ranks(units[0].group)
     common = set(inside) & set(peers.ranks)
+    places = {rank: groups[rank].index(rank) for rank in peers.ranks}
+    if len(set(places.values())) > 1:
+        told = ", ".join(f"rank {rank} holds shard {place}" for rank, place in places.items())
+        raise ValueError(
+            f"attach(between={between!r}): {told}. Give the group of the ranks that hold the same shard, one of each "
+            f"node."
+        )
     if len(common) != 1:
         raise ValueError(
             f"attach(between={between!r}): this rank's shard group is {inside}, and ranks {sorted(common)} of it are "

@@ -164,6 +164,10 @@ def check(store: Store, slots: Mapping[str, object], shapes: Shapes | None = Non
             )
         if not isinstance(there, Tensor):
             raise StateError(f"{what} is a {type(there).__name__}, not a tensor: the checkpoint was changed.")
+        if there.is_floating_point() and not there.isfinite().all():
+            raise StateError(
+                f"{what} is not finite: the checkpoint was changed, or saved by a run that had gone wrong."
+            )
         shape, dtype = here.shape, here.slot.dtype
         if tuple(there.shape) != shape or there.dtype != dtype or there.layout != torch.strided or there.is_meta:
             sharded = prod(there.shape) == prod(shape) and len(shape) > 1
