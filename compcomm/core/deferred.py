@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from math import isfinite
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,6 +51,36 @@ def raise_deferred(faults: Iterable[DeferredError]) -> None:
         word = int(fault.word)
         if word:
             raise fault.explain(word)
+
+
+class Asked:
+    """Errors that a device may have found, asked for without waiting: what it has said by then is raised at the next
+    ``look``."""
+
+    def __init__(self) -> None:
+        self._pending: list[tuple[list[DeferredError], Tensor, Any]] = []
+
+    def ask(self, faults: list[DeferredError]) -> None:
+        """Has these words copied to the host once the device comes to it."""
+        if not faults:
+            return
+        words = torch.cat([fault.word.view(1) for fault in faults])
+        event = None
+        if words.is_cuda:
+            there = torch.empty(len(faults), dtype=words.dtype, pin_memory=True)
+            words = there.copy_(words, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self._pending.append((faults, words, event))
+
+    def look(self) -> None:
+        """Raises the first error of those that the device has told of."""
+        pending, self._pending = self._pending, []
+        for faults, words, event in pending:
+            if event is not None and not event.query():
+                self._pending.append((faults, words, event))
+                continue
+            raise_deferred(fault._replace(word=word) for fault, word in zip(faults, words, strict=True))
 
 
 def is_true(condition: Tensor) -> DeferredBool:

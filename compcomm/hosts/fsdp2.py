@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ..core.context import Arena
 from ..core.layout import Bucket, Layout
 from ..core.reducer import Reducer
 from ..core.source import Source, Target
@@ -93,7 +94,7 @@ def open_rows(
     transport = None
     if weights is not None:
         transport = connect(group, first.device, timeout, ring=True)
-        arena = attachment.steps.scheduler.arena
+        arena = Arena(first.device)  # of its own: a session clears its own when it changes reducers
         attachment.gathers = [CompressedAllGather(u, weights, transport, arena, options.seed) for u in units]
     for u in units:
         u.set_comm("reduce_scatter", CompressedReduceScatter(u, steps, world, rank))

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..core.collectives import Collective
 from ..core.compressor import Compressor
 from ..core.context import Arena, Context
-from ..core.deferred import raise_deferred
+from ..core.deferred import Asked
 from ..core.drive import drive
 from ..core.layout import Bucket, Layout
 from ..core.packing import pack_rows
@@ -41,6 +41,7 @@ class CompressedAllGather:
         self._ctx = Context(
             transport.rank, transport.world, 0, unit.number, seed, watch=False, alone=True, arena=arena, tag="weights "
         )
+        self._asked = Asked()
         self.sent = 0
         """Bytes so far."""
 
@@ -77,16 +78,19 @@ class CompressedAllGather:
 
     def _gather(self, output: Tensor, own: Tensor, layout: Layout) -> None:
         c, ctx = self._compressor, self._ctx
+        if own.is_cuda:  # an explicit unshard() runs on another stream than FSDP's own gathers, and nothing orders them
+            ctx.tag = f"weights on {torch.cuda.current_stream(own.device).cuda_stream} "
         x, out = own, output
         if own.dtype != torch.float32:
             x = ctx.buffer("row", own.numel(), torch.float32).copy_(own)
             out = ctx.buffer("all", layout.numel, torch.float32)
-        faults, ctx.faults = ctx.faults, []
-        raise_deferred(faults)  # of the gather before: a device has long said it, and this one need not be waited for
+        self._asked.look()
         packing, row = pack_rows(c, layout, layout, ctx.world), layout.row(ctx.world, ctx.rank)
         ctx.bad = False
         exchange = gather(c, packing, Bucket(x, row), Target(Bucket(out, layout)), ctx)
         drive(exchange, self._transport, starting=self._count)
+        self._asked.ask(ctx.faults)
+        ctx.faults = []
         if out is not output:
             output.copy_(out)
 
