@@ -71,8 +71,10 @@ class Report:
     ``review_seconds``: what controllers did between steps. ``elements`` by parameter; ``parameter_bytes``: what each
     would send alone, a header of some 24 bytes included, by a dry run of its packing; ``choices``: what a controller
     gave it, and ``tunable`` what that is, "density", "bits" or "rank". ``conserves``: nothing is lost for good.
-    ``weight_bytes``: sent besides, in coded all-gathers of weights. ``bytes_dense``: of an all-reduce in fp32, or of a
-    reduce-scatter where each rank wants its own row of the mean.
+    ``weight_bytes``: sent besides, in coded all-gathers of weights, and ``weight_bytes_dense`` what those would send in
+    fp32. ``bytes_dense``: of an all-reduce in fp32; of a reduce-scatter where each rank wants its own row of the mean;
+    of one ring through all ranks where DDP averages within nodes and between them, this rank's share of what leaves its
+    node. ``kind``: what there are ``world`` of, a "rank" or a "node".
     """
 
     reducer: str
@@ -92,6 +94,8 @@ class Report:
     tunable: str = ""
     conserves: bool = True
     weight_bytes: float = 0.0
+    weight_bytes_dense: float = 0.0
+    kind: str = "rank"
 
     def __getattr__(self, name: str) -> Any:
         return asked(self, name, {"knob": "tunable"})
@@ -109,14 +113,19 @@ class Report:
     def __str__(self) -> str:
         ratio = f"{self.ratio:.1f}x" if self.bytes_sent else "-"
         lines = [
-            f"{self.reducer} on {self.world} rank{'s' * (self.world != 1)}, {self.steps} step{'s' * (self.steps != 1)}",
+            f"{self.reducer} {'on' if self.kind == 'rank' else 'between'} {self.world} {self.kind}"
+            f"{'s' * (self.world != 1)}, {self.steps} step{'s' * (self.steps != 1)}",
             f"  bytes sent per step  {self.bytes_sent:>14,.0f}   dense {self.bytes_dense:,.0f}   {ratio}",
             f"  seconds per step: in kernels {self.kernel_seconds:.6f}, on the wire {self.wire_seconds:.6f}, "
             f"exposed {self.exposed_seconds:.6f}",
             f"  bytes of state       {self.state_bytes:>14,}",
         ]
         if self.weight_bytes:
-            lines.insert(2, f"  bytes of weights     {self.weight_bytes:>14,.0f}   gathered besides")
+            times = f"{self.weight_bytes_dense / self.weight_bytes:.1f}x"
+            lines.insert(
+                2,
+                f"  and of weights       {self.weight_bytes:>14,.0f}   dense {self.weight_bytes_dense:,.0f}   {times}",
+            )
         if self.review_seconds:
             lines.append(f"  seconds per step in reviews {self.review_seconds:.6f}")
         return "\n".join([*lines, *self._lines()] if self._lossy or self.choices else lines)
@@ -203,6 +212,7 @@ class Statistics:
             choices=self.choices(),
             tunable=noun(setup.reducer),
             conserves=all(setup.reducer.promises(s).conserves for s in setup.store.segments()),
+            kind=setup.kind,
         )
 
     def errors(self) -> dict[str, float | None]:
@@ -228,7 +238,10 @@ class Statistics:
     @property
     def dense_bytes(self) -> int:
         """See ``Attachment.dense_bytes``."""
-        return dense_bytes(self._setup.dense, self._steps.transport.world, self._setup.rows)
+        setup, world, within = self._setup, self._steps.transport.world, self._steps.scheduler.within
+        if within is not None:
+            return dense_bytes(sum(within.own(e).numel for e in setup.expected), world * within.world)
+        return dense_bytes(setup.dense, world, setup.rows)
 
     def choices(self) -> dict[str, float]:
         """See ``Attachment.choices``."""

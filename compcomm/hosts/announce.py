@@ -5,21 +5,24 @@ from __future__ import annotations
 from ..core.layout import Layout
 from ..core.reducer import Reducer
 from ..engine.breakeven import breakeven
-from ..transports.dry_run import plan
+from ..transports.dry_run import dense_bytes, plan
 
 
 def announce(
     reducer: Reducer, everything: Layout, world: int, what: str = "compcomm", *, rows: bool = False, kind: str = "rank",
-    per: str = "rank",
+    per: str = "rank", ring: int = 0,
 ) -> str:  # fmt: skip
     """What a reducer will do, in one line. ``rows``: ``everything`` is made of one row per rank. ``kind``: what there
-    are ``world`` of; ``per``: whose bytes are told."""
+    are ``world`` of; ``per``: whose bytes are told. ``ring``: of nodes, how many ranks there are in all; bytes are
+    compared with those of one ring through these."""
     text = f"{what}: {reducer!r} {'on' if kind == 'rank' else 'between'} {world} {kind}{'s' * (world != 1)}"
     if world == 1:
         return f"{text}: nothing to send"
     found = breakeven(reducer, everything, world, rows=rows)
+    if ring:
+        found = found._replace(dense=dense_bytes(everything.numel, ring))
     most, least = ("at most ", "at least ") if reducer.traits.variable else ("", "")
-    of = " less than a reduce-scatter in fp32" if rows else ""
+    of = " less than a reduce-scatter in fp32" if rows else " less than DDP's ring" if ring else ""
     text += f": {_size(found.dense)} -> {most}{_size(found.sent)} per {per} and step ({least}{found.ratio:.1f}x{of})"
     first = sum(p.sent for p in plan(reducer, everything, world, step=0, rows=rows))
     if abs(first - found.sent) > 0.02 * found.sent:

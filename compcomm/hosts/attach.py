@@ -101,9 +101,10 @@ def attach(
         if dist.get_rank(state.group) != 0:
             return
         if state.auto is None:
-            lines.append(announce(settled, everything, world, kind=kind, per=kind))
+            ring = dist.get_world_size(state.group) if nodes else 0
+            lines.append(announce(settled, everything, world, kind=kind, per=kind, ring=ring))
         else:
-            lines.append(state.auto.announce(world))
+            lines.append(state.auto.announce(world, kind))
 
     attachment = state.open(_device(ddp), trial)
     ddp.register_comm_hook(state, ddp_hook)

@@ -42,9 +42,12 @@ class ShardedAttachment(Attachment):
         return super().ignoring(average)
 
     def report(self) -> Report:
-        """See ``Attachment.report``; ``weight_bytes`` is what gathers of weights sent besides."""
+        """See ``Attachment.report``; ``weight_bytes`` is what gathers of weights sent besides; no seconds are theirs."""
         found = super().report()
-        return replace(found, weight_bytes=sum(g.sent for g in self.gathers) / max(1, found.steps))
+        sent, dense = (sum(counts) / max(1, found.steps) for counts in (
+            [g.sent for g in self.gathers], [g.dense for g in self.gathers]
+        ))  # fmt: skip
+        return replace(found, weight_bytes=sent, weight_bytes_dense=dense)
 
     def detach(self) -> None:
         """FSDP carries its collectives as before. A step that is under way is given up."""

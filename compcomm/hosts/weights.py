@@ -44,6 +44,8 @@ class CompressedAllGather:
         self._asked = Asked()
         self.sent = 0
         """Bytes so far."""
+        self.dense = 0
+        """What they would have been in fp32."""
 
     @property
     def cost(self) -> tuple[int, int]:
@@ -89,6 +91,7 @@ class CompressedAllGather:
         ctx.bad = False
         exchange = gather(c, packing, Bucket(x, row), Target(Bucket(out, layout)), ctx)
         drive(exchange, self._transport, starting=self._count)
+        self.dense += (ctx.world - 1) * 4 * (layout.numel // ctx.world)
         self._asked.ask(ctx.faults)
         ctx.faults = []
         if out is not output:
