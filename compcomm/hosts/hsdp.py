@@ -148,12 +148,16 @@ def open_between(
     shapes = {s.name: s.shape for u in units for s in u.layout(shards, everything=True).segments}
     everyone = connect_ranks(_everyone(own, peers.ranks), first.device, timeout)
     own.close()
-    attachment = BetweenAttachment(
-        connect_ranks(peers.ranks, first.device, timeout, peers.like), options, trained(units),
-        trial=partial(_trial, trial, layouts), layouts=[x for x in layouts if x.segments],
-        facts={"units": [u.names for u in units], "shards": shards},
-        shard=Shard(everyone, shard, shards, shapes),
-    )  # fmt: skip
+    try:
+        attachment = BetweenAttachment(
+            connect_ranks(peers.ranks, first.device, timeout, peers.like), options, trained(units),
+            trial=partial(_trial, trial, layouts), layouts=[x for x in layouts if x.segments],
+            facts={"units": [u.names for u in units], "shards": shards},
+            shard=Shard(everyone, shard, shards, shapes),
+        )  # fmt: skip
+    except Exception:
+        everyone.close()
+        raise
     steps = ShardedSteps(attachment, model, units, lambda u: u.layout(shards).row(shards, shard))
     attachment.hooks = [AllReduceHook(u, attachment, steps, shard, shards, world) for u in units]
     for u, hook in zip(units, attachment.hooks, strict=True):

@@ -42,7 +42,7 @@ class ShardedAttachment(Attachment):
         return super().ignoring(average)
 
     def report(self) -> Report:
-        """See ``Attachment.report``; ``weight_bytes`` is what gathers of weights sent besides; no seconds are theirs."""
+        """See ``Attachment.report``; ``weight_bytes``: what gathers of weights sent besides, which no seconds count."""
         found = super().report()
         sent, dense = (sum(counts) / max(1, found.steps) for counts in (
             [g.sent for g in self.gathers], [g.dense for g in self.gathers]
