@@ -7,7 +7,7 @@ Its gradients are what it is given, so what is due is known to the last digit, a
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -194,11 +194,13 @@ def joined(name: str, shards: Sequence[Named]) -> Named:
     return {n: torch.cat([one[n] for one in (shards[:2] if name == "HSDP" else shards)]) for n in SHAPES}
 
 
-def gaps(name: str, applied: Sequence[Named], steps: Sequence[int], residual: Named) -> dict[str, float]:
-    """|due - applied - remembered| / |due|, by parameter. ``residual``: merged."""
+def gaps(
+    name: str, applied: Sequence[Named], steps: Sequence[int], residual: Named, lost: Container[str] = ()
+) -> dict[str, float]:
+    """|due - applied - remembered| / |due|, by parameter. ``residual``: merged. ``lost``: where nobody claims it."""
     total, found = joined(name, applied), dict[str, float]()
     dues = [mean_gradients(len(applied), step) for step in steps]
-    for n in SHAPES:
+    for n in (n for n in SHAPES if n not in lost):
         due = torch.stack([one[n] for one in dues]).sum(0)
         found[n] = float((due - total[n] - residual.get(n, torch.zeros(()))).norm() / due.norm())
     return found

@@ -108,12 +108,12 @@ def broken(case: Any, name: str, told: list[Any], found: list[Any]) -> list[str]
     for rank, one in enumerate(found):
         fits = one.sent <= one.due if one.variable else one.sent == one.due
         faults.append((fits, f"rank {rank} sends {one.sent} bytes, and a dry run {one.due}"))
-    off = on_hosts.gaps(name, [one.applied for one in found], range(found[0].steps), found[0].residual)
+    lost = set[str]().union(*(one.lost for one in found))
+    gaps = on_hosts.gaps(name, [one.applied for one in found], range(found[0].steps), found[0].residual, lost)
     # A sum of numbers of two bytes rounds on the wire, where nobody remembers it.
     world = on_hosts.HOSTS[name]
     most = max(1e-6, 2 * world * roundoff(case, world))
-    for parameter in off.keys() - set[str]().union(*(one.lost for one in found)):
-        gap = off[parameter]
+    for parameter, gap in gaps.items():
         faults.append((gap < most, f"{gap:.2g} of what was due to {parameter} is neither applied nor remembered"))
     return [fault for good, fault in faults if not good]
 
