@@ -1,7 +1,7 @@
 """``python -m compcomm plan``: which method to use, before anything is trained.
 
 python -m compcomm plan --model resnet50 --workers 64 --bandwidth 1gbit --latency 50us --compute 0.2
-python -m compcomm plan ... --ranks-per-node 8 --inside 200gbit
+python -m compcomm plan ... --host nodes --ranks-per-node 8 --inside 200gbit
 python -m compcomm plan ... --host fsdp2 --weights "QSGD(bits=8, rounding='nearest')"
 torchrun --nproc-per-node 4 -m compcomm plan --measure --model net.py --json plan.json
 """
@@ -18,15 +18,17 @@ from ..core.compressor import Compressor
 from ..core.description import parse
 from ..hosts.weights import check_weights
 from . import units
-from .hosts import DDP, FullyShard, Nodes
+from .hosts import DDP, Host, Nodes
 from .link import Link
 from .methods import Method, method
 from .models import Model, find
 from .planner import check_workers, plan
 from .result import Plan
+from .sharded_hosts import HSDP, FullyShard
 from .table import show
 
-HOSTS = ("ddp", "nodes", "fsdp2")
+HOSTS = ("ddp", "nodes", "fsdp2", "hsdp")
+_TWO_LEVELS = ("nodes", "hsdp")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,9 +43,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ranks-per-node",
         type=int,
-        help="with nodes: how many; the bandwidth is then a node's (with --measure: as it is)",
+        help="with nodes or hsdp: how many; the bandwidth is then a node's (with --measure: as it is)",
     )
-    parser.add_argument("--inside", help="with nodes: the bandwidth among the ranks of one (default: 100gbit)")
+    parser.add_argument("--inside", help="with nodes or hsdp: the bandwidth among the ranks of one (default: 100gbit)")
     parser.add_argument("--reducer", nargs="+", action="extend", help="more methods, as in Python: TopK(ratio=0.001)")
     parser.add_argument("--measure", action="store_true", help="under torchrun: measure the link and the kernels")
     parser.add_argument("--json", help="file for the plan")
@@ -63,11 +65,10 @@ def main(options: argparse.Namespace) -> int:
             return 0
         from .measured_plan import joined, measured, ranks_of
 
-        with joined(nodes=options.host == "nodes") as transport:
+        with joined(nodes=options.host in _TWO_LEVELS) as transport:
             workers = ranks_of(transport)
             _check_measured(options, workers)
-            host = FullyShard.of(weights, workers) if options.host == "fsdp2" else None
-            made = measured(model, more, options.compute, transport, host)
+            made = measured(model, more, options.compute, transport, options.host, weights)
             if os.environ.get("RANK", "0") == "0":
                 _tell(made, options, model, more)
     except (ValueError, TypeError, OSError, ImportError) as error:
@@ -115,12 +116,12 @@ def _check_measured(options: argparse.Namespace, world: int) -> None:
 
 def _check_host(options: argparse.Namespace) -> Compressor | None:
     """Refuses what is of another host; what codes the weights."""
-    for name, host in (("weights", "fsdp2"), ("ranks_per_node", "nodes"), ("inside", "nodes")):
-        if getattr(options, name) is not None and options.host != host:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} {getattr(options, name)}: that is for --host {host}. Add it, or leave it out.")
-    if options.host == "nodes" and not options.measure and options.ranks_per_node is None:
-        raise ValueError("--host nodes: give --ranks-per-node, or run under torchrun with --measure.")
+    for name, hosts in (("weights", ("fsdp2",)), ("ranks_per_node", _TWO_LEVELS), ("inside", _TWO_LEVELS)):
+        given, flag = getattr(options, name), name.replace("_", "-")
+        if given is not None and options.host not in hosts:
+            raise ValueError(f"--{flag} {given}: that is for --host {' or '.join(hosts)}. Add it, or leave it out.")
+    if options.host in _TWO_LEVELS and not options.measure and options.ranks_per_node is None:
+        raise ValueError(f"--host {options.host}: give --ranks-per-node, or run under torchrun with --measure.")
     return None if options.weights is None else check_weights(parse(options.weights))
 
 
@@ -133,9 +134,14 @@ def _on_paper(options: argparse.Namespace, model: Model, more: tuple[Method, ...
         if getattr(options, name) is None:
             raise ValueError(f"--{name} is missing. Give it, or run under torchrun with --measure.")
     check_workers(options.workers)
-    host = DDP()
-    if options.host == "nodes":
-        host = Nodes.of(options.ranks_per_node, Link.of(options.inside or "100gbit", "5us"))
+    host: Host = DDP()
+    if options.host in _TWO_LEVELS:
+        inside = Link.of(options.inside or "100gbit", "5us")
+        host = (
+            Nodes.of(options.ranks_per_node, inside)
+            if options.host == "nodes"
+            else HSDP(options.ranks_per_node, inside)
+        )
     elif options.host == "fsdp2":
         host = FullyShard.of(weights, options.workers)
     return plan(

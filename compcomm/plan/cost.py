@@ -28,6 +28,9 @@ def collectives(
     and 256: exact for what sums and for an all-gather of selections; where ranks own shares the line stands for what
     headers and smallest shares add, and counts too little where shares fall below a block (ResNet-50, 4 bits: 10 % at
     1024 workers, 15 % at 2048).
+
+    Raises:
+        ValueError: rows of more than 256 workers under a reducer.
     """
     if reducer is None and rows:
         nbytes = dtype.itemsize * layout.numel
@@ -37,6 +40,8 @@ def collectives(
         return (Planned("AllReduce", str(dtype)[6:], nbytes, 2 * (nbytes * (world - 1) // world)),)
     if world <= EXACT:
         return plan(reducer, layout, world, dtype=dtype, rows=rows)
+    if rows:
+        raise ValueError(f"collectives(world={world}, rows=True): a row's messages are counted up to {EXACT} workers.")
     near, far = (plan(reducer, layout, w, dtype=dtype) for w in (EXACT // 2, EXACT))
     past = (world - EXACT) / (EXACT - EXACT // 2)
     lengths = (round(b.nbytes + (b.nbytes - a.nbytes) * past) for a, b in zip(near, far, strict=True))

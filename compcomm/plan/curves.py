@@ -11,6 +11,7 @@ from ..core.reducer import Reducer
 from ..report.plots import TEN
 from . import units
 from .buckets import cut
+from .hosts import Setting
 from .kernels import MANY, Kernels, calibrate, grown
 from .methods import PLAIN, Method
 from .models import Model
@@ -29,6 +30,7 @@ def draw(plan: Plan, model: Model, methods: Sequence[Method], path: str | Path) 
     pyplot = need("matplotlib.pyplot", "plan --png")
     figure, panels = pyplot.subplots(1, 2, figsize=(13, 6.2), sharey=True, layout="constrained")
     buckets = cut(model.shapes)
+    seen = plan.host.seen(buckets)
     known: dict[Any, Kernels] = {}
 
     def kernels(method: Method, reducer: Reducer | None) -> Kernels:
@@ -36,14 +38,14 @@ def draw(plan: Plan, model: Model, methods: Sequence[Method], path: str | Path) 
             # Others take another route between more or fewer workers.
             planned = reducer == plan.host.resolved(method, plan.world)
             rows = plan.host.rows
-            found = plan.kernels[method.text] if planned else calibrate(reducer, buckets, MANY, rows=rows)
-            known[reducer] = found if rows else grown(found, reducer, buckets)
+            found = plan.kernels[method.text] if planned else calibrate(reducer, seen, MANY, rows=rows)
+            known[reducer] = found if rows else grown(found, reducer, seen)
         return known[reducer]
 
     def seconds(method: Method, world: int, rate: float) -> float:
         reducer = plan.host.resolved(method, world)
-        measured = kernels(method, reducer)
-        return plan.host.predict(method, buckets, world, plan.link.at(rate), measured, plan.compute).seconds
+        setting = Setting(world, plan.link.at(rate), kernels(method, reducer), plan.compute)
+        return plan.host.predict(method, buckets, setting).seconds
 
     workers = [w for w in WORKERS if _fits(plan, w)]
     looks = styles([method.text for method in methods], plan.recommendation.method)

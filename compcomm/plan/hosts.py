@@ -1,44 +1,67 @@
-"""What averages gradients, as a plan sees it: DDP, DDP on nodes of several ranks, or ``fully_shard``."""
+"""What averages gradients, as a plan sees it: DDP, or DDP on nodes of several ranks (sharded: ``sharded_hosts``)."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from time import perf_counter
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from ..core.compressor import Compressor
-from ..core.layout import Bucket, Layout
-from ..core.packing import pack_rows
-from ..core.random import Rng
+from ..core.layout import Layout
 from ..core.reducer import Reducer
 from ..routes.within import deal
 from ..transports.dry_run import Planned, dense_bytes
 from . import cost
 from .kernels import Kernels, copying
 from .link import Link
-from .methods import HALF, PLAIN, UNCOMPRESSED, Baselines, Method, default, sharded
-from .recommend import python
+from .methods import UNCOMPRESSED, Baselines, Method, default
 from .step import FORWARD, Prediction, predict, timed
 
 
-@dataclass(frozen=True)
-class DDP:
-    """DistributedDataParallel: all workers average every bucket."""
+class Setting(NamedTuple):
+    """What a step is predicted for. ``workers``: all ranks there are. ``link``: of each of them, or of each node.
+    ``kernels``: the method's. ``compute``: seconds of forward and backward pass, of which ``forward`` is the former's
+    part. ``dtype``: of the gradients."""
 
-    plain: ClassVar[str] = "DDP"
+    workers: int
+    link: Link
+    kernels: Kernels = Kernels()
+    compute: float = 0.0
+    forward: float = FORWARD
+    dtype: torch.dtype = torch.float32
+
+
+class Host(ABC):
+    """What holds the model and averages its gradients, by a method of ours or as it is."""
+
+    plain: ClassVar[str]
     """What averages where no method of ours does."""
     per: ClassVar[str] = "rank"
     """Whose bytes are counted."""
     rows: ClassVar[bool] = False
+    """Whether each rank wants its own row of the means alone."""
+
+    @property
+    def pieces(self) -> tuple[str, str]:
+        """How one and several of what a step's exchanges are cut into are called."""
+        return "bucket", "buckets"
 
     @property
     def arguments(self) -> str:
         """What else the line says that attaches a method."""
         return ""
+
+    @property
+    def comment(self) -> str:
+        """What stands behind that line: how the model has to be made for it."""
+        return ""
+
+    @property
+    def better(self) -> tuple[Host, str] | None:
+        """This host with an option that a plan should speak of, and the words that ask for it."""
+        return None
 
     @property
     def baselines(self) -> Baselines:
@@ -49,12 +72,16 @@ class DDP:
         """Those that plans compare."""
         return default()
 
-    def check(self, workers: int) -> None:
+    def check(self, workers: int) -> None:  # noqa: B027  (most take any number)
         """Raises ValueError where so many workers cannot be planned for."""
 
     def world(self, workers: int) -> int:
         """How many a reducer averages over."""
         return workers
+
+    def seen(self, buckets: Sequence[Layout]) -> tuple[Layout, ...]:
+        """What of the buckets a reducer's kernels are timed on."""
+        return tuple(buckets)
 
     def resolved(self, method: Method, workers: int) -> Reducer | None:
         """A method with its routes chosen.
@@ -64,20 +91,9 @@ class DDP:
         """
         return method.resolved(self.world(workers), self.rows)
 
-    def predict(
-        self,
-        method: Method,
-        buckets: Sequence[Layout],
-        workers: int,
-        link: Link,
-        kernels: Kernels,
-        compute: float,
-        forward: float = FORWARD,
-        dtype: torch.dtype = torch.float32,
-    ) -> Prediction:
-        """A step: see ``compcomm.plan.step.predict``."""
-        reducer = self.resolved(method, workers)
-        return predict(reducer, buckets, workers, link, kernels, compute, forward=forward, dtype=dtype)
+    @abstractmethod
+    def predict(self, method: Method, buckets: Sequence[Layout], at: Setting) -> Prediction:
+        """A step with ``buckets`` in the order of the backward pass, of whole parameters."""
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -88,31 +104,37 @@ class DDP:
 
 
 @dataclass(frozen=True)
-class Nodes(DDP):
-    """DDP by ``attach(..., between="nodes")``: exact among the ranks of a node, a reducer between nodes.
+class DDP(Host):
+    """DistributedDataParallel: all workers average every bucket."""
 
-    The plan's link is a node's, which all its ranks share. A bucket takes as long between nodes as the rank does that
-    owns the largest part of it. Without a hook one ring goes through all ranks, and over every node's link once.
+    plain: ClassVar[str] = "DDP"
 
-    ``inside``: the link of a rank to the others of its node. ``copying``: seconds for each byte that is summed or
-    copied on this machine.
-    """
+    def predict(self, method: Method, buckets: Sequence[Layout], at: Setting) -> Prediction:
+        return flat(self.resolved(method, at.workers), buckets, at)
 
-    ranks_per_node: int = 1
-    inside: Link = field(default_factory=partial(Link, 0.0, 1e12))
-    copying: float = 0.0
+
+def flat(reducer: Reducer | None, layouts: Sequence[Layout], at: Setting, **more: Any) -> Prediction:
+    """``compcomm.plan.step.predict`` among all workers."""
+    return predict(
+        reducer, layouts, at.workers, at.link, at.kernels, at.compute, forward=at.forward, dtype=at.dtype, **more
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TwoLevels(Host):
+    """Nodes of ``ranks_per_node``, between which a reducer averages. The plan's link is a node's, which all its ranks
+    share; ``inside``: the link of a rank to the others of its node."""
+
+    ranks_per_node: int
+    inside: Link
     per: ClassVar[str] = "node"
 
-    @property
-    def arguments(self) -> str:
-        return ', between="nodes"'
-
-    @classmethod
-    def of(cls, ranks_per_node: int, inside: Link) -> Nodes:
-        """On this machine."""
-        if isinstance(ranks_per_node, bool) or not isinstance(ranks_per_node, int) or ranks_per_node < 2:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ValueError(f"plan(ranks_per_node={ranks_per_node!r}): an integer, 2 or more; nodes of one are DDP.")
-        return cls(ranks_per_node, inside, copying())
+    def __post_init__(self) -> None:
+        per = self.ranks_per_node
+        if isinstance(per, bool) or not isinstance(per, int) or per < 2:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(
+                f"plan(ranks_per_node={per!r}): an integer, 2 or more; with one, plan for the ranks alone."
+            )
 
     def check(self, workers: int) -> None:
         per = self.ranks_per_node
@@ -125,136 +147,63 @@ class Nodes(DDP):
     def world(self, workers: int) -> int:
         return workers // self.ranks_per_node
 
-    def predict(
-        self,
-        method: Method,
-        buckets: Sequence[Layout],
-        workers: int,
-        link: Link,
-        kernels: Kernels,
-        compute: float,
-        forward: float = FORWARD,
-        dtype: torch.dtype = torch.float32,
-    ) -> Prediction:
-        reducer = self.resolved(method, workers)
+    def within(self, kind: str, nbytes: int) -> float:
+        """Seconds of one collective among the ranks of a node, of a buffer that long in all."""
+        per = self.ranks_per_node
+        return cost.seconds(Planned(kind, "uint8", nbytes, nbytes * (per - 1) // per), per, self.inside)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**super().as_dict(), "ranks_per_node": self.ranks_per_node, "inside": self.inside.as_dict()}
+
+
+@dataclass(frozen=True)
+class Nodes(TwoLevels):
+    """DDP by ``attach(..., between="nodes")``: exact among the ranks of a node, a reducer between nodes.
+
+    Every parameter is owned by one rank of the node. Between nodes a bucket's bytes are those of all owners together,
+    since they share the node's link; to code it takes as long as the rank takes that owns the largest part of it.
+    Without a hook one ring goes through all ranks, and over every node's link once: those are the dense bytes.
+
+    ``copying``: seconds for each byte that is summed or copied on this machine.
+    """
+
+    copying: float = 0.0
+    plain: ClassVar[str] = "DDP"
+
+    @property
+    def arguments(self) -> str:
+        return ', between="nodes"'
+
+    @classmethod
+    def of(cls, ranks_per_node: int, inside: Link) -> Nodes:
+        """On this machine."""
+        return cls(ranks_per_node, inside, copying())
+
+    def predict(self, method: Method, buckets: Sequence[Layout], at: Setting) -> Prediction:
+        reducer = self.resolved(method, at.workers)
         if reducer is None:
-            return predict(None, buckets, workers, link, kernels, compute, forward=forward, dtype=dtype)
-        nodes, per = self.world(workers), self.ranks_per_node
+            return flat(None, buckets, at)
+        nodes, per, stretch = self.world(at.workers), self.ranks_per_node, at.kernels.stretch
         every = [s for layout in buckets for s in layout.segments]
         owners = deal([(s.name, s.numel) for s in reversed(every)], per)
         stages: list[list[float]] = []
         wires: list[list[float]] = []
         sent = 0
-        for layout, planned in zip(buckets, cost.traffic(reducer, tuple(buckets), nodes, dtype), strict=True):
+        for layout, planned in zip(buckets, cost.traffic(reducer, tuple(buckets), nodes, at.dtype), strict=True):
             own = [0] * per
             for s in layout.segments:
                 own[owners[s.name]] += s.numel
             largest = max(own) / max(1, sum(own))
-            nbytes = dtype.itemsize * sum(own)
-            there, back = (
-                cost.seconds(Planned(kind, "float32", nbytes, nbytes * (per - 1) // per), per, self.inside)
-                for kind in ("AllToAll", "AllGather")
-            )
-            between = [cost.seconds(p, nodes, link) for p in planned]
-            coding = [largest * t for t in kernels.seconds(reducer, layout, nodes)]
+            nbytes = at.dtype.itemsize * sum(own)
+            between = [cost.seconds(p, nodes, at.link) for p in planned]
+            coding = [largest * t for t in at.kernels.seconds(reducer, layout, nodes)]
             moved = self.copying * nbytes  # one pass to send and sum, another to send and take the means
-            stages.append([t * kernels.stretch for t in (0.0, moved + coding[0], *coding[1:], moved)])
-            wires.append([t * kernels.stretch for t in (there, *between, back)])
+            there, back = self.within("AllToAll", nbytes), self.within("AllGather", nbytes)
+            stages.append([t * stretch for t in (0.0, moved + coding[0], *coding[1:], moved)])
+            wires.append([t * stretch for t in (there, *between, back)])
             sent += sum(p.sent for p in planned)
-        dense = dense_bytes(sum(s.numel for s in every), workers)
-        return timed(reducer, stages, wires, compute, forward, sent, dense)
-
-    def as_dict(self) -> dict[str, Any]:
-        return {**super().as_dict(), "ranks_per_node": self.ranks_per_node, "inside": self.inside.as_dict()}
+        dense = dense_bytes(sum(s.numel for s in every), at.workers)
+        return timed(reducer, stages, wires, at.compute, at.forward, sent, dense)
 
     def __str__(self) -> str:
         return f" on nodes of {self.ranks_per_node} (inside: {self.inside})"
-
-
-@dataclass(frozen=True)
-class FullyShard(DDP):
-    """``fully_shard`` (FSDP2): every rank wants its own row of the means, and gathers all weights before a forward and
-    before a backward pass.
-
-    On the CPU, for which kernels are timed here, the host waits for all of it: a step is the sum of its parts. Buckets
-    stand for the units that a model is sharded by.
-
-    ``weights``: what codes the weights; ``coding``: seconds for each element of them, coded and decoded here.
-    """
-
-    weights: Compressor | None = None
-    coding: float = 0.0
-    plain: ClassVar[str] = "fully_shard"
-    rows: ClassVar[bool] = True
-
-    @classmethod
-    def of(cls, weights: Compressor | None, workers: int) -> FullyShard:
-        """On this machine."""
-        return cls(weights, 0.0 if weights is None else _coding(weights, workers))
-
-    @property
-    def baselines(self) -> Baselines:
-        return Baselines(UNCOMPRESSED.fp32 if self.weights is None else (PLAIN.text,), (HALF.text,))
-
-    def methods(self) -> tuple[Method, ...]:
-        return sharded()
-
-    @property
-    def arguments(self) -> str:
-        return "" if self.weights is None else f", weights={python(repr(self.weights))}"
-
-    def check(self, workers: int) -> None:
-        if workers > cost.EXACT:
-            raise ValueError(f"plan(workers={workers}): of sharded models up to {cost.EXACT} are planned for.")
-
-    def predict(
-        self,
-        method: Method,
-        buckets: Sequence[Layout],
-        workers: int,
-        link: Link,
-        kernels: Kernels,
-        compute: float,
-        forward: float = FORWARD,
-        dtype: torch.dtype = torch.float32,
-    ) -> Prediction:
-        reducer = self.resolved(method, workers)
-        dtype = torch.bfloat16 if method == HALF else dtype
-        units = [layout.sharded(workers) for layout in buckets]
-        gradients = predict(
-            reducer, units, workers, link, kernels, compute, forward=forward, dtype=dtype, rows=True, waits=True
-        )  # fmt: skip
-        fp32 = [4 * (u.numel // workers) for u in units]
-        exact = [n * dtype.itemsize // 4 for n in fp32]
-        c = None if reducer is None else self.weights
-        each = exact if c is None else [max(pack_rows(c, u, u, workers).splits) for u in units]
-        gathers = [Planned("AllGather", "uint8", workers * n, (workers - 1) * n) for n in each]
-        wire = 2 * sum(cost.seconds(p, workers, link) for p in gathers)
-        coded = 0.0 if c is None else 2 * self.coding * sum(u.numel for u in units)
-        return Prediction(
-            gradients.method, gradients.seconds + wire + coded, gradients.exposed + wire + coded,
-            gradients.kernels + coded, gradients.wire + wire, gradients.sent + 2 * sum(p.sent for p in gathers),
-            gradients.dense + 2 * (workers - 1) * sum(fp32),
-        )  # fmt: skip
-
-    def as_dict(self) -> dict[str, Any]:
-        return {**super().as_dict(), "weights": None if self.weights is None else repr(self.weights)}
-
-    def __str__(self) -> str:
-        return f" with fully_shard{'' if self.weights is None else f', weights by {self.weights!r}'}"
-
-
-@torch.no_grad()
-def _coding(c: Compressor, workers: int, numel: int = 1 << 21) -> float:
-    """Seconds for each element to code a rank's row of it and to decode all rows."""
-    layout, rng = Layout.of([("sample", (numel >> 10, 1 << 10))]), Rng()
-    best = [float("inf")] * 2
-    flat = torch.randn(numel, dtype=torch.float32, generator=torch.Generator().manual_seed(0))
-    for _ in range(4):
-        x = Bucket(flat.clone(), layout)
-        since = perf_counter()
-        payload = c.encode_(x, rng)
-        middle = perf_counter()
-        payload.decode_add_(x)
-        best = [min(a, b) for a, b in zip(best, (middle - since, perf_counter() - middle), strict=True)]
-    return (best[0] / workers + best[1]) / numel

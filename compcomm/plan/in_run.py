@@ -13,7 +13,7 @@ from ..core.layout import Layout
 from ..core.reducer import Reducer
 from ..core.transport import Transport
 from ..transports.nodes import Nodes as Levels
-from .hosts import Nodes
+from .hosts import Nodes, Setting
 from .kernels import calibrate
 from .measure import measure
 from .methods import HALF, PLAIN, Method, default, method, sharded
@@ -83,7 +83,7 @@ def propose(
         methods: to be compared with the host as it is; None: those that plans compare.
         rows, waits: see ``predict``.
     """
-    world, link = transport.world, measure(transport)
+    world, link = transport.world, measure(transport, rows)
     nodes = Nodes.of(transport.inside.world, measure(transport.inside)) if isinstance(transport, Levels) else None
     usual = default() if not rows else tuple(m for m in sharded() if m != HALF)
     chosen = (PLAIN, *map(method, methods)) if methods is not None else usual
@@ -97,8 +97,7 @@ def propose(
             )  # fmt: skip
         else:  # the ranks of a node measured side by side: together they have what its link has
             per = nodes.ranks_per_node
-            prediction = nodes.predict(
-                m, layouts, world * per, link.at(link.bandwidth * per), kernels, compute, dtype=dtype
-            )  # fmt: skip
+            line = link.at(link.bandwidth * per)
+            prediction = nodes.predict(m, layouts, Setting(world * per, line, kernels, compute, dtype=dtype))
         found.append(replace(prediction, method=m.text))
     return Proposal(chosen, tuple(found), measured)

@@ -47,9 +47,11 @@ class Link:
         return cls(units.latency(latency), bits)
 
     def speed(self, kind: str) -> Speed:
-        """How this kind of collective goes; a maximum or a reduce-scatter like the sum, of which it is a part."""
-        like = "AllReduce" if kind in ("AllReduceMax", "ReduceScatter") else kind
-        return next((s for s in self.speeds if s.kind == like), Speed(kind, self.latency, self.bandwidth))
+        """How this kind of collective goes; where that was not measured, a maximum or a reduce-scatter like the sum, of
+        which it is a part."""
+        like = (kind, "AllReduce") if kind in ("AllReduceMax", "ReduceScatter") else (kind,)
+        known = {s.kind: s for s in self.speeds}
+        return next((known[k] for k in like if k in known), Speed(kind, self.latency, self.bandwidth))
 
     def at(self, bandwidth: float) -> Link:
         """The same link with another rate: what was measured keeps its latency and its share of the line."""

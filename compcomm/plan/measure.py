@@ -16,6 +16,7 @@ from ..core.collectives import (
     AllReduceMax,
     AllToAll,
     Collective,
+    ReduceScatter,
 )
 from ..core.transport import Transport
 from ..transports.dry_run import Planned
@@ -30,11 +31,14 @@ The second is twice as large, and the difference is the rate."""
 _REPEATS = 5
 
 
-def measure(transport: Transport) -> Link:
+def measure(transport: Transport, rows: bool = False) -> Link:
     """The latency of each kind of collective from a small one, its rate from the difference between two large ones.
 
     Collective: every rank calls it, between two steps; all get the same link. A collective counts with the slowest
     rank's time, a size with the median of five. Takes some three seconds.
+
+    ``rows``: of a reduce-scatter too, which sharded models need. Gloo's sums everything on every rank and sends twice
+    the bytes of a ring's; what is counted are the ring's, so its rate is about half the link's.
 
     Raises:
         ValueError: one rank alone has no link.
@@ -43,7 +47,7 @@ def measure(transport: Transport) -> Link:
     if transport.world == 1:
         raise ValueError("measure: one rank alone has no link. Start several, as in torchrun --nproc-per-node 2 ...")
     speeds: list[Speed] = []
-    for kind, make in _KINDS.items():
+    for kind, make in {**_KINDS, **(_OF_ROWS if rows else {})}.items():
         small, middle = (_point(transport, make, size) for size in (_SMALL, _MIDDLE))
         pace = max(1e-10, (middle.seconds - small.seconds) / (middle.sent - small.sent))
         size = int(min(_LARGEST, max(2 * _MIDDLE, _LONG / pace)))
@@ -94,8 +98,14 @@ def _exchange(world: int, size: int) -> Collective:
     return AllToAll(_numbers(each * world), _numbers(each * world), (each,) * world, (each,) * world)
 
 
+def _rows(world: int, size: int) -> Collective:
+    each = -(-size // (4 * (world - 1)))
+    return ReduceScatter(_numbers(each * world), _numbers(each))
+
+
 def _numbers(count: int) -> Tensor:
     return torch.zeros(max(1, count), dtype=torch.float32)
 
 
 _KINDS: dict[str, Callable[[int, int], Collective]] = {"AllReduce": _sum, "AllGather": _gather, "AllToAll": _exchange}
+_OF_ROWS: dict[str, Callable[[int, int], Collective]] = {"ReduceScatter": _rows}

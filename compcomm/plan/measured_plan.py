@@ -12,46 +12,67 @@ import torch
 import torch.distributed as dist
 
 from ..core.collectives import AllReduceMax
+from ..core.compressor import Compressor
 from ..core.transport import Transport
 from ..hosts.nodes import two_levels
 from ..transports import nodes as transports
 from ..transports.process_group import ProcessGroup
 from . import units
 from .buckets import cut
-from .hosts import DDP, Nodes
+from .hosts import DDP, Host, Nodes
 from .kernels import Kernels, calibrate
 from .measure import measure
 from .methods import Method
 from .models import Model
 from .planner import made
 from .result import Plan
+from .sharded_hosts import HSDP, FullyShard
 
 
 def measured(
-    model: Model, more: Sequence[Method], compute: str | float | None, transport: Transport, host: DDP | None = None
+    model: Model,
+    more: Sequence[Method],
+    compute: str | float | None,
+    transport: Transport,
+    host: str = "ddp",
+    weights: Compressor | None = None,
 ) -> Plan:
     """A plan for the ranks of ``transport``. Collective: every rank calls it with the same arguments. Where these are
     nodes, their ranks measure side by side: what one gets of its node's link is its share. ``more``: methods beside
-    those that plans for this host compare.
+    those that plans for this host compare. ``host`` and ``weights``: as the command has them.
 
     ``compute``: None, to run the module's own forward and backward pass; the slowest rank's counts.
 
     Raises:
-        ValueError: ``compute`` is None and the model is only shapes, or its forward pass cannot be called alone.
+        ValueError: ``compute`` is None and the model is only shapes, or its forward pass cannot be called alone; a
+            ``host`` that needs nodes, where there are none.
     """
     took = torch.tensor([_computation(model) if compute is None else units.seconds(compute)], dtype=torch.float64)
     transport.start(AllReduceMax(took)).wait()
-    link, buckets = measure(transport), cut(model.shapes)
-    holds, workers = host or DDP(), ranks_of(transport)
-    if isinstance(transport, transports.Nodes):
-        holds = Nodes.of(transport.inside.world, measure(transport.inside))
+    buckets, workers = cut(model.shapes), ranks_of(transport)
+    holds = _host(host, weights, transport)
+    link = measure(transport, holds.rows)
     kernels: dict[str, Kernels] = {}
     chosen = (*holds.methods(), *more)
     for m in chosen:
         reducer = holds.resolved(m, workers)
-        kernels[m.text] = calibrate(reducer, buckets, transport.world, transport, link, holds.rows)
+        kernels[m.text] = calibrate(reducer, holds.seen(buckets), transport.world, transport, link, holds.rows)
     whole = link.at(link.bandwidth * workers / transport.world)
     return made(model, buckets, workers, whole, float(took), chosen, kernels, host=holds)
+
+
+def _host(name: str, weights: Compressor | None, transport: Transport) -> Host:
+    """What averages over the ranks that run, which measure the link inside their node. Collective."""
+    if name == "fsdp2":
+        return FullyShard.of(weights, transport.world)
+    if not isinstance(transport, transports.Nodes):
+        if name == "hsdp":
+            raise ValueError("--host hsdp: start two nodes or more of several ranks each, or leave out --measure.")
+        return DDP()
+    per = transport.inside.world
+    if name == "hsdp":
+        return HSDP(per, measure(transport.inside, rows=True))
+    return Nodes.of(per, measure(transport.inside))
 
 
 def ranks_of(transport: Transport) -> int:

@@ -13,7 +13,7 @@ from ..core.layout import Layout
 from ..core.reducer import Reducer
 from . import units
 from .buckets import cut
-from .hosts import DDP
+from .hosts import DDP, Host, Setting
 from .kernels import Kernels, calibrate
 from .link import Link
 from .methods import Method, method
@@ -36,7 +36,7 @@ def plan(
     compute: str | float,
     methods: Sequence[str | Reducer | Compressor | Method] | None = None,
     kernels: Mapping[str, Kernels] | None = None,
-    host: DDP | None = None,
+    host: Host | None = None,
 ) -> Plan:
     """Predicts a training step with every method, and recommends one.
 
@@ -68,7 +68,7 @@ def plan(
     resolved = [holds.resolved(m, world) for m in chosen]  # what has no form is refused before anything is measured
     for m, reducer in zip(chosen, resolved, strict=True):
         if m.text not in measured:
-            measured[m.text] = calibrate(reducer, buckets, holds.world(world), rows=holds.rows)
+            measured[m.text] = calibrate(reducer, holds.seen(buckets), holds.world(world), rows=holds.rows)
     return made(found, buckets, world, line, took, chosen, measured, host=holds)
 
 
@@ -81,14 +81,14 @@ def made(
     methods: Sequence[Method],
     kernels: Mapping[str, Kernels],
     forward: float = FORWARD,
-    host: DDP | None = None,
+    host: Host | None = None,
 ) -> Plan:
     """A plan from what is known already: nothing is measured. ``forward``: the forward pass's part of ``compute``."""
     holds = host or DDP()
 
-    def at(m: Method, line: Link) -> Prediction:
-        known = kernels.get(m.text, Kernels())
-        return _named(holds.predict(m, buckets, world, line, known, compute, forward), m.text)
+    def at(m: Method, line: Link, holds: Host = holds) -> Prediction:
+        setting = Setting(world, line, kernels.get(m.text, Kernels()), compute, forward)
+        return replace(holds.predict(m, buckets, setting), method=m.text)
 
     predictions = {m.text: at(m, link) for m in methods}
     fp32, bf16 = ([predictions[t].seconds for t in texts if t in predictions] for texts in holds.baselines)
@@ -103,14 +103,20 @@ def made(
         pays = None
         if m not in baselines and baselines:
             pays = breakeven(lambda b: at(m, link.at(b)).seconds, plain)
-        return Row(m.short, p, pays, min(fp32) / p.seconds if fp32 else None, bf16[0] / p.seconds if bf16 else None)
+        return Row(m.short, p, pays, *(found[0] / p.seconds if found else None for found in (fp32, bf16)))
 
     rows = tuple(map(row, methods))
     sizes = tuple(layout.numel for layout in buckets)
     recommendation = choose(
-        [r.prediction for r in rows], arguments=holds.arguments, plain=holds.plain, baselines=holds.baselines
-    )
-    return Plan(model.name, model.numel, world, link, compute, sizes, rows, recommendation, dict(kernels), holds)
+        [r.prediction for r in rows], arguments=holds.arguments, plain=holds.plain, baselines=holds.baselines,
+        comment=holds.comment,
+    )  # fmt: skip
+    hint = ""
+    if holds.better is not None:
+        host, does = holds.better
+        best = min(methods, key=lambda m: at(m, link, host).seconds)
+        hint = f"{does}: {best.short} would take {1e3 * at(best, link, host).seconds:.4g} ms"
+    return Plan(model.name, model.numel, world, link, compute, sizes, rows, recommendation, dict(kernels), holds, hint)
 
 
 def breakeven(ours: Callable[[float], float], theirs: Callable[[float], float]) -> tuple[tuple[float, float], ...]:
@@ -136,10 +142,6 @@ def breakeven(ours: Callable[[float], float], theirs: Callable[[float], float]) 
     edges = [edge(a, b) for a, b, x, y in zip(rates, rates[1:], won, won[1:], strict=False) if x is not y]
     bounds = [*([0.0] if won[0] else []), *edges, *([float("inf")] if won[-1] else [])]
     return tuple(zip(bounds[::2], bounds[1::2], strict=True))
-
-
-def _named(found: Prediction, text: str) -> Prediction:
-    return replace(found, method=text)
 
 
 def check_workers(given: object) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import units
-from .hosts import DDP
+from .hosts import DDP, Host
 from .kernels import Kernels
 from .link import Link
 from .recommend import Recommendation
@@ -55,7 +55,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """What ``plan`` found; ``rows`` go from the method that loses least to the one that loses most."""
+    """What ``plan`` found; ``rows`` go from the method that loses least to the one that loses most. ``hint``: what an
+    option would gain that was not given."""
 
     model: str
     numel: int
@@ -66,7 +67,8 @@ class Plan:
     rows: tuple[Row, ...]
     recommendation: Recommendation
     kernels: Mapping[str, Kernels]
-    host: DDP = field(default_factory=DDP)
+    host: Host = field(default_factory=DDP)
+    hint: str = ""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -77,7 +79,7 @@ class Plan:
     def title(self) -> str:
         """What was planned, in one line."""
         return (
-            f"{self.model}: {self.numel:,} elements in {len(self.buckets)} bucket{'s' * (len(self.buckets) != 1)}, "
+            f"{self.model}: {self.numel:,} elements in {len(self.buckets)} {self.host.pieces[len(self.buckets) != 1]}, "
             f"{self.world} workers{self.host}, {self.link}, {units.duration(self.compute)} of computation; kernels on "
             "this machine's CPU"
         )
@@ -86,7 +88,8 @@ class Plan:
     def advice(self) -> str:
         """What to do, and why."""
         found = self.recommendation
-        return f"{found.line}\n  ({found.reason})\n  {TIME_ALONE}"
+        hint = f"\n  ({self.hint})" if self.hint else ""
+        return f"{found.line}\n  ({found.reason}){hint}\n  {TIME_ALONE}"
 
     def as_dict(self) -> dict[str, Any]:
         """All of it, ready for JSON."""
@@ -100,6 +103,7 @@ class Plan:
             "bucket_elements": list(self.buckets),
             "rows": [row.as_dict() for row in self.rows],
             "recommendation": self.recommendation._asdict(),
+            **({"hint": self.hint} if self.hint else {}),
         }
 
     def __str__(self) -> str:

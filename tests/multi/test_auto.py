@@ -34,7 +34,7 @@ def run(rank: int, steps: range, attached: Any, rate: str | None = None, pause: 
     module, model, attachment = attached
     real, start, said = in_run.measure, attachment.wire.start, io.StringIO()
     if rate is not None:
-        in_run.measure = lambda transport: Link.of(rate, "100us")
+        in_run.measure = lambda *_: Link.of(rate, "100us")
         attachment.wire.start = partial(late, attachment.wire, start, rate)
     found = []
     try:

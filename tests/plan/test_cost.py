@@ -80,3 +80,12 @@ def test_what_sums_is_exact_for_any_number_of_workers() -> None:
         assert cost.collectives(reducer, layout, 4096) == plan(reducer, layout, 4096)
     (ddp,) = cost.collectives(None, layout, 4096)
     assert ddp.sent == 2 * (4 * layout.numel * 4095 // 4096)
+
+
+def test_rows_beyond_256_workers_are_refused() -> None:
+    """A whole bucket's bytes are no row's."""
+    layout = cc.Layout.of([("w", (1024, 64))]).sharded(512)
+    with pytest.raises(ValueError, match="up to 256 workers"):
+        cost.collectives(cc.settle(cc.Exact(), 512, rows=True), layout, 512, rows=True)
+    (host,) = cost.collectives(None, layout, 512, rows=True)
+    assert host.sent == 4 * layout.numel * 511 // 512, "a reduce-scatter is counted for any number"
