@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 import compcomm as cc
 from compcomm.__main__ import main
+from compcomm.plan import planner
 from compcomm.plan.buckets import cut
 from compcomm.plan.hosts import DDP, Host, Nodes, Setting
 from compcomm.plan.kernels import Kernels, Stages
@@ -167,6 +169,19 @@ def test_a_node_of_shards_sends_what_the_dry_run_says(text: str) -> None:
     shards = [layout.sharded(per).row(per, r) for layout in cut(SHAPES) for r in range(per)]
     assert found.sent == sum(cc.cost(cc.parse(text), shard, nodes).sent for shard in shards)
     assert found.dense == pytest.approx(4 * NUMEL, rel=1e-3)
+
+
+def test_kernels_are_timed_on_shards_between_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[int] = []
+
+    def calibrate(reducer: object, layouts: Sequence[cc.Layout], world: int, **_: object) -> Kernels:
+        timed.append(sum(layout.numel for layout in layouts))
+        assert world == 2, "nodes"
+        return Kernels()
+
+    monkeypatch.setattr(planner, "calibrate", calibrate)
+    plan(SHAPES, 8, SLOW, compute=0.05, methods=["Exact()"], host=HSDP(4, INSIDE))
+    assert timed == [NUMEL // 4]
 
 
 def test_plans_for_shards_between_nodes_name_the_dimension() -> None:
