@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..core.layout import Layout
 from ..core.reducer import Reducer
 from ..engine.breakeven import breakeven
-from ..transports.dry_run import dense_bytes, plan
+from ..transports.dry_run import cost, plan
 
 
 def announce(
@@ -19,14 +19,15 @@ def announce(
     if world == 1:
         return f"{text}: nothing to send"
     found = breakeven(reducer, everything, world, rows=rows)
-    if ring:
-        found = found._replace(dense=dense_bytes(everything.numel, ring))
+    more = sum(p.sent for p in plan(reducer, everything, world, step=0, rows=rows)) - found.sent  # in the first step
+    if ring:  # each rank of a node sends a part, with a header of its own
+        sent, dense, _ = cost(reducer, everything, ring, ranks_per_node=ring // world)
+        found = found._replace(sent=sent, dense=dense)
     most, least = ("at most ", "at least ") if reducer.traits.variable else ("", "")
     of = " less than a reduce-scatter in fp32" if rows else " less than DDP's ring" if ring else ""
     text += f": {_size(found.dense)} -> {most}{_size(found.sent)} per {per} and step ({least}{found.ratio:.1f}x{of})"
-    first = sum(p.sent for p in plan(reducer, everything, world, step=0, rows=rows))
-    if abs(first - found.sent) > 0.02 * found.sent:
-        text += f", {_size(first)} in the first step"
+    if abs(more) > 0.02 * found.sent:
+        text += f", {_size(found.sent + more)} in the first step"
     if found.seconds and found.sent >= found.dense:
         text += ", which saves nothing: use Exact()"
     elif found.seconds:

@@ -45,6 +45,8 @@ _LOSSLESS = {
 }
 """How gradients travel exact inside a node, by the type that they have."""
 
+_ONE = Layout.of([("first", (1,))])
+
 
 @dataclass(eq=False)
 class Within:
@@ -77,7 +79,8 @@ class Within:
         payload = trip.encode()
         trip.wires, trip.flags = yield from _inside(to_owners(payload, inside, "received"))
         trip.decode(1.0, False)
-        fill_nan_where(mean, trip.flags.bad)  # so that the other nodes hear of it
+        # So that the other nodes hear of it; one element, since memory keeps what is finite.
+        fill_nan_where(Bucket(mean.flat[:1], _ONE if own.numel else own), trip.flags.bad)
         between = replace(ctx, within=None)
         result = yield from reducer.reduce(Source(mean), Target(mean), state.on(own), between)
         # All nodes code the same means, so they draw the same numbers, and all ranks hold the same bits.

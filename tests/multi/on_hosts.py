@@ -169,20 +169,23 @@ def _local(t: Any) -> Tensor:
     return t.to_local() if hasattr(t, "to_local") else t
 
 
-def _sharded(module: nn.Module, whole: bool, mesh: Any = None) -> nn.Module:
+def sharded(module: nn.Module, whole: bool = False, mesh: Any = None) -> nn.Module:
+    """``fully_shard``: "layer" a unit and the rest one; ``whole``: all as one."""
     for part in (module,) if whole else (*module.children(), module):
         fully_shard(part, mesh=mesh)
     return module
 
 
-def host(name: str, whole: bool = False) -> Callable[[Any], Hosted]:
-    """What puts the model with a reducer on the host of that name; ``whole``: as one bucket or unit. Collective."""
+def host(name: str, whole: bool = False, **options: Any) -> Callable[[Any], Hosted]:
+    """What puts the model with a reducer on the host of that name; ``whole``: as one bucket or unit. ``options``: more
+    of ``attach``. Collective."""
     if name == "FSDP2":
-        return lambda reducer: Hosted(lambda net: _sharded(net, whole), {}, reducer)
+        return lambda reducer: Hosted(lambda net: sharded(net, whole), options, reducer)
     if name == "HSDP":
         mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))["shard"]
-        return lambda reducer: Hosted(lambda net: _sharded(net, whole, mesh), {"between": "replicate"}, reducer)
-    options = {"between": "nodes"} if "nodes" in name else {}
+        options["between"] = "replicate"
+        return lambda reducer: Hosted(lambda net: sharded(net, whole, mesh), options, reducer)
+    options |= {"between": "nodes"} if "nodes" in name else {}
     megabytes = 25 if whole else 0.004
     return lambda reducer: Hosted(lambda net: models.wrap(net, megabytes=megabytes)[0], options, reducer)
 

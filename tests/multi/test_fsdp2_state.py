@@ -3,6 +3,7 @@ that are gathered in fewer bytes."""
 
 from __future__ import annotations
 
+import itertools
 from hashlib import blake2b
 from typing import Any
 
@@ -14,6 +15,9 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 import compcomm as cc
+from compcomm.hosts import auto
+from compcomm.plan import in_run
+from compcomm.plan.link import Link
 
 from . import models, sharded
 from .harness import Workers
@@ -249,18 +253,36 @@ def test_weights_that_are_no_numbers_are_none_anywhere(two: Workers) -> None:
     assert two.run(spoiled) == [(True, [True])] * 2
 
 
-def picks(rank: int, world: int) -> Any:
-    model = sharded.shard(sharded.net())
-    hook = sharded.attach(model, cc.Auto(methods=("Cast(bfloat16)", "PowerSGD(2)"), steps=2))
-    sharded.train(model, rank, range(8))
+def picks(rank: int, world: int, methods: tuple[str, ...]) -> Any:
+    """On a link where steps of a second wait half of it; the controller's line, the reducer, and how far the mean after
+    the pick is off."""
+    real, tick = (in_run.measure, auto.perf_counter, auto.AutoController.after_step), itertools.count(0.0)
+    bits = 8 * sharded.row_bytes(sharded.net(), world) / 0.5
+    in_run.measure = lambda transport: Link(0.0, bits)  # pyright: ignore
+    auto.perf_counter = lambda: next(tick)
+    auto.AutoController.after_step = lambda self, flows, exposed: real[2](self, flows, 0.5)  # type: ignore[method-assign]
+    try:
+        model = sharded.shard(sharded.net())
+        hook = sharded.attach(model, cc.Auto(methods=methods, steps=2))
+        sharded.train(model, rank, range(8))
+    finally:
+        in_run.measure, auto.perf_counter, auto.AutoController.after_step = real  # type: ignore[method-assign]
+    plain = sharded.net()
+    plain.load_state_dict(sharded.whole(model))
+    sharded.loss_of(model, rank, 8).backward()
+    off = _off(sharded.grads(model), sharded.mean_gradients(world, 8, plain))
     (controller,) = (o for o in hook.observers if hasattr(o, "auto"))
-    return controller.decided, controller.line, repr(hook.reducer), sharded.grads(model), sharded.whole(model)
+    return controller.line, repr(hook.reducer), controller.measuring, off
 
 
 def test_auto_picks_among_what_has_rows(two: Workers) -> None:
-    first, second = two.run(picks)
-    assert first[0] and second[0] and first[1] == second[1] and first[2] == second[2]
-    assert "the best of 1," in first[1] or "Auto picks Cast(bfloat16)" in first[1] or "Auto goes back" in first[1], (
-        first[1]
-    )
-    assert all(torch.equal(t, second[4][n]) for n, t in first[4].items())
+    """PowerSGD has none: with the other it is not compared, and alone nothing is."""
+    both = two.run(picks, methods=("PowerSGD(2)", "Cast(bfloat16, dense_below=1)"))
+    for line, reducer, measuring, off in both:
+        assert line.startswith("Auto picks Cast(bfloat16, dense_below=1): a step of 1000 ms waits 500 ms"), line
+        assert reducer == "ReduceScatter(Cast(bfloat16, dense_below=1))"
+        assert measuring, "the pick has still to stand the test"
+        assert 1e-5 < off < 1e-2 and both[0][:2] == (line, reducer)
+    for line, reducer, measuring, off in two.run(picks, methods=("PowerSGD(2)",)):
+        assert line.endswith("none of the methods fits this model and its optimizer")
+        assert reducer == "Exact()" and not measuring and off < 1e-5
