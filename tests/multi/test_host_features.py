@@ -110,8 +110,8 @@ def test_an_overflow_under_a_scaler_is_a_bad_step_on_all(four: Workers, name: st
     dues = [mean_gradients(4, step) for step in range(5)]
     for told, moved, residual in results:
         bad, scales, finite = zip(*told, strict=True)
-        assert bad == (False, False, True, False, False) and scales == (8.0, 8.0, 4.0, 4.0, 4.0) and all(finite)
-        assert all(not t.any() for t in moved[2].values())
+        assert bad == (False, False, True, False, False) and scales == (8.0, 8.0, 4.0, 4.0, 4.0)
+        assert all(finite) and not any(t.any() for t in moved[2].values())
         for n in SHAPES:
             assert all(torch.equal(one[n], first[n]) for one, first in zip(moved, results[0][1], strict=True)), n
             # What is fed back keeps the bad step's finite part; of what travels exact that step is skipped.
@@ -152,8 +152,7 @@ def test_ranks_that_average_choose_alike(four: Workers, name: str) -> None:
 def announced(rank: int, world: int, name: str) -> Any:
     with redirect_stderr(StringIO()) as said:
         on_host = on(name, EF4, whole=True, **({"weights": WEIGHTS} if name == "FSDP2" else {}))
-    for step in range(3):
-        on_host.step(step)
+    _ = [on_host.step(step) for step in range(3)]
     report, everything = on_host.hook.report(), cc.Layout.of(SHAPES.items())
     shard, reducer = everything.sharded(2).row(2, rank % 2), cc.parse(EF4)
     if name == "HSDP":
