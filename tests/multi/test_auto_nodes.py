@@ -142,7 +142,7 @@ def test_all_ranks_go_on_with_one_pick(four: Workers, own: Any, later: Any, pick
 def measures(rank: int, world: int) -> Any:
     """With the planner itself, on a link where nothing pays."""
     real = in_run.measure
-    in_run.measure = lambda transport: Link.of("100gbit", "1us")
+    in_run.measure = lambda *_: Link.of("100gbit", "1us")
     try:
         with redirect_stderr(io.StringIO()) as said:
             model, hook = attached(cc.Auto(methods=METHODS, steps=2, margin=0.5))

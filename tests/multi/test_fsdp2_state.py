@@ -258,7 +258,7 @@ def picks(rank: int, world: int, methods: tuple[str, ...]) -> Any:
     the pick is off."""
     real, tick = (in_run.measure, auto.perf_counter, auto.AutoController.after_step), itertools.count(0.0)
     bits = 8 * sharded.row_bytes(sharded.net(), world) / 0.5
-    in_run.measure = lambda transport: Link(0.0, bits)  # pyright: ignore
+    in_run.measure = lambda *_: Link(0.0, bits)  # pyright: ignore
     auto.perf_counter = lambda: next(tick)
     auto.AutoController.after_step = lambda self, flows, exposed: real[2](self, flows, 0.5)  # type: ignore[method-assign]
     try:
