@@ -33,8 +33,6 @@ class Attachment(Session):
             settings = [n for n in dir(kind) if isinstance(p := getattr(kind, n), property) and p.fset is not None]
             near = get_close_matches(name, settings, n=1)
             hint = f"Did you mean {near[0]}?" if near else f"It has {' and '.join(settings)}."
-            if name == "hold":
-                hint = "Models that are sharded inside nodes have it: attach(..., between=...)."
             raise AttributeError(f"{name} = {value!r}: {type(self).__name__} has no such setting. {hint}")
         super().__setattr__(name, value)
 

@@ -47,11 +47,9 @@ class Setup:
         self.unaveraged: Callable[[], Sequence[str]] = tuple
         """Names what trains and is in no bucket, where the host can tell."""
         self.replicas: Callable[[], Sequence[tuple[str, Tensor]]] = lambda: self.parameters
-        self.kind = "rank"
-        """What reducers average between: ranks, or nodes of several."""
+        """What each rank has all of, and all the same."""
         self.shards: Callable[[], tuple[int, Sequence[tuple[str, Tensor]]]] | None = None
         """Where other ranks have other shards: which one this rank has, and what it holds of every parameter."""
-        """What each rank has all of, and all the same."""
         self._scheduler = scheduler
 
     @property

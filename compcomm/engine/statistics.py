@@ -212,7 +212,7 @@ class Statistics:
             choices=self.choices(),
             tunable=noun(setup.reducer),
             conserves=all(setup.reducer.promises(s).conserves for s in setup.store.segments()),
-            kind=setup.kind,
+            kind="rank" if s.everyone is self._steps.transport else "node",
         )
 
     def errors(self) -> dict[str, float | None]:

@@ -150,8 +150,6 @@ class DDPState:
         )  # fmt: skip
         attachment.enabled, attachment.setup.unaveraged = self._enabled, self._alone
         attachment.witness = self.witness
-        if levels.topology is not None:
-            attachment.setup.kind = "node"
         if self.auto is not None:
             self.controller = AutoController(self.auto, attachment, partial(Bypass, self.group))
             attachment.observers.insert(0, self.controller)

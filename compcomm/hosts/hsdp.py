@@ -172,7 +172,6 @@ def open_between(
     attachment.on_detach = on_detach
     attachment.setup.unaveraged = partial(alone, model, units)
     attachment.setup.replicas = partial(in_no_unit, model, units)
-    attachment.setup.kind = "node"
     attachment.setup.shards = lambda: (shard, held_shards(units))
     return attachment
 

@@ -21,6 +21,7 @@ from ..core.transport import Transport
 from ..engine.agreement import agree, gather
 from ..engine.local_state import Shard
 from ..routes.within import Within, deal
+from ..routes.within import check_inside as check_codec
 from ..transports.nodes import Nodes
 from .joining import connect, connect_ranks
 from .names import DDP
@@ -180,13 +181,7 @@ def check_inside(compressor: object, between: object) -> None:
         raise TypeError(f"{call}: give a compressor, such as QSGD(bits=8, rounding='nearest'), or None: exact.")
     if between is None:
         raise ValueError(f"{call}: without between= all ranks average as one. Give between='nodes', or leave it out.")
-    if compressor.variable:
-        raise ValueError(f"{call}: its messages vary in length, which takes two rounds. Use one of a fixed length.")
-    if compressor.sparse or (compressor.linear and compressor.dtype == torch.float32):
-        raise ValueError(
-            f"{call}: it sends a part of the elements, and nothing inside a node remembers the rest. Use "
-            f"QSGD(bits=8, rounding='nearest') or Cast(bfloat16), and what is sparse between nodes."
-        )
+    check_codec(call, compressor)
 
 
 def check_between(between: object) -> None:

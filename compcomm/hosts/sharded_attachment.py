@@ -32,6 +32,17 @@ class ShardedAttachment(Attachment):
                 f"False) before all backward passes of a step but the last, and True before that."
             )
 
+    @property
+    def hold(self) -> bool:
+        """False: where nothing goes between nodes, nothing waits to."""
+        return False
+
+    @hold.setter
+    def hold(self, value: bool) -> None:
+        raise AttributeError(
+            f"hold = {value!r}: models that are sharded inside nodes have it: attach(..., between=...)."
+        )
+
     def ignoring(self, average: bool = True) -> AbstractContextManager[None]:
         """See ``Attachment.ignoring``; a pass whose gradients shall stay this rank's own is FSDP's to make."""
         if average is False:

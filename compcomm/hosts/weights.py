@@ -23,7 +23,7 @@ from ..core.packing import pack_rows
 from ..core.random import Rng
 from ..core.source import Target
 from ..core.transport import Transport
-from ..routes.gather import gather
+from ..routes.gather import check_whole, gather
 from ..transports import compat
 from .fsdp_internals import Unit
 
@@ -113,10 +113,7 @@ def check_weights(compressor: object) -> Compressor:
         raise TypeError(
             f"{call}: weights are gathered, not averaged: give a compressor, such as QSGD(bits=8, rounding='nearest')."
         )
-    if compressor.sparse or (compressor.linear and compressor.dtype == torch.float32):
-        raise ValueError(
-            f"{call}: it sends a part of the elements, and a model needs all. Use QSGD(bits=8, rounding='nearest')."
-        )
+    check_whole(call, compressor, "a model needs all. Use QSGD(bits=8, rounding='nearest').")
     layout = Layout.of([("sample", (4, 1024))])
     drawn = torch.linspace(-1.0, 1.0, layout.numel, dtype=torch.float32)
     one, other = (compressor.encode_(Bucket(drawn.clone(), layout), Rng(0, 0, rank)).wire for rank in (0, 1))

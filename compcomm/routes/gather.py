@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
+import torch
+
 from ..core.collectives import Collective
 from ..core.compressor import Compressor
 from ..core.context import Context
@@ -41,6 +43,16 @@ def gather(
     )  # fmt: skip
     fill_nan_where(out, flags.bad)
     return flags
+
+
+def check_whole(call: str, compressor: Compressor, why: str) -> None:
+    """Whether it sends all elements of what it codes; ``why`` it must.
+
+    Raises:
+        ValueError: it sends some.
+    """
+    if compressor.sparse or (compressor.linear and compressor.dtype == torch.float32):
+        raise ValueError(f"{call}: it sends a part of the elements, and {why}")
 
 
 def even_rows(shape: tuple[int, ...], world: int) -> Layout:

@@ -35,7 +35,7 @@ from ..core.reducer import Flow, Reducer
 from ..core.source import Source, Target
 from ..core.state import State
 from .base import RoundTrip
-from .gather import gather
+from .gather import check_whole, gather
 from .rounds import to_owners
 
 _LOSSLESS = {
@@ -107,6 +107,21 @@ class Within:
     @cached_property
     def _plans(self) -> dict[Any, tuple[tuple[Layout, ...], Packing]]:
         return {}
+
+
+def check_inside(call: str, compressor: Compressor) -> None:
+    """Whether it may code what travels inside a node.
+
+    Raises:
+        ValueError: its messages vary in length, or it sends a part of the elements alone.
+    """
+    if compressor.variable:
+        raise ValueError(f"{call}: its messages vary in length, which takes two rounds. Use one of a fixed length.")
+    check_whole(
+        call, compressor,
+        "nothing inside a node remembers the rest. Use QSGD(bits=8, rounding='nearest') or Cast(bfloat16), and what is "
+        "sparse between nodes.",
+    )  # fmt: skip
 
 
 def _inside(exchange: Generator[Collective, bool, Any]) -> Generator[Collective, bool, Any]:

@@ -30,7 +30,7 @@ from ..core.source import Target
 from ..core.state import State, Store
 from ..core.structure import between_steps, has_review
 from ..routes.choose import settle
-from ..routes.within import Within, deal
+from ..routes.within import Within, check_inside, deal
 from ..state.merging import merge
 
 T = TypeVar("T")
@@ -64,6 +64,11 @@ class Simulator:
                 f"Simulator({reducer!r}): no reducer. Give one, such as EF21(TopK(0.01)); parse reads text."
             )
         nodes = _nodes(world, ranks_per_node, rows)
+        if inside is not None:
+            call = f"Simulator(inside={inside!r})"
+            if nodes == world:
+                raise ValueError(f"{call}: without ranks_per_node= there is no inside. Give it, or leave this out.")
+            check_inside(call, inside)
         self.reducer, self.rows = settle(reducer, nodes, rows=rows), rows
         self.world, self.seed, self.unscale, self.steps = world, seed, unscale, 0
         self._per = ranks_per_node

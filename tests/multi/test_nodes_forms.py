@@ -16,6 +16,7 @@ import compcomm as cc
 from . import models
 from .harness import Workers
 from .on_hosts import nodes_of
+from .test_nodes import Fails
 
 pytestmark = pytest.mark.multi
 
@@ -155,13 +156,6 @@ def test_ranks_of_a_node_may_have_unlike_numbers_of_rounds(four: Workers, reduce
     results = four.run(rounds, reducer=reducer)
     for (one, many), buckets in results:
         assert torch.equal(one, many) and torch.equal(one, results[0][0][0]) and buckets == 4
-
-
-class Fails(cc.SignScale):
-    def encode_rows(self, i: Any, gain: Tensor, rng: Any, hints: Any, find: Any) -> None:
-        if rng.step == 1 and dist.get_rank() == 3:
-            raise ArithmeticError("made to fail")
-        super().encode_rows(i, gain, rng, hints, find)
 
 
 def failing(rank: int, world: int) -> Any:

@@ -85,6 +85,10 @@ def test_what_cannot_be_nodes_is_refused() -> None:
         cc.Simulator(EF4, 4, ranks_per_node=0)
     with pytest.raises(ValueError, match="one of the two"):
         cc.Simulator(cc.Exact(), 4, ranks_per_node=2, rows=True)
+    with pytest.raises(ValueError, match="there is no inside"):
+        cc.Simulator(EF4, 4, inside=cc.QSGD(bits=8))
+    with pytest.raises(ValueError, match="part of the elements"):
+        cc.Simulator(EF4, 4, ranks_per_node=2, inside=cc.TopK(0.1))
     with pytest.raises(ValueError, match="owns a part"):
         cc.Simulator(cc.EF21(cc.TopK(0.1)), 4, ranks_per_node=2).mean(gradients(4), present=[0, 1, 2])
 
